@@ -1,0 +1,142 @@
+//! What a result stream says about a turn: Begin, Delta*, End.
+//!
+//! Invariants: a stream has exactly one End and it is last; deltas of all attempts together give every token
+//! index once (a reader drops indices it has seen, after a Redis rollback for example).
+
+use serde::{Deserialize, Serialize};
+
+/// One entry of a result stream.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+pub enum Event {
+    /// A worker leased the turn; the first entry of each attempt.
+    Begin(Begin),
+    /// Tokens were made.
+    Delta(Delta),
+    /// The terminal result.
+    End(End),
+}
+
+/// An attempt starts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Begin {
+    /// The lease's epoch; entries of lower epochs are from workers that lost the turn.
+    pub epoch: u64,
+    /// How many tokens earlier attempts have published.
+    pub resume_from: u32,
+    /// Which attempt this is, from 1.
+    pub attempt: u32,
+    /// The worker's name.
+    pub worker: String,
+}
+
+/// A run of tokens.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Delta {
+    /// Index in the reply of the first token here, from 0.
+    pub index: u32,
+    /// Token ids, exactly as sampled.
+    pub tokens: Vec<u32>,
+    /// The text these tokens completed. Never half a character; text that may turn out to be a stop string
+    /// is held back until it is not.
+    pub text: String,
+    /// One entry a token, when asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub logprobs: Vec<TokenLogprobs>,
+}
+
+impl Delta {
+    /// How many tokens of the reply are published once this delta is.
+    pub fn published(&self) -> u32 {
+        self.index + self.tokens.len() as u32
+    }
+}
+
+/// Log-probabilities at one position, natural logarithm, before temperature and penalties.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TokenLogprobs {
+    /// Of the token that was sampled.
+    pub logprob: f32,
+    /// The likeliest tokens, likeliest first.
+    pub top: Vec<(u32, f32)>,
+}
+
+/// How a turn ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Outcome {
+    /// The reply is whole.
+    Completed,
+    /// It can not or could not be run; `error` says why.
+    Failed,
+    /// Somebody cancelled it.
+    Cancelled,
+    /// Its deadline passed.
+    Expired,
+}
+
+impl Outcome {
+    /// The name used on the wire, in metrics and by the CLI.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Completed => "completed",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+            Self::Expired => "expired",
+        }
+    }
+}
+
+/// Why generation ended (OpenAI's words).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FinishReason {
+    /// An end-of-sequence token, a stop token or a stop string.
+    Stop,
+    /// `max_tokens` or the end of the context.
+    Length,
+}
+
+/// Token counts of a turn (OpenAI's words).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
+    /// Tokens the model had to know before its first new token, history included.
+    pub prompt_tokens: u32,
+    /// How many of those were found in the KV cache.
+    pub cached_tokens: u32,
+    /// Tokens made, the ending token included.
+    pub completion_tokens: u32,
+}
+
+/// Where a turn's time went, in milliseconds since it was enqueued.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Timing {
+    /// Until the lease of the attempt that ended it.
+    pub queued_ms: u64,
+    /// Until the first token of the reply was published; absent where none was.
+    pub first_token_ms: Option<u64>,
+    /// Until the end.
+    pub total_ms: u64,
+}
+
+/// The terminal result. The text is that of the deltas.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct End {
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Why generation ended, for completed turns.
+    #[serde(default)]
+    pub finish: Option<FinishReason>,
+    /// One sentence saying what was wrong and what to do, unless completed.
+    #[serde(default)]
+    pub error: Option<String>,
+    /// Token counts.
+    #[serde(default)]
+    pub usage: Usage,
+    /// Times.
+    #[serde(default)]
+    pub timing: Timing,
+    /// The worker that ended it; absent where no worker had it.
+    #[serde(default)]
+    pub worker: Option<String>,
+}

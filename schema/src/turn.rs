@@ -1,0 +1,286 @@
+//! The job: an agent's next messages and how to sample the reply.
+//!
+//! A turn carries new messages only; the agent's history lives with the system (see [`crate::transcript`]).
+//! [`Turn::validate`] is called by producers before anything is written and by workers before anything
+//! runs, because producers in other languages exist.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{AgentId, Name, TurnId};
+
+/// Who speaks in a message. The spelling is that of chat templates and of OpenAI's API.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Instructions that hold for the conversation.
+    System,
+    /// The one who asks.
+    User,
+    /// The model.
+    Assistant,
+    /// The result of a tool call.
+    Tool,
+}
+
+/// One message of a conversation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Message {
+    /// Who speaks.
+    pub role: Role,
+    /// What is said.
+    pub content: String,
+}
+
+impl Message {
+    /// A message of `role` saying `content`.
+    pub fn new(role: Role, content: impl Into<String>) -> Self {
+        Self { role, content: content.into() }
+    }
+}
+
+/// Which ready stream a turn's agent waits in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Priority {
+    /// Somebody is waiting for the answer.
+    #[default]
+    Interactive,
+    /// Nobody is.
+    Batch,
+}
+
+impl Priority {
+    /// Every priority, most urgent first.
+    pub const ALL: [Self; 2] = [Self::Interactive, Self::Batch];
+
+    /// The name used in keys and metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Interactive => "interactive",
+            Self::Batch => "batch",
+        }
+    }
+}
+
+/// How to choose tokens and when to stop. Names, ranges and defaults are vLLM's and OpenAI's.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Sampling {
+    /// 0 takes the likeliest token; otherwise logits are divided by it. 0 to 100.
+    pub temperature: f32,
+    /// Keep the k likeliest tokens; 0 keeps all.
+    pub top_k: u32,
+    /// Keep the smallest set of likeliest tokens whose probability reaches this. Above 0, at most 1.
+    pub top_p: f32,
+    /// Drop tokens less likely than this share of the likeliest. 0 to 1.
+    pub min_p: f32,
+    /// Divide positive and multiply negative logits of tokens seen in prompt or reply. Above 0; 1 is off.
+    pub repetition_penalty: f32,
+    /// Subtracted from the logit of every token already in the reply. -2 to 2.
+    pub presence_penalty: f32,
+    /// Subtracted once per occurrence in the reply. -2 to 2.
+    pub frequency_penalty: f32,
+    /// Added to logits, by token id. -100 to 100 each.
+    pub logit_bias: BTreeMap<u32, f32>,
+    /// Seed of the counter-based generator; fixed at enqueue when absent.
+    pub seed: Option<u64>,
+    /// Tokens to make at most; absent means as many as the context leaves.
+    pub max_tokens: Option<u32>,
+    /// Tokens to make before an end-of-sequence token or a stop rule may end the turn.
+    pub min_tokens: u32,
+    /// Texts that end the reply; they are not part of it.
+    pub stop: Vec<String>,
+    /// Token ids that end the reply, besides the model's own.
+    pub stop_token_ids: Vec<u32>,
+    /// Do not end at the model's end-of-sequence token.
+    pub ignore_eos: bool,
+    /// Report each token's log-probability and this many of the likeliest alternatives (0 to 20).
+    pub logprobs: Option<u8>,
+}
+
+impl Default for Sampling {
+    fn default() -> Self {
+        Self {
+            temperature: 1.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            logit_bias: BTreeMap::new(),
+            seed: None,
+            max_tokens: None,
+            min_tokens: 0,
+            stop: Vec::new(),
+            stop_token_ids: Vec::new(),
+            ignore_eos: false,
+            logprobs: None,
+        }
+    }
+}
+
+/// Most alternatives that [`Sampling::logprobs`] may ask for (OpenAI's limit).
+pub const MAX_LOGPROBS: u8 = 20;
+/// Most stop strings a turn may have.
+pub const MAX_STOP_STRINGS: usize = 16;
+/// Most entries of a turn's logit bias (OpenAI's limit is 300; a bias costs work each step).
+pub const MAX_LOGIT_BIAS: usize = 1024;
+
+/// One job: what an agent says next.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Turn {
+    /// Its id, made by the producer.
+    pub id: TurnId,
+    /// Whose turn it is; tenants never share anything.
+    pub tenant: Name,
+    /// The agent whose conversation it continues; none: the turn stands alone, without history or order.
+    pub agent: Option<Name>,
+    /// The new messages, oldest first; at least one.
+    pub messages: Vec<Message>,
+    /// Forget the agent's history before this turn.
+    #[serde(default)]
+    pub new_session: bool,
+    /// How to sample.
+    #[serde(default)]
+    pub sampling: Sampling,
+    /// Which ready stream.
+    #[serde(default)]
+    pub priority: Priority,
+    /// Unix milliseconds after which the turn is not worth running.
+    #[serde(default)]
+    pub deadline_ms: Option<u64>,
+    /// Enqueueing again under the same key returns the first turn.
+    #[serde(default)]
+    pub idempotency_key: Option<Name>,
+}
+
+/// Why a turn can never run. Retrying does not help: reject it.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum InvalidTurn {
+    /// There is nothing to answer.
+    #[error("the turn has no messages; give at least one")]
+    NoMessages,
+    /// A number is outside its range.
+    #[error("{field} is {value}; it must be {range}")]
+    OutOfRange {
+        /// The field's name in [`Sampling`].
+        field: &'static str,
+        /// What was given.
+        value: f64,
+        /// What is allowed, in words.
+        range: &'static str,
+    },
+    /// `min_tokens` exceeds `max_tokens`.
+    #[error("min_tokens ({min}) is larger than max_tokens ({max})")]
+    MinAboveMax {
+        /// Given `min_tokens`.
+        min: u32,
+        /// Given `max_tokens`.
+        max: u32,
+    },
+    /// An empty stop string would end every reply at once.
+    #[error("a stop string is empty; leave it out")]
+    EmptyStop,
+}
+
+impl Turn {
+    /// Whose backlog the turn waits in.
+    pub fn agent_id(&self) -> AgentId {
+        match &self.agent {
+            Some(agent) => AgentId::named(&self.tenant, agent),
+            None => AgentId::lone(&self.tenant, self.id),
+        }
+    }
+
+    /// Checks everything that needs neither model nor Redis.
+    pub fn validate(&self) -> Result<(), InvalidTurn> {
+        if self.messages.is_empty() {
+            return Err(InvalidTurn::NoMessages);
+        }
+        self.sampling.validate()
+    }
+}
+
+impl Sampling {
+    /// Checks every range. NaN is outside every range.
+    pub fn validate(&self) -> Result<(), InvalidTurn> {
+        let check = |ok: bool, field, value: f64, range| {
+            if ok { Ok(()) } else { Err(InvalidTurn::OutOfRange { field, value, range }) }
+        };
+        let penalty = |v: f32| (-2.0..=2.0).contains(&v);
+        let f = f64::from;
+        check(
+            (0.0..=100.0).contains(&self.temperature),
+            "temperature",
+            f(self.temperature),
+            "from 0 to 100",
+        )?;
+        check(self.top_p > 0.0 && self.top_p <= 1.0, "top_p", f(self.top_p), "above 0 and at most 1")?;
+        check((0.0..=1.0).contains(&self.min_p), "min_p", f(self.min_p), "from 0 to 1")?;
+        let repetition = self.repetition_penalty;
+        check(repetition > 0.0 && repetition.is_finite(), "repetition_penalty", f(repetition), "above 0")?;
+        check(penalty(self.presence_penalty), "presence_penalty", f(self.presence_penalty), "from -2 to 2")?;
+        check(
+            penalty(self.frequency_penalty),
+            "frequency_penalty",
+            f(self.frequency_penalty),
+            "from -2 to 2",
+        )?;
+        for bias in self.logit_bias.values() {
+            check((-100.0..=100.0).contains(bias), "logit_bias", f(*bias), "from -100 to 100")?;
+        }
+        let biases = self.logit_bias.len();
+        check(biases <= MAX_LOGIT_BIAS, "logit_bias entries", biases as f64, "at most 1024")?;
+        check(self.max_tokens != Some(0), "max_tokens", 0.0, "at least 1")?;
+        let logprobs = self.logprobs.unwrap_or(0);
+        check(logprobs <= MAX_LOGPROBS, "logprobs", f64::from(logprobs), "from 0 to 20")?;
+        check(self.stop.len() <= MAX_STOP_STRINGS, "stop strings", self.stop.len() as f64, "at most 16")?;
+        if let Some(max) = self.max_tokens.filter(|max| self.min_tokens > *max) {
+            return Err(InvalidTurn::MinAboveMax { min: self.min_tokens, max });
+        }
+        if self.stop.iter().any(String::is_empty) {
+            return Err(InvalidTurn::EmptyStop);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(change: impl FnOnce(&mut Sampling)) -> String {
+        let mut sampling = Sampling::default();
+        change(&mut sampling);
+        sampling.validate().expect_err("must be refused").to_string()
+    }
+
+    #[test]
+    fn defaults_are_valid() {
+        assert_eq!(Sampling::default().validate(), Ok(()));
+    }
+
+    #[test]
+    fn every_bad_number_is_named_with_its_range() {
+        assert_eq!(refused(|s| s.max_tokens = Some(0)), "max_tokens is 0; it must be at least 1");
+        assert_eq!(refused(|s| s.temperature = -1.0), "temperature is -1; it must be from 0 to 100");
+        assert!(refused(|s| s.temperature = f32::NAN).contains("NaN"));
+        assert!(refused(|s| s.top_p = 0.0).starts_with("top_p"));
+        assert!(refused(|s| s.min_p = 1.5).starts_with("min_p"));
+        assert!(refused(|s| s.repetition_penalty = 0.0).starts_with("repetition_penalty"));
+        assert!(refused(|s| s.presence_penalty = 3.0).starts_with("presence_penalty"));
+        assert!(refused(|s| s.frequency_penalty = -3.0).starts_with("frequency_penalty"));
+        assert!(refused(|s| drop(s.logit_bias.insert(1, 1e6))).starts_with("logit_bias"));
+        assert!(refused(|s| s.logprobs = Some(21)).starts_with("logprobs"));
+        assert!(refused(|s| s.stop = vec![String::new()]).contains("empty"));
+        let both = refused(|s| {
+            s.min_tokens = 9;
+            s.max_tokens = Some(8);
+        });
+        assert!(both.contains("larger"));
+    }
+}
