@@ -1,0 +1,308 @@
+//! The one place that knows every concrete type: puts a worker together, runs it, takes it apart.
+//!
+//! Order of starting: what can be refused cheaply first (the port, the queue), then the model, then claiming.
+//! Order of stopping: no more claims, running turns finish within the drain window, the rest is given back at
+//! the head of its agents' backlogs, the server goes last.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::JoinError;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{error, info, warn};
+
+use crate::broker::redis::{BrokerSettings, RedisBroker};
+use crate::broker::{Broker as _, BrokerError};
+use crate::config::{ConfigError, Settings};
+use crate::engine::{self, EngineGone, EngineHandle};
+use crate::lifecycle::{HeadroomLimits, Lifecycle, Phase};
+use crate::model::gguf::Gguf;
+use crate::model::{EngineError, LoadOptions, Model, ModelError};
+use crate::observe::http::{self, HttpState};
+use crate::observe::{ObserveError, QueueGauges, logs, metrics};
+use crate::runner::{Held, Intake, Link, Prompting, Runner, RunnerSettings, heartbeat};
+use crate::schedule::Limits;
+
+/// Time between two looks at the queue's counts.
+const COUNTS_EVERY: Duration = Duration::from_secs(2);
+/// After the drain window: time to publish last tokens and give turns back.
+const GIVE_BACK: Duration = Duration::from_secs(5);
+
+/// Why a worker cannot start or has to stop.
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    /// Settings.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The queue.
+    #[error(transparent)]
+    Broker(#[from] BrokerError),
+    /// The model.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// The first steps.
+    #[error(transparent)]
+    WarmUp(#[from] EngineError),
+    /// The port, metrics or logs.
+    #[error(transparent)]
+    Observe(#[from] ObserveError),
+    /// The engine's thread ended.
+    #[error(transparent)]
+    EngineGone(#[from] EngineGone),
+    /// The operating system.
+    #[error("the system refused {what}: {source}")]
+    System {
+        /// What was asked of it.
+        what: &'static str,
+        /// Its words.
+        source: std::io::Error,
+    },
+    /// A task of the worker's own panicked.
+    #[error("a part of the worker panicked: {0}; please report the log")]
+    Panicked(#[from] JoinError),
+}
+
+/// Options of loading a model, from settings.
+pub fn load_options(settings: &Settings) -> LoadOptions {
+    LoadOptions {
+        weights: settings.weights,
+        kv_dtype: settings.kv_dtype,
+        block_tokens: settings.block_tokens as usize,
+        pool_bytes: settings.pool_bytes.bytes() as usize,
+        max_context_tokens: settings.max_context_tokens as usize,
+    }
+}
+
+/// What the queue's adapter is told, from settings.
+pub fn broker_settings(settings: &Settings) -> BrokerSettings {
+    BrokerSettings {
+        url: settings.redis_url.clone(),
+        queue: settings.queue.clone(),
+        shards: settings.shards,
+        worker: settings.worker_name.consumer_id(),
+        lease_ms: settings.lease_ms,
+        max_attempts: settings.max_attempts,
+        result_ttl_ms: settings.result_ttl_ms,
+        outcome_ttl_ms: settings.outcome_ttl_ms,
+    }
+}
+
+/// Runs a worker until a signal or a failure ends it. `progress` is told of layers loaded.
+pub async fn serve(
+    settings: Settings,
+    progress: impl Fn(usize, usize) + Send + 'static,
+) -> Result<(), AppError> {
+    logs::init(settings.log_format, &settings.log)?;
+    let mut signals = Signals::listen()?;
+    let http = Http::start(&settings)?;
+    let lifecycle = http.state.lifecycle.clone();
+    let outcome = tokio::select! {
+        outcome = Worker::start(&settings, &http.state, progress) => outcome,
+        // Nothing is claimed yet, so there is nothing to drain.
+        () = signals.next() => return Ok(()),
+    };
+    let worker = outcome?;
+    lifecycle.advance(Phase::Ready);
+    info!(addr = %settings.http_addr, queue = %settings.queue, "ready");
+    let ended = tokio::select! {
+        () = signals.next() => Ok(()),
+        () = worker.engine.ended() => Err(AppError::from(EngineGone)),
+    };
+    lifecycle.advance(Phase::Draining);
+    info!(window_ms = settings.drain_ms, "draining: running turns finish, nothing more is claimed");
+    let window = Duration::from_millis(settings.drain_ms);
+    worker.stop(if ended.is_ok() { window } else { Duration::ZERO }, &mut signals).await;
+    lifecycle.advance(Phase::Stopped);
+    http.stop().await?;
+    info!("stopped");
+    ended
+}
+
+/// SIGTERM and SIGINT.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn listen() -> Result<Self, AppError> {
+        let listen =
+            |kind| signal(kind).map_err(|source| AppError::System { what: "signal handlers", source });
+        Ok(Self { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+/// The server for probes and metrics.
+struct Http {
+    state: HttpState,
+    thread: JoinHandle<()>,
+    shutdown: CancellationToken,
+}
+
+impl Http {
+    fn start(settings: &Settings) -> Result<Self, AppError> {
+        let listener = http::bind(settings.http_addr)?;
+        let limits = HeadroomLimits { low: settings.headroom_low, high: settings.headroom_high };
+        let stall = Duration::from_millis(settings.stall_ms);
+        let state = HttpState {
+            lifecycle: Arc::new(Lifecycle::new(limits, stall, Instant::now())),
+            metrics: metrics::install()?,
+            queue: Arc::new(QueueGauges::new(3 * COUNTS_EVERY)),
+        };
+        let shutdown = CancellationToken::new();
+        let thread = http::serve(listener, state.clone(), shutdown.clone())?;
+        Ok(Self { state, thread, shutdown })
+    }
+
+    async fn stop(self) -> Result<(), AppError> {
+        self.shutdown.cancel();
+        // The thread ends within a second; its panic, if any, was logged.
+        let joined = tokio::task::spawn_blocking(move || self.thread.join()).await?;
+        joined.unwrap_or_else(|_| warn!("the HTTP server's thread panicked"));
+        Ok(())
+    }
+}
+
+/// A worker that claims turns.
+struct Worker {
+    engine: EngineHandle,
+    turns: TaskTracker,
+    /// Heartbeat and counts: they outlive the turns.
+    background: TaskTracker,
+    stop_claiming: CancellationToken,
+    give_back: CancellationToken,
+    stop_background: CancellationToken,
+}
+
+impl Worker {
+    async fn start(
+        settings: &Settings,
+        http: &HttpState,
+        progress: impl Fn(usize, usize) + Send + 'static,
+    ) -> Result<Self, AppError> {
+        let lifecycle = http.lifecycle.clone();
+        let broker = Arc::new(RedisBroker::connect(broker_settings(settings)).await?);
+        let link = Link::new(lifecycle.clone());
+        let model = load_model(settings, progress).await?;
+        let pool_tokens = model.blocks as u32 * settings.block_tokens;
+        let limits = Limits {
+            max_sequences: settings.max_sequences as usize,
+            batch_tokens: settings.batch_tokens as usize,
+            max_context_tokens: model.context_tokens as u32,
+        };
+        let (engine, _thread) = engine::spawn(
+            model.engine,
+            limits,
+            model.blocks as u32,
+            settings.block_tokens,
+            lifecycle.clone(),
+        )
+        .map_err(|source| AppError::System { what: "the engine's thread", source })?;
+        let worker = Self {
+            engine: engine.clone(),
+            turns: TaskTracker::new(),
+            background: TaskTracker::new(),
+            stop_claiming: CancellationToken::new(),
+            give_back: CancellationToken::new(),
+            stop_background: CancellationToken::new(),
+        };
+        let held = Held::default();
+        let runner = Arc::new(Runner {
+            broker: broker.clone(),
+            engine,
+            prompting: Arc::new(Prompting {
+                tokenizer: Arc::new(model.tokenizer),
+                template: model.template,
+                namespace: model.namespace,
+                context_tokens: model.context_tokens as u32,
+                pool_tokens,
+            }),
+            held: held.clone(),
+            link: link.clone(),
+            settings: RunnerSettings {
+                worker: settings.worker_name.name().to_string(),
+                flush: Duration::from_millis(settings.flush_ms),
+            },
+            give_back: worker.give_back.clone(),
+            sequences: AtomicU64::new(0),
+        });
+        let intake = Intake::new(
+            runner,
+            settings.max_sequences as usize,
+            Duration::from_millis(settings.lease_ms / 2),
+            worker.turns.clone(),
+            worker.stop_claiming.clone(),
+        );
+        worker.turns.spawn(intake.run());
+        let interval = Duration::from_millis(settings.heartbeat_ms());
+        let stop = worker.stop_background.clone();
+        let counts = count(broker.clone(), http.queue.clone(), stop.clone());
+        worker.background.spawn(heartbeat(broker, held, link, lifecycle, interval, stop));
+        worker.background.spawn(counts);
+        Ok(worker)
+    }
+
+    /// Drains: turns finish within `window` or until another signal, then what is left is given back.
+    async fn stop(self, window: Duration, signals: &mut Signals) {
+        self.stop_claiming.cancel();
+        self.turns.close();
+        tokio::select! {
+            () = self.turns.wait() => {}
+            () = tokio::time::sleep(window) => {}
+            () = signals.next() => info!("a second signal: what runs is given back now"),
+        }
+        self.give_back.cancel();
+        if tokio::time::timeout(GIVE_BACK, self.turns.wait()).await.is_err() {
+            error!("not every turn could be given back; other workers take them after a lease");
+        }
+        self.stop_background.cancel();
+        self.background.close();
+        self.background.wait().await;
+    }
+}
+
+async fn load_model(
+    settings: &Settings,
+    progress: impl Fn(usize, usize) + Send + 'static,
+) -> Result<Model, AppError> {
+    let path: PathBuf = settings.model_path()?.to_owned();
+    let digest = settings.model_sha256.clone();
+    let options = load_options(settings);
+    info!(model = %path.display(), weights = ?options.weights, "loading");
+    let load = move || {
+        if let Some(digest) = digest {
+            Gguf::open(&path)?.verify_sha256(digest.as_str())?;
+        }
+        let mut model = Model::load(&path, &options, &progress)?;
+        model.warm_up()?;
+        Ok::<_, AppError>(model)
+    };
+    tokio::task::spawn_blocking(load).await?
+}
+
+/// Keeps the queue's gauges fresh; while the queue cannot be asked they are absent.
+async fn count(broker: Arc<RedisBroker>, gauges: Arc<QueueGauges>, stop: CancellationToken) {
+    let mut ticks = tokio::time::interval(COUNTS_EVERY);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = ticks.tick() => {}
+        }
+        match broker.counts().await {
+            Ok(counts) => gauges.set(counts, Instant::now()),
+            Err(_) => gauges.clear(),
+        }
+    }
+}

@@ -1,0 +1,3 @@
+//! How fast a worker's parts are, measured as the product runs them.
+
+pub mod engine;

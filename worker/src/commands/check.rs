@@ -1,0 +1,133 @@
+//! `turnmill-worker check`: everything that can be wrong before the first turn, in one report.
+
+use std::fmt::Display;
+use std::process::ExitCode;
+
+use clap::{ArgMatches, Args};
+use serde::Serialize;
+use turnmill_worker::app::{broker_settings, load_options};
+use turnmill_worker::broker::redis::check_server;
+use turnmill_worker::config::{Settings, SettingsArgs};
+use turnmill_worker::model::gguf::Gguf;
+use turnmill_worker::model::{Model, compute_kind};
+use turnmill_worker::observe::http;
+
+use super::{CommandError, print_json, progress_bar};
+
+/// Check settings, model, queue and port, and report everything that is wrong.
+#[derive(Args)]
+pub struct CheckArgs {
+    #[command(flatten)]
+    _settings: SettingsArgs,
+    /// Print a JSON array of {name, status, detail}.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Status {
+    Ok,
+    Warning,
+    Failed,
+}
+
+/// One thing that was checked.
+#[derive(Serialize)]
+struct Finding {
+    name: &'static str,
+    status: Status,
+    detail: String,
+}
+
+impl Finding {
+    fn new<E: Display>(name: &'static str, outcome: Result<String, E>) -> Self {
+        match outcome {
+            Ok(detail) => Self { name, status: Status::Ok, detail },
+            Err(error) => Self { name, status: Status::Failed, detail: error.to_string() },
+        }
+    }
+}
+
+/// Runs the command; exit status 1 where something failed.
+pub fn run(args: &CheckArgs, matches: &ArgMatches) -> Result<ExitCode, CommandError> {
+    let findings = match Settings::load(matches) {
+        Err(error) => vec![Finding::new("settings", Err(error))],
+        Ok((settings, _)) => check(&settings)?,
+    };
+    if args.json {
+        print_json(&findings)?;
+    } else {
+        for Finding { name, status, detail } in &findings {
+            let status = match status {
+                Status::Ok => "ok     ",
+                Status::Warning => "warning",
+                Status::Failed => "FAILED ",
+            };
+            println!("{status}  {name:<9}  {detail}");
+        }
+    }
+    let failed = findings.iter().any(|finding| finding.status == Status::Failed);
+    Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+fn check(settings: &Settings) -> Result<Vec<Finding>, CommandError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let mut findings = vec![Finding::new::<CommandError>("settings", Ok("valid".to_owned()))];
+    findings.extend(runtime.block_on(check_queue(settings)));
+    let port = http::bind(settings.http_addr).map(|_| format!("{} is free", settings.http_addr));
+    findings.push(Finding::new("port", port));
+    findings.extend(check_model(settings));
+    Ok(findings)
+}
+
+async fn check_queue(settings: &Settings) -> Vec<Finding> {
+    let url = &broker_settings(settings).url;
+    match check_server(url).await {
+        Err(error) => vec![Finding::new("queue", Err(error))],
+        Ok(facts) => {
+            let found = format!("Redis {} at {}", facts.version, url.masked());
+            let mut findings = vec![Finding::new::<CommandError>("queue", Ok(found))];
+            findings.extend(facts.warning().map(|warning| Finding {
+                name: "queue",
+                status: Status::Warning,
+                detail: warning.to_owned(),
+            }));
+            findings
+        }
+    }
+}
+
+fn check_model(settings: &Settings) -> Vec<Finding> {
+    let path = match settings.model_path() {
+        Ok(path) => path,
+        Err(error) => return vec![Finding::new("model", Err(error))],
+    };
+    let mut findings = Vec::new();
+    if let Some(digest) = &settings.model_sha256 {
+        let verified = Gguf::open(path).and_then(|gguf| gguf.verify_sha256(digest.as_str()));
+        findings.push(Finding::new("checksum", verified.map(|()| "as expected".to_owned())));
+    }
+    let bar = progress_bar("loading", "layers");
+    let model = Model::load(path, &load_options(settings), &|done, all| {
+        bar.set_length(all as u64);
+        bar.set_position(done as u64);
+    });
+    bar.finish_and_clear();
+    let described = match model {
+        Err(error) => Err(error.to_string()),
+        Ok(mut model) => match model.warm_up() {
+            Err(error) => Err(error.to_string()),
+            Ok(()) => Ok(format!(
+                "{} layers, context {}, pool of {} blocks ({} tokens), computed on {}",
+                model.config.layers,
+                model.context_tokens,
+                model.blocks,
+                model.blocks * settings.block_tokens as usize,
+                compute_kind()
+            )),
+        },
+    };
+    findings.push(Finding::new("model", described));
+    findings
+}

@@ -1,0 +1,59 @@
+//! The subcommands, one file each; what they share.
+
+pub mod bench;
+pub mod check;
+pub mod config;
+pub mod serve;
+mod threads;
+pub mod verify;
+
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+use turnmill_worker::app::AppError;
+use turnmill_worker::bench::engine::BenchError;
+use turnmill_worker::config::ConfigError;
+use turnmill_worker::verify::VerifyError;
+
+/// Why a command failed; printed as one sentence.
+#[derive(Debug, thiserror::Error)]
+pub enum CommandError {
+    /// Settings.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The worker could not start or had to stop.
+    #[error(transparent)]
+    App(#[from] AppError),
+    /// Nothing could be measured.
+    #[error(transparent)]
+    Bench(#[from] BenchError),
+    /// A verification could not be made.
+    #[error(transparent)]
+    Verify(#[from] VerifyError),
+    /// The operating system.
+    #[error("the system refused: {0}")]
+    System(#[from] std::io::Error),
+    /// A result cannot be written as JSON.
+    #[error("cannot write the result as JSON: {0}")]
+    Json(#[from] serde_json::Error),
+}
+
+/// Prints one JSON value on a line.
+pub fn print_json(value: &impl Serialize) -> Result<(), CommandError> {
+    println!("{}", serde_json::to_string(value)?);
+    Ok(())
+}
+
+/// A bar on a terminal's standard error; silent elsewhere.
+pub fn progress_bar(what: &'static str, unit: &str) -> ProgressBar {
+    let style = ProgressStyle::with_template(&format!("{{msg}} {{wide_bar}} {{pos}}/{{len}} {unit}"));
+    ProgressBar::new(0).with_message(what).with_style(style.expect("the template is well formed"))
+}
+
+/// A line that says what goes on, on a terminal's standard error; silent elsewhere.
+pub fn spinner() -> ProgressBar {
+    let spinner = ProgressBar::new_spinner();
+    spinner.enable_steady_tick(Duration::from_millis(100));
+    spinner
+}

@@ -1,0 +1,22 @@
+//! Settings: flags, environment, file and defaults become validated values before anything binds.
+//!
+//! Invariants: a [`Settings`] that [`Settings::load`] returned is valid as a whole; every value knows where
+//! it came from; what nobody knows (a key, a variable, a flag) is refused; passwords are never printed.
+//! `settings.rs` holds the one table: adding a setting is adding an entry there, and a rule in `validate.rs`.
+
+mod byte_size;
+mod environment;
+mod error;
+mod load;
+mod redis_url;
+pub mod report;
+mod settings;
+mod validate;
+mod values;
+
+pub use byte_size::ByteSize;
+pub use error::ConfigError;
+pub use load::{Effective, SettingsArgs, Source};
+pub use redis_url::RedisUrl;
+pub use settings::Settings;
+pub use values::{KvDtype, LogFilter, LogFormat, ModelDigest, WeightsMode, WorkerName};

@@ -1,0 +1,124 @@
+//! The one table of settings: name, variable, type, default and what it does.
+
+use std::net::SocketAddr;
+use std::num::NonZeroU16;
+use std::path::{Path, PathBuf};
+
+use turnmill_schema::Name;
+
+use super::{
+    ByteSize, ConfigError, Effective, KvDtype, LogFilter, LogFormat, ModelDigest, RedisUrl, Source,
+    WeightsMode, WorkerName,
+};
+
+/// Makes of each entry a flag (`--redis-url`), an environment variable and a key of the TOML file, and of all
+/// of them [`Settings`]. Defaults are texts, read the way a flag is.
+macro_rules! settings {
+    ($($(#[$meta:meta])+ [$env:literal] $name:ident: $type:ty $(= $default:literal)?;)+) => {
+        /// Everything a worker can be told. Valid as a whole when it comes from [`Settings::load`].
+        // Values of variables stay out of --help: one of them may hold a password.
+        #[derive(Clone, Debug, clap::Args)]
+        pub struct Settings {
+            $($(#[$meta])+
+            #[arg(long, env = $env, hide_env_values = true $(, default_value = $default)?)]
+            pub $name: $type,)+
+        }
+
+        /// What a TOML file may say.
+        #[derive(Default, serde::Deserialize)]
+        #[serde(default, deny_unknown_fields)]
+        pub(super) struct FileSettings {
+            $($name: Option<$type>,)+
+        }
+
+        impl Settings {
+            /// Takes the file's values where neither flag nor variable gave one, and says for every
+            /// setting what is in force and where it came from.
+            pub(super) fn merge(
+                &mut self,
+                file: FileSettings,
+                given: impl Fn(&str) -> Source,
+            ) -> Vec<Effective> {
+                vec![$({
+                    let mut source = given(stringify!($name));
+                    if let (Source::Default, Some(value)) = (source, file.$name) {
+                        self.$name = value;
+                        source = Source::File;
+                    }
+                    Effective::new(stringify!($name), &self.$name, source)
+                },)+]
+            }
+        }
+    };
+}
+
+settings! {
+    /// The model: a GGUF file.
+    ["TURNMILL_MODEL"] model: Option<PathBuf>;
+    /// SHA-256 that the model file must have.
+    ["TURNMILL_MODEL_SHA256"] model_sha256: Option<ModelDigest>;
+    /// How weights are kept and multiplied.
+    ["TURNMILL_WEIGHTS"] weights: WeightsMode = "fast";
+    /// Number format of K and V in the pool.
+    ["TURNMILL_KV_DTYPE"] kv_dtype: KvDtype = "f16";
+
+    /// Where the queue lives: redis://, rediss:// or unix://.
+    ["TURNMILL_REDIS_URL"] redis_url: RedisUrl = "redis://127.0.0.1:6379";
+    /// The queue to serve.
+    ["TURNMILL_QUEUE"] queue: Name = "default";
+    /// Shards of the queue, fixed when it is created; above 1 on Redis Cluster only.
+    ["TURNMILL_SHARDS"] shards: NonZeroU16 = "1";
+    /// Name in results and logs; auto is host name and process id.
+    ["TURNMILL_WORKER_NAME"] worker_name: WorkerName = "auto";
+
+    /// Tokens a KV block holds.
+    ["TURNMILL_BLOCK_TOKENS"] block_tokens: u32 = "16";
+    /// Memory for KV blocks, as 268435456 or 256MiB.
+    ["TURNMILL_POOL_BYTES"] pool_bytes: ByteSize = "256MiB";
+    /// Turns that run at once, at most.
+    ["TURNMILL_MAX_SEQUENCES"] max_sequences: u32 = "32";
+    /// Token rows a step computes, at most.
+    ["TURNMILL_BATCH_TOKENS"] batch_tokens: u32 = "512";
+    /// Longest conversation in tokens; 0 is the model's own limit.
+    ["TURNMILL_MAX_CONTEXT_TOKENS"] max_context_tokens: u32 = "0";
+    /// Threads that compute; 0 is all cores.
+    ["TURNMILL_THREADS"] threads: u32 = "0";
+
+    /// Silence after which other workers take a turn over; heartbeats come three times as often.
+    ["TURNMILL_LEASE_MS"] lease_ms: u64 = "15000";
+    /// Time that running turns get to finish after SIGTERM.
+    ["TURNMILL_DRAIN_MS"] drain_ms: u64 = "30000";
+    /// Time without a step, while there is work, after which the engine counts as hung.
+    ["TURNMILL_STALL_MS"] stall_ms: u64 = "30000";
+    /// Tokens wait this long for others before they are published together.
+    ["TURNMILL_FLUSH_MS"] flush_ms: u64 = "20";
+    /// Attempts without progress after which a turn fails for good.
+    ["TURNMILL_MAX_ATTEMPTS"] max_attempts: u32 = "5";
+    /// How long result streams are kept after the end of their turn.
+    ["TURNMILL_RESULT_TTL_MS"] result_ttl_ms: u64 = "3600000";
+    /// How long outcomes and idempotency keys are kept.
+    ["TURNMILL_OUTCOME_TTL_MS"] outcome_ttl_ms: u64 = "86400000";
+
+    /// Address of the health and metrics server.
+    ["TURNMILL_HTTP_ADDR"] http_addr: SocketAddr = "127.0.0.1:9470";
+    /// Share of free blocks under which the worker is not ready.
+    ["TURNMILL_HEADROOM_LOW"] headroom_low: f64 = "0.05";
+    /// Share of free blocks over which it is ready again.
+    ["TURNMILL_HEADROOM_HIGH"] headroom_high: f64 = "0.10";
+    /// How log lines look; auto is text on a terminal and JSON otherwise.
+    ["TURNMILL_LOG_FORMAT"] log_format: LogFormat = "auto";
+    /// Which log lines are written, as in info,turnmill_worker=debug.
+    ["TURNMILL_LOG"] log: LogFilter = "info";
+}
+
+impl Settings {
+    /// The model's file, for commands that cannot do without.
+    pub fn model_path(&self) -> Result<&Path, ConfigError> {
+        self.model.as_deref().ok_or(ConfigError::NoModel)
+    }
+
+    /// Time between heartbeats. Two may be lost before the lease is.
+    pub fn heartbeat_ms(&self) -> u64 {
+        self.lease_ms / 3
+    }
+}

@@ -1,0 +1,123 @@
+//! Ranges of settings, and how they must relate. A rule is one sentence; all broken rules are told at once.
+
+use std::fmt::Display;
+
+use super::{ByteSize, ConfigError, Settings};
+
+const SMALLEST_POOL: ByteSize = ByteSize::new(1 << 20);
+
+#[derive(Default)]
+struct Problems(Vec<String>);
+
+impl Problems {
+    /// Notes that `name` is not `rule`, unless it is.
+    fn require(&mut self, holds: bool, name: &str, value: impl Display, rule: impl Display) {
+        if !holds {
+            self.0.push(format!("{name} is {value}; it must be {rule}"));
+        }
+    }
+}
+
+impl Settings {
+    /// Checks everything that needs neither model nor Redis.
+    pub(super) fn validate(&self) -> Result<(), ConfigError> {
+        let mut problems = Problems::default();
+        self.check_engine(&mut problems);
+        self.check_queue(&mut problems);
+        self.check_headroom(&mut problems);
+        if problems.0.is_empty() { Ok(()) } else { Err(ConfigError::Invalid(problems.0)) }
+    }
+
+    fn check_engine(&self, problems: &mut Problems) {
+        let Self { block_tokens, pool_bytes, max_sequences, batch_tokens, .. } = *self;
+        let block_fits = block_tokens.is_power_of_two() && (8..=256).contains(&block_tokens);
+        problems.require(block_fits, "block_tokens", block_tokens, "a power of two from 8 to 256");
+        let rule = format!("at least {SMALLEST_POOL}");
+        problems.require(pool_bytes >= SMALLEST_POOL, "pool_bytes", pool_bytes, rule);
+        problems.require(max_sequences >= 1, "max_sequences", max_sequences, "at least 1");
+        // Every running sequence gets its token in every step, so the budget must hold one for each.
+        let rule = format!("at least max_sequences ({max_sequences})");
+        problems.require(batch_tokens >= max_sequences, "batch_tokens", batch_tokens, rule);
+        let context = self.max_context_tokens;
+        let rule = "0 (the model's own limit) or at least 2 (a token to read and one to make)";
+        problems.require(context != 1, "max_context_tokens", context, rule);
+        problems.require(self.threads <= 1024, "threads", self.threads, "at most 1024");
+    }
+
+    fn check_queue(&self, problems: &mut Problems) {
+        let schemes = "a URL that starts with redis://, rediss:// or unix://";
+        problems.require(self.redis_url.has_known_scheme(), "redis_url", &self.redis_url, schemes);
+        // A third of it is the heartbeat, which one slow answer of Redis must not outlast.
+        problems.require(self.lease_ms >= 300, "lease_ms", self.lease_ms, "at least 300");
+        // A full step with a long context takes hundreds of milliseconds; shorter would end healthy workers.
+        problems.require(self.stall_ms >= 1000, "stall_ms", self.stall_ms, "at least 1000");
+        problems.require((1..=1000).contains(&self.flush_ms), "flush_ms", self.flush_ms, "from 1 to 1000");
+        problems.require(self.max_attempts >= 1, "max_attempts", self.max_attempts, "at least 1");
+        let (result, outcome) = (self.result_ttl_ms, self.outcome_ttl_ms);
+        problems.require(result >= 1000, "result_ttl_ms", result, "at least 1000");
+        let rule = format!("at least result_ttl_ms ({result})");
+        problems.require(outcome >= result, "outcome_ttl_ms", outcome, rule);
+    }
+
+    fn check_headroom(&self, problems: &mut Problems) {
+        let (low, high) = (self.headroom_low, self.headroom_high);
+        let share = 0.0..=1.0;
+        problems.require(share.contains(&low), "headroom_low", low, "from 0 to 1");
+        problems.require(share.contains(&high), "headroom_high", high, "from 0 to 1");
+        // Equal thresholds would make readiness flap around them.
+        let rule = format!("below headroom_high ({high})");
+        problems.require(low < high, "headroom_low", low, rule);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::load::tests::settings;
+
+    #[test]
+    fn defaults_are_valid() {
+        settings(&[]).validate().expect("defaults are valid");
+    }
+
+    #[test]
+    fn every_rule_is_told_in_one_sentence() {
+        let cases = [
+            ("--block-tokens=24", "block_tokens is 24; it must be a power of two from 8 to 256"),
+            ("--block-tokens=4", "block_tokens is 4; it must be a power of two from 8 to 256"),
+            ("--block-tokens=512", "block_tokens is 512; it must be a power of two from 8 to 256"),
+            ("--pool-bytes=64KiB", "pool_bytes is 64KiB; it must be at least 1MiB"),
+            ("--max-sequences=0", "max_sequences is 0; it must be at least 1"),
+            ("--batch-tokens=31", "batch_tokens is 31; it must be at least max_sequences (32)"),
+            ("--threads=1025", "threads is 1025; it must be at most 1024"),
+            (
+                "--max-context-tokens=1",
+                "max_context_tokens is 1; it must be 0 (the model's own limit) or at least 2 \
+                 (a token to read and one to make)",
+            ),
+            (
+                "--redis-url=http://:pw@h",
+                "redis_url is http://:***@h; it must be a URL that starts with redis://, rediss:// or \
+                 unix://",
+            ),
+            ("--lease-ms=299", "lease_ms is 299; it must be at least 300"),
+            ("--stall-ms=999", "stall_ms is 999; it must be at least 1000"),
+            ("--flush-ms=0", "flush_ms is 0; it must be from 1 to 1000"),
+            ("--max-attempts=0", "max_attempts is 0; it must be at least 1"),
+            ("--result-ttl-ms=999", "result_ttl_ms is 999; it must be at least 1000"),
+            ("--outcome-ttl-ms=5", "outcome_ttl_ms is 5; it must be at least result_ttl_ms (3600000)"),
+            ("--headroom-low=0.1", "headroom_low is 0.1; it must be below headroom_high (0.1)"),
+            ("--headroom-high=1.5", "headroom_high is 1.5; it must be from 0 to 1"),
+        ];
+        for (flag, sentence) in cases {
+            let refused = settings(&[flag]).validate().expect_err(flag);
+            assert_eq!(refused.to_string(), sentence);
+        }
+        assert!(settings(&["--headroom-low=NaN"]).validate().is_err());
+    }
+
+    #[test]
+    fn all_problems_are_told_at_once() {
+        let refused = settings(&["--lease-ms=0", "--flush-ms=0"]).validate().expect_err("two problems");
+        assert_eq!(refused.to_string().lines().count(), 2);
+    }
+}

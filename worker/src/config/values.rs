@@ -1,0 +1,239 @@
+//! The kinds of value that only the configuration has.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use tracing_subscriber::EnvFilter;
+use turnmill_schema::{InvalidName, Name};
+use uuid::Uuid;
+
+/// How weights are kept and multiplied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum WeightsMode {
+    /// Re-quantised and padded to the layout the fastest kernels take.
+    Fast,
+    /// Dequantised to f32: slow, the reference.
+    F32,
+    /// As the file has them.
+    AsIs,
+}
+
+/// The number format of K and V in the pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum KvDtype {
+    /// IEEE half precision.
+    F16,
+    /// Brain floating point.
+    Bf16,
+    /// IEEE single precision.
+    F32,
+}
+
+// The names of both modes are part of the KV namespace; the one spelling is the command line's.
+impl fmt::Display for WeightsMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write_name(self, f)
+    }
+}
+
+impl fmt::Display for KvDtype {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write_name(self, f)
+    }
+}
+
+fn write_name(value: &impl clap::ValueEnum, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    value.to_possible_value().map_or(Ok(()), |name| f.write_str(name.get_name()))
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum LogFormat {
+    /// Text on a terminal, JSON otherwise.
+    Auto,
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// The worker's name, and the consumer id made from it.
+///
+/// Two processes may have one name; they never have one consumer id, because Redis hands the pending entries
+/// of a consumer to whoever asks under its id.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct WorkerName {
+    name: Name,
+    process: Uuid,
+}
+
+/// What stands for "host name and process id".
+const AUTO: &str = "auto";
+
+impl WorkerName {
+    /// The name people see in results and logs.
+    pub fn name(&self) -> &Name {
+        &self.name
+    }
+
+    /// The id under which this process, and no other, reads the queue. The same for every clone.
+    pub fn consumer_id(&self) -> String {
+        format!("{}:{}", self.name, self.process)
+    }
+}
+
+impl FromStr for WorkerName {
+    type Err = InvalidName;
+    fn from_str(s: &str) -> Result<Self, InvalidName> {
+        let name = if s == AUTO { host_and_pid() } else { s.to_owned() };
+        Ok(Self { name: Name::new(name)?, process: Uuid::now_v7() })
+    }
+}
+
+/// Host names may hold characters that names may not, and be long; a name must come out of every machine.
+fn host_and_pid() -> String {
+    let host = gethostname::gethostname();
+    let allowed = |c: &char| c.is_ascii_alphanumeric() || "-.".contains(*c);
+    let host: String = host.to_string_lossy().chars().filter(allowed).take(64).collect();
+    format!("{host}-{}", std::process::id())
+}
+
+impl TryFrom<String> for WorkerName {
+    type Error = InvalidName;
+    fn try_from(s: String) -> Result<Self, InvalidName> {
+        s.parse()
+    }
+}
+
+impl From<WorkerName> for String {
+    fn from(name: WorkerName) -> String {
+        name.name.into()
+    }
+}
+
+/// The SHA-256 a model file must have: 64 hexadecimal digits, kept in lower case.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String")]
+pub struct ModelDigest(String);
+
+/// The text is not a SHA-256.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a SHA-256 has 64 hexadecimal digits, this has {0} characters or others among them; copy it again")]
+pub struct InvalidDigest(usize);
+
+impl ModelDigest {
+    /// The digits.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for ModelDigest {
+    type Err = InvalidDigest;
+    fn from_str(s: &str) -> Result<Self, InvalidDigest> {
+        if s.len() == 64 && s.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return Ok(Self(s.to_ascii_lowercase()));
+        }
+        Err(InvalidDigest(s.chars().count()))
+    }
+}
+
+impl TryFrom<String> for ModelDigest {
+    type Error = InvalidDigest;
+    fn try_from(s: String) -> Result<Self, InvalidDigest> {
+        s.parse()
+    }
+}
+
+/// Which log lines are written, in the language of `tracing_subscriber`'s `EnvFilter`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String")]
+pub struct LogFilter(String);
+
+/// The text is not a filter.
+#[derive(Debug, thiserror::Error)]
+#[error("{text:?} is not a log filter ({reason}); write levels, as in info,turnmill_worker=debug")]
+pub struct InvalidFilter {
+    text: String,
+    reason: String,
+}
+
+impl LogFilter {
+    /// The filter itself. Its syntax was checked when the setting was read.
+    pub fn to_filter(&self) -> EnvFilter {
+        EnvFilter::builder().parse_lossy(&self.0)
+    }
+}
+
+impl FromStr for LogFilter {
+    type Err = InvalidFilter;
+    fn from_str(s: &str) -> Result<Self, InvalidFilter> {
+        match EnvFilter::builder().parse(s) {
+            Ok(_) => Ok(Self(s.to_owned())),
+            Err(error) => Err(InvalidFilter { text: s.to_owned(), reason: error.to_string() }),
+        }
+    }
+}
+
+impl TryFrom<String> for LogFilter {
+    type Error = InvalidFilter;
+    fn try_from(s: String) -> Result<Self, InvalidFilter> {
+        s.parse()
+    }
+}
+
+impl fmt::Display for WorkerName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.name.fmt(f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_name_gives_every_process_its_own_consumer_id() {
+        let first: WorkerName = "gpu-1".parse().expect("valid");
+        let second: WorkerName = "gpu-1".parse().expect("valid");
+        assert_eq!(first.name(), second.name());
+        assert_ne!(first.consumer_id(), second.consumer_id());
+        assert_eq!(first.consumer_id(), first.clone().consumer_id());
+        assert!(first.consumer_id().starts_with("gpu-1:"));
+    }
+
+    #[test]
+    fn auto_names_the_host_and_the_process() {
+        let name: WorkerName = AUTO.parse().expect("every machine gets a name");
+        assert!(name.to_string().ends_with(&format!("-{}", std::process::id())), "{name}");
+    }
+
+    #[test]
+    fn modes_have_one_spelling_everywhere() {
+        use clap::ValueEnum as _;
+        for mode in WeightsMode::value_variants() {
+            assert_eq!(serde_json::json!(mode), mode.to_string());
+        }
+        for dtype in KvDtype::value_variants() {
+            assert_eq!(serde_json::json!(dtype), dtype.to_string());
+        }
+        assert_eq!(WeightsMode::AsIs.to_string(), "as-is");
+        assert_eq!(KvDtype::Bf16.to_string(), "bf16");
+    }
+
+    #[test]
+    fn digests_and_filters_are_checked() {
+        let digits = "AB".repeat(32);
+        assert_eq!(digits.parse::<ModelDigest>().expect("valid").as_str(), "ab".repeat(32));
+        for bad in ["", "ab", &"xy".repeat(32), &"ab".repeat(33)] {
+            assert!(bad.parse::<ModelDigest>().is_err(), "{bad:?}");
+        }
+        assert!("info,turnmill_worker=debug".parse::<LogFilter>().is_ok());
+        assert!("turnmill_worker=loud".parse::<LogFilter>().is_err());
+    }
+}

@@ -1,0 +1,16 @@
+//! Block pool, block tables and prefix hashes. Pure: no I/O, no clock, no tensors.
+//!
+//! A block goes from free to mutable (one writer), to shared (full, immutable, counted holders, findable by
+//! its prefix hash), to cached (no holder, still findable) and back to free when its room is needed.
+
+mod hash;
+mod pool;
+mod table;
+
+pub use hash::{HashChain, Identity, Namespace, PrefixHash};
+pub use pool::{BlockPool, MutableBlock, PoolCounts, SharedBlock};
+pub use table::BlockTable;
+
+/// Index of a block in the pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BlockId(pub u32);

@@ -1,0 +1,29 @@
+//! Turnmill's worker: claims agent turns, computes them in continuously batched steps, publishes tokens.
+//!
+//! | room | owns |
+//! |---|---|
+//! | [`config`] | flags, environment and file become validated settings before anything binds |
+//! | [`app`] | the one place that knows every concrete type |
+//! | [`lifecycle`] | starting, ready, draining, stopped; readiness from pool headroom |
+//! | [`runner`] | one turn's life, from claim to terminal result |
+//! | [`broker`] | the port to the queue, and its Redis adapter |
+//! | [`schedule`] | pure: which rows the next step computes |
+//! | [`kv`] | pure: block pool, block tables, prefix hashes |
+//! | [`model`] | the port to the model; the only room that knows candle |
+//! | [`engine`] | the step loop on its own thread, between async turns and the model |
+//! | [`observe`] | metrics, logs, the HTTP server |
+//! | [`verify`] | the model against reference outputs |
+//! | [`bench`] | how fast it is |
+
+pub mod app;
+pub mod bench;
+pub mod broker;
+pub mod config;
+pub mod engine;
+pub mod kv;
+pub mod lifecycle;
+pub mod model;
+pub mod observe;
+pub mod runner;
+pub mod schedule;
+pub mod verify;

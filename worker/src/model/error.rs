@@ -1,0 +1,54 @@
+//! What can be wrong with a model file. Loading stops the worker: another file is needed.
+
+use std::path::PathBuf;
+
+/// Why a model cannot be loaded. The answer to every one is "stop": nothing is retried.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    /// The file cannot be opened or read.
+    #[error("cannot read the model {path}: {reason}; give the path of a GGUF file with --model")]
+    Unreadable {
+        /// Which file.
+        path: PathBuf,
+        /// The system's words.
+        reason: String,
+    },
+    /// Not a GGUF file, or a damaged one.
+    #[error("{path} is not a whole GGUF file: {reason}; fetch it again")]
+    Damaged {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The file is not the one that was asked for.
+    #[error("{path} has SHA-256 {found}, not {expected}; fetch it again or correct model_sha256")]
+    WrongChecksum {
+        /// Which file.
+        path: PathBuf,
+        /// What was asked for.
+        expected: String,
+        /// What it has.
+        found: String,
+    },
+    /// A model family that the decoder does not cover.
+    #[error(
+        "the model's architecture is {0:?}; this version runs \"llama\" (Llama 2 and 3, SmolLM2, Mistral)"
+    )]
+    Architecture(String),
+    /// Something the family needs is missing or odd.
+    #[error("the model cannot be used: {0}")]
+    Unusable(String),
+}
+
+impl From<candle_core::Error> for ModelError {
+    fn from(error: candle_core::Error) -> Self {
+        // Candle's Display carries a backtrace after the first line.
+        Self::Unusable(first_line(&error))
+    }
+}
+
+/// Candle's errors print a backtrace after their first line; people want the first line.
+pub(super) fn first_line(error: &candle_core::Error) -> String {
+    error.to_string().lines().next().unwrap_or("unknown candle error").to_owned()
+}

@@ -1,0 +1,154 @@
+//! From a model file to everything a worker needs of it.
+
+use std::path::Path;
+
+use clap::ValueEnum;
+
+use super::candle_engine::CandleEngine;
+use super::config::DecoderConfig;
+use super::decoder::Decoder;
+use super::gguf::Gguf;
+use super::paged::KvShape;
+use super::template::ChatTemplate;
+use super::tokenizer::Tokenizer;
+use super::{EngineError, ModelError};
+use crate::config::{KvDtype, WeightsMode};
+use crate::kv::{Identity, Namespace};
+
+/// Bumped when a kernel changes the bits it computes, so that stored blocks of older workers are not mixed in.
+const NUMERICS_REVISION: u32 = 1;
+/// Tokens of a stored run of blocks; part of a block's identity though nothing is stored yet.
+const CHUNK_TOKENS: u32 = 256;
+/// Version of the order of elements within a block.
+const LAYOUT_VERSION: u32 = 1;
+
+/// How to load a model.
+#[derive(Clone, Debug)]
+pub struct LoadOptions {
+    /// How weights are held.
+    pub weights: WeightsMode,
+    /// Element type of the block pool.
+    pub kv_dtype: KvDtype,
+    /// Tokens in a block.
+    pub block_tokens: usize,
+    /// Bytes of the block pool.
+    pub pool_bytes: usize,
+    /// Longest context to serve; 0 for the model's own.
+    pub max_context_tokens: usize,
+}
+
+impl LoadOptions {
+    /// Bytes of the pool that a token of the model at `path` takes.
+    pub fn token_bytes(&self, path: &Path) -> Result<usize, ModelError> {
+        Ok(self.token_bytes_of(&DecoderConfig::from_gguf(&Gguf::open(path)?)?))
+    }
+
+    fn token_bytes_of(&self, config: &DecoderConfig) -> usize {
+        KvShape::token_bytes(config.layers, config.kv_heads, config.head_dim, self.kv_dtype)
+    }
+}
+
+/// A loaded model.
+pub struct Model {
+    /// Runs steps.
+    pub engine: CandleEngine,
+    /// Text to tokens and back.
+    pub tokenizer: Tokenizer,
+    /// Conversation to text.
+    pub template: ChatTemplate,
+    /// Identity of its KV blocks, before the tenant.
+    pub namespace: Namespace,
+    /// Longest context it serves, in tokens.
+    pub context_tokens: usize,
+    /// Blocks in its pool.
+    pub blocks: usize,
+    /// The model's shape.
+    pub config: DecoderConfig,
+}
+
+impl Model {
+    /// Loads the GGUF file `path`; `progress` is called with layers done and layers in all.
+    pub fn load(
+        path: &Path,
+        options: &LoadOptions,
+        progress: &dyn Fn(usize, usize),
+    ) -> Result<Self, ModelError> {
+        let mut gguf = Gguf::open(path)?;
+        let config = DecoderConfig::from_gguf(&gguf)?;
+        let tokenizer = Tokenizer::from_gguf(&gguf)?;
+        let template = ChatTemplate::from_gguf(&gguf, &tokenizer)?;
+        let context_tokens = match options.max_context_tokens {
+            0 => config.context_tokens,
+            limit => limit.min(config.context_tokens),
+        };
+        let blocks = pool_blocks(&config, options)?;
+        let namespace = namespace(&gguf, &config, &tokenizer, options)?;
+        let layers = config.layers;
+        let done = |layer| progress(layer, layers);
+        let decoder = Decoder::load(&mut gguf, config.clone(), options.weights, context_tokens, &done)?;
+        let engine = CandleEngine::new(decoder, blocks, options.block_tokens, options.kv_dtype)?;
+        Ok(Self { engine, tokenizer, template, namespace, context_tokens, blocks, config })
+    }
+
+    /// Makes the first steps fast; see [`CandleEngine::warm_up`].
+    pub fn warm_up(&mut self) -> Result<(), EngineError> {
+        self.engine.warm_up()
+    }
+}
+
+/// How many blocks `pool_bytes` holds.
+fn pool_blocks(config: &DecoderConfig, options: &LoadOptions) -> Result<usize, ModelError> {
+    let token = options.token_bytes_of(config);
+    let blocks = options.pool_bytes / (token * options.block_tokens);
+    // Two blocks are the least that lets a turn grow past a prompt of one.
+    if blocks < 2 || blocks > u32::MAX as usize / options.block_tokens {
+        return Err(ModelError::Unusable(format!(
+            "pool_bytes {} makes {blocks} blocks of {} tokens at {token} bytes a token; give at least {}",
+            options.pool_bytes,
+            options.block_tokens,
+            2 * token * options.block_tokens
+        )));
+    }
+    Ok(blocks)
+}
+
+fn namespace(
+    gguf: &Gguf,
+    config: &DecoderConfig,
+    tokenizer: &Tokenizer,
+    options: &LoadOptions,
+) -> Result<Namespace, ModelError> {
+    let rope = (config.rope_base, config.head_dim, config.norm_epsilon);
+    Ok(Namespace::new(&Identity {
+        weights_digest: gguf.weights_digest()?,
+        weights_mode: &spelled(&options.weights),
+        tokenizer_digest: tokenizer.digest(),
+        rope_and_window: &format!("rope {rope:?}, no window"),
+        kv_dtype: &spelled(&options.kv_dtype),
+        codec: &spelled(&options.kv_dtype),
+        compute_kind: compute_kind(),
+        numerics_revision: NUMERICS_REVISION,
+        block_tokens: options.block_tokens as u32,
+        chunk_tokens: CHUNK_TOKENS,
+        layout_version: LAYOUT_VERSION,
+    }))
+}
+
+/// A setting's value as people write it.
+fn spelled(value: &impl ValueEnum) -> String {
+    value.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
+}
+
+/// What kind of machine computes the bits: candle's quantised kernels differ by instruction set.
+pub fn compute_kind() -> &'static str {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if is_x86_feature_detected!("avx512vnni") {
+            return "cpu-avx512vnni";
+        }
+        if is_x86_feature_detected!("avx2") {
+            return "cpu-avx2";
+        }
+    }
+    if cfg!(target_arch = "aarch64") { "cpu-neon" } else { "cpu-portable" }
+}

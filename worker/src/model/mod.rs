@@ -1,0 +1,71 @@
+//! The port to the model: one forward pass over a ragged batch. The only room that knows candle.
+//!
+//! Owns: loading, the decoder, attention, sampling, the tokenizer and the chat template. K and V live in
+//! candle tensors that only the custom ops in [`paged`] touch, so Metal becomes a second `…_fwd`.
+//!
+//! Invariant (CPU): a token's logits have the same bits however it was reached: decoded alone, in a batch,
+//! prefilled in chunks, or over blocks another sequence wrote. ADR 0003 lists the rules that make it so.
+
+mod candle_engine;
+mod config;
+mod decoder;
+mod error;
+pub mod gguf;
+mod linear;
+mod load;
+mod paged;
+mod prompt;
+mod sampler;
+mod template;
+mod tokenizer;
+
+use crate::schedule::StepPlan;
+
+pub use candle_engine::CandleEngine;
+pub use config::DecoderConfig;
+pub use error::ModelError;
+pub use load::{LoadOptions, Model, compute_kind};
+pub use prompt::{Prompt, PromptError, prompt};
+pub use sampler::{Choice, NoLogits, Sampler, likeliest, log_sum_exp};
+pub use template::{ChatTemplate, TemplateError};
+pub use tokenizer::{Detokenizer, Tokenizer};
+
+/// Logits of the rows that sample, in plan order.
+#[derive(Clone, Debug)]
+pub struct Logits {
+    /// `[rows, vocabulary]`, row-major.
+    values: Vec<f32>,
+    vocabulary: usize,
+}
+
+impl Logits {
+    /// Wraps `values`, whose length is a multiple of `vocabulary`.
+    pub fn new(values: Vec<f32>, vocabulary: usize) -> Self {
+        assert!(vocabulary > 0 && values.len().is_multiple_of(vocabulary), "logits are whole rows");
+        Self { values, vocabulary }
+    }
+
+    /// One slice of `vocabulary` logits a sampling row.
+    pub fn rows(&self) -> impl Iterator<Item = &[f32]> {
+        self.values.chunks_exact(self.vocabulary)
+    }
+
+    /// The same, to be changed in place by samplers.
+    pub fn rows_mut(&mut self) -> impl Iterator<Item = &mut [f32]> {
+        self.values.chunks_exact_mut(self.vocabulary)
+    }
+}
+
+/// A model that can run steps.
+pub trait Engine: Send {
+    /// Writes the K and V of every row into its slot and returns the logits of the rows that sample.
+    fn forward(&mut self, plan: &StepPlan) -> Result<Logits, EngineError>;
+}
+
+/// Errors of the [`Engine`] port.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// The step itself failed; the sequences in it cannot go on, the worker can.
+    #[error("the step failed: {0}")]
+    Step(String),
+}

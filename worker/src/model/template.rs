@@ -1,0 +1,113 @@
+//! Chat templates: a conversation becomes the text that the model was trained on.
+//!
+//! The template is the model's own (Jinja, from its metadata), run by minijinja in a bounded environment: it
+//! sees messages and token texts and can reach nothing else.
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::Serde;
+use minijinja::{Environment, Error, ErrorKind, context};
+use serde::Serialize;
+use turnmill_schema::Message;
+
+use super::ModelError;
+use super::gguf::Gguf;
+use super::tokenizer::Tokenizer;
+
+/// Steps of the template engine after which a template is taken to be endless.
+const FUEL: u64 = 50_000_000;
+
+/// A model's chat template.
+pub struct ChatTemplate {
+    environment: Environment<'static>,
+    bos_token: String,
+    eos_token: String,
+}
+
+/// What templates see of a message.
+#[derive(Clone, Debug, Serialize)]
+struct Spoken<'a> {
+    role: turnmill_schema::Role,
+    content: &'a str,
+}
+
+impl ChatTemplate {
+    /// Reads the template in a GGUF file's metadata.
+    pub fn from_gguf(gguf: &Gguf, tokenizer: &Tokenizer) -> Result<Self, ModelError> {
+        let source = gguf.text("tokenizer.chat_template").ok_or_else(|| {
+            ModelError::Unusable("it has no chat template; an instruction-tuned model is needed".to_owned())
+        })?;
+        let text = |key: &str| {
+            let id = gguf.number(key).and_then(|id| u32::try_from(id).ok());
+            id.and_then(|id| tokenizer.token(id)).unwrap_or_default()
+        };
+        Self::new(source, text("tokenizer.ggml.bos_token_id"), text("tokenizer.ggml.eos_token_id"))
+    }
+
+    fn new(source: &str, bos_token: String, eos_token: String) -> Result<Self, ModelError> {
+        let mut environment = Environment::new();
+        // What Hugging Face's renderer offers: Python's string methods, trimmed blocks, raise_exception.
+        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+        environment.set_syntax(syntax.map_err(|e| ModelError::Unusable(e.to_string()))?);
+        environment.set_fuel(Some(FUEL));
+        environment.add_function("raise_exception", |text: String| -> Result<String, Error> {
+            Err(Error::new(ErrorKind::InvalidOperation, text))
+        });
+        environment
+            .add_template_owned("chat", source.to_owned())
+            .map_err(|e| ModelError::Unusable(format!("its chat template cannot be read: {e}")))?;
+        Ok(Self { environment, bos_token, eos_token })
+    }
+
+    /// The prompt of a conversation, up to where the reply starts. The error is the template's own, for
+    /// example that roles must alternate: it is the turn's fault.
+    pub fn render(&self, messages: &[Message]) -> Result<String, TemplateError> {
+        let refused = |e: Error| TemplateError(e.detail().map_or_else(|| e.to_string(), str::to_owned));
+        let messages: Vec<_> =
+            messages.iter().map(|m| Spoken { role: m.role, content: &m.content }).collect();
+        let template = self.environment.get_template("chat").map_err(refused)?;
+        let values = context! {
+            messages => Serde(messages),
+            add_generation_prompt => true,
+            bos_token => self.bos_token.as_str(),
+            eos_token => self.eos_token.as_str(),
+        };
+        template.render(values).map_err(refused)
+    }
+}
+
+/// The template refused a conversation.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the model's chat template refuses these messages: {0}")]
+pub struct TemplateError(String);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use turnmill_schema::Role;
+
+    fn template(source: &str) -> ChatTemplate {
+        ChatTemplate::new(source, "<s>".to_owned(), "</s>".to_owned()).expect("a valid template")
+    }
+
+    #[test]
+    fn python_methods_and_token_texts_work() {
+        let template = template(
+            "{{ bos_token }}{% for m in messages %}\n{{ m['role'].upper() }}:{{ m.content.strip() }}\n\
+             {% endfor %}{% if add_generation_prompt %}>{% endif %}",
+        );
+        let messages = [Message::new(Role::User, " hi ")];
+        assert_eq!(template.render(&messages), Ok("<s>USER:hi\n>".to_owned()));
+    }
+
+    #[test]
+    fn a_template_can_refuse_and_cannot_run_for_ever() {
+        let refusing = template("{{ raise_exception('roles must alternate') }}");
+        let error = refusing.render(&[]).expect_err("it raises");
+        assert!(error.to_string().ends_with("roles must alternate"), "{error}");
+        let endless =
+            template("{% for a in range(99999) %}{% for b in range(99999) %}x{% endfor %}{% endfor %}");
+        assert!(endless.render(&[]).is_err());
+        assert!(ChatTemplate::new("{% if %}", String::new(), String::new()).is_err());
+    }
+}

@@ -1,0 +1,13 @@
+//! How the worker is doing: metrics, logs, and the small HTTP server that tells them.
+//!
+//! Invariants: label values come from closed lists, so the number of series is fixed; a number that cannot be
+//! read is absent, never 0; probes answer while the engine keeps every core busy.
+
+mod error;
+pub mod http;
+pub mod logs;
+pub mod metrics;
+mod queue;
+
+pub use error::ObserveError;
+pub use queue::QueueGauges;

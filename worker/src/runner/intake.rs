@@ -1,0 +1,129 @@
+//! Claims turns while there is room for them.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::warn;
+
+use super::held::HeldToken;
+use super::link::Backoff;
+use super::{Held, Link, Runner};
+use crate::broker::{Broker, ReadyToken};
+use crate::observe::metrics;
+
+/// Takes turns from the queue and starts a task for each.
+pub struct Intake<B> {
+    runner: Arc<Runner<B>>,
+    room: Arc<Semaphore>,
+    tasks: TaskTracker,
+    /// Time between looks for abandoned turns.
+    reclaim_every: Duration,
+    stop: CancellationToken,
+}
+
+impl<B: Broker> Intake<B> {
+    /// At most `max_turns` at a time, until `stop`; turns run on as tasks of `tasks`.
+    pub fn new(
+        runner: Arc<Runner<B>>,
+        max_turns: usize,
+        reclaim_every: Duration,
+        tasks: TaskTracker,
+        stop: CancellationToken,
+    ) -> Self {
+        Self { runner, room: Arc::new(Semaphore::new(max_turns)), tasks, reclaim_every, stop }
+    }
+
+    /// Runs until stopped. Tokens read and not leased by then are handed back.
+    pub async fn run(self) {
+        let mut backoff = Backoff::default();
+        let mut reclaimed = Instant::now();
+        while !self.stop.is_cancelled() {
+            let Some(room) = self.wait_for_room().await else { return };
+            let due = reclaimed.elapsed() >= self.reclaim_every;
+            let read = if due {
+                reclaimed = Instant::now();
+                self.look_after().await;
+                self.link().note(self.broker().reclaim(room).await)
+            } else {
+                tokio::select! {
+                    read = self.broker().read(room) => self.link().note(read),
+                    () = self.stop.cancelled() => return,
+                }
+            };
+            match read {
+                Err(_) => backoff.pause().await,
+                Ok(tokens) => {
+                    backoff = Backoff::default();
+                    if due {
+                        metrics::turns_reclaimed(tokens.len());
+                    }
+                    self.start(tokens).await;
+                }
+            }
+        }
+    }
+
+    /// How many turns fit; waits while none does. None: stopped.
+    async fn wait_for_room(&self) -> Option<usize> {
+        tokio::select! {
+            permit = self.room.acquire() => drop(permit),
+            () = self.stop.cancelled() => return None,
+        }
+        Some(self.room.available_permits())
+    }
+
+    /// Keeps the queue whole; any worker may.
+    async fn look_after(&self) {
+        if let Err(error) = self.link().note(self.broker().sweep().await) {
+            tracing::debug!(%error, "the queue was not swept");
+        }
+    }
+
+    async fn start(&self, tokens: Vec<ReadyToken>) {
+        let held: Vec<HeldToken> = tokens.into_iter().map(|token| self.held().add_token(token)).collect();
+        for token in held {
+            let permit = self.room.clone().acquire_owned().await.expect("the semaphore is never closed");
+            if self.stop.is_cancelled() {
+                self.put_back(&token).await;
+                continue;
+            }
+            let runner = self.runner.clone();
+            self.tasks.spawn(lease_and_run(runner, token, permit));
+        }
+    }
+
+    async fn put_back(&self, token: &HeldToken) {
+        if let Err(error) = self.broker().put_back(token.token()).await {
+            warn!(%error, agent = %token.token().agent, "a token was not handed back; it is free after a lease");
+        }
+    }
+
+    fn broker(&self) -> &B {
+        &self.runner.broker
+    }
+
+    fn held(&self) -> &Held {
+        &self.runner.held
+    }
+
+    fn link(&self) -> &Link {
+        &self.runner.link
+    }
+}
+
+/// Leases the head of the token's agent and runs it; holds its place until it is over.
+async fn lease_and_run<B: Broker>(runner: Arc<Runner<B>>, token: HeldToken, place: OwnedSemaphorePermit) {
+    let leased = super::publish::persist(&runner.link, || runner.broker.lease(token.token())).await;
+    match leased {
+        Ok(Some(claim)) => {
+            metrics::turn_claimed();
+            runner.run(claim, token).await;
+        }
+        Ok(None) => {}
+        Err(error) => warn!(%error, agent = %token.token().agent, "the turn could not be leased"),
+    }
+    drop(place);
+}

@@ -1,0 +1,83 @@
+//! Publishes a turn's tokens, a few at a time and in order, and tries again through outages.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use turnmill_schema::Delta;
+
+use super::Link;
+use super::link::Backoff;
+use crate::broker::{Advice, Broker, BrokerError, Lease};
+use crate::engine::MadeToken;
+
+/// The unpublished end of a reply.
+pub struct Publisher<B> {
+    broker: Arc<B>,
+    link: Link,
+    lease: Lease,
+    pending: Delta,
+    /// When the pending tokens are due.
+    due: Option<Instant>,
+    flush: Duration,
+    /// When this attempt first published tokens.
+    first_published: Option<Instant>,
+}
+
+impl<B: Broker> Publisher<B> {
+    /// Goes on after `published` tokens; later tokens wait up to `flush` for others.
+    pub fn new(broker: Arc<B>, link: Link, lease: Lease, published: u32, flush: Duration) -> Self {
+        let pending = Delta { index: published, ..Delta::default() };
+        Self { broker, link, lease, pending, due: None, flush, first_published: None }
+    }
+
+    /// Adds a token. The first of an attempt is due at once: somebody waits for it.
+    pub fn push(&mut self, token: &MadeToken) {
+        self.pending.tokens.push(token.id);
+        self.pending.text.push_str(&token.text);
+        self.pending.logprobs.extend(token.logprobs.clone());
+        let wait = if self.first_published.is_some() { self.flush } else { Duration::ZERO };
+        self.due.get_or_insert(Instant::now() + wait);
+    }
+
+    /// When [`Self::flush`] should be called; none while nothing is pending.
+    pub fn due(&self) -> Option<Instant> {
+        self.due
+    }
+
+    /// How many tokens of the reply are published.
+    pub fn published(&self) -> u32 {
+        self.pending.index
+    }
+
+    /// When this attempt first published tokens.
+    pub fn first_published(&self) -> Option<Instant> {
+        self.first_published
+    }
+
+    /// Publishes what is pending. Through outages it keeps trying; dropping the future in between loses
+    /// nothing. The error is one that trying again does not mend.
+    pub async fn flush(&mut self) -> Result<(), BrokerError> {
+        if self.pending.tokens.is_empty() {
+            return Ok(());
+        }
+        persist(&self.link, || self.broker.append(&self.lease, &self.pending)).await?;
+        self.first_published.get_or_insert_with(Instant::now);
+        self.pending = Delta { index: self.pending.published(), ..Delta::default() };
+        self.due = None;
+        Ok(())
+    }
+}
+
+/// Calls until it works or trying again cannot help.
+pub async fn persist<T, F>(link: &Link, mut call: impl FnMut() -> F) -> Result<T, BrokerError>
+where
+    F: Future<Output = Result<T, BrokerError>>,
+{
+    let mut backoff = Backoff::default();
+    loop {
+        match link.note(call().await) {
+            Err(error) if error.advice() == Advice::Retry => backoff.pause().await,
+            result => return result,
+        }
+    }
+}

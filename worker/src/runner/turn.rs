@@ -1,0 +1,370 @@
+//! One turn's life in this worker: claim -> prompt -> steps -> terminal result.
+//!
+//! A turn leaves in one of three ways: it is ended (finish), given back (release), or lost (another worker has
+//! it, or it was ended elsewhere; then nothing more is written).
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tracing::{Instrument, info, info_span, warn};
+use turnmill_schema::{End, Message, Outcome, Role, Timing, TranscriptEntry, Turn, Usage};
+
+use super::held::{HeldLease, HeldToken};
+use super::publish::{Publisher, persist};
+use super::{Held, Link};
+use crate::broker::{Advice, Broker, BrokerError, Claim, Lease};
+use crate::engine::{EngineHandle, MadeToken, Progress, Reply, Start};
+use crate::kv::Namespace;
+use crate::model::{ChatTemplate, Prompt, Tokenizer, prompt};
+use crate::observe::metrics;
+use crate::schedule::SequenceId;
+
+/// What is needed of a model to make prompts.
+pub struct Prompting {
+    /// Text to tokens.
+    pub tokenizer: Arc<Tokenizer>,
+    /// Conversation to text.
+    pub template: ChatTemplate,
+    /// Identity of the model's blocks, before the tenant.
+    pub namespace: Namespace,
+    /// Longest context, in tokens.
+    pub context_tokens: u32,
+    /// Tokens that the whole pool holds.
+    pub pool_tokens: u32,
+}
+
+/// What a runner is told.
+#[derive(Clone, Debug)]
+pub struct RunnerSettings {
+    /// This worker, as results name it.
+    pub worker: String,
+    /// How long a token waits for others.
+    pub flush: Duration,
+}
+
+/// Runs turns; shared by all of them.
+pub struct Runner<B> {
+    /// The queue.
+    pub broker: Arc<B>,
+    /// The engine.
+    pub engine: EngineHandle,
+    /// The model's texts.
+    pub prompting: Arc<Prompting>,
+    /// What is held.
+    pub held: Held,
+    /// Whether the queue answers.
+    pub link: Link,
+    /// Settings.
+    pub settings: RunnerSettings,
+    /// Cancelled when the drain window is over: what still runs is given back.
+    pub give_back: CancellationToken,
+    /// The next sequence's id.
+    pub sequences: AtomicU64,
+}
+
+/// How a turn leaves.
+enum Leaving {
+    Completed(Box<Reply>),
+    Failed(String),
+    GivenBack,
+    Lost,
+}
+
+/// A turn that is being run.
+struct Attempt {
+    lease: Lease,
+    queued_ms: u64,
+    leased: Instant,
+    /// Milliseconds from enqueue to the first token, where an earlier attempt published it.
+    first_token_ms: Option<u64>,
+    usage: Usage,
+}
+
+/// A prompt and what is left to make.
+struct Work {
+    turn: Turn,
+    prompt: Prompt,
+    reply: Reply,
+    max_total_tokens: u32,
+}
+
+impl<B: Broker> Runner<B> {
+    /// Runs a leased turn to its end. `token` is what it was leased with.
+    pub async fn run(&self, claim: Claim, token: HeldToken) {
+        let span = info_span!("turn", turn = %claim.lease.turn, agent = %claim.lease.token.agent);
+        let held = self.held.add_lease(claim.lease.clone());
+        // Only now: between the two heartbeats would miss it.
+        drop(token);
+        self.run_claim(claim, held).instrument(span).await;
+    }
+
+    async fn run_claim(&self, claim: Claim, held: HeldLease) {
+        let mut attempt = Attempt {
+            lease: claim.lease.clone(),
+            queued_ms: claim.queued_ms,
+            leased: Instant::now(),
+            first_token_ms: claim.first_token_ms,
+            usage: Usage::default(),
+        };
+        let published = claim.published.last().map_or(0, |delta| delta.published());
+        let mut publisher = Publisher::new(
+            self.broker.clone(),
+            self.link.clone(),
+            attempt.lease.clone(),
+            published,
+            self.settings.flush,
+        );
+        let alone = claim.alone;
+        let (leaving, kept) = match self.prepare(claim).await {
+            Err(reason) => (Leaving::Failed(reason), None),
+            Ok(work) => {
+                attempt.usage.prompt_tokens = work.prompt.tokens.len() as u32;
+                let kept = (work.turn.messages.clone(), work.prompt.clone());
+                let leaving = self.compute(&mut attempt, &mut publisher, work, alone, &held.lost).await;
+                (leaving, Some(kept))
+            }
+        };
+        if let Some(first) = publisher.first_published() {
+            let ms = attempt.queued_ms + (first - attempt.leased).as_millis() as u64;
+            attempt.first_token_ms.get_or_insert(ms);
+        }
+        self.leave(attempt, publisher.published(), leaving, kept, &held.lost).await;
+    }
+
+    /// Makes the prompt and replays what is published. The error ends the turn; it is for the result.
+    async fn prepare(&self, claim: Claim) -> Result<Work, String> {
+        let turn = claim.turn.map_err(|error| error.to_string())?;
+        turn.validate().map_err(|error| error.to_string())?;
+        let prompting = self.prompting.clone();
+        // Tokenising a long conversation takes milliseconds of pure computing.
+        let made = tokio::task::spawn_blocking(move || {
+            let made = prompt(&prompting.tokenizer, &prompting.template, &claim.history, &turn.messages);
+            made.map(|prompt| (turn, prompt))
+        });
+        let made = made.await.map_err(|_| "the prompt could not be made: a bug in the worker".to_owned())?;
+        let (turn, prompt) = made.map_err(|error| error.to_string())?;
+        if prompt.retokenised && claim.lease.attempt == 1 {
+            info!(kept = prompt.kept, "the template rewrote the history; it was tokenised again");
+        }
+        let max_total_tokens = self.max_total_tokens(&turn, prompt.tokens.len() as u32)?;
+        let max_tokens = max_total_tokens - prompt.tokens.len() as u32;
+        let mut reply = Reply::new(self.prompting.tokenizer.clone(), &turn.sampling, max_tokens);
+        for token in claim.published.iter().flat_map(|delta| &delta.tokens) {
+            if reply.finish().is_none() {
+                reply.push(*token);
+            }
+        }
+        Ok(Work { turn, prompt, reply, max_total_tokens })
+    }
+
+    /// Prompt and reply at most. A turn that names no limit gets what context and pool leave.
+    fn max_total_tokens(&self, turn: &Turn, prompt: u32) -> Result<u32, String> {
+        let (context, pool) = (self.prompting.context_tokens, self.prompting.pool_tokens);
+        let room = context.min(pool);
+        match turn.sampling.max_tokens {
+            Some(max_tokens) => Ok(prompt.saturating_add(max_tokens)),
+            None if prompt < room => Ok(room),
+            None => Err(format!(
+                "the prompt has {prompt} tokens; the context holds {context} and the worker's pool {pool}, \
+                 reply included: shorten it, or start a new session"
+            )),
+        }
+    }
+
+    async fn compute(
+        &self,
+        attempt: &mut Attempt,
+        publisher: &mut Publisher<B>,
+        work: Work,
+        alone: bool,
+        lost: &CancellationToken,
+    ) -> Leaving {
+        if work.reply.finish().is_some() {
+            // The worker before us died between the last token and the end.
+            return Leaving::Completed(Box::new(work.reply));
+        }
+        let id = SequenceId(self.sequences.fetch_add(1, Ordering::Relaxed));
+        let left =
+            work.max_total_tokens as usize - work.prompt.tokens.len().min(work.max_total_tokens as usize);
+        let (sender, mut progress) = mpsc::channel(left + 2);
+        let start = Start {
+            id,
+            prompt: work.prompt.tokens,
+            reply: work.reply,
+            sampling: work.turn.sampling,
+            max_total_tokens: work.max_total_tokens,
+            namespace: self.prompting.namespace.for_tenant(work.turn.tenant.as_str()),
+            priority: work.turn.priority,
+            alone,
+            progress: sender,
+        };
+        if self.engine.start(start).await.is_err() {
+            return Leaving::GivenBack;
+        }
+        let leaving = tokio::select! {
+            leaving = self.receive(attempt, publisher, &mut progress) => leaving,
+            () = lost.cancelled() => Leaving::Lost,
+            () = self.give_back.cancelled() => Leaving::GivenBack,
+        };
+        if matches!(leaving, Leaving::GivenBack | Leaving::Lost) {
+            // An engine that is gone needs no stopping.
+            let _ = self.engine.stop(id).await;
+        }
+        if matches!(leaving, Leaving::GivenBack) {
+            self.publish_rest(publisher, &mut progress, lost).await;
+        }
+        leaving
+    }
+
+    /// Publishes tokens as they come, until the turn is over.
+    async fn receive(
+        &self,
+        attempt: &mut Attempt,
+        publisher: &mut Publisher<B>,
+        progress: &mut mpsc::Receiver<Progress>,
+    ) -> Leaving {
+        loop {
+            let due = publisher.due().map(tokio::time::Instant::from_std);
+            let flush = async {
+                match due {
+                    Some(due) => tokio::time::sleep_until(due).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let next = tokio::select! {
+                biased;
+                next = progress.recv() => next,
+                () = flush => match publisher.flush().await {
+                    Ok(()) => continue,
+                    Err(error) => return lost_to(&error),
+                },
+            };
+            match next {
+                Some(Progress::Admitted { cached_tokens }) => attempt.usage.cached_tokens = cached_tokens,
+                Some(Progress::Token(token)) => {
+                    publisher.push(&token);
+                    let MadeToken { reply: Some(reply), .. } = token else { continue };
+                    return match publisher.flush().await {
+                        Ok(()) => Leaving::Completed(reply),
+                        Err(error) => lost_to(&error),
+                    };
+                }
+                Some(Progress::Failed(reason)) => return Leaving::Failed(reason),
+                None => return Leaving::GivenBack,
+            }
+        }
+    }
+
+    /// What the engine made before it was stopped is published too: the next worker goes on after it.
+    async fn publish_rest(
+        &self,
+        publisher: &mut Publisher<B>,
+        progress: &mut mpsc::Receiver<Progress>,
+        lost: &CancellationToken,
+    ) {
+        while let Some(next) = progress.recv().await {
+            if let Progress::Token(token) = next {
+                publisher.push(&token);
+            }
+        }
+        tokio::select! {
+            flushed = publisher.flush() => if let Err(error) = flushed {
+                warn!(%error, "the last tokens were not published; the next worker makes them again");
+            },
+            () = lost.cancelled() => {}
+        }
+    }
+
+    async fn leave(
+        &self,
+        attempt: Attempt,
+        published: u32,
+        leaving: Leaving,
+        kept: Option<(Vec<Message>, Prompt)>,
+        lost: &CancellationToken,
+    ) {
+        let (end, entry) = match leaving {
+            Leaving::Lost => return self.lose(),
+            Leaving::GivenBack => return self.release(&attempt.lease, lost).await,
+            Leaving::Failed(reason) => {
+                warn!(%reason, "the turn failed");
+                (self.end(&attempt, published, Outcome::Failed, Some(reason)), None)
+            }
+            Leaving::Completed(reply) => {
+                let mut end = self.end(&attempt, published, Outcome::Completed, None);
+                end.finish = reply.finish();
+                let entry = kept.map(|(messages, prompt)| entry(&attempt.lease, messages, &prompt, &reply));
+                (end, entry)
+            }
+        };
+        let entry = entry.filter(|_| !attempt.lease.token.agent.is_lone());
+        let finish = || self.broker.finish(&attempt.lease, published, &end, entry.as_ref());
+        let finished = tokio::select! {
+            finished = persist(&self.link, finish) => finished,
+            () = lost.cancelled() => return self.lose(),
+        };
+        match finished {
+            Ok(()) => {
+                metrics::turn_ended(end.outcome);
+                if let Some(ms) = end.timing.first_token_ms {
+                    metrics::first_token(Duration::from_millis(ms));
+                }
+                info!(outcome = ?end.outcome, usage = ?end.usage, timing = ?end.timing, "the turn has ended");
+            }
+            Err(error) => {
+                warn!(%error, "the turn could not be ended");
+                self.lose();
+            }
+        }
+    }
+
+    fn lose(&self) {
+        metrics::turn_fenced();
+        info!("the turn is not ours any more");
+    }
+
+    async fn release(&self, lease: &Lease, lost: &CancellationToken) {
+        let released = tokio::select! {
+            released = persist(&self.link, || self.broker.release(lease)) => released,
+            () = lost.cancelled() => return self.lose(),
+        };
+        match released {
+            Ok(()) => info!("the turn was given back"),
+            Err(error) => warn!(%error, "the turn could not be given back; it goes on after a lease"),
+        }
+    }
+
+    fn end(&self, attempt: &Attempt, made: u32, outcome: Outcome, error: Option<String>) -> End {
+        End {
+            outcome,
+            finish: None,
+            error,
+            usage: Usage { completion_tokens: made, ..attempt.usage },
+            timing: Timing {
+                queued_ms: attempt.queued_ms,
+                first_token_ms: attempt.first_token_ms,
+                total_ms: attempt.queued_ms + attempt.leased.elapsed().as_millis() as u64,
+            },
+            worker: Some(self.settings.worker.clone()),
+        }
+    }
+}
+
+/// What a completed turn adds to its agent's history.
+fn entry(lease: &Lease, messages: Vec<Message>, prompt: &Prompt, reply: &Reply) -> TranscriptEntry {
+    let mut messages = messages;
+    messages.push(Message::new(Role::Assistant, reply.text()));
+    let tokens = [&prompt.tokens[prompt.kept..], reply.kept_tokens()].concat();
+    TranscriptEntry { turn: lease.turn, messages, keep: prompt.kept as u32, tokens }
+}
+
+fn lost_to(error: &BrokerError) -> Leaving {
+    if error.advice() == Advice::Reject {
+        return Leaving::Lost;
+    }
+    warn!(%error, "tokens could not be published");
+    Leaving::GivenBack
+}

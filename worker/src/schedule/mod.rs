@@ -1,0 +1,16 @@
+//! Which rows the next step computes. Pure: no clock, no I/O.
+//!
+//! [`Scheduler`] is the whole of it: `add` turns as sequences, then `schedule` a plan, run it, `apply` what
+//! it sampled.
+
+mod draft;
+mod limits;
+mod plan;
+mod scheduler;
+mod sequence;
+mod waiting;
+
+pub use limits::{Limits, Refused};
+pub use plan::{PlannedSequence, SequenceId, StepPlan};
+pub use scheduler::{Counts, Scheduler};
+pub use sequence::{NewSequence, Sampled};

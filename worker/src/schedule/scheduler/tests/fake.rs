@@ -1,0 +1,299 @@
+//! A model whose K and V are digests of everything up to their token, and a world that runs turns on it.
+//!
+//! A row's digest is made from the digest *read* at the slot before it, and samples are made from digests
+//! read. So a wrong block, a stale slot or a write into somebody else's block changes tokens, and the checks
+//! name where.
+
+use std::collections::{BTreeMap, HashSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use turnmill_schema::Priority;
+
+use super::super::Scheduler;
+use crate::kv::{BlockPool, Identity, Namespace};
+use crate::schedule::{Limits, NewSequence, PlannedSequence, Refused, Sampled, SequenceId, StepPlan};
+
+/// Few token ids, so that different turns often share prefixes by chance too.
+const VOCABULARY: u64 = 3;
+
+fn digest(before: u64, token: u32) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (before, token).hash(&mut hasher);
+    hasher.finish()
+}
+
+/// The token sampled from a context.
+fn sample(context: u64) -> u32 {
+    (context % VOCABULARY) as u32
+}
+
+/// A turn with what it must come to.
+#[derive(Clone, Debug)]
+pub struct Turn {
+    pub prompt: Vec<u32>,
+    pub make: u32,
+    pub priority: Priority,
+    pub alone: bool,
+    pub tenant: u8,
+    /// Some contexts end it before it made all its tokens.
+    pub may_stop: bool,
+}
+
+impl Turn {
+    pub fn new(prompt: impl Into<Vec<u32>>, make: u32) -> Self {
+        let (priority, prompt) = (Priority::Interactive, prompt.into());
+        Self { prompt, make, priority, alone: false, tenant: 0, may_stop: false }
+    }
+
+    pub fn batch(self) -> Self {
+        Self { priority: Priority::Batch, ..self }
+    }
+
+    pub fn alone(self) -> Self {
+        Self { alone: true, ..self }
+    }
+
+    fn seed(&self) -> u64 {
+        u64::from(self.tenant)
+    }
+
+    /// The digest of each token's context, itself included.
+    fn digests(&self, tokens: &[u32]) -> Vec<u64> {
+        let step = |before: &mut u64, token: &u32| {
+            *before = digest(*before, *token);
+            Some(*before)
+        };
+        tokens.iter().scan(self.seed(), step).collect()
+    }
+
+    /// Whether the token sampled from `context` as number `length` of the sequence is its last.
+    fn ends(&self, context: u64, length: usize) -> bool {
+        let stops = self.may_stop && (context / VOCABULARY).is_multiple_of(17);
+        stops || length == self.prompt.len() + self.make as usize
+    }
+
+    /// All tokens of the turn when nobody else is there.
+    pub fn solo(&self) -> Vec<u32> {
+        let mut tokens = self.prompt.clone();
+        let mut context = self.digests(&tokens).last().copied().expect("a prompt");
+        loop {
+            let token = sample(context);
+            tokens.push(token);
+            if self.ends(context, tokens.len()) {
+                return tokens;
+            }
+            context = digest(context, token);
+        }
+    }
+}
+
+/// One live turn: what it is and its tokens so far.
+#[derive(Debug)]
+pub struct Live {
+    pub turn: Turn,
+    pub tokens: Vec<u32>,
+}
+
+/// A scheduler, the memory its plans write, and the turns in it.
+pub struct World {
+    pub scheduler: Scheduler,
+    pub live: BTreeMap<SequenceId, Live>,
+    pub finished: Vec<SequenceId>,
+    limits: Limits,
+    block_tokens: u32,
+    kv: Vec<Option<u64>>,
+    next_id: u64,
+}
+
+impl World {
+    pub fn new(limits: Limits, blocks: u32, block_tokens: u32) -> Self {
+        Self {
+            scheduler: Scheduler::new(limits, BlockPool::new(blocks, block_tokens)),
+            live: BTreeMap::new(),
+            finished: Vec::new(),
+            limits,
+            block_tokens,
+            kv: vec![None; (blocks * block_tokens) as usize],
+            next_id: 0,
+        }
+    }
+
+    pub fn add(&mut self, turn: Turn) -> Result<SequenceId, Refused> {
+        let id = SequenceId(self.next_id);
+        self.scheduler.add(NewSequence {
+            id,
+            tokens: turn.prompt.clone(),
+            max_total_tokens: turn.prompt.len() as u32 + turn.make,
+            namespace: Namespace::new(&Identity::example()).for_tenant(&turn.tenant.to_string()),
+            priority: turn.priority,
+            alone: turn.alone,
+        })?;
+        self.next_id += 1;
+        self.live.insert(id, Live { tokens: turn.prompt.clone(), turn });
+        Ok(id)
+    }
+
+    pub fn must_add(&mut self, turn: Turn) -> SequenceId {
+        self.add(turn).expect("the turn fits")
+    }
+
+    /// One whole step; returns its plan.
+    pub fn step(&mut self) -> Option<StepPlan> {
+        let plan = self.schedule()?;
+        let sampled = self.run(&plan);
+        self.apply(&sampled);
+        Some(plan)
+    }
+
+    /// Steps until nothing is left to do.
+    pub fn finish(&mut self) {
+        let mut steps = 0;
+        while self.step().is_some() {
+            steps += 1;
+            assert!(steps < 20_000, "no end in sight: {:?}", self.scheduler.counts());
+        }
+        assert!(self.live.is_empty(), "never finished: {:?}", self.live);
+        assert_eq!(self.scheduler.pool().counts().held, 0);
+    }
+
+    /// Plans a step and checks what can be told before it runs.
+    pub fn schedule(&mut self) -> Option<StepPlan> {
+        assert_eq!(self.scheduler.has_work(), !self.live.is_empty());
+        let plan = self.scheduler.schedule();
+        self.check();
+        let Some(plan) = plan else {
+            assert!(self.live.is_empty(), "there is work and no plan");
+            return None;
+        };
+        self.check_plan(&plan);
+        Some(plan)
+    }
+
+    fn check_plan(&self, plan: &StepPlan) {
+        let rows = plan.rows();
+        assert!(rows > 0 && rows <= self.limits.batch_tokens, "{rows} rows");
+        assert_eq!((plan.positions.len(), plan.slots.len()), (rows, rows));
+        assert_eq!(plan.slots.iter().collect::<HashSet<_>>().len(), rows, "a slot is written twice");
+        let ids: HashSet<_> = plan.sequences.iter().map(|planned| planned.id).collect();
+        assert_eq!(ids.len(), plan.sequences.len(), "a sequence is planned twice");
+        let alone = ids.iter().any(|id| self.live[id].turn.alone);
+        assert!(!alone || ids.len() == 1, "a turn that runs alone has company");
+        for (planned, range) in shares(plan) {
+            let tokens = &self.live[&planned.id].tokens;
+            let context = planned.context_tokens as usize;
+            let first = context - planned.query_tokens as usize;
+            assert!(planned.query_tokens > 0);
+            assert_eq!(plan.tokens[range.clone()], tokens[first..context]);
+            assert_eq!(planned.samples, context == tokens.len());
+            assert_eq!(planned.blocks.len(), context.div_ceil(self.block_tokens as usize));
+            for (row, position) in range.zip(first..) {
+                assert_eq!(plan.positions[row], position as u32);
+                assert_eq!(plan.slots[row], self.slot(planned, position));
+                self.check_own_block(planned, position);
+            }
+        }
+    }
+
+    /// A written block is mutable in its writer's table and in no other table.
+    fn check_own_block(&self, planned: &PlannedSequence, position: usize) {
+        let block = planned.blocks[position / self.block_tokens as usize];
+        for sequence in &self.scheduler.running {
+            let own = sequence.id == planned.id;
+            assert_eq!(sequence.table.mutable_blocks().any(|id| id == block), own, "{block:?}");
+            assert!(!sequence.table.shared_blocks().any(|id| id == block), "{block:?} is written and shared");
+        }
+    }
+
+    fn slot(&self, planned: &PlannedSequence, position: usize) -> u32 {
+        let (block, offset) = (position as u32 / self.block_tokens, position as u32 % self.block_tokens);
+        planned.blocks[block as usize].0 * self.block_tokens + offset
+    }
+
+    /// Computes a plan: writes digests, checks every context it attends to, samples.
+    pub fn run(&mut self, plan: &StepPlan) -> Vec<Sampled> {
+        self.forget_unwritten();
+        let mut sampled = Vec::new();
+        for (planned, range) in shares(plan) {
+            let Live { turn, tokens } = &self.live[&planned.id];
+            let context = planned.context_tokens as usize;
+            for row in range {
+                let position = plan.positions[row] as usize;
+                let before = match position.checked_sub(1) {
+                    Some(previous) => self.kv[self.slot(planned, previous) as usize].expect("written before"),
+                    None => turn.seed(),
+                };
+                self.kv[plan.slots[row] as usize] = Some(digest(before, plan.tokens[row]));
+            }
+            let expected = turn.digests(&tokens[..context]);
+            for (position, expected) in expected.iter().enumerate() {
+                let found = self.kv[self.slot(planned, position) as usize];
+                assert_eq!(found, Some(*expected), "{:?} reads a wrong slot at {position}", planned.id);
+            }
+            if planned.samples {
+                let read = self.kv[self.slot(planned, context - 1) as usize].expect("just written");
+                let finished = turn.ends(read, context + 1);
+                sampled.push(Sampled { id: planned.id, token: sample(read), finished });
+            }
+        }
+        sampled
+    }
+
+    /// Slots that are in a table and not computed hold nothing anybody may read, whatever was there before.
+    fn forget_unwritten(&mut self) {
+        for sequence in &self.scheduler.running {
+            let capacity = sequence.table.len() * self.block_tokens as usize;
+            for position in sequence.computed..capacity {
+                self.kv[sequence.table.write_slot(position) as usize] = None;
+            }
+        }
+    }
+
+    pub fn apply(&mut self, sampled: &[Sampled]) {
+        self.scheduler.apply(sampled);
+        for Sampled { id, token, finished } in sampled {
+            let Some(live) = self.live.get_mut(id) else { continue };
+            live.tokens.push(*token);
+            if *finished {
+                assert_eq!(live.tokens, live.turn.solo(), "other tokens than alone");
+                self.live.remove(id);
+                self.finished.push(*id);
+            }
+        }
+        self.check();
+    }
+
+    /// A step fails half way, having written anything at all.
+    pub fn fail(&mut self) {
+        let Some(plan) = self.schedule() else { return };
+        for slot in &plan.slots {
+            self.kv[*slot as usize] = Some(u64::MAX);
+        }
+        let mut planned: Vec<_> = plan.sequences.iter().map(|planned| planned.id).collect();
+        let mut failed = self.scheduler.fail_step();
+        planned.sort_unstable();
+        failed.sort_unstable();
+        assert_eq!(failed, planned);
+        self.live.retain(|id, _| !failed.contains(id));
+        self.check();
+    }
+
+    pub fn remove(&mut self, id: SequenceId) {
+        assert_eq!(self.scheduler.remove(id), self.live.remove(&id).is_some());
+        self.check();
+    }
+
+    pub fn check(&self) {
+        self.scheduler.check_integrity().expect("sound");
+        let counts = self.scheduler.counts();
+        assert_eq!(counts.running + counts.waiting, self.live.len());
+    }
+}
+
+/// Each planned sequence with the range of its rows.
+fn shares(plan: &StepPlan) -> impl Iterator<Item = (&PlannedSequence, std::ops::Range<usize>)> {
+    plan.sequences.iter().scan(0, |end, planned| {
+        let start = *end;
+        *end += planned.query_tokens as usize;
+        Some((planned, start..*end))
+    })
+}

@@ -1,0 +1,172 @@
+//! One sequence as the scheduler sees it: its tokens, and how many of them are in the pool.
+//!
+//! Invariants: `computed < tokens.len()`, so there is always something to plan; all full computed blocks are
+//! sealed; the block of the last token is never sealed, so it is computed in a block of the sequence's own.
+
+use std::mem;
+
+use turnmill_schema::Priority;
+
+use super::SequenceId;
+use crate::kv::{BlockPool, BlockTable, HashChain, Namespace, PrefixHash};
+
+/// A turn to be scheduled.
+#[derive(Clone, Debug)]
+pub struct NewSequence {
+    /// Its id, unique among the scheduler's.
+    pub id: SequenceId,
+    /// The prompt and the tokens that earlier attempts published.
+    pub tokens: Vec<u32>,
+    /// How long it may get, prompt included. It ends at this length, whether or not its caller says so.
+    pub max_total_tokens: u32,
+    /// Whose blocks it may find and leave behind: that of model and tenant.
+    pub namespace: Namespace,
+    /// Who is admitted first.
+    pub priority: Priority,
+    /// Give it steps of its own, so that whatever it does to a step hurts no other turn.
+    pub alone: bool,
+}
+
+/// What a step sampled for a sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sampled {
+    /// Whose token it is.
+    pub id: SequenceId,
+    /// The token.
+    pub token: u32,
+    /// Whether the sequence ends with it.
+    pub finished: bool,
+}
+
+/// A running or waiting sequence. A waiting one holds no block and has nothing computed.
+#[derive(Debug)]
+pub(super) struct Sequence {
+    pub id: SequenceId,
+    pub priority: Priority,
+    pub alone: bool,
+    /// When it came, counted in sequences; set by [`super::waiting::Waiting`].
+    pub arrival: u64,
+    /// Tokens found in the pool at the first admission.
+    pub cached_tokens: u32,
+    pub tokens: Vec<u32>,
+    pub table: BlockTable,
+    /// How many tokens' K and V are in the table's blocks.
+    pub computed: usize,
+    /// Its rows in the plan that is running.
+    pub planned: usize,
+    hashes: HashChain,
+    max_total_tokens: usize,
+    preempted: bool,
+}
+
+impl Sequence {
+    pub fn new(new: NewSequence, block_tokens: u32) -> Self {
+        let mut hashes = HashChain::new(new.namespace, block_tokens);
+        hashes.extend(&new.tokens);
+        Self {
+            id: new.id,
+            priority: new.priority,
+            alone: new.alone,
+            arrival: 0,
+            cached_tokens: 0,
+            tokens: new.tokens,
+            table: BlockTable::new(block_tokens),
+            computed: 0,
+            planned: 0,
+            hashes,
+            max_total_tokens: new.max_total_tokens as usize,
+            preempted: false,
+        }
+    }
+
+    /// Orders sequences by who gives way last: interactive before batch, then the older one.
+    pub fn seniority(&self) -> (bool, u64) {
+        (self.priority == Priority::Batch, self.arrival)
+    }
+
+    /// How many tokens are known and not computed; at least 1. Exactly 1 is a decoding sequence, or a prompt
+    /// found but for its last token, which costs the same.
+    pub fn pending(&self) -> usize {
+        self.tokens.len() - self.computed
+    }
+
+    /// How many blocks its known tokens lack.
+    pub fn missing_blocks(&self) -> usize {
+        self.table.missing_blocks(self.tokens.len())
+    }
+
+    /// Hashes of the blocks that another sequence may compute or have computed for this one: all full blocks
+    /// from the first unsealed one on, but never the block of the last token.
+    pub fn wanted(&self) -> &[PrefixHash] {
+        let full_before_last = (self.tokens.len() - 1) / self.block_tokens();
+        &self.hashes.hashes()[self.table.sealed_blocks()..full_before_last]
+    }
+
+    /// Hashes of the blocks that are full once `rows` more tokens are computed.
+    pub fn completed_by(&self, rows: usize) -> &[PrefixHash] {
+        let full = (self.computed + rows) / self.block_tokens();
+        &self.hashes.hashes()[self.table.sealed_blocks()..full]
+    }
+
+    /// Starts a waiting sequence's table with what the pool knows of its tokens.
+    pub fn find_prefix(&mut self, pool: &mut BlockPool) {
+        let found = pool.match_prefix(self.wanted());
+        self.table = BlockTable::with_prefix(pool.block_tokens(), found);
+        self.computed = self.table.sealed_tokens();
+        if !self.preempted {
+            self.cached_tokens = self.computed as u32;
+        }
+    }
+
+    /// Takes in what its rows of the plan computed and sampled; true when the sequence has ended.
+    ///
+    /// A last row whose sample is missing counts as not computed: it will be planned again.
+    pub fn advance(&mut self, sampled: Option<&Sampled>, pool: &mut BlockPool) -> bool {
+        let rows = mem::take(&mut self.planned);
+        let reached_last = rows == self.pending();
+        if rows == 0 || (reached_last && sampled.is_none()) {
+            return false;
+        }
+        for hash in self.completed_by(rows).to_vec() {
+            self.table.seal_next(pool, hash);
+        }
+        self.computed += rows;
+        let Some(sampled) = sampled.filter(|_| reached_last) else { return false };
+        self.tokens.push(sampled.token);
+        self.hashes.extend(&self.tokens);
+        sampled.finished || self.tokens.len() >= self.max_total_tokens
+    }
+
+    /// Gives its blocks back; what was sealed stays findable.
+    pub fn release(&mut self, pool: &mut BlockPool) {
+        self.table.release(pool);
+        self.computed = 0;
+        self.planned = 0;
+    }
+
+    /// Gives its blocks back to a sequence that goes first; it will be computed again.
+    pub fn preempt(&mut self, pool: &mut BlockPool) {
+        self.release(pool);
+        self.preempted = true;
+    }
+
+    /// Whether its own books agree.
+    pub fn check_integrity(&self) -> Result<(), String> {
+        let block_tokens = self.block_tokens();
+        let sound = self.computed + self.planned <= self.tokens.len()
+            && self.computed < self.tokens.len()
+            && self.computed / block_tokens == self.table.sealed_blocks()
+            && self.computed <= self.table.len() * block_tokens
+            && self.tokens.len() / block_tokens == self.hashes.hashes().len();
+        if sound {
+            return Ok(());
+        }
+        // Numbers only: token ids are as private as the text.
+        let (id, computed, planned, tokens) = (self.id.0, self.computed, self.planned, self.tokens.len());
+        Err(format!("sequence {id}: {computed} of {tokens} computed, {planned} planned, {:?}", self.table))
+    }
+
+    fn block_tokens(&self) -> usize {
+        self.table.block_tokens()
+    }
+}
