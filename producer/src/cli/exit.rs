@@ -1,0 +1,61 @@
+//! How the program ends: exit codes are part of its interface and listed in `--help`.
+
+use std::fmt::Display;
+use std::io;
+use std::process::ExitCode;
+
+use turnmill::ProducerError;
+
+/// Why the program ends early.
+#[derive(Debug)]
+pub enum Exit {
+    /// A turn did not complete; this was said already.
+    NotCompleted,
+    /// The command line or the input is wrong.
+    BadInput(String),
+    /// The queue could not do it.
+    Queue(ProducerError),
+    /// Nobody reads our output any more, or it cannot be written.
+    Output(io::Error),
+}
+
+impl Exit {
+    /// Bad input, in one sentence.
+    pub fn bad_input(reason: impl Display) -> Self {
+        Self::BadInput(reason.to_string())
+    }
+
+    /// Says what went wrong, once, and gives the exit code.
+    pub fn report(self) -> ExitCode {
+        let (code, message) = match self {
+            Self::NotCompleted => return ExitCode::from(1),
+            Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => return ExitCode::SUCCESS,
+            Self::Output(error) => (1, format!("cannot write the output: {error}")),
+            Self::BadInput(message) => (2, message),
+            Self::Queue(error) => (queue_code(&error), error.to_string()),
+        };
+        eprintln!("turnmill: {message}");
+        ExitCode::from(code)
+    }
+}
+
+fn queue_code(error: &ProducerError) -> u8 {
+    match error {
+        ProducerError::InvalidTurn(_) | ProducerError::Envelope(_) | ProducerError::InvalidUrl { .. } => 2,
+        ProducerError::UnknownTurn { .. } => 4,
+        ProducerError::Gap { .. } => 1,
+        _ => 3,
+    }
+}
+
+impl From<ProducerError> for Exit {
+    fn from(error: ProducerError) -> Self {
+        Self::Queue(error)
+    }
+}
+
+impl From<io::Error> for Exit {
+    fn from(error: io::Error) -> Self {
+        Self::Output(error)
+    }
+}

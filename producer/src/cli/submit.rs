@@ -1,0 +1,229 @@
+//! `turnmill submit`: turns from flags or JSON lines into the queue and, where asked for, what becomes of them.
+
+use std::io::{IsTerminal, Write, stdin, stdout};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use futures::stream::FuturesUnordered;
+use futures::{Stream, StreamExt};
+use serde::Serialize;
+use tokio::io::AsyncRead;
+use turnmill::schema::{Message, Name, Priority, Role, TurnId};
+use turnmill::{BATCH_TURNS, NewTurn, Producer};
+
+use super::input::{Defaults, turns};
+use super::print::{Show, json_line};
+use super::sampling::SamplingArgs;
+use super::{Exit, Global};
+
+/// Turns waited for at once, each on a connection of its own; reading further lines waits while so many are out.
+const MAX_WAITING: usize = 256;
+
+const AFTER_HELP: &str = "\
+JSON lines:
+  One object a line: agent, message or messages [{role, content}], system, new_session, priority,
+  deadline (seconds from now), idempotency_key, and the sampling parameters by their names (top_k,
+  stop_token_ids, …), beside the others or under \"sampling\". Flags are the defaults for all lines.
+  Lines before a wrong one are submitted.
+
+Output:
+  Turn ids, one a line; with --json objects {turn, agent}.
+  --wait: texts in the order in which turns end; with --json objects {turn, agent, outcome, finish,
+  text, usage, timing, worker}, error where there is one, tokens and logprobs where asked for.
+  --stream: text as it is made; with --json one object for each event.";
+
+#[derive(Debug, Args)]
+#[command(after_help = AFTER_HELP)]
+pub struct Submit {
+    /// JSON lines, one turn each; - for stdin, which is also read where no --message is given.
+    #[arg(value_name = "FILE", conflicts_with = "message")]
+    file: Option<PathBuf>,
+    /// Whose turn it is; without: the turn stands alone.
+    #[arg(long, value_name = "NAME")]
+    agent: Option<Name>,
+    /// What the user says; may be given again.
+    #[arg(long, short, value_name = "TEXT")]
+    message: Vec<String>,
+    /// Instructions, put before the messages; give them on an agent's first turn.
+    #[arg(long, value_name = "TEXT")]
+    system: Option<String>,
+    /// Forget the agent's history before this turn.
+    #[arg(long)]
+    new_session: bool,
+    /// Which turns go first.
+    #[arg(long, value_name = "CLASS", default_value = "interactive", value_parser = priority_parser())]
+    priority: Priority,
+    /// Submitting again under the same key gives the first turn.
+    #[arg(long, value_name = "KEY", conflicts_with = "file")]
+    idempotency_key: Option<Name>,
+    /// Not worth running after so many seconds from now.
+    #[arg(long, value_name = "SECONDS")]
+    deadline: Option<u64>,
+    /// Wait for the end and print the result.
+    #[arg(long)]
+    wait: bool,
+    /// Print what is made as it is made.
+    #[arg(long, conflicts_with = "wait")]
+    stream: bool,
+    /// Print JSON, one object a line.
+    #[arg(long)]
+    json: bool,
+    /// With --wait --json: the reply's token ids too.
+    #[arg(long, requires = "wait", requires = "json")]
+    tokens: bool,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+}
+
+fn priority_parser() -> impl TypedValueParser<Value = Priority> {
+    PossibleValuesParser::new(Priority::ALL.map(Priority::as_str))
+        .map(|name| Priority::ALL.into_iter().find(|priority| priority.as_str() == name).unwrap_or_default())
+}
+
+/// A turn in the queue.
+#[derive(Clone, Debug, Serialize)]
+struct Submitted {
+    turn: TurnId,
+    agent: Option<Name>,
+}
+
+impl Submit {
+    pub async fn run(self, global: &Global) -> Result<(), Exit> {
+        let defaults = self.defaults()?;
+        if !self.message.is_empty() {
+            let system = self.system.iter().map(|text| Message::new(Role::System, text));
+            let messages = self.message.iter().map(|text| Message::new(Role::User, text));
+            let turn = NewTurn { messages: system.chain(messages).collect(), ..defaults.turn };
+            let turns = futures::stream::iter([Ok(turn)]);
+            return self.submit_all(global, turns).await;
+        }
+        self.check_lines()?;
+        let turns = turns(self.input().await?, defaults);
+        self.submit_all(global, turns).await
+    }
+
+    /// The flags, checked.
+    fn defaults(&self) -> Result<Defaults, Exit> {
+        let sampling = self.sampling.to_sampling();
+        sampling.validate().map_err(Exit::bad_input)?;
+        let turn = NewTurn {
+            agent: self.agent.clone(),
+            messages: Vec::new(),
+            new_session: self.new_session,
+            sampling,
+            priority: self.priority,
+            deadline_ms: None,
+            idempotency_key: self.idempotency_key.clone(),
+        };
+        let turn = match self.deadline {
+            Some(seconds) => turn.deadline_in(Duration::from_secs(seconds)),
+            None => turn,
+        };
+        Ok(Defaults { turn, system: self.system.clone() })
+    }
+
+    /// What makes no sense for several turns.
+    fn check_lines(&self) -> Result<(), Exit> {
+        if self.file.is_none() && stdin().is_terminal() {
+            return Err(Exit::bad_input("nothing to submit: give --message TEXT, or JSON lines on stdin"));
+        }
+        if self.idempotency_key.is_some() {
+            return Err(Exit::bad_input("give idempotency_key on each line: one key means one turn"));
+        }
+        if self.stream && !self.json {
+            return Err(Exit::bad_input(
+                "texts of several turns would mix: add --json to --stream, or use --wait",
+            ));
+        }
+        Ok(())
+    }
+
+    async fn input(&self) -> Result<Box<dyn AsyncRead + Send + Unpin>, Exit> {
+        match self.file.as_deref().filter(|file| file.as_os_str() != "-") {
+            None => Ok(Box::new(tokio::io::stdin())),
+            Some(file) => match tokio::fs::File::open(file).await {
+                Ok(file) => Ok(Box::new(file)),
+                Err(error) => Err(Exit::bad_input(format!("cannot read {}: {error}", file.display()))),
+            },
+        }
+    }
+
+    /// Enqueues turns as they come, as many to a call as are there, and attends to those that are out.
+    async fn submit_all(
+        &self,
+        global: &Global,
+        turns: impl Stream<Item = Result<NewTurn, Exit>>,
+    ) -> Result<(), Exit> {
+        let producer = global.connect().await?;
+        let mut batches = std::pin::pin!(turns.ready_chunks(BATCH_TURNS));
+        let mut out = FuturesUnordered::new();
+        let (mut more, mut wrong) = (true, None);
+        let (mut submitted, mut completed) = (0, true);
+        while more || !out.is_empty() {
+            tokio::select! {
+                batch = batches.next(), if more && out.len() < MAX_WAITING => {
+                    let (batch, end) = until_wrong(batch);
+                    let batch = self.enqueue(&producer, batch).await?;
+                    submitted += batch.len();
+                    if self.wait || self.stream {
+                        out.extend(batch.into_iter().map(|turn| self.attend(&producer, turn)));
+                    }
+                    if let Some(end) = end {
+                        more = false;
+                        wrong = end;
+                    }
+                }
+                Some(done) = out.next(), if !out.is_empty() => completed &= done?,
+            }
+        }
+        match wrong {
+            Some(wrong) => Err(wrong),
+            None if submitted == 0 => Err(Exit::bad_input("nothing to submit: the input has no lines")),
+            None if !completed => Err(Exit::NotCompleted),
+            None => Ok(()),
+        }
+    }
+
+    async fn enqueue(&self, producer: &Producer, turns: Vec<NewTurn>) -> Result<Vec<Submitted>, Exit> {
+        let agents: Vec<Option<Name>> = turns.iter().map(|turn| turn.agent.clone()).collect();
+        let ids = producer.enqueue_batch(turns).await?;
+        let submitted: Vec<Submitted> =
+            ids.into_iter().zip(agents).map(|(turn, agent)| Submitted { turn, agent }).collect();
+        if !self.wait && !self.stream {
+            submitted.iter().try_for_each(|submitted| self.print_id(submitted))?;
+        }
+        Ok(submitted)
+    }
+
+    fn print_id(&self, submitted: &Submitted) -> Result<(), Exit> {
+        if self.json { json_line(submitted) } else { Ok(writeln!(stdout(), "{}", submitted.turn)?) }
+    }
+
+    /// Shows one turn to its end. True: it completed.
+    async fn attend(&self, producer: &Producer, submitted: Submitted) -> Result<bool, Exit> {
+        let headed = self.message.is_empty();
+        let show = Show { json: self.json, tokens: self.tokens, headed };
+        if self.stream {
+            show.events(producer, submitted.turn, None).await
+        } else {
+            show.result(producer, submitted.turn).await
+        }
+    }
+}
+
+/// The turns before the first wrong line, and whether that (or the end of input: `Some(None)`) was reached.
+fn until_wrong(batch: Option<Vec<Result<NewTurn, Exit>>>) -> (Vec<NewTurn>, Option<Option<Exit>>) {
+    let Some(batch) = batch else {
+        return (Vec::new(), Some(None));
+    };
+    let mut turns = Vec::with_capacity(batch.len());
+    for turn in batch {
+        match turn {
+            Ok(turn) => turns.push(turn),
+            Err(wrong) => return (turns, Some(Some(wrong))),
+        }
+    }
+    (turns, None)
+}

@@ -1,0 +1,31 @@
+//! `turnmill tail`: a turn's reply, from its start or from an entry on, as it is made.
+
+use clap::Args;
+use turnmill::StreamId;
+use turnmill::schema::TurnId;
+
+use super::print::Show;
+use super::{Exit, Global};
+
+#[derive(Debug, Args)]
+pub struct Tail {
+    /// The turn, as `submit` printed it.
+    turn: TurnId,
+    /// Leave out this entry and those before it; `--json` shows each entry's id.
+    #[arg(long, value_name = "ID")]
+    from: Option<StreamId>,
+    /// One JSON object for each event.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Tail {
+    pub async fn run(self, global: &Global) -> Result<(), Exit> {
+        let producer = global.connect().await?;
+        let show = Show { json: self.json, ..Show::default() };
+        match show.events(&producer, self.turn, self.from).await? {
+            true => Ok(()),
+            false => Err(Exit::NotCompleted),
+        }
+    }
+}

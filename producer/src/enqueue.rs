@@ -1,0 +1,116 @@
+//! Enqueueing: check everything, then one script call for up to 200 turns.
+
+use redis::{FromRedisValue, ParsingError, Value};
+use turnmill_schema::scripts::{ENQUEUE, enqueue_call};
+use turnmill_schema::{Turn, TurnId};
+
+use crate::error::ProducerError;
+use crate::new_turn::NewTurn;
+use crate::producer::Producer;
+
+/// Turns in one script call: enough to make the round trip cheap, few enough that the call is short.
+pub const BATCH_TURNS: usize = 200;
+
+impl Producer {
+    /// Enqueues one turn. Its id, or that of the turn enqueued earlier under the same idempotency key.
+    pub async fn enqueue(&self, turn: NewTurn) -> Result<TurnId, ProducerError> {
+        let turn = self.prepare(turn);
+        let ids = self.enqueue_prepared(std::slice::from_ref(&turn)).await?;
+        Ok(ids.first().copied().unwrap_or(turn.id))
+    }
+
+    /// Enqueues turns; ids in the order given. Turns of one agent run in that order.
+    ///
+    /// Nothing is written where one of them is invalid. After any other error some may have been enqueued:
+    /// use [`Producer::enqueue_prepared`] where the call must be repeatable.
+    pub async fn enqueue_batch(&self, turns: Vec<NewTurn>) -> Result<Vec<TurnId>, ProducerError> {
+        let turns: Vec<Turn> = turns.into_iter().map(|turn| self.prepare(turn)).collect();
+        self.enqueue_prepared(&turns).await
+    }
+
+    /// Enqueues turns that have their ids. Repeating the call with the same turns enqueues none of them twice.
+    pub async fn enqueue_prepared(&self, turns: &[Turn]) -> Result<Vec<TurnId>, ProducerError> {
+        turns.iter().try_for_each(Turn::validate)?;
+        let mut ids: Vec<TurnId> = turns.iter().map(|turn| turn.id).collect();
+        for keys in self.queue.all_keys() {
+            let places: Vec<usize> =
+                (0..turns.len()).filter(|i| turns[*i].id.shard() == keys.shard()).collect();
+            for places in places.chunks(BATCH_TURNS) {
+                let call = enqueue_call(&keys, self.settings.max_depth, places.iter().map(|i| &turns[*i]))?;
+                let reply = self.connection.script("enqueue", ENQUEUE, &call).await?;
+                for (place, id) in places.iter().zip(self.enqueued(reply, places.len())?) {
+                    ids[*place] = id;
+                }
+            }
+        }
+        Ok(ids)
+    }
+
+    /// Reads the script's reply.
+    fn enqueued(&self, reply: Value, turns: usize) -> Result<Vec<TurnId>, ProducerError> {
+        let unreadable =
+            |reason: String| ProducerError::Unreadable { what: "the answer to enqueue".into(), reason };
+        let parts = Vec::<Value>::from_redis_value(reply).map_err(|error| unreadable(error.to_string()))?;
+        match read_reply(parts).map_err(|error| unreadable(error.to_string()))? {
+            Reply::Full { depth } => {
+                Err(ProducerError::QueueFull { queue: self.queue.name.to_string(), depth })
+            }
+            Reply::Enqueued(ids) if ids.len() == turns => Ok(ids),
+            Reply::Enqueued(ids) => Err(unreadable(format!("{} ids for {turns} turns", ids.len()))),
+        }
+    }
+}
+
+/// What the script answers.
+#[derive(Debug, PartialEq, Eq)]
+enum Reply {
+    /// The ids, in order.
+    Enqueued(Vec<TurnId>),
+    /// Nothing was written; this many turns are open.
+    Full { depth: u64 },
+}
+
+fn read_reply(parts: Vec<Value>) -> Result<Reply, ParsingError> {
+    let mut parts = parts.into_iter();
+    let mut next = || parts.next().unwrap_or(Value::Nil);
+    match String::from_redis_value(next())?.as_str() {
+        "full" => Ok(Reply::Full { depth: u64::from_redis_value(next())? }),
+        "ok" => {
+            let mut ids = Vec::new();
+            // Each id is followed by whether it is fresh, which callers have no use for.
+            while let (Value::BulkString(id), Value::Int(_fresh)) = (next(), next()) {
+                let id = String::from_utf8_lossy(&id).into_owned();
+                ids.push(id.parse().map_err(|error| ParsingError::from(format!("{error}")))?);
+            }
+            Ok(Reply::Enqueued(ids))
+        }
+        other => Err(ParsingError::from(format!("it starts with {other:?}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(text: impl ToString) -> Value {
+        Value::BulkString(text.to_string().into_bytes())
+    }
+
+    #[test]
+    fn both_answers_are_read() {
+        let (a, b) = (TurnId::new(0), TurnId::new(0));
+        let ok = vec![text("ok"), text(a), Value::Int(1), text(b), Value::Int(0)];
+        assert_eq!(read_reply(ok), Ok(Reply::Enqueued(vec![a, b])));
+        let full = vec![text("full"), Value::Int(7), Value::Int(7)];
+        assert_eq!(read_reply(full), Ok(Reply::Full { depth: 7 }));
+    }
+
+    #[test]
+    fn any_other_answer_is_an_error() {
+        for foreign in
+            [vec![], vec![text("huh")], vec![text("full")], vec![text("ok"), text("x"), Value::Int(1)]]
+        {
+            assert!(read_reply(foreign.clone()).is_err(), "{foreign:?}");
+        }
+    }
+}

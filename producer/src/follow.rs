@@ -1,0 +1,228 @@
+//! Following a turn: its events as they are made, each token once, whatever happens to the connection.
+//!
+//! A dropped connection is opened again and reading goes on after the last entry. Where Redis lost its last second
+//! meanwhile, tokens come again and are dropped by their index ([`crate::seen`]). A result stream that has
+//! expired is replaced by the outcome the turn's hash keeps for longer.
+
+use std::collections::VecDeque;
+
+use futures::Stream;
+use redis::aio::MultiplexedConnection;
+use redis::streams::StreamId as RawEntry;
+use redis::{RedisError, RedisResult};
+use serde::Serialize;
+use turnmill_schema::{Event, TurnId, envelope};
+
+use crate::connection::{Connection, Patience, passing};
+use crate::error::ProducerError;
+use crate::producer::Producer;
+use crate::result_stream::{TurnState, decode, read_after, turn_state};
+use crate::seen::{Misfit, Seen};
+use crate::stream_id::StreamId;
+
+/// An event and where it stands in the result stream.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Followed {
+    /// Its entry, to go on from later. None: the stream has expired (its text with it) and this is the outcome kept of it.
+    pub id: Option<StreamId>,
+    /// What happened.
+    #[serde(flatten)]
+    pub event: Event,
+}
+
+impl Producer {
+    /// The turn's events after entry `from` (from the start where none), waiting for those to come. Ends after its End.
+    ///
+    /// Reads on a connection of its own. Fails where no trace of the turn is left, or where Redis is away for longer than
+    /// [`crate::ProducerSettings::retry_for`]; the turn goes on all the same.
+    pub fn follow(
+        &self,
+        turn: TurnId,
+        from: Option<StreamId>,
+    ) -> impl Stream<Item = Result<Followed, ProducerError>> + Send + use<> {
+        let reader = Reader::new(self, turn, from);
+        futures::stream::try_unfold(reader, |mut reader| async move {
+            let followed = reader.next().await?;
+            Ok(followed.map(|followed| (followed, reader)))
+        })
+    }
+}
+
+struct Reader {
+    connection: Connection,
+    turn: TurnId,
+    queue: String,
+    turn_key: String,
+    result_key: String,
+    /// Where the caller wanted to start.
+    origin: StreamId,
+    /// The last entry read.
+    last: StreamId,
+    /// The highest entry ever read; above `last` while reading again.
+    newest: StreamId,
+    seen: Seen,
+    /// Went back to the origin and found nothing new since.
+    reread: bool,
+    /// Its own: a blocking read holds up everything behind it.
+    redis: Option<MultiplexedConnection>,
+    /// Set from a lost connection to the next answer.
+    lost: Option<Patience>,
+    /// The state of the turn must be looked at before waiting for entries.
+    look: bool,
+    ready: VecDeque<Followed>,
+    ended: bool,
+}
+
+impl Reader {
+    fn new(producer: &Producer, turn: TurnId, from: Option<StreamId>) -> Self {
+        let (turn_key, result_key) = producer.keys_of(turn);
+        let origin = from.unwrap_or(StreamId::START);
+        Self {
+            connection: producer.connection.clone(),
+            turn,
+            queue: producer.queue.name.to_string(),
+            turn_key,
+            result_key,
+            origin,
+            last: origin,
+            newest: origin,
+            seen: if origin == StreamId::START { Seen::nothing() } else { Seen::unknown() },
+            reread: false,
+            redis: None,
+            lost: None,
+            look: true,
+            ready: VecDeque::new(),
+            ended: false,
+        }
+    }
+
+    async fn next(&mut self) -> Result<Option<Followed>, ProducerError> {
+        loop {
+            if let Some(followed) = self.ready.pop_front() {
+                return Ok(Some(followed));
+            }
+            if self.ended {
+                return Ok(None);
+            }
+            match self.step().await {
+                Ok(Step::State(state)) => self.judge(&state)?,
+                Ok(Step::Entries(entries)) => self.take(&entries)?,
+                Err(error) => self.lose(&error).await?,
+            }
+        }
+    }
+
+    /// One question to Redis.
+    async fn step(&mut self) -> RedisResult<Step> {
+        let redis = match &mut self.redis {
+            Some(redis) => redis,
+            none => none.insert(self.connection.blocking().await?),
+        };
+        let step = if self.look {
+            Step::State(turn_state(redis, &self.turn_key, &self.result_key).await?)
+        } else {
+            Step::Entries(read_after(redis, &self.result_key, self.last, self.connection.block()).await?)
+        };
+        if self.lost.take().is_some() {
+            tracing::info!(turn = %self.turn, "reached Redis again; reading on");
+        }
+        // Nothing came for a while: it may have ended where the stream cannot tell.
+        self.look = matches!(&step, Step::Entries(entries) if entries.is_empty());
+        Ok(step)
+    }
+
+    /// Waits before the next try, or gives up.
+    async fn lose(&mut self, error: &RedisError) -> Result<(), ProducerError> {
+        let failure = self.connection.failure("reading a result", error);
+        if !passing(error) {
+            return Err(failure);
+        }
+        self.redis = None;
+        self.look = true;
+        let patience = self.lost.get_or_insert_with(|| {
+            tracing::warn!(turn = %self.turn, "{failure}; trying again");
+            self.connection.patience()
+        });
+        if patience.pause().await { Ok(()) } else { Err(failure) }
+    }
+
+    /// Ends here where no further entry can come.
+    fn judge(&mut self, state: &TurnState) -> Result<(), ProducerError> {
+        let top = state.top.as_ref().map(decode).transpose()?;
+        match top {
+            Some((id, _)) if id > self.last => {}
+            Some((id, event @ Event::End(_))) => self.end(Some(id), event),
+            _ => match (&state.end, &state.agent) {
+                (Some(end), _) => self.end(None, self.stored_end(end)?),
+                (None, Some(_)) => {}
+                (None, None) => {
+                    return Err(ProducerError::UnknownTurn { turn: self.turn, queue: self.queue.clone() });
+                }
+            },
+        }
+        Ok(())
+    }
+
+    fn stored_end(&self, bytes: &[u8]) -> Result<Event, ProducerError> {
+        let what = || format!("the stored outcome of turn {}", self.turn);
+        match envelope::decode(bytes) {
+            Ok(end @ Event::End(_)) => Ok(end),
+            Ok(_) => Err(ProducerError::Unreadable { what: what(), reason: "it is not an End".into() }),
+            Err(error) => Err(ProducerError::Unreadable { what: what(), reason: error.to_string() }),
+        }
+    }
+
+    fn end(&mut self, id: Option<StreamId>, event: Event) {
+        self.ready.push_back(Followed { id, event });
+        self.ended = true;
+    }
+
+    /// Takes entries up to the End, or up to one that makes reading again necessary.
+    fn take(&mut self, entries: &[RawEntry]) -> Result<(), ProducerError> {
+        for entry in entries {
+            let (id, event) = decode(entry)?;
+            let new = id > self.newest;
+            match event {
+                Event::Begin(_) if new => self.ready.push_back(Followed { id: Some(id), event }),
+                Event::Begin(_) => {}
+                Event::End(_) => {
+                    self.end(Some(id), event);
+                    return Ok(());
+                }
+                Event::Delta(delta) => match self.seen.add(delta) {
+                    Ok(None) => {}
+                    Ok(Some(delta)) => {
+                        self.reread = false;
+                        self.ready.push_back(Followed { id: Some(id), event: Event::Delta(delta) });
+                    }
+                    Err(misfit) => return self.misfit(misfit),
+                },
+            }
+            self.last = id;
+            self.newest = self.newest.max(id);
+        }
+        Ok(())
+    }
+
+    fn misfit(&mut self, misfit: Misfit) -> Result<(), ProducerError> {
+        let turn = self.turn;
+        match misfit {
+            Misfit::Gap { expected, found } => Err(ProducerError::Gap { turn, expected, found }),
+            Misfit::Unaligned if self.reread => Err(ProducerError::Unreadable {
+                what: format!("the result of turn {turn}"),
+                reason: "tokens come again that cannot be told from those read; follow it from its start"
+                    .into(),
+            }),
+            Misfit::Unaligned => {
+                self.reread = true;
+                self.last = self.origin;
+                Ok(())
+            }
+        }
+    }
+}
+
+enum Step {
+    State(TurnState),
+    Entries(Vec<RawEntry>),
+}

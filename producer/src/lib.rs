@@ -1,0 +1,49 @@
+//! Puts agent turns into a Turnmill queue and reads what comes back.
+//!
+//! ```no_run
+//! use futures::StreamExt;
+//! use turnmill::schema::{Event, Name};
+//! use turnmill::{NewTurn, Producer, ProducerSettings};
+//!
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let settings = ProducerSettings::new(Name::new("default")?, Name::new("default")?);
+//! let producer = Producer::connect("redis://127.0.0.1:6379", settings).await?;
+//! let turn = producer.enqueue(NewTurn::user("What is the capital of France?").agent(Name::new("a")?)).await?;
+//! let mut events = std::pin::pin!(producer.follow(turn, None));
+//! while let Some(followed) = events.next().await {
+//!     if let Event::Delta(delta) = followed?.event {
+//!         print!("{}", delta.text);
+//!     }
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Promises: a turn is checked before anything is written; every call may be repeated after a lost reply;
+//! [`Producer::follow`] gives every token once, across dropped connections and workers that died.
+
+mod connection;
+mod enqueue;
+mod error;
+mod follow;
+mod lag;
+mod new_turn;
+mod producer;
+mod result_stream;
+mod seen;
+mod settings;
+mod stream_id;
+mod suitable;
+mod turn_result;
+
+pub use turnmill_schema as schema;
+
+pub use enqueue::BATCH_TURNS;
+pub use error::{Advice, ProducerError};
+pub use follow::Followed;
+pub use lag::{Lag, PriorityLag};
+pub use new_turn::NewTurn;
+pub use producer::Producer;
+pub use settings::ProducerSettings;
+pub use stream_id::{InvalidStreamId, StreamId};
+pub use turn_result::{Reply, TurnResult};

@@ -1,0 +1,79 @@
+//! A turn as a program writes it, before it has an id and a tenant.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use turnmill_schema::{Message, Name, Priority, Role, Sampling, Turn, TurnId};
+
+/// What an agent says next and how to sample the answer. See [`Turn`] for the fields.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct NewTurn {
+    /// Whose turn it is; none: it stands alone, without history or order.
+    pub agent: Option<Name>,
+    /// The new messages, oldest first; at least one.
+    pub messages: Vec<Message>,
+    /// Forget the agent's history before this turn.
+    pub new_session: bool,
+    /// How to sample. A missing seed is fixed when the turn is enqueued.
+    pub sampling: Sampling,
+    /// Which ready stream.
+    pub priority: Priority,
+    /// Unix milliseconds after which the turn is not worth running.
+    pub deadline_ms: Option<u64>,
+    /// Enqueueing again under the same key returns the first turn.
+    pub idempotency_key: Option<Name>,
+}
+
+impl NewTurn {
+    /// One user message; everything else as by default.
+    pub fn user(content: impl Into<String>) -> Self {
+        Self { messages: vec![Message::new(Role::User, content)], ..Self::default() }
+    }
+
+    /// The next turn of `agent`.
+    pub fn agent(self, agent: Name) -> Self {
+        Self { agent: Some(agent), ..self }
+    }
+
+    /// Sampled as `sampling` says.
+    pub fn sampling(self, sampling: Sampling) -> Self {
+        Self { sampling, ..self }
+    }
+
+    /// Not worth running once `duration` has passed, by this machine's clock.
+    pub fn deadline_in(self, duration: Duration) -> Self {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let deadline_ms = u64::try_from(now.saturating_add(duration).as_millis()).unwrap_or(u64::MAX);
+        Self { deadline_ms: Some(deadline_ms), ..self }
+    }
+
+    /// The turn with its id. The seed is fixed here, so that every attempt samples the same words.
+    pub(crate) fn into_turn(self, id: TurnId, tenant: Name) -> Turn {
+        let mut sampling = self.sampling;
+        sampling.seed.get_or_insert(id.seed());
+        Turn {
+            id,
+            tenant,
+            agent: self.agent,
+            messages: self.messages,
+            new_session: self.new_session,
+            sampling,
+            priority: self.priority,
+            deadline_ms: self.deadline_ms,
+            idempotency_key: self.idempotency_key,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_seed_is_fixed_and_a_given_one_kept() {
+        let tenant = || Name::new("default").expect("valid");
+        let id = TurnId::new(0);
+        assert_eq!(NewTurn::user("hi").into_turn(id, tenant()).sampling.seed, Some(id.seed()));
+        let given = NewTurn::user("hi").sampling(Sampling { seed: Some(7), ..Sampling::default() });
+        assert_eq!(given.into_turn(id, tenant()).sampling.seed, Some(7));
+    }
+}

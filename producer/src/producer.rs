@@ -1,0 +1,39 @@
+//! The producer: a queue, a tenant and a way to Redis.
+
+use turnmill_schema::keys::Queue;
+use turnmill_schema::{Turn, TurnId};
+
+use crate::connection::Connection;
+use crate::error::ProducerError;
+use crate::new_turn::NewTurn;
+use crate::settings::ProducerSettings;
+
+/// A producer of one tenant for one queue. Cheap to clone; clones share the connection for short commands.
+#[derive(Clone, Debug)]
+pub struct Producer {
+    pub(crate) connection: Connection,
+    pub(crate) queue: Queue,
+    pub(crate) settings: ProducerSettings,
+}
+
+impl Producer {
+    /// Connects to `url` (`redis://[user:password@]host[:port][/database]`, `rediss://` for TLS, `unix://`).
+    ///
+    /// Fails at once where Redis cannot be reached, is older than 7.0 or may evict what it holds.
+    pub async fn connect(url: &str, settings: ProducerSettings) -> Result<Self, ProducerError> {
+        let connection = Connection::open(url, &settings).await?;
+        Ok(Self { connection, queue: Queue::single(settings.queue.clone()), settings })
+    }
+
+    /// Gives a turn its id, tenant and seed. Nothing is written.
+    pub fn prepare(&self, turn: NewTurn) -> Turn {
+        let id = self.queue.new_turn_id(&self.settings.tenant, turn.agent.as_ref());
+        turn.into_turn(id, self.settings.tenant.clone())
+    }
+
+    /// The turn's key names: its hash and its result stream.
+    pub(crate) fn keys_of(&self, turn: TurnId) -> (String, String) {
+        let keys = self.queue.keys(turn.shard());
+        (keys.turn(turn), keys.result(turn))
+    }
+}

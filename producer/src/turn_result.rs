@@ -1,0 +1,102 @@
+//! A turn's whole result, put together from its events.
+
+use std::pin::pin;
+
+use futures::StreamExt;
+use serde::Serialize;
+use turnmill_schema::keys::FIELD_AGENT;
+use turnmill_schema::{
+    AgentId, Delta, End, Event, FinishReason, Name, Outcome, Timing, TokenLogprobs, TurnId, Usage,
+};
+
+use crate::error::ProducerError;
+use crate::producer::Producer;
+
+/// What became of a turn.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct TurnResult {
+    /// The turn.
+    pub turn: TurnId,
+    /// Its agent; none for a turn that stood alone.
+    pub agent: Option<Name>,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Why generation ended, for completed turns.
+    pub finish: Option<FinishReason>,
+    /// The reply, as far as it was made. None: the result stream has expired.
+    pub text: Option<String>,
+    /// The reply's token ids.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tokens: Vec<u32>,
+    /// One entry a token, where asked for.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub logprobs: Vec<TokenLogprobs>,
+    /// Token counts.
+    pub usage: Usage,
+    /// Where its time went.
+    pub timing: Timing,
+    /// The worker that ended it; none where no worker had it.
+    pub worker: Option<String>,
+    /// What was wrong and what to do, unless completed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// The reply so far.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Reply {
+    /// Its text.
+    pub text: String,
+    /// Its token ids.
+    pub tokens: Vec<u32>,
+    /// One entry a token, where asked for.
+    pub logprobs: Vec<TokenLogprobs>,
+}
+
+impl Reply {
+    /// Appends what [`Producer::follow`] gave.
+    pub fn push(&mut self, delta: Delta) {
+        self.text.push_str(&delta.text);
+        self.tokens.extend(delta.tokens);
+        self.logprobs.extend(delta.logprobs);
+    }
+
+    /// The result. `kept` is false where the stream had expired, so that nothing is known of the text.
+    pub fn ended(self, turn: TurnId, agent: Option<Name>, end: End, kept: bool) -> TurnResult {
+        let Self { text, tokens, logprobs } = self;
+        let End { outcome, finish, error, usage, timing, worker } = end;
+        let text = (kept || !tokens.is_empty()).then_some(text);
+        TurnResult { turn, agent, outcome, finish, text, tokens, logprobs, usage, timing, worker, error }
+    }
+}
+
+impl Producer {
+    /// Waits for the turn's end. A turn that failed is a result, not an error.
+    pub async fn wait(&self, turn: TurnId) -> Result<TurnResult, ProducerError> {
+        let agent = self.agent_of(turn).await?;
+        let mut reply = Reply::default();
+        let mut events = pin!(self.follow(turn, None));
+        while let Some(followed) = events.next().await {
+            let followed = followed?;
+            match followed.event {
+                Event::Begin(_) => {}
+                Event::Delta(delta) => reply.push(delta),
+                Event::End(end) => return Ok(reply.ended(turn, agent, end, followed.id.is_some())),
+            }
+        }
+        Err(ProducerError::UnknownTurn { turn, queue: self.queue.name.to_string() })
+    }
+
+    /// The turn's agent; none for a turn that stands alone or is not known.
+    async fn agent_of(&self, turn: TurnId) -> Result<Option<Name>, ProducerError> {
+        let (key, _) = self.keys_of(turn);
+        let mut command = redis::cmd("HGET");
+        command.arg(key).arg(FIELD_AGENT);
+        let command = &command;
+        let agent: Option<String> = self
+            .connection
+            .call("reading a turn", |mut redis| async move { command.query_async(&mut redis).await })
+            .await?;
+        Ok(agent.and_then(|agent| AgentId::from_wire(agent).agent()))
+    }
+}
