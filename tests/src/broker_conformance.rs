@@ -1,0 +1,552 @@
+//! What every adapter of the [`Broker`] port must do. An adapter's test file gives a [`TestQueue`] and calls
+//! [`broker_conformance!`](crate::broker_conformance!), which makes one test of each function here.
+//!
+//! Nothing here knows how a queue is stored. Leases are short, and every wait is for a condition.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::time::{Duration, Instant};
+
+use turnmill_schema::{
+    Begin, Delta, End, Event, FinishReason, Message, Name, Outcome, Priority, Role, Timing, TranscriptEntry,
+    Turn, TurnId, Usage,
+};
+use turnmill_worker::broker::{Advice, Broker, BrokerError, Claim, Lease, ReadyToken};
+
+/// The lease of brokers that [`TestQueue::worker`] makes, in milliseconds.
+pub const LEASE_MS: u64 = 300;
+/// Attempts without progress that brokers of [`TestQueue::worker`] allow.
+pub const MAX_ATTEMPTS: u32 = 4;
+/// Longest wait for a condition before a test fails.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A fresh queue of one shard, seen from outside of the [`Broker`] port.
+pub trait TestQueue: Send + Sync + 'static {
+    /// The adapter under test.
+    type Broker: Broker;
+
+    /// A worker of this queue, with a lease of [`LEASE_MS`] and [`MAX_ATTEMPTS`].
+    fn worker(&self, name: &str) -> impl Future<Output = Self::Broker> + Send;
+
+    /// Enqueues turns as a producer does; at most `max_depth` may be open. The ids they run under, or none
+    /// where the queue is full.
+    fn enqueue(&self, turns: &[Turn], max_depth: u64) -> impl Future<Output = Option<Vec<TurnId>>> + Send;
+
+    /// What a reader of the turn's results sees.
+    fn events(&self, turn: TurnId) -> impl Future<Output = Vec<Event>> + Send;
+}
+
+/// One test of each conformance function; `$queue` is an expression that makes a [`TestQueue`].
+#[macro_export]
+macro_rules! broker_conformance {
+    ($queue:expr) => {
+        $crate::broker_conformance!(@tests $queue;
+            turns_of_an_agent_run_one_at_a_time_in_order
+            the_next_turn_waits_for_the_end_of_the_one_before
+            a_lease_taken_over_fences_the_old_worker
+            a_worker_that_slept_between_read_and_lease_gets_nothing
+            a_crashed_turn_resumes_after_its_last_token
+            lease_and_finish_may_be_repeated
+            a_repeated_append_adds_nothing
+            finish_refuses_missing_tokens
+            an_append_over_a_gap_is_refused
+            a_released_turn_is_first_again_and_lost_no_attempt
+            a_token_put_back_is_read_by_another
+            a_turn_past_its_deadline_expires_and_the_next_runs
+            history_grows_by_completed_turns_only
+            a_new_session_replaces_history_when_it_completes
+            attempts_without_progress_come_to_an_end
+            progress_starts_the_count_of_attempts_anew
+            enqueueing_again_returns_the_first_turn
+            a_full_queue_takes_nothing
+            reads_keep_to_their_room_and_take_interactive_first
+            lone_turns_need_no_order
+            counts_add_up
+        );
+    };
+    (@tests $queue:expr; $($name:ident)*) => {$(
+        #[tokio::test]
+        async fn $name() {
+            let queue = $queue;
+            $crate::broker_conformance::$name(&queue).await;
+        }
+    )*};
+}
+
+/// A turn of agent `agent` of tenant `test` saying `content`.
+pub fn turn(agent: Option<&str>, content: &str) -> Turn {
+    Turn {
+        id: TurnId::new(0),
+        tenant: Name::new("test").expect("a name"),
+        agent: agent.map(|agent| Name::new(agent).expect("a name")),
+        messages: vec![Message::new(Role::User, content)],
+        new_session: false,
+        sampling: Default::default(),
+        priority: Priority::Interactive,
+        deadline_ms: None,
+        idempotency_key: None,
+    }
+}
+
+/// A delta of `tokens` from `index` on.
+pub fn delta(index: u32, tokens: &[u32]) -> Delta {
+    Delta { index, tokens: tokens.to_vec(), text: format!("{tokens:?}"), logprobs: Vec::new() }
+}
+
+/// An End of `outcome`.
+pub fn end(outcome: Outcome) -> End {
+    End {
+        outcome,
+        finish: (outcome == Outcome::Completed).then_some(FinishReason::Stop),
+        error: (outcome != Outcome::Completed).then(|| "it went wrong".to_owned()),
+        usage: Usage::default(),
+        timing: Timing::default(),
+        worker: Some("w".to_owned()),
+    }
+}
+
+/// What a completed turn commits: its message, and `tokens` after `keep` kept ones.
+pub fn entry(lease: &Lease, content: &str, keep: u32, tokens: &[u32]) -> TranscriptEntry {
+    let messages = vec![Message::new(Role::User, content)];
+    TranscriptEntry { turn: lease.turn, messages, keep, tokens: tokens.to_vec() }
+}
+
+/// Enqueues turns into a queue with room.
+pub async fn enqueue<Q: TestQueue>(queue: &Q, turns: &[Turn]) -> Vec<TurnId> {
+    queue.enqueue(turns, 1000).await.expect("the queue has room")
+}
+
+/// Reads one token and leases it.
+pub async fn claim<B: Broker>(broker: &B) -> Claim {
+    let token = read_one(broker).await;
+    broker.lease(&token).await.expect("the lease is answered").expect("the token is ours")
+}
+
+/// Waits for one token.
+pub async fn read_one<B: Broker>(broker: &B) -> ReadyToken {
+    let patience = Instant::now() + PATIENCE;
+    loop {
+        if let Some(token) = broker.read(1).await.expect("the read is answered").pop() {
+            return token;
+        }
+        assert!(Instant::now() < patience, "no token came");
+    }
+}
+
+/// Waits until a token of a silent worker can be taken over.
+pub async fn reclaim_one<B: Broker>(broker: &B) -> ReadyToken {
+    let patience = Instant::now() + PATIENCE;
+    loop {
+        if let Some(token) = broker.reclaim(1).await.expect("the reclaim is answered").pop() {
+            return token;
+        }
+        assert!(Instant::now() < patience, "nothing could be reclaimed");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+async fn take_over<B: Broker>(broker: &B) -> Claim {
+    let token = reclaim_one(broker).await;
+    broker.lease(&token).await.expect("the lease is answered").expect("the token is ours")
+}
+
+async fn finish<B: Broker>(broker: &B, lease: &Lease, published: u32) {
+    broker.finish(lease, published, &end(Outcome::Completed), None).await.expect("the turn ends");
+}
+
+fn is_fenced<T: std::fmt::Debug>(result: Result<T, BrokerError>) -> bool {
+    match result {
+        Err(e @ BrokerError::Fenced { .. }) => e.advice() == Advice::Reject,
+        other => panic!("expected Fenced, not {other:?}"),
+    }
+}
+
+fn ends(events: &[Event]) -> Vec<&End> {
+    events.iter().filter_map(|event| if let Event::End(end) = event { Some(end) } else { None }).collect()
+}
+
+/// Promise 1, with two workers that race for the turns of several agents.
+pub async fn turns_of_an_agent_run_one_at_a_time_in_order<Q: TestQueue>(queue: &Q) {
+    let agents = ["a", "b", "c", "d"];
+    let mut enqueued: HashMap<String, Vec<TurnId>> = HashMap::new();
+    for round in 0..5 {
+        let turns: Vec<Turn> = agents.iter().map(|agent| turn(Some(agent), &format!("{round}"))).collect();
+        for (turn, id) in turns.iter().zip(enqueue(queue, &turns).await) {
+            enqueued.entry(turn.agent_id().to_string()).or_default().push(id);
+        }
+    }
+    let total = agents.len() * 5;
+    let log = std::sync::Mutex::new(Vec::new());
+    let running = std::sync::Mutex::new(std::collections::HashSet::new());
+    let work = async |name: &str| {
+        let broker = queue.worker(name).await;
+        while log.lock().expect("not poisoned").len() < total {
+            for token in broker.read(2).await.expect("the read is answered") {
+                let Some(claim) = broker.lease(&token).await.expect("answered") else { continue };
+                let agent = token.agent.to_string();
+                assert!(running.lock().expect("not poisoned").insert(agent.clone()), "{agent} runs twice");
+                broker.append(&claim.lease, &delta(0, &[1])).await.expect("appended");
+                running.lock().expect("not poisoned").remove(&agent);
+                log.lock().expect("not poisoned").push((agent, claim.lease.turn));
+                finish(&broker, &claim.lease, 1).await;
+            }
+        }
+    };
+    futures::future::join(work("w1"), work("w2")).await;
+    let mut ran: HashMap<String, Vec<TurnId>> = HashMap::new();
+    for (agent, turn) in log.into_inner().expect("not poisoned") {
+        ran.entry(agent).or_default().push(turn);
+    }
+    assert_eq!(ran, enqueued);
+}
+
+/// Nothing of an agent is runnable while one of its turns runs.
+pub async fn the_next_turn_waits_for_the_end_of_the_one_before<Q: TestQueue>(queue: &Q) {
+    let ids = enqueue(queue, &[turn(Some("a"), "1"), turn(Some("a"), "2")]).await;
+    let broker = queue.worker("w").await;
+    let first = claim(&broker).await;
+    assert_eq!(first.lease.turn, ids[0]);
+    assert_eq!(broker.counts().await.expect("counted").runnable, 0);
+    enqueue(queue, &[turn(Some("a"), "3")]).await;
+    assert_eq!(broker.counts().await.expect("counted").runnable, 0);
+    finish(&broker, &first.lease, 0).await;
+    let second = claim(&broker).await;
+    assert_eq!((second.lease.turn, second.lease.attempt), (ids[1], 1));
+    assert!(second.lease.epoch > first.lease.epoch);
+}
+
+/// A worker that was silent for a lease writes nothing more, whatever it tries.
+pub async fn a_lease_taken_over_fences_the_old_worker<Q: TestQueue>(queue: &Q) {
+    let id = enqueue(queue, &[turn(Some("a"), "1"), turn(Some("a"), "2")]).await[0];
+    let (old, new) = (queue.worker("old").await, queue.worker("new").await);
+    let stale = claim(&old).await;
+    old.append(&stale.lease, &delta(0, &[1])).await.expect("appended");
+    let fresh = take_over(&new).await;
+    let before = queue.events(id).await;
+
+    assert!(is_fenced(old.append(&stale.lease, &delta(1, &[9])).await));
+    assert!(is_fenced(old.append(&stale.lease, &delta(1, &[9])).await));
+    assert!(is_fenced(old.finish(&stale.lease, 1, &end(Outcome::Failed), None).await));
+    assert!(is_fenced(old.release(&stale.lease).await));
+    let beat = old.heartbeat(std::slice::from_ref(&stale.lease), &[]).await.expect("answered");
+    assert_eq!(beat.lost, [id]);
+    assert_eq!(queue.events(id).await, before);
+
+    let beat = new.heartbeat(std::slice::from_ref(&fresh.lease), &[]).await.expect("answered");
+    assert_eq!(beat.lost, []);
+    finish(&new, &fresh.lease, 1).await;
+    assert!(is_fenced(old.append(&stale.lease, &delta(1, &[9])).await));
+    assert!(is_fenced(old.finish(&stale.lease, 1, &end(Outcome::Failed), None).await));
+    let after = queue.events(id).await;
+    assert_eq!(ends(&after), [&end(Outcome::Completed)]);
+    assert_eq!(after.len(), before.len() + 1);
+}
+
+/// The token itself went to another worker: leasing it must not steal the agent back.
+pub async fn a_worker_that_slept_between_read_and_lease_gets_nothing<Q: TestQueue>(queue: &Q) {
+    enqueue(queue, &[turn(Some("a"), "1")]).await;
+    let (sleeper, other) = (queue.worker("sleeper").await, queue.worker("other").await);
+    let token = read_one(&sleeper).await;
+    let running = take_over(&other).await;
+    assert!(sleeper.lease(&token).await.expect("answered").is_none());
+    sleeper.put_back(&token).await.expect("answered");
+    assert_eq!(other.counts().await.expect("counted").runnable, 0);
+    other.append(&running.lease, &delta(0, &[1])).await.expect("still the lease's holder");
+    finish(&other, &running.lease, 1).await;
+}
+
+/// The tokens of the result stream are the checkpoint.
+pub async fn a_crashed_turn_resumes_after_its_last_token<Q: TestQueue>(queue: &Q) {
+    let id = enqueue(queue, &[turn(Some("a"), "1")]).await[0];
+    let first = queue.worker("first").await;
+    let crashed = claim(&first).await;
+    assert_eq!((crashed.first_token_ms, crashed.published.len()), (None, 0));
+    first.append(&crashed.lease, &delta(0, &[10, 11])).await.expect("appended");
+    first.append(&crashed.lease, &delta(2, &[12])).await.expect("appended");
+    let second = queue.worker("second").await;
+    let resumed = take_over(&second).await;
+    assert_eq!(resumed.published, [delta(0, &[10, 11]), delta(2, &[12])]);
+    assert_eq!(resumed.lease.attempt, 2);
+    assert!(resumed.first_token_ms.is_some_and(|first| first <= resumed.queued_ms));
+    second.append(&resumed.lease, &delta(3, &[13])).await.expect("appended");
+    finish(&second, &resumed.lease, 4).await;
+    let begin = |claim: &Claim, resume_from, worker: &str| {
+        let Lease { epoch, attempt, .. } = claim.lease;
+        Event::Begin(Begin { epoch, resume_from, attempt, worker: worker.into() })
+    };
+    let expected = [
+        begin(&crashed, 0, "first"),
+        Event::Delta(delta(0, &[10, 11])),
+        Event::Delta(delta(2, &[12])),
+        begin(&resumed, 3, "second"),
+        Event::Delta(delta(3, &[13])),
+        Event::End(end(Outcome::Completed)),
+    ];
+    assert_eq!(queue.events(id).await, expected);
+}
+
+/// Replies get lost; the same call again gives the same answer and writes nothing.
+pub async fn lease_and_finish_may_be_repeated<Q: TestQueue>(queue: &Q) {
+    let ids = enqueue(queue, &[turn(Some("a"), "1"), turn(Some("a"), "2")]).await;
+    let broker = queue.worker("w").await;
+    let token = read_one(&broker).await;
+    let first = broker.lease(&token).await.expect("answered").expect("ours");
+    let again = broker.lease(&token).await.expect("answered").expect("ours");
+    assert_eq!(first.lease, again.lease);
+    assert_eq!(queue.events(ids[0]).await.len(), 1);
+    finish(&broker, &first.lease, 0).await;
+    finish(&broker, &first.lease, 0).await;
+    let next = claim(&broker).await;
+    assert_eq!(next.lease.turn, ids[1]);
+    finish(&broker, &first.lease, 0).await;
+    assert_eq!(ends(&queue.events(ids[0]).await).len(), 1);
+    finish(&broker, &next.lease, 0).await;
+}
+
+/// Whether the first reply was lost or not, the stream has the tokens once.
+pub async fn a_repeated_append_adds_nothing<Q: TestQueue>(queue: &Q) {
+    let id = enqueue(queue, &[turn(None, "1")]).await[0];
+    let broker = queue.worker("w").await;
+    let claim = claim(&broker).await;
+    for delta in [delta(0, &[1]), delta(0, &[1]), delta(1, &[2, 3]), delta(1, &[2, 3])] {
+        broker.append(&claim.lease, &delta).await.expect("appended, now or before");
+    }
+    assert_eq!(queue.events(id).await.len(), 3);
+}
+
+/// An End over missing tokens would make a reply with a hole.
+pub async fn finish_refuses_missing_tokens<Q: TestQueue>(queue: &Q) {
+    let id = enqueue(queue, &[turn(Some("a"), "1")]).await[0];
+    let broker = queue.worker("w").await;
+    let claim = claim(&broker).await;
+    broker.append(&claim.lease, &delta(0, &[1, 2])).await.expect("appended");
+    let refused = broker.finish(&claim.lease, 3, &end(Outcome::Completed), None).await;
+    assert!(matches!(refused, Err(BrokerError::Gap { expected: 3, found: 2, .. })), "{refused:?}");
+    assert_eq!(queue.events(id).await.len(), 2);
+    broker.append(&claim.lease, &delta(2, &[3])).await.expect("appended");
+    finish(&broker, &claim.lease, 3).await;
+}
+
+/// A delta whose predecessor did not land may not land either.
+pub async fn an_append_over_a_gap_is_refused<Q: TestQueue>(queue: &Q) {
+    enqueue(queue, &[turn(Some("a"), "1")]).await;
+    let broker = queue.worker("w").await;
+    let claim = claim(&broker).await;
+    let refused = broker.append(&claim.lease, &delta(2, &[3])).await;
+    assert!(matches!(refused, Err(BrokerError::Gap { expected: 2, found: 0, .. })), "{refused:?}");
+    broker.append(&claim.lease, &delta(0, &[1, 2])).await.expect("appended");
+    broker.append(&claim.lease, &delta(2, &[3])).await.expect("appended");
+    finish(&broker, &claim.lease, 3).await;
+}
+
+/// Drain: another worker goes on at once, with what was published.
+pub async fn a_released_turn_is_first_again_and_lost_no_attempt<Q: TestQueue>(queue: &Q) {
+    let ids = enqueue(queue, &[turn(Some("a"), "1"), turn(Some("a"), "2")]).await;
+    let (draining, other) = (queue.worker("draining").await, queue.worker("other").await);
+    let released = claim(&draining).await;
+    draining.append(&released.lease, &delta(0, &[1])).await.expect("appended");
+    draining.release(&released.lease).await.expect("released");
+    draining.release(&released.lease).await.expect("a repeated release answers the same");
+    assert!(is_fenced(draining.finish(&released.lease, 1, &end(Outcome::Completed), None).await));
+    let resumed = claim(&other).await;
+    assert_eq!((resumed.lease.turn, resumed.lease.attempt), (ids[0], 1));
+    assert_eq!(resumed.published, [delta(0, &[1])]);
+    assert!(is_fenced(draining.append(&released.lease, &delta(1, &[9])).await));
+    finish(&other, &resumed.lease, 1).await;
+    assert_eq!(claim(&other).await.lease.turn, ids[1]);
+}
+
+/// A worker that read more than it can run hands tokens on without a lease's wait.
+pub async fn a_token_put_back_is_read_by_another<Q: TestQueue>(queue: &Q) {
+    let id = enqueue(queue, &[turn(Some("a"), "1")]).await[0];
+    let (full, other) = (queue.worker("full").await, queue.worker("other").await);
+    let token = read_one(&full).await;
+    full.put_back(&token).await.expect("put back");
+    full.put_back(&token).await.expect("a repeated call answers the same");
+    let counts = other.counts().await.expect("counted");
+    assert_eq!((counts.runnable, counts.leased), (1, 0));
+    let claim = claim(&other).await;
+    assert_eq!((claim.lease.turn, claim.lease.attempt), (id, 1));
+    assert!(full.lease(&token).await.expect("answered").is_none());
+    finish(&other, &claim.lease, 0).await;
+}
+
+/// Nobody waits for it any more: its end says so, and the agent goes on.
+pub async fn a_turn_past_its_deadline_expires_and_the_next_runs<Q: TestQueue>(queue: &Q) {
+    let late = Turn { deadline_ms: Some(1), ..turn(Some("a"), "late") };
+    let later = Turn { deadline_ms: Some(u64::MAX / 4096), ..turn(Some("a"), "later") };
+    let ids = enqueue(queue, &[late.clone(), later]).await;
+    let broker = queue.worker("w").await;
+    let running = claim(&broker).await;
+    assert_eq!(running.lease.turn, ids[1]);
+    let events = queue.events(ids[0]).await;
+    assert_eq!(ends(&events).iter().map(|end| end.outcome).collect::<Vec<_>>(), [Outcome::Expired]);
+    assert!(ends(&events)[0].error.as_deref().is_some_and(|error| error.contains("deadline")), "{events:?}");
+    finish(&broker, &running.lease, 0).await;
+
+    enqueue(queue, &[Turn { id: TurnId::new(0), ..late }]).await;
+    let token = read_one(&broker).await;
+    assert!(broker.lease(&token).await.expect("answered").is_none());
+    let counts = broker.counts().await.expect("counted");
+    assert_eq!((counts.turns, counts.runnable, counts.leased), (0, 0, 0));
+}
+
+/// What a failed turn said was never part of the conversation.
+pub async fn history_grows_by_completed_turns_only<Q: TestQueue>(queue: &Q) {
+    enqueue(queue, &[turn(Some("a"), "1"), turn(Some("a"), "2"), turn(Some("a"), "3")]).await;
+    let broker = queue.worker("w").await;
+    let first = claim(&broker).await;
+    assert_eq!(first.history, Default::default());
+    assert_eq!(first.turn.expect("readable").messages[0].content, "1");
+    let committed = entry(&first.lease, "1", 0, &[1, 2]);
+    broker.finish(&first.lease, 0, &end(Outcome::Completed), Some(&committed)).await.expect("ended");
+    broker
+        .finish(&first.lease, 0, &end(Outcome::Completed), Some(&committed))
+        .await
+        .expect("the same answer");
+
+    let second = claim(&broker).await;
+    assert_eq!((second.history.messages.len(), second.history.tokens), (1, vec![1, 2]));
+    let ignored = entry(&second.lease, "2", 2, &[3]);
+    broker.finish(&second.lease, 0, &end(Outcome::Failed), Some(&ignored)).await.expect("ended");
+
+    let third = claim(&broker).await;
+    assert_eq!((third.history.messages.len(), third.history.tokens), (1, vec![1, 2]));
+}
+
+/// History is forgotten with the completion of a turn that asks for it, and not before.
+pub async fn a_new_session_replaces_history_when_it_completes<Q: TestQueue>(queue: &Q) {
+    let anew = |content| Turn { new_session: true, ..turn(Some("a"), content) };
+    enqueue(queue, &[turn(Some("a"), "1"), anew("2"), turn(Some("a"), "3"), anew("4"), turn(Some("a"), "5")])
+        .await;
+    let broker = queue.worker("w").await;
+    let mut seen = Vec::new();
+    for (content, outcome) in
+        [("1", Outcome::Completed), ("2", Outcome::Failed), ("3", Outcome::Failed), ("4", Outcome::Completed)]
+    {
+        let claim = claim(&broker).await;
+        seen.push((claim.history.messages.len(), claim.history.tokens));
+        let tokens = [content.parse().expect("a number")];
+        let entry = entry(&claim.lease, content, 0, &tokens);
+        broker.finish(&claim.lease, 0, &end(outcome), Some(&entry)).await.expect("ended");
+    }
+    let history = claim(&broker).await.history;
+    seen.push((history.messages.len(), history.tokens));
+    assert_eq!(seen, [(0, vec![]), (0, vec![]), (1, vec![1]), (0, vec![]), (1, vec![4])]);
+}
+
+/// A turn that kills its workers must not do so for ever, nor take neighbours with it.
+pub async fn attempts_without_progress_come_to_an_end<Q: TestQueue>(queue: &Q) {
+    let ids = enqueue(queue, &[turn(Some("a"), "poison"), turn(Some("a"), "2")]).await;
+    let mut attempts = Vec::new();
+    for attempt in 1..=MAX_ATTEMPTS {
+        let broker = queue.worker(&format!("w{attempt}")).await;
+        let claim = if attempt == 1 { claim(&broker).await } else { take_over(&broker).await };
+        assert_eq!(claim.lease.turn, ids[0]);
+        attempts.push((claim.lease.attempt, claim.alone));
+    }
+    assert_eq!(attempts, [(1, false), (2, false), (3, true), (4, true)]);
+    let last = queue.worker("last").await;
+    let next = take_over(&last).await;
+    assert_eq!((next.lease.turn, next.alone), (ids[1], false));
+    let events = queue.events(ids[0]).await;
+    let error = ends(&events)[0].error.clone().expect("a failed turn says why");
+    assert_eq!(ends(&events)[0].outcome, Outcome::Failed);
+    assert!(error.contains("gave up after 4 attempts that made no progress"), "{error}");
+}
+
+/// A long turn may outlive more workers than a poisonous one.
+pub async fn progress_starts_the_count_of_attempts_anew<Q: TestQueue>(queue: &Q) {
+    let id = enqueue(queue, &[turn(Some("a"), "long")]).await[0];
+    for attempt in 0..MAX_ATTEMPTS + 2 {
+        let broker = queue.worker(&format!("w{attempt}")).await;
+        let claim = if attempt == 0 { claim(&broker).await } else { take_over(&broker).await };
+        assert_eq!((claim.lease.turn, claim.lease.attempt, claim.alone), (id, attempt + 1, false));
+        broker.append(&claim.lease, &delta(attempt, &[attempt])).await.expect("appended");
+    }
+}
+
+/// A producer that did not hear the answer asks again.
+pub async fn enqueueing_again_returns_the_first_turn<Q: TestQueue>(queue: &Q) {
+    let keyed = |content| Turn { idempotency_key: Name::new("k").ok(), ..turn(Some("a"), content) };
+    let first = keyed("1");
+    assert_eq!(enqueue(queue, std::slice::from_ref(&first)).await, [first.id]);
+    assert_eq!(enqueue(queue, &[keyed("1 again"), keyed("and again")]).await, [first.id, first.id]);
+    let other_tenant = Turn { tenant: Name::new("other").expect("a name"), ..keyed("1") };
+    assert_eq!(enqueue(queue, std::slice::from_ref(&other_tenant)).await, [other_tenant.id]);
+    let plain = turn(Some("b"), "1");
+    assert_eq!(enqueue(queue, &[plain.clone(), plain.clone()]).await, [plain.id, plain.id]);
+    let broker = queue.worker("w").await;
+    assert_eq!(broker.counts().await.expect("counted").turns, 3);
+    let running = claim(&broker).await;
+    finish(&broker, &running.lease, 0).await;
+    assert_eq!(running.lease.turn, first.id);
+    assert_eq!(enqueue(queue, &[keyed("once more")]).await, [first.id]);
+    assert_eq!(broker.counts().await.expect("counted").turns, 2);
+}
+
+/// All of a call's turns or none of them.
+pub async fn a_full_queue_takes_nothing<Q: TestQueue>(queue: &Q) {
+    let broker = queue.worker("w").await;
+    let turns = [turn(Some("a"), "1"), turn(Some("a"), "2")];
+    assert!(queue.enqueue(&turns, 2).await.is_some());
+    assert_eq!(queue.enqueue(&[turn(Some("b"), "1")], 2).await, None);
+    assert_eq!(queue.enqueue(&[turn(Some("b"), "1"), turn(Some("c"), "1")], 3).await, None);
+    assert!(queue.enqueue(&turns, 2).await.is_some(), "turns that are there already need no room");
+    let counts = broker.counts().await.expect("counted");
+    assert_eq!((counts.turns, counts.runnable), (2, 1));
+    let running = claim(&broker).await;
+    finish(&broker, &running.lease, 0).await;
+    assert!(queue.enqueue(&[turn(Some("b"), "1")], 2).await.is_some());
+}
+
+/// Two streams could deliver twice what was asked for.
+pub async fn reads_keep_to_their_room_and_take_interactive_first<Q: TestQueue>(queue: &Q) {
+    let broker = queue.worker("w").await;
+    let batch = |agent: &str| Turn { priority: Priority::Batch, ..turn(Some(agent), "1") };
+    enqueue(queue, &[batch("a"), batch("b"), turn(Some("c"), "1"), turn(Some("d"), "1")]).await;
+    assert_eq!(broker.read(0).await.expect("answered"), []);
+    let read = broker.read(3).await.expect("answered");
+    let priorities: Vec<Priority> = read.iter().map(|token| token.priority).collect();
+    assert_eq!(priorities, [Priority::Interactive, Priority::Interactive, Priority::Batch]);
+    assert_eq!(broker.read(3).await.expect("answered").len(), 1);
+    assert_eq!(broker.counts().await.expect("counted").leased, 4);
+}
+
+/// Turns without an agent run side by side and have no history.
+pub async fn lone_turns_need_no_order<Q: TestQueue>(queue: &Q) {
+    let ids = enqueue(queue, &[turn(None, "1"), turn(None, "2")]).await;
+    let broker = queue.worker("w").await;
+    let (first, second) = (claim(&broker).await, claim(&broker).await);
+    assert_eq!([first.lease.turn, second.lease.turn], ids[..]);
+    for claim in [first, second] {
+        let entry = entry(&claim.lease, "x", 0, &[1]);
+        broker.finish(&claim.lease, 0, &end(Outcome::Completed), Some(&entry)).await.expect("ended");
+        broker
+            .finish(&claim.lease, 0, &end(Outcome::Completed), Some(&entry))
+            .await
+            .expect("the same answer");
+    }
+    assert_eq!(broker.counts().await.expect("counted"), Default::default());
+}
+
+/// Runnable, leased and open turns at every stage.
+pub async fn counts_add_up<Q: TestQueue>(queue: &Q) {
+    let broker = queue.worker("w").await;
+    assert_eq!(broker.counts().await.expect("counted"), Default::default());
+    enqueue(queue, &[turn(Some("a"), "1"), turn(Some("a"), "2"), turn(Some("b"), "1")]).await;
+    let stage = async || {
+        let counts = broker.counts().await.expect("counted");
+        (counts.runnable, counts.leased, counts.turns, counts.oldest_ms.is_some())
+    };
+    assert_eq!(stage().await, (2, 0, 3, true));
+    let running = claim(&broker).await;
+    assert_eq!(stage().await, (1, 1, 3, true));
+    finish(&broker, &running.lease, 0).await;
+    assert_eq!(stage().await, (2, 0, 2, true));
+    for _ in 0..2 {
+        let running = claim(&broker).await;
+        finish(&broker, &running.lease, 0).await;
+    }
+    assert_eq!(stage().await, (0, 0, 0, false));
+}

@@ -1,0 +1,114 @@
+//! A private Redis: a real `redis-server` on a free port, in a directory of its own, gone when dropped.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+/// How long a server may take to answer; a busy machine is slow, a broken one never answers.
+const START_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A running server; killed on drop.
+pub struct RedisServer {
+    child: Child,
+    port: u16,
+    directory: TempDir,
+    options: Vec<String>,
+}
+
+impl RedisServer {
+    /// Starts a server without persistence and waits until it answers. Panics where there is no `redis-server`.
+    pub fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// The same with more command-line options, such as `["--maxmemory", "10mb"]`.
+    pub fn start_with(options: &[&str]) -> Self {
+        // Another process may take the free port first; then the server exits, and another port is tried.
+        for _ in 0..5 {
+            if let Some(server) = Self::try_start(options) {
+                return server;
+            }
+        }
+        panic!("redis-server exits as soon as it is started; run it by hand to see why");
+    }
+
+    fn try_start(options: &[&str]) -> Option<Self> {
+        let directory = TempDir::new().expect("the temporary directory is writable");
+        let port = free_port();
+        let options: Vec<String> = options.iter().map(ToString::to_string).collect();
+        let child = spawn(port, directory.path(), &options);
+        let mut server = Self { child, port, directory, options };
+        server.until_it_answers().then_some(server)
+    }
+
+    /// Kills it as a crash would; what its options made it write stays in its directory.
+    pub fn crash(&mut self) {
+        self.child.kill().expect("our own child can be killed");
+        self.child.wait().expect("our own child can be waited for");
+    }
+
+    /// Starts it again after [`Self::crash`], at the same address and with the same options.
+    pub fn restart(&mut self) {
+        self.child = spawn(self.port, self.directory.path(), &self.options);
+        assert!(self.until_it_answers(), "redis-server does not start again");
+    }
+
+    /// False where it has exited.
+    fn until_it_answers(&mut self) -> bool {
+        let deadline = Instant::now() + START_TIMEOUT;
+        while !self.answers() {
+            if self.child.try_wait().expect("our own child can be waited for").is_some() {
+                return false;
+            }
+            assert!(Instant::now() < deadline, "redis-server did not answer PING within {START_TIMEOUT:?}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        true
+    }
+
+    /// Where it listens: `redis://127.0.0.1:<port>`.
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    fn answers(&self) -> bool {
+        let ping = || -> std::io::Result<bool> {
+            let mut stream = TcpStream::connect(("127.0.0.1", self.port))?;
+            stream.set_read_timeout(Some(Duration::from_secs(1)))?;
+            stream.write_all(b"PING\r\n")?;
+            let mut reply = [0; 7];
+            stream.read_exact(&mut reply)?;
+            Ok(&reply == b"+PONG\r\n")
+        };
+        ping().unwrap_or(false)
+    }
+}
+
+impl Drop for RedisServer {
+    fn drop(&mut self) {
+        // Nothing to be done about a failure here: it has already exited.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn spawn(port: u16, directory: &Path, options: &[String]) -> Child {
+    Command::new("redis-server")
+        .args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--port", &port.to_string()])
+        .arg("--dir")
+        .arg(directory)
+        .args(options)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("redis-server can be run; install redis (7.0 or newer)")
+}
+
+pub(crate) fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a local port is free");
+    listener.local_addr().expect("a bound socket has an address").port()
+}
