@@ -77,7 +77,7 @@ pub struct Sampling {
     pub top_p: f32,
     /// Drop tokens less likely than this share of the likeliest. 0 to 1.
     pub min_p: f32,
-    /// Divide positive and multiply negative logits of tokens seen in prompt or reply. Above 0; 1 is off.
+    /// Divide positive and multiply negative logits of tokens seen in prompt or reply. 0.01 to 100; 1 is off.
     pub repetition_penalty: f32,
     /// Subtracted from the logit of every token already in the reply. -2 to 2.
     pub presence_penalty: f32,
@@ -222,7 +222,7 @@ impl Sampling {
         check(self.top_p > 0.0 && self.top_p <= 1.0, "top_p", f(self.top_p), "above 0 and at most 1")?;
         check((0.0..=1.0).contains(&self.min_p), "min_p", f(self.min_p), "from 0 to 1")?;
         let repetition = self.repetition_penalty;
-        check(repetition > 0.0 && repetition.is_finite(), "repetition_penalty", f(repetition), "above 0")?;
+        check((0.01..=100.0).contains(&repetition), "repetition_penalty", f(repetition), "from 0.01 to 100")?;
         check(penalty(self.presence_penalty), "presence_penalty", f(self.presence_penalty), "from -2 to 2")?;
         check(
             penalty(self.frequency_penalty),
@@ -274,7 +274,7 @@ mod tests {
         assert!(refused(|s| s.repetition_penalty = 0.0).starts_with("repetition_penalty"));
         assert!(refused(|s| s.presence_penalty = 3.0).starts_with("presence_penalty"));
         assert!(refused(|s| s.frequency_penalty = -3.0).starts_with("frequency_penalty"));
-        assert!(refused(|s| drop(s.logit_bias.insert(1, 1e6))).starts_with("logit_bias"));
+        assert!(refused(|s| s.logit_bias = [(1, 1e6)].into()).starts_with("logit_bias"));
         assert!(refused(|s| s.logprobs = Some(21)).starts_with("logprobs"));
         assert!(refused(|s| s.stop = vec![String::new()]).contains("empty"));
         let both = refused(|s| {

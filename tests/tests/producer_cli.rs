@@ -3,7 +3,6 @@
 
 use std::collections::BTreeSet;
 use std::io::Write;
-use std::path::PathBuf;
 use std::pin::pin;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
@@ -17,6 +16,7 @@ use turnmill::schema::{
     Begin, Delta, End, Event, FinishReason, Name, Outcome, Priority, Timing, TurnId, Usage, envelope,
 };
 use turnmill::{Followed, NewTurn, Producer, ProducerError, ProducerSettings, StreamId};
+use turnmill_tests::program;
 use turnmill_tests::redis_server::RedisServer;
 
 /// What the played worker answers; token `i` is the `i`th character.
@@ -345,10 +345,7 @@ async fn a_redis_that_stays_away_ends_the_wait() {
 
 /// The command, as built beside this test.
 fn turnmill(server: &RedisServer, arguments: &[&str]) -> Command {
-    let test = std::env::current_exe().expect("a path");
-    let binary: PathBuf = test.ancestors().nth(2).expect("deps is in the profile's folder").join("turnmill");
-    assert!(binary.exists(), "{} is missing; build it: cargo build --release --bins", binary.display());
-    let mut command = Command::new(binary);
+    let mut command = Command::new(program("turnmill"));
     command.args(arguments).env("TURNMILL_REDIS_URL", server.url());
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command

@@ -240,6 +240,7 @@ impl Worker {
         });
         let intake = Intake::new(
             runner,
+            lifecycle.clone(),
             settings.max_sequences as usize,
             Duration::from_millis(settings.lease_ms / 2),
             worker.turns.clone(),

@@ -71,7 +71,7 @@ pub struct Logprobs {
     pub max_diff: f32,
     /// Steps whose likeliest token was the reference's.
     pub top1: usize,
-    /// Mean over steps of the KL divergence from the reference, over the listed tokens, in nats.
+    /// Mean over steps of the KL divergence from the reference in nats, summed over the listed tokens only.
     pub mean_kl: f64,
 }
 
@@ -130,11 +130,13 @@ impl Report {
             }
         }
         let (max_diff, mean_kl) = thresholds(weights, kv_dtype);
-        if !(self.logprob.max_diff <= max_diff) {
+        // NaN is over every limit.
+        let over = |value: f64, limit: f64| value.is_nan() || value > limit;
+        if over(f64::from(self.logprob.max_diff), f64::from(max_diff)) {
             shortfalls
                 .push(format!("a log-probability differs by {}, over {max_diff}", self.logprob.max_diff));
         }
-        if !(self.logprob.mean_kl <= mean_kl) {
+        if over(self.logprob.mean_kl, mean_kl) {
             shortfalls.push(format!("the mean KL is {}, over {mean_kl}", self.logprob.mean_kl));
         }
         if weights == WeightsMode::F32 && kv_dtype == KvDtype::F32 && self.greedy.equal < self.greedy.cases {
@@ -199,6 +201,11 @@ fn load_options(options: &Options) -> LoadOptions {
 }
 
 fn check_fits(model: &Model, options: &Options, references: &[Reference]) -> Result<(), VerifyError> {
+    for (reference, path) in references.iter().zip(&options.references) {
+        if let Some(reason) = reference.fault(model.config.vocabulary) {
+            return Err(VerifyError::Reference { path: path.clone(), reason: reason.to_owned() });
+        }
+    }
     let room = model.context_tokens.min(model.blocks * BLOCK_TOKENS);
     let too_long = |reference: &Reference| reference.chat.iter().any(|chat| chat.tokens() > room);
     match references.iter().zip(&options.references).find(|(reference, _)| too_long(reference)) {
@@ -264,6 +271,25 @@ fn whole_pool_plan(tokens: &[u32], rows: std::ops::Range<usize>) -> StepPlan {
             blocks: (0..rows.end.div_ceil(BLOCK_TOKENS) as u32).map(BlockId).collect(),
             samples: true,
         }],
+    }
+}
+
+impl Reference {
+    /// Why nothing can be compared with it.
+    fn fault(&self, vocabulary: usize) -> Option<&'static str> {
+        let listed = |step: &ReferenceStep| step.top.iter().map(|(token, _)| *token).max().unwrap_or(0);
+        let foreign = |chat: &Chat| {
+            let known = |token: &u32| (*token as usize) < vocabulary;
+            !chat.prompt_tokens.iter().all(known)
+                || !chat.steps.iter().all(|step| known(&step.token) && known(&listed(step)))
+        };
+        if self.tokenize.is_empty() && self.chat.is_empty() {
+            return Some("it has neither texts nor chats to compare");
+        }
+        if self.chat.iter().any(|chat| chat.prompt_tokens.is_empty()) {
+            return Some("it has a chat without prompt tokens");
+        }
+        self.chat.iter().any(foreign).then_some("it has token ids outside the model's vocabulary")
     }
 }
 

@@ -12,7 +12,7 @@ use candle_transformers::models::quantized_llama::ModelWeights;
 use turnmill_worker::config::{KvDtype, WeightsMode};
 use turnmill_worker::verify::{Options, Report, verify};
 
-use common::{Cut, Known, Tiny, default_model, load, run, tokens};
+use common::{Cut, Known, Tiny, default_model, load, only_me, run, tokens};
 
 /// Logits of candle-transformers' own llama after each prefix of `tokens`.
 fn independent(path: &PathBuf, tokens: &[u32]) -> Vec<Vec<f32>> {
@@ -31,6 +31,7 @@ fn independent(path: &PathBuf, tokens: &[u32]) -> Vec<Vec<f32>> {
 
 #[test]
 fn a_tiny_llama_equals_candle_transformers() {
+    let _computing = only_me();
     let directory = tempfile::tempdir().expect("a temporary directory");
     let tiny = Tiny::default();
     let path = tiny.write(directory.path());
@@ -49,6 +50,7 @@ fn a_tiny_llama_equals_candle_transformers() {
 
 #[test]
 fn grouped_heads_and_every_quantisation_load_as_they_are() {
+    let _computing = only_me();
     let directory = tempfile::tempdir().expect("a temporary directory");
     for dtype in [GgmlDType::Q4_0, GgmlDType::Q4_1, GgmlDType::Q8_0, GgmlDType::Q4K, GgmlDType::Q6K] {
         let tiny = Tiny::wide(dtype);
@@ -79,6 +81,7 @@ fn verified(references: &[&str], weights: WeightsMode, kv_dtype: KvDtype) -> Rep
 
 #[test]
 fn the_default_model_in_f32_equals_the_reference() {
+    let _computing = only_me();
     let report = verified(&["smollm2-135m.json"], WeightsMode::F32, KvDtype::F32);
     assert_eq!((report.tokenize.cases, report.template.cases, report.logprob.steps), (16, 5, 113));
     assert_eq!((report.greedy.equal, report.logprob.top1), (5, 113));
@@ -86,17 +89,20 @@ fn the_default_model_in_f32_equals_the_reference() {
 
 #[test]
 fn the_default_model_with_f16_blocks_stays_near_the_reference() {
+    let _computing = only_me();
     let report = verified(&["smollm2-135m.json"], WeightsMode::F32, KvDtype::F16);
     assert_eq!(report.greedy.equal, 5);
 }
 
 #[test]
 fn a_long_chat_prefilled_in_chunks_equals_the_reference() {
+    let _computing = only_me();
     let report = verified(&["smollm2-135m-long.json"], WeightsMode::F32, KvDtype::F32);
     assert_eq!(report.greedy.equal, 1);
 }
 
 #[test]
 fn the_fast_default_model_drifts_little() {
+    let _computing = only_me();
     verified(&["smollm2-135m.json"], WeightsMode::Fast, KvDtype::F16);
 }

@@ -14,7 +14,7 @@ use proptest::test_runner::{Config, TestRunner};
 use turnmill_worker::config::{KvDtype, WeightsMode};
 use turnmill_worker::model::Model;
 
-use common::{Cut, Known, Tiny, default_model, load, run, tokens};
+use common::{Cut, Known, Tiny, default_model, load, only_me, run, tokens};
 
 /// Tokens in the pool of every test here.
 const POOL_TOKENS: usize = 2048;
@@ -48,17 +48,18 @@ fn bits(row: &[f32]) -> Vec<u32> {
 }
 
 fn cuts() -> impl Strategy<Value = (Cut, Vec<prop::sample::Index>)> {
-    let blocks = prop_oneof![Just(9usize), 10..30usize, Just(POOL_TOKENS / 16)];
+    // The longest sequence takes five blocks.
+    let blocks = prop_oneof![Just(5usize), 6..20usize, Just(POOL_TOKENS / 16)];
     let cut = (1..34usize, prop_oneof![1..8usize, 8..200usize], blocks, 0..4usize).prop_map(
         |(max_sequences, batch_tokens, blocks, gap)| Cut { max_sequences, batch_tokens, blocks, gap },
     );
     (cut, prop::collection::vec(any::<prop::sample::Index>(), 33))
 }
 
-/// Checks `cases` random cuts of 33 sequences; returns how often sequences were preempted in all. `what` is told
+/// Checks `cases` random cuts of `count` sequences; returns how often sequences were preempted in all. `what` is told
 /// where they differ.
-fn check(what: &str, model: &mut Model, vocabulary: usize, length: usize, cases: u32) -> u64 {
-    let known = sequences(33, length, vocabulary);
+fn check(what: &str, model: &mut Model, vocabulary: usize, count: usize, cases: u32) -> u64 {
+    let known = sequences(count, 24, vocabulary);
     let expected = alone(model, &known);
     let mut runner = TestRunner::new(Config { cases, ..Config::default() });
     let model = std::cell::RefCell::new(model);
@@ -82,6 +83,7 @@ fn check(what: &str, model: &mut Model, vocabulary: usize, length: usize, cases:
 
 #[test]
 fn tiny_models_in_every_mode_and_type() {
+    let _computing = only_me();
     let directory = tempfile::tempdir().expect("a temporary directory");
     let mut preempted = 0;
     let types = [
@@ -101,14 +103,14 @@ fn tiny_models_in_every_mode_and_type() {
         let tiny = Tiny::wide(dtype);
         let path = tiny.write(directory.path());
         let mut model = load(&path, WeightsMode::AsIs, KvDtype::F16, POOL_TOKENS);
-        preempted += check(&format!("{dtype:?}"), &mut model, tiny.vocabulary, 40, 4);
+        preempted += check(&format!("{dtype:?}"), &mut model, tiny.vocabulary, 9, 4);
     }
     // Sizes that no repacked kernel takes as they are.
     let path = Tiny::default().write(directory.path());
     for weights in [WeightsMode::F32, WeightsMode::Fast] {
         for kv_dtype in [KvDtype::F16, KvDtype::Bf16, KvDtype::F32] {
             let mut model = load(&path, weights, kv_dtype, POOL_TOKENS);
-            preempted += check(&format!("{weights:?} {kv_dtype:?}"), &mut model, 320, 40, 4);
+            preempted += check(&format!("{weights:?} {kv_dtype:?}"), &mut model, 320, 33, 4);
         }
     }
     assert!(preempted > 0, "small pools must have preempted somebody");
@@ -116,14 +118,15 @@ fn tiny_models_in_every_mode_and_type() {
 
 #[test]
 fn the_default_model_in_every_mode() {
+    let _computing = only_me();
     for weights in [WeightsMode::Fast, WeightsMode::F32, WeightsMode::AsIs] {
         let mut model = load(&default_model(), weights, KvDtype::F16, POOL_TOKENS);
         let vocabulary = model.config.vocabulary;
         // As shipped the model computes some 25 tokens a second: fewer and shorter sequences.
-        let (count, length) = if weights == WeightsMode::AsIs { (4, 12) } else { (9, 24) };
+        let (count, length) = if weights == WeightsMode::AsIs { (3, 6) } else { (6, 16) };
         let known = sequences(count, length, vocabulary);
         let expected = alone(&mut model, &known);
-        for (batch_tokens, blocks) in [(64, POOL_TOKENS / 16), (7, 12), (1, 12)] {
+        for (batch_tokens, blocks) in [(64, POOL_TOKENS / 16), (7, 9)] {
             let mut sequences = known.clone();
             for (index, sequence) in sequences.iter_mut().enumerate() {
                 sequence.prompt = 1 + index * 5 % sequence.tokens.len();
@@ -138,6 +141,7 @@ fn the_default_model_in_every_mode() {
 
 #[test]
 fn eight_thousand_tokens_however_cut() {
+    let _computing = only_me();
     let directory = tempfile::tempdir().expect("a temporary directory");
     for (dtype, weights) in [
         (GgmlDType::F32, WeightsMode::F32),
@@ -162,6 +166,7 @@ fn eight_thousand_tokens_however_cut() {
 /// The pools of threads are sized when a process first computes, so each number of threads is a process.
 #[test]
 fn one_thread_and_two() {
+    let _computing = only_me();
     let child = |threads: &str| {
         let program = std::env::current_exe().expect("this test's program");
         let output = Command::new(program)

@@ -4,10 +4,16 @@
 local GROUP = 'workers'
 local STREAMS = {interactive = true, batch = true}
 
+-- Whether `key` holds a `want` or nothing.
+local function is_type(key, want)
+  local found = redis.call('TYPE', key).ok
+  return found == 'none' or found == want, found
+end
+
 -- Stops the script, before its first write, where `key` holds something else than `want`.
 local function expect(key, want)
-  local found = redis.call('TYPE', key).ok
-  if found ~= 'none' and found ~= want then
+  local fits, found = is_type(key, want)
+  if not fits then
     error(redis.error_reply('WRONGTYPE ' .. key .. ' holds a ' .. found .. ', not a ' .. want))
   end
 end

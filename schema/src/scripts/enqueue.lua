@@ -49,7 +49,7 @@ for i = 0, (#KEYS - 4) / 4 - 1 do
   reply[#reply + 1] = known and 0 or 1
 end
 
-if depth + #fresh > limit then
+if #fresh > 0 and depth + #fresh > limit then
   return {'full', depth, limit}
 end
 

@@ -39,17 +39,17 @@ end
 expect(READY.interactive, 'stream')
 expect(READY.batch, 'stream')
 expect(OPEN, 'zset')
-for i = 4, #KEYS, 2 do
-  expect(KEYS[i], 'hash')
-  expect(KEYS[i + 1], 'list')
-end
 
 local repaired = 0
 for i, id in ipairs(ARGV) do
   local agent_key, backlog_key = KEYS[2 + i * 2], KEYS[3 + i * 2]
-  local agent = fields(agent_key, 'state', 'token', 'priority')
-  local head = redis.call('LINDEX', backlog_key, 0)
-  if not head then
+  -- One agent with a key of a wrong type must not keep the others from being repaired.
+  local sound = is_type(agent_key, 'hash') and is_type(backlog_key, 'list')
+  local agent = sound and fields(agent_key, 'state', 'token', 'priority') or {}
+  local head = sound and redis.call('LINDEX', backlog_key, 0)
+  if not sound then
+    -- Nothing is known of it; `doctor` and the agent's own steps say what is wrong.
+  elseif not head then
     redis.call('ZREM', OPEN, id)
   elseif RUNNABLE[agent.state or 'idle'] and not is_live(agent.priority, agent.token) then
     if READY[agent.priority] and agent.token then

@@ -82,6 +82,9 @@ pub enum BenchError {
     /// A figure asks for more than the model can hold.
     #[error(transparent)]
     Refused(#[from] Refused),
+    /// The sequences never decode all at once.
+    #[error("--batch-tokens is too small for --batch; give twice the largest batch or more")]
+    TooSmall,
     /// A figure asks for nothing.
     #[error("{0} has a 0; give numbers from 1 up")]
     Nothing(&'static str),
@@ -97,6 +100,9 @@ pub fn run(options: &Options, progress: &dyn Fn(String)) -> Result<Report, Bench
         if numbers.contains(&0) {
             return Err(BenchError::Nothing(name));
         }
+    }
+    if options.batch.iter().any(|batch| options.batch_tokens < 2 * batch) {
+        return Err(BenchError::TooSmall);
     }
     progress("loading the model".to_owned());
     let mut bench = Bench::new(options)?;
@@ -183,7 +189,8 @@ impl Bench {
         while self.step(false)? < batch {}
         let begin = Instant::now();
         for _ in 0..generate {
-            self.step(false)?;
+            let made = self.step(false)?;
+            assert_eq!(made, batch, "every step of the timed part samples for every sequence");
         }
         let elapsed = begin.elapsed();
         self.clear();
@@ -207,7 +214,7 @@ impl Bench {
 
     /// One step; returns how many sequences sampled in it.
     fn step(&mut self, finish: bool) -> Result<usize, BenchError> {
-        let Some(plan) = self.scheduler.schedule() else { return Ok(0) };
+        let Some(plan) = self.scheduler.schedule() else { return Err(BenchError::TooSmall) };
         let logits = self.model.engine.forward(&plan)?;
         let ids = plan.sequences.iter().filter(|sequence| sequence.samples).map(|sequence| sequence.id);
         let sample = |(id, row): (SequenceId, &[f32])| Sampled {
@@ -229,7 +236,8 @@ impl Bench {
 
 /// Tokens a sequence may decode before all of `batch` have their first.
 fn spare_tokens(batch: usize, options: &Options) -> usize {
-    (batch * options.context).div_ceil(options.batch_tokens) + 2
+    // At worst all others decode in every step, and the rest of its rows is for prompts.
+    (batch * options.context).div_ceil(options.batch_tokens - batch) + 2
 }
 
 /// SplitMix64's output function (Steele, Lea and Flood, 2014): numbers that look random.

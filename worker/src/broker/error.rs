@@ -46,6 +46,8 @@ pub enum BrokerError {
     Refused {
         /// Which step of the protocol.
         step: &'static str,
+        /// Whether it may be different the next time: full, loading, failing over.
+        passing: bool,
         /// Redis's words.
         reason: String,
     },
@@ -61,9 +63,10 @@ impl BrokerError {
     /// Retry, reject or stop.
     pub fn advice(&self) -> Advice {
         match self {
-            Self::Unreachable { .. } | Self::Refused { .. } => Advice::Retry,
-            Self::Gap { .. } => Advice::Retry,
-            Self::Fenced { .. } | Self::Envelope(_) => Advice::Reject,
+            Self::Unreachable { .. } | Self::Refused { passing: true, .. } => Advice::Retry,
+            // The stream lost entries: whoever leases the turn next goes on from what it holds.
+            Self::Gap { .. } => Advice::Reject,
+            Self::Refused { passing: false, .. } | Self::Fenced { .. } | Self::Envelope(_) => Advice::Reject,
             Self::Unsuitable(_) => Advice::Stop,
         }
     }

@@ -31,6 +31,9 @@ pub fn run(matches: &ArgMatches) -> Result<ExitCode, CommandError> {
     };
     // Turns mostly wait, for the engine and for Redis; the cores belong to the engine.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.block_on(app::serve(settings, progress))?;
+    let outcome = runtime.block_on(app::serve(settings, progress));
+    // A model that is still being loaded when a signal comes is not waited for.
+    runtime.shutdown_background();
+    outcome?;
     Ok(ExitCode::SUCCESS)
 }

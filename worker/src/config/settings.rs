@@ -89,7 +89,7 @@ settings! {
     /// Time that running turns get to finish after SIGTERM.
     ["TURNMILL_DRAIN_MS"] drain_ms: u64 = "30000";
     /// Time without a step, while there is work, after which the engine counts as hung.
-    ["TURNMILL_STALL_MS"] stall_ms: u64 = "30000";
+    ["TURNMILL_STALL_MS"] stall_ms: u64 = "60000";
     /// Tokens wait this long for others before they are published together.
     ["TURNMILL_FLUSH_MS"] flush_ms: u64 = "20";
     /// Attempts without progress after which a turn fails for good.

@@ -99,6 +99,11 @@ impl EngineHandle {
         self.commands.send(Command::Stop(id)).await.map_err(|_| EngineGone)
     }
 
+    /// Whether the engine's thread has ended.
+    pub fn is_gone(&self) -> bool {
+        self.commands.is_closed()
+    }
+
     /// Completes when the engine's thread has ended.
     pub async fn ended(&self) {
         self.commands.closed().await;

@@ -78,7 +78,7 @@ impl Reply {
         assert!(self.ending.is_none(), "no token follows the end of a reply");
         self.lengths.push(self.decoded);
         self.tokens.push(token);
-        let may_stop = self.tokens.len() as u32 >= self.rules.min_tokens;
+        let may_stop = self.tokens.len() as u32 > self.rules.min_tokens;
         let stopped = may_stop && self.is_stop(token);
         if !stopped {
             let bytes = self.tokenizer.bytes(token);
@@ -93,7 +93,7 @@ impl Reply {
 
     /// Tokens that may not be sampled next, because the reply is too short to end.
     pub fn forbidden(&self) -> Vec<u32> {
-        if (self.tokens.len() as u32) + 1 >= self.rules.min_tokens {
+        if self.tokens.len() as u32 >= self.rules.min_tokens {
             return Vec::new();
         }
         self.rules.ends.iter().chain(&self.rules.stop_tokens).copied().collect()
@@ -261,8 +261,8 @@ mod tests {
             9,
         );
         assert_eq!(short.forbidden(), [257]);
-        assert_eq!(run(&mut short, &bytes("ab")), ["a", "b"]);
-        assert!(short.forbidden().is_empty(), "the third token may end it");
+        assert_eq!(run(&mut short, &bytes("abc")), ["a", "b", "c"]);
+        assert!(short.forbidden().is_empty(), "the fourth token may end it");
         run(&mut short, &bytes("a"));
         assert_eq!(short.finish(), Some(FinishReason::Stop));
     }

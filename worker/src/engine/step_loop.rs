@@ -14,9 +14,10 @@ use crate::schedule::{NewSequence, Sampled, Scheduler, SequenceId, StepPlan};
 
 /// Everything the engine's thread owns.
 pub(super) struct StepLoop<E> {
+    /// Dropped first, so that a turn whose channel closes finds the engine gone.
+    inbox: Receiver<Command>,
     model: E,
     scheduler: Scheduler,
-    inbox: Receiver<Command>,
     lifecycle: Arc<Lifecycle>,
     turns: HashMap<SequenceId, Turn>,
 }
@@ -39,7 +40,7 @@ impl<E: Engine> StepLoop<E> {
         inbox: Receiver<Command>,
         lifecycle: Arc<Lifecycle>,
     ) -> Self {
-        Self { model, scheduler, inbox, lifecycle, turns: HashMap::new() }
+        Self { inbox, model, scheduler, lifecycle, turns: HashMap::new() }
     }
 
     /// Runs until every handle is gone.

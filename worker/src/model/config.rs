@@ -3,6 +3,10 @@
 use super::ModelError;
 use super::gguf::Gguf;
 
+/// Elements of all heads of a layer together, and layers, beyond which a file is taken for damaged.
+const MAX_WIDTH: usize = 1 << 20;
+const MAX_LAYERS: usize = 1 << 12;
+
 /// Shape of a decoder of the llama family.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DecoderConfig {
@@ -42,6 +46,9 @@ impl DecoderConfig {
                 ModelError::Unusable(format!("metadata llama.{key} is {value}, which no model has"))
             })
         };
+        let size_or = |key: &str, default: usize| {
+            if gguf.get(&format!("llama.{key}")).is_some() { size(key) } else { Ok(default) }
+        };
         if gguf.number("llama.expert_count").is_some_and(|experts| experts > 0) {
             return Err(ModelError::Architecture("llama with experts (Mixtral)".to_owned()));
         }
@@ -54,8 +61,8 @@ impl DecoderConfig {
             intermediate: size("feed_forward_length")?,
             layers: size("block_count")?,
             heads,
-            kv_heads: size("attention.head_count_kv").unwrap_or(heads),
-            head_dim: size("attention.key_length").unwrap_or(hidden / heads),
+            kv_heads: size_or("attention.head_count_kv", heads)?,
+            head_dim: size_or("attention.key_length", hidden / heads)?,
             vocabulary: vocabulary(gguf)?,
             context_tokens: size("context_length")?,
             rope_base: gguf.float("llama.rope.freq_base").unwrap_or(10_000.0),
@@ -73,7 +80,13 @@ impl DecoderConfig {
         if !self.heads.is_multiple_of(self.kv_heads) {
             return unusable(format!("{} heads cannot share {} KV heads", self.heads, self.kv_heads));
         }
-        if rope_dims != self.head_dim || !self.head_dim.is_multiple_of(16) {
+        if self.heads * self.head_dim > MAX_WIDTH || self.layers > MAX_LAYERS {
+            return unusable(format!(
+                "{} layers of {} heads of {} elements are more than any model has",
+                self.layers, self.heads, self.head_dim
+            ));
+        }
+        if rope_dims != self.head_dim || self.head_dim == 0 || !self.head_dim.is_multiple_of(16) {
             return unusable(format!(
                 "rope covers {rope_dims} of {} head dimensions; the decoder needs all, in multiples of 16",
                 self.head_dim

@@ -61,6 +61,7 @@ impl Decoder {
         }
         let table = [config.vocabulary, config.hidden];
         let embedding = gguf.tensor("token_embd.weight", &table)?;
+        gguf.check_all_taken()?;
         // Small models tie the output head to the embedding.
         let tied = !gguf.has("output.weight");
         let head = gguf.tensor(if tied { "token_embd.weight" } else { "output.weight" }, &table)?;

@@ -32,9 +32,7 @@ pub enum ModelError {
         found: String,
     },
     /// A model family that the decoder does not cover.
-    #[error(
-        "the model's architecture is {0:?}; this version runs \"llama\" (Llama 2 and 3, SmolLM2, Mistral)"
-    )]
+    #[error("the model's architecture is {0:?}; this version runs \"llama\" (SmolLM2, for example)")]
     Architecture(String),
     /// Something the family needs is missing or odd.
     #[error("the model cannot be used: {0}")]

@@ -3,6 +3,7 @@
 //! Invariant: every tensor named in the header lies inside the file, so that a truncated download is refused
 //! before anything is computed.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -19,6 +20,7 @@ pub struct Gguf {
     path: PathBuf,
     reader: BufReader<File>,
     content: Content,
+    taken: HashSet<String>,
 }
 
 impl Gguf {
@@ -39,7 +41,7 @@ impl Gguf {
                 return Err(damaged(path, reason));
             }
         }
-        Ok(Self { path: path.to_owned(), reader, content })
+        Ok(Self { path: path.to_owned(), reader, content, taken: HashSet::new() })
     }
 
     /// Compares the whole file with a SHA-256 in hexadecimal.
@@ -124,7 +126,17 @@ impl Gguf {
                 "tensor {name} has the shape {found:?}; the model's metadata calls for {dims:?}"
             )));
         }
+        self.taken.insert(name.to_owned());
         Ok(self.content.tensor(&mut self.reader, name, &Device::Cpu)?)
+    }
+
+    /// Refuses a file whose layers have tensors that nobody loaded: without them the words would be wrong.
+    pub fn check_all_taken(&self) -> Result<(), ModelError> {
+        let names = self.content.tensor_infos.keys();
+        match names.filter(|name| name.starts_with("blk.") && !self.taken.contains(*name)).min() {
+            Some(name) => Err(ModelError::Unusable(format!("the decoder has no use for its tensor {name}"))),
+            None => Ok(()),
+        }
     }
 
     fn each_chunk(&self, start: u64, mut use_chunk: impl FnMut(&[u8])) -> Result<(), ModelError> {

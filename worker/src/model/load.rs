@@ -2,8 +2,6 @@
 
 use std::path::Path;
 
-use clap::ValueEnum;
-
 use super::candle_engine::CandleEngine;
 use super::config::DecoderConfig;
 use super::decoder::Decoder;
@@ -121,22 +119,17 @@ fn namespace(
     let rope = (config.rope_base, config.head_dim, config.norm_epsilon);
     Ok(Namespace::new(&Identity {
         weights_digest: gguf.weights_digest()?,
-        weights_mode: &spelled(&options.weights),
+        weights_mode: &options.weights.to_string(),
         tokenizer_digest: tokenizer.digest(),
         rope_and_window: &format!("rope {rope:?}, no window"),
-        kv_dtype: &spelled(&options.kv_dtype),
-        codec: &spelled(&options.kv_dtype),
+        kv_dtype: &options.kv_dtype.to_string(),
+        codec: &options.kv_dtype.to_string(),
         compute_kind: compute_kind(),
         numerics_revision: NUMERICS_REVISION,
         block_tokens: options.block_tokens as u32,
         chunk_tokens: CHUNK_TOKENS,
         layout_version: LAYOUT_VERSION,
     }))
-}
-
-/// A setting's value as people write it.
-fn spelled(value: &impl ValueEnum) -> String {
-    value.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
 }
 
 /// What kind of machine computes the bits: candle's quantised kernels differ by instruction set.

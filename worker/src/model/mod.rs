@@ -3,7 +3,7 @@
 //! Owns: loading, the decoder, attention, sampling, the tokenizer and the chat template. K and V live in
 //! candle tensors that only the custom ops in [`paged`] touch, so Metal becomes a second `…_fwd`.
 //!
-//! Invariant (CPU): a token's logits have the same bits however it was reached: decoded alone, in a batch,
+//! Invariant (x86-64; unmeasured on other CPUs): a token's logits have the same bits however it was reached: decoded alone, in a batch,
 //! prefilled in chunks, or over blocks another sequence wrote. ADR 0003 lists the rules that make it so.
 
 mod candle_engine;

@@ -72,9 +72,14 @@ impl Sampler {
         self.made += 1;
     }
 
-    /// Penalties and bias, in vLLM's order.
+    /// Bias and penalties, in vLLM's order.
     fn adjust(&self, logits: &mut [f32]) {
         let sampling = &self.sampling;
+        for (token, bias) in &sampling.logit_bias {
+            if let Some(logit) = logits.get_mut(*token as usize) {
+                *logit += bias;
+            }
+        }
         for token in &self.seen {
             if let Some(logit) = logits.get_mut(*token as usize) {
                 let penalty = sampling.repetition_penalty;
@@ -86,11 +91,6 @@ impl Sampler {
                 if let Some(logit) = logits.get_mut(*token as usize) {
                     *logit -= sampling.presence_penalty + sampling.frequency_penalty * *count as f32;
                 }
-            }
-        }
-        for (token, bias) in &sampling.logit_bias {
-            if let Some(logit) = logits.get_mut(*token as usize) {
-                *logit += bias;
             }
         }
     }

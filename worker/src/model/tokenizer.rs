@@ -26,15 +26,16 @@ impl Tokenizer {
     pub fn from_gguf(gguf: &Gguf) -> Result<Self, ModelError> {
         let mut inner = tokenizers::Tokenizer::from_gguf(gguf.content())?;
         let pre = gguf.text("tokenizer.ggml.pre").unwrap_or("gpt-2");
-        if let Some(splitter) = pre_tokenizer(pre)? {
-            inner.with_pre_tokenizer(Some(splitter));
-        }
+        inner.with_pre_tokenizer(Some(pre_tokenizer(pre)?));
         let vocabulary = inner.get_vocab_size(true);
         let id = |key: &str| gguf.number(key).and_then(|id| u32::try_from(id).ok());
         let ends = ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id"];
-        let control = |id: u32| inner.get_added_tokens_decoder().get(&id).is_some_and(|token| token.special);
-        let bytes = (0..vocabulary as u32).map(|id| match inner.id_to_token(id) {
-            Some(token) if !control(id) => token_bytes(&token),
+        let kinds = gguf.get("tokenizer.ggml.token_type").and_then(|kinds| kinds.to_vec().ok());
+        let kind =
+            |id: u32| kinds.and_then(|kinds| kinds.get(id as usize)).and_then(|kind| kind.to_i32().ok());
+        let bytes = (0..vocabulary as u32).map(|id| match (inner.id_to_token(id), kind(id)) {
+            (Some(token), Some(USER_DEFINED)) => token.into_bytes().into(),
+            (Some(token), None | Some(NORMAL | BYTE)) => token_bytes(&token),
             _ => Box::default(),
         });
         Ok(Self {
@@ -98,17 +99,22 @@ impl Tokenizer {
     }
 }
 
-/// How text is split before merging, by llama.cpp's name for it; none where candle's reader already has it
-/// right. An unknown name is refused: the ids would be subtly wrong.
-fn pre_tokenizer(name: &str) -> Result<Option<PreTokenizerWrapper>, ModelError> {
+/// Kinds of token in GGUF files (llama.cpp's `llama_token_type`); the others are unknown, control and unused
+/// tokens, which are no text.
+const NORMAL: i32 = 1;
+const USER_DEFINED: i32 = 4;
+const BYTE: i32 = 6;
+
+/// How text is split before merging, by llama.cpp's name for it. An unknown name is refused: the ids would be
+/// subtly wrong.
+fn pre_tokenizer(name: &str) -> Result<PreTokenizerWrapper, ModelError> {
     match name {
-        "gpt-2" | "default" => Ok(Some(ByteLevel::new(false, true, true).into())),
+        "gpt-2" | "default" => Ok(ByteLevel::new(false, true, true).into()),
         // One digit a token, then GPT-2's rules.
         "smollm" => {
             let parts = vec![Digits::new(true).into(), ByteLevel::new(false, true, true).into()];
-            Ok(Some(Sequence::new(parts).into()))
+            Ok(Sequence::new(parts).into())
         }
-        "llama3" | "smaug-bpe" | "qwen2" => Ok(None),
         other => Err(ModelError::Unusable(format!(
             "its tokenizer splits text by rules called {other:?}, which this version does not know"
         ))),

@@ -114,22 +114,13 @@ fn announce() {
         }
     }
     let outcomes = [Outcome::Completed, Outcome::Failed, Outcome::Cancelled, Outcome::Expired];
-    outcomes.iter().for_each(|outcome| counter!(TURNS_ENDED, "outcome" => label(*outcome)).absolute(0));
+    outcomes.iter().for_each(|outcome| counter!(TURNS_ENDED, "outcome" => outcome.as_str()).absolute(0));
     for Metric { name, .. } in
         METRICS.iter().filter(|m| matches!(m.kind, Kind::Counter) && m.name != TURNS_ENDED)
     {
         counter!(*name).absolute(0);
     }
     gauge!(BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
-}
-
-fn label(outcome: Outcome) -> &'static str {
-    match outcome {
-        Outcome::Completed => "completed",
-        Outcome::Failed => "failed",
-        Outcome::Cancelled => "cancelled",
-        Outcome::Expired => "expired",
-    }
 }
 
 /// A turn was leased.
@@ -149,7 +140,7 @@ pub fn turn_fenced() {
 
 /// A turn was ended.
 pub fn turn_ended(outcome: Outcome) {
-    counter!(TURNS_ENDED, "outcome" => label(outcome)).increment(1);
+    counter!(TURNS_ENDED, "outcome" => outcome.as_str()).increment(1);
 }
 
 /// A step over `rows` token rows took `duration`.

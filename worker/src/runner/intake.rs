@@ -10,8 +10,10 @@ use tracing::warn;
 
 use super::held::HeldToken;
 use super::link::Backoff;
+use super::publish::persist;
 use super::{Held, Link, Runner};
 use crate::broker::{Broker, ReadyToken};
+use crate::lifecycle::Lifecycle;
 use crate::observe::metrics;
 
 /// Takes turns from the queue and starts a task for each.
@@ -19,6 +21,7 @@ pub struct Intake<B> {
     runner: Arc<Runner<B>>,
     room: Arc<Semaphore>,
     tasks: TaskTracker,
+    lifecycle: Arc<Lifecycle>,
     /// Time between looks for abandoned turns.
     reclaim_every: Duration,
     stop: CancellationToken,
@@ -28,12 +31,13 @@ impl<B: Broker> Intake<B> {
     /// At most `max_turns` at a time, until `stop`; turns run on as tasks of `tasks`.
     pub fn new(
         runner: Arc<Runner<B>>,
+        lifecycle: Arc<Lifecycle>,
         max_turns: usize,
         reclaim_every: Duration,
         tasks: TaskTracker,
         stop: CancellationToken,
     ) -> Self {
-        Self { runner, room: Arc::new(Semaphore::new(max_turns)), tasks, reclaim_every, stop }
+        Self { runner, room: Arc::new(Semaphore::new(max_turns)), tasks, lifecycle, reclaim_every, stop }
     }
 
     /// Runs until stopped. Tokens read and not leased by then are handed back.
@@ -42,16 +46,19 @@ impl<B: Broker> Intake<B> {
         let mut reclaimed = Instant::now();
         while !self.stop.is_cancelled() {
             let Some(room) = self.wait_for_room().await else { return };
+            if self.lifecycle.engine_stalled(Instant::now()) {
+                // What is claimed now would wait for a lease to run out.
+                backoff.pause().await;
+                continue;
+            }
             let due = reclaimed.elapsed() >= self.reclaim_every;
             let read = if due {
                 reclaimed = Instant::now();
                 self.look_after().await;
                 self.link().note(self.broker().reclaim(room).await)
             } else {
-                tokio::select! {
-                    read = self.broker().read(room) => self.link().note(read),
-                    () = self.stop.cancelled() => return,
-                }
+                // Not cut short by `stop`: tokens may be on their way, and nobody would read them again.
+                self.link().note(self.broker().read(room).await)
             };
             match read {
                 Err(_) => backoff.pause().await,
@@ -91,7 +98,7 @@ impl<B: Broker> Intake<B> {
                 continue;
             }
             let runner = self.runner.clone();
-            self.tasks.spawn(lease_and_run(runner, token, permit));
+            self.tasks.spawn(lease_and_run(runner, token, permit, self.stop.clone()));
         }
     }
 
@@ -115,8 +122,17 @@ impl<B: Broker> Intake<B> {
 }
 
 /// Leases the head of the token's agent and runs it; holds its place until it is over.
-async fn lease_and_run<B: Broker>(runner: Arc<Runner<B>>, token: HeldToken, place: OwnedSemaphorePermit) {
-    let leased = super::publish::persist(&runner.link, || runner.broker.lease(token.token())).await;
+async fn lease_and_run<B: Broker>(
+    runner: Arc<Runner<B>>,
+    token: HeldToken,
+    place: OwnedSemaphorePermit,
+    stop: CancellationToken,
+) {
+    let leased = tokio::select! {
+        leased = persist(&runner.link, || runner.broker.lease(token.token())) => leased,
+        // The queue does not answer, and the worker stops: the token is free after a lease.
+        () = stop.cancelled() => return,
+    };
     match leased {
         Ok(Some(claim)) => {
             metrics::turn_claimed();

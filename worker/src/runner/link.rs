@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use tracing::{info, warn};
 
-use crate::broker::{Advice, BrokerError};
+use crate::broker::BrokerError;
 use crate::lifecycle::Lifecycle;
 
 /// The state of the connection to the queue.
@@ -26,7 +26,7 @@ impl Link {
     /// Notes what came of a call, and hands it back.
     pub fn note<T>(&self, result: Result<T, BrokerError>) -> Result<T, BrokerError> {
         match &result {
-            Err(error) if error.advice() == Advice::Retry => self.down(error),
+            Err(error @ BrokerError::Unreachable { .. }) => self.down(error),
             _ => self.back(),
         }
         result
@@ -47,7 +47,7 @@ impl Link {
     }
 }
 
-/// Pauses between tries: doubling from 50 ms to 2 s.
+/// Pauses between tries: doubling from 50 ms to 1.6 s.
 #[derive(Debug, Default)]
 pub struct Backoff {
     tries: u32,
@@ -56,7 +56,7 @@ pub struct Backoff {
 impl Backoff {
     /// Waits before the next try.
     pub async fn pause(&mut self) {
-        let pause = Duration::from_millis(50 << self.tries.min(5)).min(Duration::from_secs(2));
+        let pause = Duration::from_millis(50 << self.tries.min(5));
         self.tries += 1;
         tokio::time::sleep(pause).await;
     }

@@ -15,6 +15,9 @@ pub struct Publisher<B> {
     broker: Arc<B>,
     link: Link,
     lease: Lease,
+    /// A delta whose append may or may not have happened: repeated exactly as it is until it has.
+    sending: Option<Delta>,
+    /// Tokens after it.
     pending: Delta,
     /// When the pending tokens are due.
     due: Option<Instant>,
@@ -27,7 +30,7 @@ impl<B: Broker> Publisher<B> {
     /// Goes on after `published` tokens; later tokens wait up to `flush` for others.
     pub fn new(broker: Arc<B>, link: Link, lease: Lease, published: u32, flush: Duration) -> Self {
         let pending = Delta { index: published, ..Delta::default() };
-        Self { broker, link, lease, pending, due: None, flush, first_published: None }
+        Self { broker, link, lease, sending: None, pending, due: None, flush, first_published: None }
     }
 
     /// Adds a token. The first of an attempt is due at once: somebody waits for it.
@@ -46,7 +49,7 @@ impl<B: Broker> Publisher<B> {
 
     /// How many tokens of the reply are published.
     pub fn published(&self) -> u32 {
-        self.pending.index
+        self.sending.as_ref().map_or(self.pending.index, |sending| sending.index)
     }
 
     /// When this attempt first published tokens.
@@ -57,13 +60,16 @@ impl<B: Broker> Publisher<B> {
     /// Publishes what is pending. Through outages it keeps trying; dropping the future in between loses
     /// nothing. The error is one that trying again does not mend.
     pub async fn flush(&mut self) -> Result<(), BrokerError> {
-        if self.pending.tokens.is_empty() {
-            return Ok(());
+        while self.sending.is_some() || !self.pending.tokens.is_empty() {
+            let sending = self.sending.get_or_insert_with(|| {
+                self.due = None;
+                let next = Delta { index: self.pending.published(), ..Delta::default() };
+                std::mem::replace(&mut self.pending, next)
+            });
+            persist(&self.link, || self.broker.append(&self.lease, sending)).await?;
+            self.sending = None;
+            self.first_published.get_or_insert_with(Instant::now);
         }
-        persist(&self.link, || self.broker.append(&self.lease, &self.pending)).await?;
-        self.first_published.get_or_insert_with(Instant::now);
-        self.pending = Delta { index: self.pending.published(), ..Delta::default() };
-        self.due = None;
         Ok(())
     }
 }

@@ -152,12 +152,26 @@ impl<B: Broker> Runner<B> {
         let max_total_tokens = self.max_total_tokens(&turn, prompt.tokens.len() as u32)?;
         let max_tokens = max_total_tokens - prompt.tokens.len() as u32;
         let mut reply = Reply::new(self.prompting.tokenizer.clone(), &turn.sampling, max_tokens);
-        for token in claim.published.iter().flat_map(|delta| &delta.tokens) {
-            if reply.finish().is_none() {
-                reply.push(*token);
-            }
-        }
+        let published: Vec<u32> = claim.published.into_iter().flat_map(|delta| delta.tokens).collect();
+        self.replay(&mut reply, &published)?;
         Ok(Work { turn, prompt, reply, max_total_tokens })
+    }
+
+    /// Restores the state after the tokens that earlier attempts published. Another model, or a smaller context
+    /// or pool than theirs, cannot go on from there.
+    fn replay(&self, reply: &mut Reply, published: &[u32]) -> Result<(), String> {
+        let vocabulary = self.prompting.tokenizer.vocabulary() as u32;
+        for (index, token) in published.iter().enumerate() {
+            if *token >= vocabulary || reply.finish().is_some() {
+                return Err(format!(
+                    "{} tokens were published by a worker with another model, or with more context or pool, and \
+                     this one cannot follow them past {index}; give the workers of a queue the same settings",
+                    published.len()
+                ));
+            }
+            reply.push(*token);
+        }
+        Ok(())
     }
 
     /// Prompt and reply at most. A turn that names no limit gets what context and pool leave.
@@ -303,6 +317,8 @@ impl<B: Broker> Runner<B> {
         let entry = entry.filter(|_| !attempt.lease.token.agent.is_lone());
         let finish = || self.broker.finish(&attempt.lease, published, &end, entry.as_ref());
         let finished = tokio::select! {
+            // First: a heartbeat after the end and before its reply calls the turn lost.
+            biased;
             finished = persist(&self.link, finish) => finished,
             () = lost.cancelled() => return self.lose(),
         };
@@ -313,6 +329,10 @@ impl<B: Broker> Runner<B> {
                     metrics::first_token(Duration::from_millis(ms));
                 }
                 info!(outcome = ?end.outcome, usage = ?end.usage, timing = ?end.timing, "the turn has ended");
+            }
+            Err(error @ BrokerError::Gap { .. }) => {
+                warn!(%error, "published tokens are gone; the turn is given back to go on before them");
+                self.release(&attempt.lease, lost).await;
             }
             Err(error) => {
                 warn!(%error, "the turn could not be ended");
@@ -327,6 +347,10 @@ impl<B: Broker> Runner<B> {
     }
 
     async fn release(&self, lease: &Lease, lost: &CancellationToken) {
+        if self.engine.is_gone() {
+            // The turn may be what ended it: the lease runs out, and the attempt counts.
+            return;
+        }
         let released = tokio::select! {
             released = persist(&self.link, || self.broker.release(lease)) => released,
             () = lost.cancelled() => return self.lose(),
@@ -362,9 +386,15 @@ fn entry(lease: &Lease, messages: Vec<Message>, prompt: &Prompt, reply: &Reply) 
 }
 
 fn lost_to(error: &BrokerError) -> Leaving {
-    if error.advice() == Advice::Reject {
-        return Leaving::Lost;
+    match error {
+        BrokerError::Gap { .. } => {
+            warn!(%error, "published tokens are gone; the turn is given back to go on before them");
+            Leaving::GivenBack
+        }
+        error if error.advice() == Advice::Reject => Leaving::Lost,
+        error => {
+            warn!(%error, "tokens could not be published");
+            Leaving::GivenBack
+        }
     }
-    warn!(%error, "tokens could not be published");
-    Leaving::GivenBack
 }

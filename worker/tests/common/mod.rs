@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use candle_core::quantized::gguf_file::{self, Value};
 use candle_core::quantized::{GgmlDType, QTensor};
@@ -13,6 +14,13 @@ use turnmill_worker::config::{KvDtype, WeightsMode};
 use turnmill_worker::kv::BlockPool;
 use turnmill_worker::model::{Engine, LoadOptions, Model};
 use turnmill_worker::schedule::{Limits, NewSequence, Sampled, Scheduler, SequenceId};
+
+/// Held by a test while it computes: candle's threads wait for each other by spinning, so two models that
+/// compute at once slow each other down many times over.
+pub fn only_me() -> MutexGuard<'static, ()> {
+    static COMPUTING: Mutex<()> = Mutex::new(());
+    COMPUTING.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// The default model; tests that need it fail without it.
 pub fn default_model() -> PathBuf {
@@ -186,18 +194,17 @@ pub fn run(model: &mut Model, sequences: &[Known], cut: &Cut) -> (BTreeMap<(usiz
     let mut logits = BTreeMap::new();
     let mut step = 0;
     while !arriving.is_empty() || scheduler.has_work() {
-        if step % (cut.gap + 1) == 0 || !scheduler.has_work() {
-            if let Some((index, known)) = arriving.pop_front() {
-                let new = NewSequence {
-                    id: SequenceId(index as u64),
-                    tokens: known.tokens[..known.prompt].to_vec(),
-                    max_total_tokens: known.tokens.len() as u32 + 1,
-                    namespace: model.namespace,
-                    priority: Priority::Interactive,
-                    alone: false,
-                };
-                scheduler.add(new).expect("it fits");
-            }
+        let due = step % (cut.gap + 1) == 0 || !scheduler.has_work();
+        if let Some((index, known)) = arriving.pop_front_if(|_| due) {
+            let new = NewSequence {
+                id: SequenceId(index as u64),
+                tokens: known.tokens[..known.prompt].to_vec(),
+                max_total_tokens: known.tokens.len() as u32 + 1,
+                namespace: model.namespace,
+                priority: Priority::Interactive,
+                alone: false,
+            };
+            scheduler.add(new).expect("it fits");
         }
         step += 1;
         let Some(plan) = scheduler.schedule() else { continue };

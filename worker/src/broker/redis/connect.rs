@@ -10,7 +10,8 @@ use deadpool_redis::{Connection, Hook, Manager, Pool, Runtime};
 use redis::aio::MultiplexedConnection;
 use redis::io::tcp::TcpSettings;
 use redis::{AsyncConnectionConfig, Client, ConnectionInfo, ErrorKind, FromRedisValue, IntoConnectionInfo};
-use redis::{RedisError, ScriptInvocation};
+use redis::{ConnectionAddr, RedisError, ScriptInvocation};
+use rustls::crypto::CryptoProvider;
 use turnmill_schema::keys::GROUP;
 
 use super::facts::ServerFacts;
@@ -25,6 +26,21 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 const BLOCK_MARGIN: Duration = Duration::from_secs(3);
 /// Connections for short commands at most. They are multiplexed and short: a few keep a worker busy.
 const POOL_CONNECTIONS: usize = 8;
+
+/// Refusals that pass: a full server, one that loads its data or fails over, a group that is made again.
+const PASSING: [&str; 11] = [
+    "OOM",
+    "LOADING",
+    "BUSY",
+    "TRYAGAIN",
+    "READONLY",
+    "MASTERDOWN",
+    "CLUSTERDOWN",
+    "NOREPLICAS",
+    "MISCONF",
+    "NOGROUP",
+    "UNBLOCKED",
+];
 
 /// A Redis server and the ways to it.
 pub(super) struct Server {
@@ -124,7 +140,14 @@ impl Server {
             ErrorKind::Server(_)
             | ErrorKind::Extension
             | ErrorKind::Parse
-            | ErrorKind::UnexpectedReturnType => BrokerError::Refused { step, reason: error.to_string() },
+            | ErrorKind::UnexpectedReturnType => {
+                let passing = error.code().is_some_and(|code| PASSING.contains(&code));
+                BrokerError::Refused { step, passing, reason: error.to_string() }
+            }
+            ErrorKind::AuthenticationFailed => BrokerError::Unsuitable(format!(
+                "Redis at {} refused the user or password: {error}; correct redis_url",
+                self.masked_url
+            )),
             _ => self.unreachable(error),
         }
     }
@@ -163,9 +186,18 @@ pub async fn check_server(url: &RedisUrl) -> Result<ServerFacts, BrokerError> {
 
 fn connection_info(url: &RedisUrl) -> Result<ConnectionInfo, BrokerError> {
     let info = url.expose().into_connection_info().map_err(|e| unusable_url(url, &e))?;
+    choose_cryptography(info.addr());
     // Deltas are small writes; Nagle's algorithm would hold them back.
     let tcp = TcpSettings::default().set_nodelay(true);
     Ok(info.set_tcp_settings(tcp))
+}
+
+/// The TLS library comes without cryptography; the process chooses one before its first `rediss://`.
+fn choose_cryptography(address: &ConnectionAddr) {
+    if matches!(address, ConnectionAddr::TcpTls { .. }) && CryptoProvider::get_default().is_none() {
+        // An error means that another thread was faster, which is as good.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+    }
 }
 
 fn unusable_url(url: &RedisUrl, reason: &dyn std::fmt::Display) -> BrokerError {

@@ -7,6 +7,7 @@ use turnmill_schema::keys::{BacklogEntry, FIELD_AT, FIELD_EVENT};
 use turnmill_schema::{Delta, Event, History, TranscriptEntry, Turn, TurnId, scripts};
 
 use super::{BrokerError, Claim, Lease, ReadyToken, RedisBroker, steps};
+use crate::broker::Advice;
 
 /// The script's reply to a lease that was granted.
 struct Grant {
@@ -28,6 +29,15 @@ struct Published {
 
 impl RedisBroker {
     pub(super) async fn lease_head(&self, token: &ReadyToken) -> Result<Option<Claim>, BrokerError> {
+        let leased = self.try_lease(token).await;
+        if leased.as_ref().is_err_and(|error| error.advice() == Advice::Reject) {
+            // Nobody keeps it alive from here on; the next attempt counts, and the last one ends the turn.
+            self.held.drop_token(token);
+        }
+        leased
+    }
+
+    async fn try_lease(&self, token: &ReadyToken) -> Result<Option<Claim>, BrokerError> {
         // Every round but the last ended a turn or met another worker's progress, so this comes to an end.
         loop {
             let Some(text) = self.head(token).await? else {
@@ -38,6 +48,7 @@ impl RedisBroker {
             };
             let entry = BacklogEntry::parse(&text).ok_or_else(|| BrokerError::Refused {
                 step: "lease",
+                passing: false,
                 reason: format!("the backlog of {} holds {text:?}, which is no turn", token.agent),
             })?;
             let reply = self.call_lease(token, &entry, &text).await?;
@@ -152,8 +163,14 @@ fn read_published(turn: TurnId, entries: &StreamRangeReply) -> Result<Published,
     let mut tokens = 0;
     for entry in &entries.ids {
         let event: Vec<u8> = entry.get(FIELD_EVENT).unwrap_or_default();
-        let Event::Delta(delta) = decode(&event)? else { continue };
-        if delta.index != tokens {
+        let Event::Delta(mut delta) = decode(&event)? else { continue };
+        if delta.index < tokens {
+            // An append whose reply was lost was repeated with more: what is known is skipped.
+            let known = ((tokens - delta.index) as usize).min(delta.tokens.len());
+            delta.tokens.drain(..known);
+            delta.index = tokens;
+        }
+        if delta.index > tokens {
             return Err(BrokerError::Gap { turn, expected: tokens, found: delta.index });
         }
         if tokens == 0 {

@@ -43,7 +43,10 @@ impl RedisBroker {
             Some(connection) => connection,
             None => {
                 reader.recovering = true;
-                self.server.reader().await?
+                let connection = self.server.reader().await?;
+                // A server that comes back may have forgotten the groups, and recovering asks for them first.
+                self.create_groups().await?;
+                connection
             }
         };
         let tokens = self.read_on(&mut connection, &mut reader, room).await?;

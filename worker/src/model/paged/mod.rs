@@ -26,7 +26,7 @@ use crate::schedule::StepPlan;
 pub struct KvShape {
     /// Blocks in the pool.
     pub blocks: usize,
-    /// Tokens in a block, a multiple of 16.
+    /// Tokens in a block.
     pub block_tokens: usize,
     /// Key and value heads.
     pub kv_heads: usize,

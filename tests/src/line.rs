@@ -1,0 +1,166 @@
+//! The whole line for one test: a private Redis, a producer, workers, and a look at what is stored.
+//!
+//! A line has the machine to itself among the tests of its process: workers that share two cores would starve each
+//! other, and waits would get long.
+
+use std::process::{Output, Stdio};
+use std::time::{Duration, Instant};
+
+use redis::FromRedisValue;
+use redis::streams::StreamRangeReply;
+use tokio::process::Command;
+use tokio::sync::{Mutex, MutexGuard};
+use tokio::time::timeout;
+use turnmill::{NewTurn, Producer, ProducerSettings, TurnResult};
+use turnmill_schema::keys::{FIELD_EVENT, Keys};
+use turnmill_schema::{AgentId, Event, Name, Sampling, Turn, TurnId, envelope, scripts};
+
+use crate::redis_server::RedisServer;
+use crate::told::Told;
+use crate::worker::Worker;
+use crate::{PATIENCE, program};
+
+static MACHINE: Mutex<()> = Mutex::const_new(());
+
+/// A queue and the way into it.
+pub struct Line {
+    /// Where the queue lives.
+    pub redis: RedisServer,
+    /// Puts turns into it.
+    pub producer: Producer,
+    keys: Keys,
+    _machine: MutexGuard<'static, ()>,
+}
+
+impl Line {
+    /// An empty queue.
+    pub async fn start() -> Self {
+        Self::start_with(&[]).await
+    }
+
+    /// An empty queue in a Redis with more command-line options.
+    pub async fn start_with(options: &[&str]) -> Self {
+        let machine = MACHINE.lock().await;
+        let redis = RedisServer::start_with(options);
+        let settings = ProducerSettings::new(name("default"), name("default"));
+        let producer = Producer::connect(&redis.url(), settings).await.expect("Redis answers");
+        Self { redis, producer, keys: Keys::new(&name("default"), 0), _machine: machine }
+    }
+
+    /// A worker of this queue, ready.
+    pub fn worker(&self, flags: &[&str]) -> Worker {
+        Worker::start(&self.redis, flags)
+    }
+
+    /// Enqueues turns; ids in their order.
+    pub async fn enqueue(&self, turns: Vec<NewTurn>) -> Vec<TurnId> {
+        self.producer.enqueue_batch(turns).await.expect("valid turns are enqueued")
+    }
+
+    /// Enqueues as a producer would that checks nothing.
+    pub async fn enqueue_unchecked(&self, turn: &Turn) {
+        let call = scripts::enqueue_call(&self.keys, 1000, [turn]).expect("the turn can be encoded");
+        let script = redis::Script::new(scripts::ENQUEUE);
+        let mut invocation = script.prepare_invoke();
+        invocation.key(&call.keys[..]).arg(&call.args[..]);
+        let reply: Vec<String> =
+            invocation.invoke_async(&mut self.connection().await).await.expect("the script answers");
+        assert_eq!(reply[0], "ok");
+    }
+
+    /// Replaces the stored envelope of a turn that waits.
+    pub async fn overwrite(&self, turn: TurnId, envelope: &[u8]) {
+        let mut command = redis::cmd("HSET");
+        command.arg(self.keys.turn(turn)).arg("envelope").arg(envelope);
+        let new: u64 = command.query_async(&mut self.connection().await).await.expect("HSET");
+        assert_eq!(new, 0, "the turn had an envelope");
+    }
+
+    /// Waits for a turn's end.
+    pub async fn wait(&self, turn: TurnId) -> TurnResult {
+        let result = timeout(PATIENCE, self.producer.wait(turn)).await.expect("the turn ends");
+        result.expect("the result can be read")
+    }
+
+    /// Enqueues a turn and waits for its end.
+    pub async fn run(&self, turn: NewTurn) -> TurnResult {
+        let turn = self.enqueue(vec![turn]).await[0];
+        self.wait(turn).await
+    }
+
+    /// Waits for turns and reads their streams.
+    pub async fn told(&self, turns: &[TurnId]) -> Vec<Told> {
+        let mut told = Vec::new();
+        for turn in turns {
+            self.wait(*turn).await;
+            told.push(Told::read(&self.events(*turn).await));
+        }
+        told
+    }
+
+    /// The raw entries of a result stream.
+    pub async fn events(&self, turn: TurnId) -> Vec<Event> {
+        let entries: StreamRangeReply = self.command(&["XRANGE", &self.keys.result(turn), "-", "+"]).await;
+        let read = |entry: &redis::streams::StreamId| {
+            let event: Vec<u8> = entry.get(FIELD_EVENT).expect("every entry has an event");
+            envelope::decode(&event).expect("events can be read")
+        };
+        entries.ids.iter().map(read).collect()
+    }
+
+    /// Waits until each of the turns has published tokens.
+    pub async fn until_all_have_tokens(&self, turns: &[TurnId]) {
+        let deadline = Instant::now() + PATIENCE;
+        for turn in turns {
+            while !self.events(*turn).await.iter().any(|event| matches!(event, Event::Delta(_))) {
+                assert!(Instant::now() < deadline, "no token comes");
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        }
+    }
+
+    /// Entries of an agent's transcript, as stored.
+    pub async fn transcript(&self, agent: &str) -> Vec<Vec<u8>> {
+        let agent = AgentId::named(&name("default"), &name(agent));
+        self.command(&["LRANGE", &self.keys.transcript(&agent), "0", "-1"]).await
+    }
+
+    /// Every key of the queue.
+    pub async fn all_keys(&self) -> Vec<String> {
+        self.command(&["KEYS", "*"]).await
+    }
+
+    /// Runs `turnmill` on this queue to its end.
+    pub async fn turnmill(&self, arguments: &[&str]) -> Output {
+        let mut command = Command::new(program("turnmill"));
+        command.args(arguments).env("TURNMILL_REDIS_URL", self.redis.url()).stdin(Stdio::null());
+        let output = timeout(PATIENCE, command.kill_on_drop(true).output()).await;
+        output.expect("the command ends").expect("the command can be run")
+    }
+
+    async fn command<T: FromRedisValue>(&self, words: &[&str]) -> T {
+        let mut command = redis::cmd(words[0]);
+        command.arg(&words[1..]);
+        command.query_async(&mut self.connection().await).await.expect("the command works")
+    }
+
+    async fn connection(&self) -> redis::aio::MultiplexedConnection {
+        let client = redis::Client::open(self.redis.url()).expect("a URL");
+        client.get_multiplexed_async_connection().await.expect("Redis answers")
+    }
+}
+
+/// A valid name.
+pub fn name(text: &str) -> Name {
+    Name::new(text).expect("a name")
+}
+
+/// Always the likeliest token, `max_tokens` of them whatever the model says.
+pub fn exactly(max_tokens: u32) -> Sampling {
+    Sampling { ignore_eos: true, ..greedy(max_tokens) }
+}
+
+/// Always the likeliest token, at most `max_tokens`.
+pub fn greedy(max_tokens: u32) -> Sampling {
+    Sampling { temperature: 0.0, max_tokens: Some(max_tokens), ..Sampling::default() }
+}

@@ -1,0 +1,55 @@
+//! What a result stream told, once it is known to be sound.
+
+use turnmill_schema::{Begin, End, Event};
+
+/// A whole result stream.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Told {
+    /// One for each attempt.
+    pub begins: Vec<Begin>,
+    /// All tokens.
+    pub tokens: Vec<u32>,
+    /// All text.
+    pub text: String,
+    /// The terminal result.
+    pub end: End,
+}
+
+impl Told {
+    /// Reads raw entries. Panics unless they start with a Begin, give every token index once and in order, have one
+    /// End, last, and epochs that grow, each from where the one before left off.
+    pub fn read(events: &[Event]) -> Self {
+        let Some((Event::End(end), before)) = events.split_last() else {
+            panic!("the stream does not end with an End: {events:?}")
+        };
+        assert!(matches!(before.first(), Some(Event::Begin(_))), "{events:?}");
+        let mut told = Self { begins: Vec::new(), tokens: Vec::new(), text: String::new(), end: end.clone() };
+        for event in before {
+            told.add(event);
+        }
+        assert_eq!(told.end.usage.completion_tokens as usize, told.tokens.len(), "the count of tokens");
+        told
+    }
+
+    fn add(&mut self, event: &Event) {
+        match event {
+            Event::Begin(begin) => {
+                assert!(self.begins.iter().all(|before| before.epoch < begin.epoch), "{begin:?}");
+                assert_eq!(begin.resume_from as usize, self.tokens.len(), "{begin:?}");
+                self.begins.push(begin.clone());
+            }
+            Event::Delta(delta) => {
+                assert_eq!(delta.index as usize, self.tokens.len(), "a token twice or missing: {delta:?}");
+                assert!(!delta.tokens.is_empty(), "a delta without tokens");
+                self.tokens.extend(&delta.tokens);
+                self.text.push_str(&delta.text);
+            }
+            Event::End(end) => panic!("a second End: {end:?}"),
+        }
+    }
+
+    /// What must be the same however the turn was run.
+    pub fn words(&self) -> (Vec<u32>, String) {
+        (self.tokens.clone(), self.text.clone())
+    }
+}

@@ -1,0 +1,170 @@
+//! A real worker: the `turnmill-worker` binary in a process of its own, gone when dropped.
+//!
+//! Its environment holds no `TURNMILL_*` variable but ours, since a worker refuses those it does not know. Ours
+//! give what every worker needs, so that flags can override any of it.
+
+use std::ffi::OsString;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+use tempfile::NamedTempFile;
+
+use crate::redis_server::{RedisServer, free_port};
+use crate::{PATIENCE, program};
+
+/// How long a worker may take to load its model.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// A running worker; killed on drop. A test that fails prints its log.
+pub struct Worker {
+    child: Child,
+    http: SocketAddr,
+    log: NamedTempFile,
+}
+
+impl Worker {
+    /// Starts `turnmill-worker serve` with `flags` on the queue in `redis`, and waits until it is ready.
+    pub fn start(redis: &RedisServer, flags: &[&str]) -> Self {
+        let mut worker = Self::spawn(redis, flags, &[]);
+        let deadline = Instant::now() + START_TIMEOUT;
+        while worker.try_get("/health/ready").is_none_or(|(status, _)| status != 200) {
+            let exited = worker.child.try_wait().expect("our own child can be waited for");
+            assert_eq!(exited, None, "the worker does not start:\n{}", worker.log());
+            assert!(Instant::now() < deadline, "not ready within {START_TIMEOUT:?}:\n{}", worker.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        worker
+    }
+
+    /// Starts a worker that cannot run, and returns what it says of it: the one line that it ends with.
+    pub fn refusal(redis: &RedisServer, flags: &[&str]) -> String {
+        Self::spawn(redis, flags, &[]).into_refusal()
+    }
+
+    /// The same with one more variable in its environment.
+    pub fn refusal_with(redis: &RedisServer, variable: (&str, &str)) -> String {
+        Self::spawn(redis, &[], &[variable]).into_refusal()
+    }
+
+    fn spawn(redis: &RedisServer, flags: &[&str], variables: &[(&str, &str)]) -> Self {
+        let http = SocketAddr::from(([127, 0, 0, 1], free_port()));
+        let log = NamedTempFile::new().expect("the temporary directory is writable");
+        let mut command = Command::new(program("turnmill-worker"));
+        let ours = |name: &OsString| name.to_string_lossy().starts_with("TURNMILL_");
+        for name in std::env::vars_os().map(|(name, _)| name).filter(ours) {
+            command.env_remove(name);
+        }
+        command.env("TURNMILL_MODEL", model()).env("TURNMILL_REDIS_URL", redis.url());
+        command.env("TURNMILL_HTTP_ADDR", http.to_string()).envs(variables.iter().copied());
+        command.arg("serve").args(flags).stdin(Stdio::null()).stdout(Stdio::null());
+        command.stderr(log.reopen().expect("a file just made can be opened"));
+        let child = command.spawn().expect("the worker can be run");
+        Self { child, http, log }
+    }
+
+    fn into_refusal(mut self) -> String {
+        let status = self.wait_exit();
+        let log = self.log();
+        assert_eq!(status.code(), Some(1), "{log}");
+        assert!(!log.contains("panicked"), "{log}");
+        let said: Vec<&str> = log.lines().filter(|line| line.starts_with("turnmill-worker: ")).collect();
+        assert_eq!((said.len(), log.lines().last()), (1, said.last().copied()), "one sentence, last: {log}");
+        said[0].to_owned()
+    }
+
+    /// The status and body of `path` on its HTTP server.
+    pub fn get(&self, path: &str) -> (u16, String) {
+        self.try_get(path).unwrap_or_else(|| panic!("no answer to GET {path}:\n{}", self.log()))
+    }
+
+    /// The status of `/health/ready` and the codes of its reasons.
+    pub fn ready(&self) -> (u16, Vec<String>) {
+        let (status, body) = self.get("/health/ready");
+        let body: Value = serde_json::from_str(&body).expect("health is told in JSON");
+        let reasons = body["reasons"].as_array().expect("a list of reasons");
+        let code = |reason: &Value| reason["code"].as_str().expect("a reason has a code").to_owned();
+        (status, reasons.iter().map(code).collect())
+    }
+
+    /// Waits until `/health/ready` gives exactly this reason, or none.
+    pub async fn until_ready_says(&self, code: Option<&str>) {
+        let deadline = Instant::now() + PATIENCE;
+        let status = if code.is_some() { 503 } else { 200 };
+        let wanted = (status, code.into_iter().map(str::to_owned).collect());
+        loop {
+            let said = self.ready();
+            if said == wanted {
+                return;
+            }
+            assert!(Instant::now() < deadline, "readiness stays {said:?}, wanted {wanted:?}");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
+    fn try_get(&self, path: &str) -> Option<(u16, String)> {
+        let mut stream = TcpStream::connect(self.http).ok()?;
+        stream.set_read_timeout(Some(START_TIMEOUT)).ok()?;
+        let request = format!("GET {path} HTTP/1.1\r\nHost: worker\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        let (head, body) = answer.split_once("\r\n\r\n")?;
+        let status = head.split(' ').nth(1)?.parse().ok()?;
+        Some((status, body.to_owned()))
+    }
+
+    /// Ends it without a chance to say anything, and waits until it is gone.
+    pub fn kill9(&mut self) {
+        self.signal(Signal::SIGKILL);
+        self.wait_exit();
+    }
+
+    /// Asks it to drain.
+    pub fn sigterm(&self) {
+        self.signal(Signal::SIGTERM);
+    }
+
+    fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(i32::try_from(self.child.id()).expect("pids fit"));
+        kill(pid, signal).expect("our own child can be signalled");
+    }
+
+    /// Waits for its end.
+    pub fn wait_exit(&mut self) -> ExitStatus {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().expect("our own child can be waited for") {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "the worker does not end:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// What it wrote to standard error.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.log.path()).expect("the log is text")
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        // Nothing to be done about a failure here: it has already exited.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("--- log of the worker at {}:\n{}", self.http, self.log());
+        }
+    }
+}
+
+/// The model that tests run: a small GGUF file of the llama family.
+pub fn model() -> String {
+    std::env::var("TURNMILL_TEST_MODEL")
+        .expect("TURNMILL_TEST_MODEL must name the GGUF file of SmolLM2-135M-Instruct; deploy/test sets it")
+}

@@ -1,0 +1,8 @@
+//! End to end: real Redis, real model, real workers in processes of their own. One program, so that it is linked
+//! once and its tests take turns on the machine (see [`turnmill_tests::line`]).
+
+mod bad_input;
+mod faults;
+mod health;
+mod line;
+mod same_words;
