@@ -186,7 +186,7 @@ async fn a_wrong_type_under_one_of_our_keys_writes_nothing() {
         let refused = broker.finish(&claim.lease, 0, &end(Outcome::Completed), Some(&entry)).await;
         let Err(error @ BrokerError::Refused { .. }) = refused else { panic!("{what}: {refused:?}") };
         assert!(error.to_string().contains("WRONGTYPE") && error.to_string().contains(&key), "{error}");
-        assert_eq!(error.advice(), Advice::Retry);
+        assert_eq!(error.advice(), Advice::Reject, "trying again does not mend it");
         assert_eq!(queue.dump().await, before, "{what}");
         if what == "depth" || what == "open" {
             assert!(queue.try_enqueue(&[turn(Some("b"), "1")], 10).await.is_err());

@@ -107,8 +107,15 @@ mod tests {
             ("--stall-ms=999", "stall_ms is 999; it must be at least 1000"),
             ("--flush-ms=0", "flush_ms is 0; it must be from 1 to 1000"),
             ("--max-attempts=0", "max_attempts is 0; it must be at least 1"),
-            ("--result-ttl-ms=999", "result_ttl_ms is 999; it must be at least 1000"),
-            ("--outcome-ttl-ms=5", "outcome_ttl_ms is 5; it must be at least result_ttl_ms (3600000)"),
+            ("--result-ttl-ms=999", "result_ttl_ms is 999; it must be from 1000 to 316224000000 (ten years)"),
+            (
+                "--outcome-ttl-ms=5",
+                "outcome_ttl_ms is 5; it must be from result_ttl_ms (3600000) to 316224000000 (ten years)",
+            ),
+            (
+                "--outcome-ttl-ms=316224000001",
+                "outcome_ttl_ms is 316224000001; it must be from result_ttl_ms (3600000) to 316224000000 (ten years)",
+            ),
             ("--headroom-low=0.1", "headroom_low is 0.1; it must be below headroom_high (0.1)"),
             ("--headroom-high=1.5", "headroom_high is 1.5; it must be from 0 to 1"),
         ];
