@@ -26,7 +26,7 @@ pub struct Begin {
     pub resume_from: u32,
     /// Which attempt this is, from 1.
     pub attempt: u32,
-    /// The worker's name.
+    /// The worker's consumer id: its name, and what tells its process from others of that name.
     pub worker: String,
 }
 

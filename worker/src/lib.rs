@@ -13,7 +13,7 @@
 //! | [`engine`] | the step loop on its own thread, between async turns and the model |
 //! | [`observe`] | metrics, logs, the HTTP server |
 //! | [`verify`] | the model against reference outputs |
-//! | [`bench`] | how fast it is |
+//! | [`mod@bench`] | how fast it is |
 
 pub mod app;
 pub mod bench;

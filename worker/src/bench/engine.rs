@@ -2,7 +2,7 @@
 //!
 //! Prompts are distinct from the first token on, so no prefix is shared; every decode step samples from full
 //! logits; warm-up and, for decoding, the prompts are not counted. Each figure is the median of
-//! [`REPETITIONS`] runs.
+//! three runs.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};

@@ -119,7 +119,7 @@ pub trait Broker: Send + Sync + 'static {
     /// Hands an unleased token back, so that another worker reads it.
     fn put_back(&self, token: &ReadyToken) -> impl Future<Output = Result<(), BrokerError>> + Send;
 
-    /// Work that keeps the queue whole: due retries, lost tokens, consumers that are gone.
+    /// Work that keeps the queue whole: lost tokens, consumers that are gone.
     fn sweep(&self) -> impl Future<Output = Result<(), BrokerError>> + Send;
 
     /// How much work there is.

@@ -66,7 +66,7 @@ settings! {
     ["TURNMILL_REDIS_URL"] redis_url: RedisUrl = "redis://127.0.0.1:6379";
     /// The queue to serve.
     ["TURNMILL_QUEUE"] queue: Name = "default";
-    /// Shards of the queue, fixed when it is created; above 1 on Redis Cluster only.
+    /// Shards of the queue, fixed when it is created; producers of this version write to one.
     ["TURNMILL_SHARDS"] shards: NonZeroU16 = "1";
     /// Name in results and logs; auto is host name and process id.
     ["TURNMILL_WORKER_NAME"] worker_name: WorkerName = "auto";

@@ -1,7 +1,7 @@
 //! The port to the model: one forward pass over a ragged batch. The only room that knows candle.
 //!
 //! Owns: loading, the decoder, attention, sampling, the tokenizer and the chat template. K and V live in
-//! candle tensors that only the custom ops in [`paged`] touch, so Metal becomes a second `…_fwd`.
+//! candle tensors that only the custom ops in `paged` touch, so Metal becomes a second `…_fwd`.
 //!
 //! Invariant (x86-64; unmeasured on other CPUs): a token's logits have the same bits however it was reached: decoded alone, in a batch,
 //! prefilled in chunks, or over blocks another sequence wrote. ADR 0003 lists the rules that make it so.
