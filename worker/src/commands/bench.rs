@@ -1,14 +1,13 @@
 //! `turnmill-worker bench`: how fast this machine is.
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 use comfy_table::Table;
 use comfy_table::presets::UTF8_FULL_CONDENSED;
 use turnmill_worker::bench::engine::{self, Options};
-use turnmill_worker::config::{KvDtype, WeightsMode};
 
+use super::model_args::ModelArgs;
 use super::{CommandError, print_json, spinner};
 
 /// Measure a part of the worker.
@@ -26,9 +25,8 @@ enum What {
 /// Prompt and reply tokens per second of the model alone.
 #[derive(Args)]
 struct EngineArgs {
-    /// The model, a GGUF file.
-    #[arg(long, value_name = "FILE", env = "TURNMILL_MODEL")]
-    model: PathBuf,
+    #[command(flatten)]
+    model: ModelArgs,
     /// Prompt lengths to measure.
     #[arg(long, value_name = "TOKENS", value_delimiter = ',', default_value = "512,2048")]
     prefill: Vec<usize>,
@@ -44,12 +42,6 @@ struct EngineArgs {
     /// Token rows a step computes, at most.
     #[arg(long, value_name = "TOKENS", default_value = "512")]
     batch_tokens: usize,
-    /// How weights are held.
-    #[arg(long, value_name = "MODE", default_value = "fast")]
-    weights: WeightsMode,
-    /// Element type of the block pool.
-    #[arg(long, value_name = "DTYPE", default_value = "f16")]
-    kv_dtype: KvDtype,
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
@@ -59,9 +51,9 @@ struct EngineArgs {
 pub fn run(args: BenchArgs) -> Result<ExitCode, CommandError> {
     let What::Engine(args) = args.what;
     let options = Options {
-        model: args.model,
-        weights: args.weights,
-        kv_dtype: args.kv_dtype,
+        model: args.model.model,
+        weights: args.model.weights,
+        kv_dtype: args.model.kv_dtype,
         prefill: args.prefill,
         context: args.context,
         generate: args.generate,

@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod check;
 pub mod config;
+mod model_args;
 pub mod serve;
 mod threads;
 pub mod verify;

@@ -4,26 +4,19 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
-use turnmill_worker::config::{KvDtype, WeightsMode};
 use turnmill_worker::verify::{Options, Report, verify};
 
+use super::model_args::ModelArgs;
 use super::{CommandError, print_json, progress_bar};
 
 /// Compare token ids, rendered prompts, log-probabilities and greedy replies with a reference.
 #[derive(Args)]
 pub struct VerifyArgs {
-    /// The model, a GGUF file.
-    #[arg(long, value_name = "FILE", env = "TURNMILL_MODEL")]
-    model: PathBuf,
+    #[command(flatten)]
+    model: ModelArgs,
     /// Reference outputs, a JSON file; may be given several times.
     #[arg(long, value_name = "FILE", required = true)]
     reference: Vec<PathBuf>,
-    /// How weights are held.
-    #[arg(long, value_name = "MODE", default_value = "fast")]
-    weights: WeightsMode,
-    /// Element type of the block pool.
-    #[arg(long, value_name = "DTYPE", default_value = "f16")]
-    kv_dtype: KvDtype,
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
@@ -32,10 +25,10 @@ pub struct VerifyArgs {
 /// Runs the command; exit status 1 where something differs more than rounding explains.
 pub fn run(args: VerifyArgs) -> Result<ExitCode, CommandError> {
     let options = Options {
-        model: args.model,
+        model: args.model.model,
         references: args.reference,
-        weights: args.weights,
-        kv_dtype: args.kv_dtype,
+        weights: args.model.weights,
+        kv_dtype: args.model.kv_dtype,
     };
     let bar = progress_bar("verifying", "chats");
     let report = verify(&options, &|done, all| {
