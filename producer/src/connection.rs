@@ -4,17 +4,18 @@
 //! than its BLOCK (the client's own default is 500 ms); every retry ends after `retry_for`.
 
 use std::future::Future;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use redis::aio::{ConnectionManager, ConnectionManagerConfig, MultiplexedConnection};
 use redis::io::tcp::TcpSettings;
 use redis::{
-    AsyncConnectionConfig, Client, ConnectionAddr, IntoConnectionInfo, RedisError, RedisResult, RetryMethod,
-    Script, Value,
+    AsyncConnectionConfig, Client, ConnectionAddr, ErrorKind, FromRedisValue, IntoConnectionInfo, RedisError,
+    RedisResult, RetryMethod, Script, TlsCertificates, Value,
 };
-use rustls::crypto::CryptoProvider;
 use turnmill_schema::scripts::Call;
 
+use crate::cryptography;
 use crate::error::ProducerError;
 use crate::settings::ProducerSettings;
 use crate::suitable;
@@ -34,24 +35,33 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    /// Connects, and checks that the server can carry a queue. Does not retry: a wrong address is told at once.
+    /// Connects. Does not retry: a wrong address is told at once.
     pub(crate) async fn open(url: &str, settings: &ProducerSettings) -> Result<Self, ProducerError> {
         let invalid = |error: RedisError| ProducerError::InvalidUrl { reason: error.to_string() };
         let info = url.into_connection_info().map_err(invalid)?;
         let address = info.addr().to_string();
-        choose_cryptography(info.addr());
+        if matches!(info.addr(), ConnectionAddr::TcpTls { .. }) {
+            cryptography::choose();
+        }
         let info = info.set_tcp_settings(TcpSettings::default().set_nodelay(true));
-        let client = Client::open(info).map_err(invalid)?;
+        let client = match &settings.ca_file {
+            Some(file) => Client::build_with_tls(info, trust(file)?).map_err(invalid)?,
+            None => Client::open(info).map_err(invalid)?,
+        };
         let config = ConnectionManagerConfig::new()
             .set_number_of_retries(1)
             .set_connection_timeout(Some(CONNECT_TIMEOUT))
             .set_response_timeout(Some(settings.response_timeout));
-        let mut short = ConnectionManager::new_with_config(client.clone(), config)
+        let short = ConnectionManager::new_with_config(client.clone(), config)
             .await
             .map_err(|error| failure("the connection", &address, &error))?;
-        suitable::check(&mut short, &address).await?;
         let ProducerSettings { response_timeout, retry_for, block, .. } = *settings;
         Ok(Self { client, short, address, response_timeout, retry_for, block })
+    }
+
+    /// Checks that the server can carry a queue.
+    pub(crate) async fn check(&self) -> Result<(), ProducerError> {
+        suitable::check(&mut self.short.clone(), &self.address).await
     }
 
     /// How long a blocking read waits.
@@ -76,6 +86,33 @@ impl Connection {
                 Err(error) => return Err(self.failure(step, &error)),
             }
         }
+    }
+
+    /// Runs a short command that may be repeated.
+    pub(crate) async fn ask<T: FromRedisValue>(
+        &self,
+        step: &'static str,
+        command: &redis::Cmd,
+    ) -> Result<T, ProducerError> {
+        self.call(step, |mut redis| async move { command.query_async(&mut redis).await }).await
+    }
+
+    /// Runs short commands that may be repeated, in one round trip.
+    pub(crate) async fn ask_all<T: FromRedisValue>(
+        &self,
+        step: &'static str,
+        commands: &redis::Pipeline,
+    ) -> Result<T, ProducerError> {
+        self.call(step, |mut redis| async move { commands.query_async(&mut redis).await }).await
+    }
+
+    /// Reads an answer.
+    pub(crate) fn read<T: FromRedisValue>(
+        &self,
+        step: &'static str,
+        answer: Value,
+    ) -> Result<T, ProducerError> {
+        T::from_redis_value(answer).map_err(|error| self.failure(step, &error.into()))
     }
 
     /// Runs a script that may be repeated.
@@ -116,23 +153,48 @@ impl Connection {
     }
 }
 
-/// TLS has no cryptography of its own, and panics where nobody chose one. A program's own choice stays.
-fn choose_cryptography(address: &ConnectionAddr) {
-    let tls = matches!(address, ConnectionAddr::TcpTls { .. });
-    if tls && CryptoProvider::get_default().is_none() {
-        // An error means that another thread was faster, which is as good.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-    }
+/// The authorities of a PEM file.
+fn trust(file: &Path) -> Result<TlsCertificates, ProducerError> {
+    let read = std::fs::read(file);
+    let root_cert = read.map_err(|error| ProducerError::InvalidUrl {
+        reason: format!("the file of authorities {} cannot be read: {error}", file.display()),
+    })?;
+    Ok(TlsCertificates { client_tls: None, root_cert: Some(root_cert) })
+}
+
+/// Whether the server does not know who asks. One that nobody logged in to refuses long commands as a protocol error.
+fn is_login(error: &RedisError) -> bool {
+    error.kind() == ErrorKind::AuthenticationFailed
+        || matches!(error.code(), Some("NOAUTH" | "WRONGPASS"))
+        || error.detail().is_some_and(|detail| detail.contains("unauthenticated"))
 }
 
 fn failure(step: &'static str, address: &str, error: &RedisError) -> ProducerError {
     let reason = error.to_string();
-    match error.kind() {
-        redis::ErrorKind::Io => ProducerError::Unreachable { address: address.to_owned(), reason },
-        redis::ErrorKind::AuthenticationFailed => {
-            ProducerError::Unsuitable(format!("Redis at {address} refused the user or password: {reason}"))
+    match (error.kind(), error.code()) {
+        _ if is_login(error) => ProducerError::Unsuitable(format!(
+            "Redis at {address} wants another user or password ({reason}); give them in the URL: \
+             redis://user:password@host"
+        )),
+        (_, Some("NOPERM")) => ProducerError::Unsuitable(format!(
+            "Redis at {address} does not let this user do it ({step}: {reason}); ask for the commands and keys that \
+             docs/CLI.md lists"
+        )),
+        (_, Some("READONLY")) => {
+            let reason = format!("{reason}; this is a replica: connect to its master");
+            ProducerError::Refused { step, reason }
         }
-        redis::ErrorKind::UnexpectedReturnType | redis::ErrorKind::Parse => {
+        (_, Some("OOM")) => {
+            let reason =
+                format!("{reason}; nothing was written: try again once turns have ended, or raise maxmemory");
+            ProducerError::Refused { step, reason }
+        }
+        (_, Some("WRONGTYPE")) => {
+            let reason = format!("{reason}; turnmill doctor tells which keys are not ours");
+            ProducerError::Refused { step, reason }
+        }
+        (ErrorKind::Io, _) => ProducerError::Unreachable { address: address.to_owned(), reason },
+        (ErrorKind::UnexpectedReturnType | ErrorKind::Parse, _) => {
             ProducerError::Unreadable { what: format!("the answer to {step}"), reason }
         }
         _ => ProducerError::Refused { step, reason },
@@ -141,7 +203,7 @@ fn failure(step: &'static str, address: &str, error: &RedisError) -> ProducerErr
 
 /// Whether trying again can help: the connection broke, or the server is loading, failing over or busy.
 pub(crate) fn passing(error: &RedisError) -> bool {
-    error.is_io_error() || !matches!(error.retry_method(), RetryMethod::NoRetry)
+    !is_login(error) && (error.is_io_error() || !matches!(error.retry_method(), RetryMethod::NoRetry))
 }
 
 /// Pauses that double from 25 ms to 2 s, until a fixed time.

@@ -1,7 +1,9 @@
-//! Enqueueing: check everything, then one script call for up to 200 turns.
+//! Enqueueing: check everything, store what is too large for Redis, then one script call for up to 200 turns.
+
+use std::time::Duration;
 
 use redis::{FromRedisValue, ParsingError, Value};
-use turnmill_schema::scripts::{ENQUEUE, enqueue_call};
+use turnmill_schema::scripts::{DepthLimits, ENQUEUE, enqueue_call};
 use turnmill_schema::{Turn, TurnId};
 
 use crate::error::ProducerError;
@@ -31,19 +33,26 @@ impl Producer {
     /// Enqueues turns that have their ids. Repeating the call with the same turns enqueues none of them twice.
     pub async fn enqueue_prepared(&self, turns: &[Turn]) -> Result<Vec<TurnId>, ProducerError> {
         turns.iter().try_for_each(Turn::validate)?;
+        let mut envelopes = self.envelopes(turns).await?;
         let mut ids: Vec<TurnId> = turns.iter().map(|turn| turn.id).collect();
         for keys in self.queue.all_keys() {
             let places: Vec<usize> =
                 (0..turns.len()).filter(|i| turns[*i].id.shard() == keys.shard()).collect();
             for places in places.chunks(BATCH_TURNS) {
-                let call = enqueue_call(&keys, self.settings.max_depth, places.iter().map(|i| &turns[*i]))?;
+                let stored = places.iter().map(|i| (&turns[*i], std::mem::take(&mut envelopes.bytes[*i])));
+                let call = enqueue_call(&keys, self.depth_limits(), stored);
                 let reply = self.connection.script("enqueue", ENQUEUE, &call).await?;
                 for (place, id) in places.iter().zip(self.enqueued(reply, places.len())?) {
                     ids[*place] = id;
                 }
             }
         }
+        self.remove_unused(&envelopes, &ids).await;
         Ok(ids)
+    }
+
+    fn depth_limits(&self) -> DepthLimits {
+        DepthLimits { queue: self.settings.max_depth, tenant: self.settings.tenant_max_depth }
     }
 
     /// Reads the script's reply.
@@ -52,8 +61,9 @@ impl Producer {
             |reason: String| ProducerError::Unreadable { what: "the answer to enqueue".into(), reason };
         let parts = Vec::<Value>::from_redis_value(reply).map_err(|error| unreadable(error.to_string()))?;
         match read_reply(parts).map_err(|error| unreadable(error.to_string()))? {
-            Reply::Full { depth } => {
-                Err(ProducerError::QueueFull { queue: self.queue.name.to_string(), depth })
+            Reply::Full { tenant, open, limit, retry_after } => {
+                let queue = self.queue.name.to_string();
+                Err(ProducerError::QueueFull { queue, tenant, open, limit, retry_after })
             }
             Reply::Enqueued(ids) if ids.len() == turns => Ok(ids),
             Reply::Enqueued(ids) => Err(unreadable(format!("{} ids for {turns} turns", ids.len()))),
@@ -66,15 +76,20 @@ impl Producer {
 enum Reply {
     /// The ids, in order.
     Enqueued(Vec<TurnId>),
-    /// Nothing was written; this many turns are open.
-    Full { depth: u64 },
+    /// Nothing was written; see [`ProducerError::QueueFull`].
+    Full { tenant: Option<String>, open: u64, limit: u64, retry_after: Duration },
 }
 
 fn read_reply(parts: Vec<Value>) -> Result<Reply, ParsingError> {
     let mut parts = parts.into_iter();
     let mut next = || parts.next().unwrap_or(Value::Nil);
     match String::from_redis_value(next())?.as_str() {
-        "full" => Ok(Reply::Full { depth: u64::from_redis_value(next())? }),
+        "full" => Ok(Reply::Full {
+            tenant: Some(String::from_redis_value(next())?).filter(|tenant| !tenant.is_empty()),
+            open: u64::from_redis_value(next())?,
+            limit: u64::from_redis_value(next())?,
+            retry_after: Duration::from_millis(u64::from_redis_value(next())?),
+        }),
         "ok" => {
             let mut ids = Vec::new();
             // Each id is followed by whether it is fresh, which callers have no use for.
@@ -101,8 +116,11 @@ mod tests {
         let (a, b) = (TurnId::new(0), TurnId::new(0));
         let ok = vec![text("ok"), text(a), Value::Int(1), text(b), Value::Int(0)];
         assert_eq!(read_reply(ok), Ok(Reply::Enqueued(vec![a, b])));
-        let full = vec![text("full"), Value::Int(7), Value::Int(7)];
-        assert_eq!(read_reply(full), Ok(Reply::Full { depth: 7 }));
+        for (whose, tenant) in [("", None), ("acme", Some("acme".to_owned()))] {
+            let full = vec![text("full"), text(whose), Value::Int(7), Value::Int(8), Value::Int(250)];
+            let retry_after = Duration::from_millis(250);
+            assert_eq!(read_reply(full), Ok(Reply::Full { tenant, open: 7, limit: 8, retry_after }));
+        }
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! What can go wrong between a producer and the queue, and what to do about it.
 
-use turnmill_schema::envelope::EnvelopeError;
+use std::time::Duration;
+
+use turnmill_schema::envelope::{EnvelopeError, MAX_INLINE_BYTES};
 use turnmill_schema::{InvalidTurn, TurnId};
 
 /// What a caller should do about an error.
@@ -42,13 +44,22 @@ pub enum ProducerError {
     /// The server cannot carry the queue safely.
     #[error("{0}")]
     Unsuitable(String),
-    /// The queue holds as many turns as it may.
-    #[error("the queue {queue} is full ({depth} turns wait); nothing was written, try again later")]
+    /// The queue, or the tenant's share of it, holds as many turns as it may.
+    #[error(
+        "queue full; retry after {} ms: {} has {open} open turns of at most {limit}; nothing was written",
+        retry_after.as_millis(), whose(queue, tenant.as_deref())
+    )]
     QueueFull {
         /// Its name.
         queue: String,
-        /// How many turns wait in it.
-        depth: u64,
+        /// The tenant whose own limit it was; none: everybody's.
+        tenant: Option<String>,
+        /// How many turns wait or run.
+        open: u64,
+        /// How many may.
+        limit: u64,
+        /// When there should be room, at the pace at which turns ended lately.
+        retry_after: Duration,
     },
     /// The turn can never run.
     #[error(transparent)]
@@ -56,6 +67,34 @@ pub enum ProducerError {
     /// Something cannot be encoded or decoded.
     #[error(transparent)]
     Envelope(#[from] EnvelopeError),
+    /// The address is not one of an object store.
+    #[error(
+        "the object store cannot be opened: {reason}; its URL looks like file:///var/lib/turnmill, s3://bucket/prefix, \
+         gs://bucket/prefix or az://container/prefix"
+    )]
+    InvalidStore {
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The turn is too large for Redis, and there is no other place for it.
+    #[error(
+        "turn {turn} has {bytes} bytes; with more than {MAX_INLINE_BYTES} it goes through an object store, and none is \
+         named: give --store or set TURNMILL_STORE, or send less text"
+    )]
+    NoStore {
+        /// The turn.
+        turn: TurnId,
+        /// Its size.
+        bytes: u64,
+    },
+    /// The object store did not take a turn.
+    #[error("cannot write to the object store {url}: {reason}; nothing was enqueued, try again")]
+    Store {
+        /// Where, without the password.
+        url: String,
+        /// The client's words.
+        reason: String,
+    },
     /// No trace of the turn is left.
     #[error("turn {turn} is not in queue {queue}: it was never enqueued there or its result has expired")]
     UnknownTurn {
@@ -63,6 +102,28 @@ pub enum ProducerError {
         turn: TurnId,
         /// Where it was looked for.
         queue: String,
+    },
+    /// There is no such agent.
+    #[error("agent {agent} of tenant {tenant} is not in queue {queue}: it never had a turn there")]
+    UnknownAgent {
+        /// The agent.
+        agent: String,
+        /// Its tenant.
+        tenant: String,
+        /// Where it was looked for.
+        queue: String,
+    },
+    /// The agent's turn that runs would undo it.
+    #[error("agent {agent} runs a turn, which would write to its history; wait for its end or cancel it")]
+    AgentBusy {
+        /// The agent.
+        agent: String,
+    },
+    /// There is no such worker.
+    #[error("no worker has the id or name {worker}; see turnmill worker ls")]
+    UnknownWorker {
+        /// What was asked for.
+        worker: String,
     },
     /// The result stream lacks tokens.
     #[error(
@@ -87,13 +148,26 @@ pub enum ProducerError {
     },
 }
 
+fn whose(queue: &str, tenant: Option<&str>) -> String {
+    match tenant {
+        Some(tenant) => format!("tenant {tenant} of queue {queue}"),
+        None => format!("queue {queue}"),
+    }
+}
+
 impl ProducerError {
     /// Retry, reject or stop.
     pub fn advice(&self) -> Advice {
         match self {
             Self::Unreachable { .. } | Self::Refused { .. } | Self::QueueFull { .. } => Advice::Retry,
-            Self::InvalidTurn(_) | Self::Envelope(_) => Advice::Reject,
-            Self::UnknownTurn { .. } | Self::Gap { .. } => Advice::Reject,
+            Self::Store { .. } => Advice::Retry,
+            Self::InvalidTurn(_) | Self::Envelope(_) | Self::NoStore { .. } => Advice::Reject,
+            Self::InvalidStore { .. } => Advice::Stop,
+            Self::UnknownTurn { .. } | Self::UnknownAgent { .. } | Self::UnknownWorker { .. } => {
+                Advice::Reject
+            }
+            Self::Gap { .. } => Advice::Reject,
+            Self::AgentBusy { .. } => Advice::Retry,
             Self::InvalidUrl { .. } | Self::Unsuitable(_) | Self::Unreadable { .. } => Advice::Stop,
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! A dropped connection is opened again and reading goes on after the last entry. Where Redis lost its last second
 //! meanwhile, tokens come again and are dropped by their index ([`crate::seen`]). A result stream that has
-//! expired is replaced by the outcome the turn's hash keeps for longer.
+//! expired is replaced by what the turn's hash keeps for longer: the outcome, and the whole reply where it is short.
 
 use std::collections::VecDeque;
 
@@ -11,7 +11,7 @@ use redis::aio::MultiplexedConnection;
 use redis::streams::StreamId as RawEntry;
 use redis::{RedisError, RedisResult};
 use serde::Serialize;
-use turnmill_schema::{Event, TurnId, envelope};
+use turnmill_schema::{Delta, Event, TurnId, envelope};
 
 use crate::connection::{Connection, Patience, passing};
 use crate::error::ProducerError;
@@ -20,10 +20,14 @@ use crate::result_stream::{TurnState, decode, read_after, turn_state};
 use crate::seen::{Misfit, Seen};
 use crate::stream_id::StreamId;
 
+/// What to do where a repeated text cannot be cut.
+const FROM_ITS_START: &str =
+    "tokens come again that cannot be told from those read; follow it from its start";
+
 /// An event and where it stands in the result stream.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Followed {
-    /// Its entry, to go on from later. None: the stream has expired (its text with it) and this is the outcome kept of it.
+    /// Its entry, to go on from later. None: the stream has expired, its text with it, and this is the outcome kept of it.
     pub id: Option<StreamId>,
     /// What happened.
     #[serde(flatten)]
@@ -153,7 +157,7 @@ impl Reader {
             Some((id, _)) if id > self.last => {}
             Some((id, event @ Event::End(_))) => self.end(Some(id), event),
             _ => match (&state.end, &state.agent) {
-                (Some(end), _) => self.end(None, self.stored_end(end)?),
+                (Some(end), _) => self.take_stored(end, state)?,
                 (None, Some(_)) => {}
                 (None, None) => {
                     return Err(ProducerError::UnknownTurn { turn: self.turn, queue: self.queue.clone() });
@@ -163,13 +167,42 @@ impl Reader {
         Ok(())
     }
 
-    fn stored_end(&self, bytes: &[u8]) -> Result<Event, ProducerError> {
-        let what = || format!("the stored outcome of turn {}", self.turn);
-        match envelope::decode(bytes) {
-            Ok(end @ Event::End(_)) => Ok(end),
-            Ok(_) => Err(ProducerError::Unreadable { what: what(), reason: "it is not an End".into() }),
-            Err(error) => Err(ProducerError::Unreadable { what: what(), reason: error.to_string() }),
+    /// The stream is gone: what the turn's hash has. Entries keep the ids they had, so that they can be gone on from.
+    fn take_stored(&mut self, end: &[u8], state: &TurnState) -> Result<(), ProducerError> {
+        let end = match self.stored("outcome", end)? {
+            end @ Event::End(_) => end,
+            _ => return Err(self.unreadable("outcome", "it is not an End".into())),
+        };
+        let (Some(reply), Some(epoch)) = (&state.reply, state.epoch) else {
+            self.end(None, end);
+            return Ok(());
+        };
+        let reply: Delta = match self.stored("reply", reply)? {
+            Event::Delta(reply) => reply,
+            _ => return Err(self.unreadable("reply", "it is not a Delta".into())),
+        };
+        let sequence = u64::from(reply.published());
+        let id = StreamId { epoch, sequence };
+        if self.last.sequence < sequence {
+            let starts_within = self.last.sequence > 0 && self.seen.is_unknown();
+            match self.seen.add(reply) {
+                Ok(added) if !starts_within => {
+                    let followed = |delta| Followed { id: Some(id), event: Event::Delta(delta) };
+                    self.ready.extend(added.map(followed));
+                }
+                _ => return Err(self.unreadable("reply", FROM_ITS_START.into())),
+            }
         }
+        self.end(Some(StreamId { epoch: epoch + 1, sequence }), end);
+        Ok(())
+    }
+
+    fn stored(&self, what: &str, bytes: &[u8]) -> Result<Event, ProducerError> {
+        envelope::decode(bytes).map_err(|error| self.unreadable(what, error.to_string()))
+    }
+
+    fn unreadable(&self, what: &str, reason: String) -> ProducerError {
+        ProducerError::Unreadable { what: format!("the stored {what} of turn {}", self.turn), reason }
     }
 
     fn end(&mut self, id: Option<StreamId>, event: Event) {
@@ -210,8 +243,7 @@ impl Reader {
             Misfit::Gap { expected, found } => Err(ProducerError::Gap { turn, expected, found }),
             Misfit::Unaligned if self.reread => Err(ProducerError::Unreadable {
                 what: format!("the result of turn {turn}"),
-                reason: "tokens come again that cannot be told from those read; follow it from its start"
-                    .into(),
+                reason: FROM_ITS_START.into(),
             }),
             Misfit::Unaligned => {
                 self.reread = true;

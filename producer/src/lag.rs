@@ -8,6 +8,7 @@ use redis::{FromRedisValue, RedisError, RedisResult, Value};
 use serde::Serialize;
 use turnmill_schema::Priority;
 use turnmill_schema::keys::{GROUP, Keys};
+use turnmill_schema::scripts::{COUNTS, Call, ready_keys};
 
 use crate::error::ProducerError;
 use crate::producer::Producer;
@@ -21,9 +22,17 @@ pub struct Lag {
     pub open_turns: u64,
     /// Milliseconds since the oldest turn that is next or running was enqueued; none where there is none.
     pub oldest_ms: Option<u64>,
+    /// Agents whose next turn is not due yet: a retry or a scheduled one.
+    pub delayed: u64,
+    /// Dead letters.
+    pub dead: u64,
+    /// What ended turns take, roughly, in bytes.
+    pub retained_bytes: u64,
+    /// No turn is leased until somebody resumes the queue.
+    pub paused: bool,
 }
 
-/// Agents of one priority.
+/// The work of one priority.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct PriorityLag {
     /// Which.
@@ -32,79 +41,87 @@ pub struct PriorityLag {
     pub runnable: u64,
     /// Agents that workers hold, dead workers included until their leases are reclaimed.
     pub leased: u64,
-    /// Redis's own count of the runnable; none where it does not know, or where no worker ever came.
-    pub undelivered: Option<u64>,
+    /// Turns that wait: those that have not ended, less one for each leased agent.
+    pub queued: u64,
+    /// Milliseconds since the turn was enqueued that stands first in the ready stream; none where there is none.
+    pub oldest_ms: Option<u64>,
+    /// Redis's own count of the runnable; none where it does not know.
+    pub lag: Option<u64>,
 }
 
 impl Producer {
     /// How much work there is.
     pub async fn lag(&self) -> Result<Lag, ProducerError> {
-        let nothing = |priority| PriorityLag { priority, runnable: 0, leased: 0, undelivered: Some(0) };
-        let mut lag = Lag { priorities: Priority::ALL.map(nothing).into(), ..Lag::default() };
+        let mut lag = Lag { priorities: Priority::ALL.map(PriorityLag::nothing).into(), ..Lag::default() };
         for keys in self.queue.all_keys() {
-            let pipeline = &questions(&keys);
-            let answers: Vec<RedisResult<Value>> = self
-                .connection
-                .call("counting", |mut redis| async move { pipeline.query_async(&mut redis).await })
-                .await?;
-            lag.add(answers).map_err(|error| self.connection.failure("counting", &error))?;
+            let counts = self.connection.script("counting", COUNTS, &Call::new(&keys)).await?;
+            let counts = Counts::from_redis_value(counts).map_err(RedisError::from);
+            lag.add(counts.map_err(|error| self.connection.failure("counting", &error))?);
+            for (row, own) in lag.priorities.iter_mut().zip(self.own_lag(&keys).await?) {
+                row.lag = row.lag.zip(own).map(|(so_far, here)| so_far + here);
+            }
         }
         Ok(lag)
     }
-}
 
-/// One transaction: two questions for each priority, then three for the shard.
-fn questions(keys: &Keys) -> redis::Pipeline {
-    let mut pipeline = redis::pipe();
-    // A stream that does not exist yet is an error of one command, not of the count.
-    pipeline.atomic().ignore_errors();
-    for priority in Priority::ALL {
-        let key = keys.ready(priority);
-        pipeline.cmd("XLEN").arg(&key).cmd("XINFO").arg("GROUPS").arg(key);
-    }
-    pipeline.cmd("GET").arg(keys.depth());
-    pipeline.cmd("ZRANGE").arg(keys.open()).arg(0).arg(0).arg("WITHSCORES");
-    pipeline.cmd("TIME");
-    pipeline
-}
-
-impl Lag {
-    /// Adds a shard's answers.
-    fn add(&mut self, answers: Vec<RedisResult<Value>>) -> RedisResult<()> {
+    /// What Redis itself says is undelivered in each ready stream.
+    async fn own_lag(&self, keys: &Keys) -> Result<[Option<u64>; Priority::ALL.len()], ProducerError> {
+        let mut pipeline = redis::pipe();
+        // A stream that does not exist yet is an error of one command, not of the count.
+        pipeline.ignore_errors();
+        for stream in ready_keys(keys) {
+            pipeline.cmd("XLEN").arg(&stream).cmd("XINFO").arg("GROUPS").arg(stream);
+        }
+        let pipeline = &pipeline;
+        let answers: Vec<RedisResult<Value>> = self
+            .connection
+            .call("counting", |mut redis| async move { pipeline.query_async(&mut redis).await })
+            .await?;
         let mut answers = answers.into_iter();
         let mut next = || answers.next().unwrap_or(Ok(Value::Nil));
-        for priority in &mut self.priorities {
-            priority.add(read(next()?)?, next())?;
+        Ok(Priority::ALL.map(|_| undelivered(next(), next())))
+    }
+}
+
+/// Redis's own lag of the group; none where Redis does not know it, or where no worker ever came.
+fn undelivered(entries: RedisResult<Value>, groups: RedisResult<Value>) -> Option<u64> {
+    let entries = u64::from_redis_value(entries.ok()?).ok()?;
+    match groups {
+        Ok(groups) => {
+            let groups = StreamInfoGroupsReply::from_redis_value(groups).ok()?.groups;
+            groups.into_iter().find(|group| group.name == GROUP)?.lag.map(|lag| lag as u64)
         }
-        let depth: Option<u64> = read(next()?)?;
-        let oldest: Vec<(String, f64)> = read(next()?)?;
-        let (seconds, micros): (u64, u64) = read(next()?)?;
-        let now_ms = seconds * 1000 + micros / 1000;
-        let age_ms = oldest.first().map(|(_, enqueued_ms)| now_ms.saturating_sub(*enqueued_ms as u64));
-        self.open_turns += depth.unwrap_or(0);
-        self.oldest_ms = self.oldest_ms.max(age_ms);
-        Ok(())
+        // XINFO of a stream that is not there yet.
+        Err(_) => (entries == 0).then_some(0),
+    }
+}
+
+/// What the script answers of one priority: runnable, leased, open turns, when the first was enqueued ('': none).
+type Row = (u64, u64, u64, String);
+/// What the script answers; see `counts.lua`.
+type Counts = (u64, Row, Row, String, u64, u64, u64, u64);
+
+impl Lag {
+    /// Adds a shard.
+    fn add(&mut self, (now_ms, interactive, batch, oldest, delayed, dead, bytes, paused): Counts) {
+        let age_ms = |at: String| at.parse::<f64>().ok().map(|at| now_ms.saturating_sub(at as u64));
+        for (row, (runnable, leased, open, oldest)) in self.priorities.iter_mut().zip([interactive, batch]) {
+            row.runnable += runnable;
+            row.leased += leased;
+            row.queued += open.saturating_sub(leased);
+            row.oldest_ms = row.oldest_ms.max(age_ms(oldest));
+            self.open_turns += open;
+        }
+        self.oldest_ms = self.oldest_ms.max(age_ms(oldest));
+        self.delayed += delayed;
+        self.dead += dead;
+        self.retained_bytes += bytes;
+        self.paused |= paused == 1;
     }
 }
 
 impl PriorityLag {
-    fn add(&mut self, entries: u64, groups: RedisResult<Value>) -> RedisResult<()> {
-        let groups = match groups {
-            Ok(groups) => read::<StreamInfoGroupsReply>(groups)?.groups,
-            // XINFO of a stream that is not there yet.
-            Err(_) if entries == 0 => return Ok(()),
-            Err(error) => return Err(error),
-        };
-        let group = groups.into_iter().find(|group| group.name == GROUP);
-        let pending = group.as_ref().map_or(0, |group| group.pending as u64);
-        let undelivered = group.and_then(|group| group.lag).map(|lag| lag as u64);
-        self.leased += pending;
-        self.runnable += entries.saturating_sub(pending);
-        self.undelivered = self.undelivered.zip(undelivered).map(|(so_far, here)| so_far + here);
-        Ok(())
+    fn nothing(priority: Priority) -> Self {
+        Self { priority, runnable: 0, leased: 0, queued: 0, oldest_ms: None, lag: Some(0) }
     }
-}
-
-fn read<T: FromRedisValue>(value: Value) -> RedisResult<T> {
-    T::from_redis_value(value).map_err(RedisError::from)
 }

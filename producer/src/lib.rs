@@ -23,11 +23,14 @@
 //! [`Producer::follow`] gives every token once, across dropped connections and workers that died.
 
 mod connection;
+mod cryptography;
 mod enqueue;
 mod error;
 mod follow;
 mod lag;
 mod new_turn;
+pub mod operate;
+mod payload;
 mod producer;
 mod result_stream;
 mod seen;

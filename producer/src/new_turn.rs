@@ -19,6 +19,9 @@ pub struct NewTurn {
     pub priority: Priority,
     /// Unix milliseconds after which the turn is not worth running.
     pub deadline_ms: Option<u64>,
+    /// Unix milliseconds before which the turn does not run. It keeps its place in its agent's order: later turns of the
+    /// agent wait for it.
+    pub not_before_ms: Option<u64>,
     /// Enqueueing again under the same key returns the first turn.
     pub idempotency_key: Option<Name>,
 }
@@ -41,9 +44,17 @@ impl NewTurn {
 
     /// Not worth running once `duration` has passed, by this machine's clock.
     pub fn deadline_in(self, duration: Duration) -> Self {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let deadline_ms = u64::try_from(now.saturating_add(duration).as_millis()).unwrap_or(u64::MAX);
-        Self { deadline_ms: Some(deadline_ms), ..self }
+        Self { deadline_ms: Some(ms_from_now(duration)), ..self }
+    }
+
+    /// Not to be run before `unix_ms`, in Unix milliseconds.
+    pub fn run_at(self, unix_ms: u64) -> Self {
+        Self { not_before_ms: Some(unix_ms), ..self }
+    }
+
+    /// Not to be run until `duration` has passed, by this machine's clock.
+    pub fn delay(self, duration: Duration) -> Self {
+        self.run_at(ms_from_now(duration))
     }
 
     /// The turn with its id. The seed is fixed here, so that every attempt samples the same words.
@@ -59,9 +70,17 @@ impl NewTurn {
             sampling,
             priority: self.priority,
             deadline_ms: self.deadline_ms,
+            not_before_ms: self.not_before_ms,
             idempotency_key: self.idempotency_key,
+            replay_of: None,
         }
     }
+}
+
+/// `duration` from now, in Unix milliseconds.
+fn ms_from_now(duration: Duration) -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.saturating_add(duration).as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use turnmill_schema::{Turn, TurnId};
 use crate::connection::Connection;
 use crate::error::ProducerError;
 use crate::new_turn::NewTurn;
+use crate::payload::PayloadStore;
 use crate::settings::ProducerSettings;
 
 /// A producer of one tenant for one queue. Cheap to clone; clones share the connection for short commands.
@@ -13,16 +14,27 @@ use crate::settings::ProducerSettings;
 pub struct Producer {
     pub(crate) connection: Connection,
     pub(crate) queue: Queue,
+    pub(crate) payloads: Option<PayloadStore>,
     pub(crate) settings: ProducerSettings,
 }
 
 impl Producer {
     /// Connects to `url` (`redis://[user:password@]host[:port][/database]`, `rediss://` for TLS, `unix://`).
     ///
-    /// Fails at once where Redis cannot be reached, is older than 7.0 or may evict what it holds.
+    /// Fails at once where Redis cannot be reached, is older than 7.0 or may evict what it holds, and where the store of
+    /// `settings` is none.
     pub async fn connect(url: &str, settings: ProducerSettings) -> Result<Self, ProducerError> {
+        let producer = Self::reach(url, settings).await?;
+        producer.connection.check().await?;
+        Ok(producer)
+    }
+
+    /// Connects, and takes the server as it is.
+    pub(crate) async fn reach(url: &str, settings: ProducerSettings) -> Result<Self, ProducerError> {
+        let open = |store: &String| PayloadStore::open(store, &settings.queue);
+        let payloads = settings.store.as_ref().map(open).transpose()?;
         let connection = Connection::open(url, &settings).await?;
-        Ok(Self { connection, queue: Queue::single(settings.queue.clone()), settings })
+        Ok(Self { connection, queue: Queue::single(settings.queue.clone()), payloads, settings })
     }
 
     /// Gives a turn its id, tenant and seed. Nothing is written.

@@ -5,12 +5,14 @@ use std::time::Duration;
 use redis::aio::MultiplexedConnection;
 use redis::streams::{StreamId as RawEntry, StreamRangeReply, StreamReadReply};
 use redis::{FromRedisValue, RedisResult};
-use turnmill_schema::keys::{FIELD_AGENT, FIELD_END, FIELD_EVENT};
+use turnmill_schema::keys::{FIELD_AGENT, FIELD_END, FIELD_EVENT, FIELD_REPLY};
 use turnmill_schema::{Event, envelope};
 
 use crate::error::ProducerError;
 use crate::stream_id::StreamId;
 
+/// Field of a turn's hash: see [`TurnState::epoch`].
+const FIELD_EPOCH: &str = "epoch";
 /// Entries in one reply at most.
 const COUNT: usize = 256;
 
@@ -35,9 +37,15 @@ pub(crate) struct TurnState {
     pub agent: Option<String>,
     /// Its stored [`Event::End`], once it ended.
     pub end: Option<Vec<u8>>,
+    /// The epoch of its newest lease; of its end, once it ended.
+    pub epoch: Option<u64>,
+    /// Its whole reply as one stored [`turnmill_schema::Delta`], where it ended and the reply is short.
+    pub reply: Option<Vec<u8>>,
     /// The newest entry of its result stream; none where the stream is not there.
     pub top: Option<RawEntry>,
 }
+
+type Fields = (Option<String>, Option<Vec<u8>>, Option<u64>, Option<Vec<u8>>);
 
 /// Reads the hash and the stream's top as of one moment.
 pub(crate) async fn turn_state(
@@ -47,11 +55,11 @@ pub(crate) async fn turn_state(
 ) -> RedisResult<TurnState> {
     let mut pipeline = redis::pipe();
     pipeline.atomic();
-    pipeline.cmd("HMGET").arg(turn_key).arg(FIELD_AGENT).arg(FIELD_END);
+    pipeline.cmd("HMGET").arg(turn_key).arg(&[FIELD_AGENT, FIELD_END, FIELD_EPOCH, FIELD_REPLY]);
     pipeline.cmd("XREVRANGE").arg(result_key).arg("+").arg("-").arg("COUNT").arg(1);
-    let ((agent, end), top): ((Option<String>, Option<Vec<u8>>), StreamRangeReply) =
-        pipeline.query_async(redis).await?;
-    Ok(TurnState { agent, end, top: top.ids.into_iter().next() })
+    let ((agent, end, epoch, reply), top): (Fields, StreamRangeReply) = pipeline.query_async(redis).await?;
+    let reply = reply.filter(|reply| !reply.is_empty());
+    Ok(TurnState { agent, end, epoch, reply, top: top.ids.into_iter().next() })
 }
 
 /// An entry of ours in a raw one.

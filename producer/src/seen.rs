@@ -48,6 +48,11 @@ impl Seen {
         Self::default()
     }
 
+    /// Nothing was read yet and where the reader stands is not known.
+    pub(crate) fn is_unknown(&self) -> bool {
+        self.tokens.is_none()
+    }
+
     /// What `delta` adds; none when it adds nothing.
     pub(crate) fn add(&mut self, mut delta: Delta) -> Result<Option<Delta>, Misfit> {
         let seen = *self.tokens.get_or_insert_with(|| {

@@ -21,11 +21,8 @@ pub(crate) async fn check(redis: &mut ConnectionManager, address: &str) -> Resul
 fn judge(info: &str) -> Result<(), String> {
     let field =
         |name| info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim);
-    if let Some(version) = field("redis_version") {
-        let mut parts = version.split('.').map(|part| part.parse().unwrap_or(0));
-        if (parts.next().unwrap_or(0), parts.next().unwrap_or(0)) < OLDEST {
-            return Err(format!("is version {version}; at least 7.0 (or Valkey) is needed"));
-        }
+    if let Some(version) = field("redis_version").filter(|version| is_too_old(version)) {
+        return Err(format!("is version {version}; at least 7.0 (or Valkey) is needed"));
     }
     let policy = field("maxmemory_policy").unwrap_or("noeviction");
     let bounded = field("maxmemory").is_some_and(|bytes| bytes != "0");
@@ -35,6 +32,12 @@ fn judge(info: &str) -> Result<(), String> {
         ));
     }
     Ok(())
+}
+
+/// Whether the scripts cannot run on a server of that version.
+pub(crate) fn is_too_old(version: &str) -> bool {
+    let mut parts = version.split('.').map(|part| part.parse().unwrap_or(0));
+    (parts.next().unwrap_or(0), parts.next().unwrap_or(0)) < OLDEST
 }
 
 #[cfg(test)]

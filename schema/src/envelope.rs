@@ -11,12 +11,13 @@ use serde::de::DeserializeOwned;
 
 use crate::turn::Turn;
 
-/// First byte of every envelope this build writes, and the only one it reads.
+/// First byte of every envelope this build writes, and the only one it reads; a turn may also stand as a reference (see
+/// [`crate::payload`]).
 pub const VERSION: u8 = 1;
-/// Largest encoded turn, in bytes. Longer inputs do not belong into Redis.
+/// Largest turn that is stored in Redis, in bytes. A longer one goes by reference (see [`crate::payload`]).
 pub const MAX_INLINE_BYTES: usize = 256 * 1024;
-/// Largest envelope of any kind that is written or read, in bytes: far above a transcript entry of a full
-/// context, far below what would hurt.
+/// Largest envelope of any kind that is written or read, in bytes, and so the largest turn: far above a transcript
+/// entry of a full context, far below what would hurt.
 pub const MAX_ENVELOPE_BYTES: usize = 16 * 1024 * 1024;
 
 /// Why stored bytes cannot be written or read.
@@ -52,19 +53,24 @@ pub enum EnvelopeError {
 
 /// Encodes `value` as version byte and MessagePack.
 pub fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, EnvelopeError> {
-    encode_within(value, MAX_ENVELOPE_BYTES)
+    encode_as(VERSION, value, MAX_ENVELOPE_BYTES)
 }
 
-/// Encodes a turn for enqueueing; refuses more than [`MAX_INLINE_BYTES`].
+/// Encodes a turn that is to stand in Redis; refuses more than [`MAX_INLINE_BYTES`].
 pub fn encode_turn(turn: &Turn) -> Result<Vec<u8>, EnvelopeError> {
-    encode_within(turn, MAX_INLINE_BYTES)
+    encode_as(VERSION, turn, MAX_INLINE_BYTES)
 }
 
 /// Decodes what [`encode`] wrote; every byte must belong to the value.
 pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, EnvelopeError> {
+    decode_as(VERSION, bytes)
+}
+
+/// Decodes what [`encode_as`] wrote under the same first byte.
+pub(crate) fn decode_as<T: DeserializeOwned>(first: u8, bytes: &[u8]) -> Result<T, EnvelopeError> {
     check_size(bytes.len(), MAX_ENVELOPE_BYTES)?;
     let (version, body) = bytes.split_first().ok_or(EnvelopeError::Empty)?;
-    if *version != VERSION {
+    if *version != first {
         return Err(EnvelopeError::UnknownVersion { version: *version });
     }
     let mut decoder = rmp_serde::Deserializer::new(Cursor::new(body));
@@ -76,14 +82,16 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, EnvelopeError> {
     }
 }
 
-fn encode_within<T: Serialize>(value: &T, limit: usize) -> Result<Vec<u8>, EnvelopeError> {
-    let mut bytes = vec![VERSION];
+/// Encodes `value` as the byte `first` and MessagePack, within `limit` bytes.
+pub(crate) fn encode_as<T: Serialize>(first: u8, value: &T, limit: usize) -> Result<Vec<u8>, EnvelopeError> {
+    let mut bytes = vec![first];
     rmp_serde::encode::write_named(&mut bytes, value).map_err(|e| EnvelopeError::Encode(e.to_string()))?;
     check_size(bytes.len(), limit)?;
     Ok(bytes)
 }
 
-fn check_size(bytes: usize, limit: usize) -> Result<(), EnvelopeError> {
+/// Refuses `bytes` over `limit`.
+pub(crate) fn check_size(bytes: usize, limit: usize) -> Result<(), EnvelopeError> {
     if bytes > limit { Err(EnvelopeError::TooLarge { bytes, limit }) } else { Ok(()) }
 }
 
@@ -106,7 +114,9 @@ mod tests {
             sampling: Sampling::default(),
             priority: Priority::Interactive,
             deadline_ms: None,
+            not_before_ms: None,
             idempotency_key: None,
+            replay_of: None,
         }
     }
 

@@ -87,6 +87,29 @@ impl Outcome {
     }
 }
 
+/// Why a turn became a dead letter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DeadReason {
+    /// Its last attempts made no token: it kills its workers, or they cannot compute it.
+    Attempts,
+    /// It can never run: out of range, longer than context or pool.
+    Rejected,
+    /// Its envelope, payload or history cannot be read.
+    Unreadable,
+}
+
+impl DeadReason {
+    /// The name used on the wire, in metrics and by the CLI.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Attempts => "attempts",
+            Self::Rejected => "rejected",
+            Self::Unreadable => "unreadable",
+        }
+    }
+}
+
 /// Why generation ended (OpenAI's words).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -189,6 +189,11 @@ impl AgentId {
         Name::new(agent).ok()
     }
 
+    /// Its tenant.
+    pub fn tenant(&self) -> &str {
+        self.0.split_once('/').map_or(self.0.as_str(), |(tenant, _)| tenant)
+    }
+
     /// The id as it stands in keys.
     pub fn as_str(&self) -> &str {
         &self.0

@@ -4,6 +4,7 @@
 //! slot and one script may touch them all. Ids have no `{`, `}`, `:` or blank ([`crate::ids`]), so two ids
 //! never make the same key.
 
+use std::fmt;
 use std::num::NonZeroU16;
 
 use crate::ids::{AgentId, Name, TurnId};
@@ -17,8 +18,17 @@ pub const FIELD_EVENT: &str = "event";
 pub const FIELD_AT: &str = "at";
 /// Field of ready streams that holds the runnable agent's id.
 pub const FIELD_AGENT: &str = "agent";
+/// Field of ready streams that holds the head of the agent's backlog, as a [`BacklogEntry`]: which turn the token was
+/// made for. The head may be another by the time the token is read.
+pub const FIELD_HEAD: &str = "head";
+/// Field of a turn's hash that holds the whole reply as one [`crate::Delta`] in its envelope, where it is short: then the
+/// result stream goes soon after the end.
+pub const FIELD_REPLY: &str = "reply";
 /// Field of a turn's hash that holds the [`crate::Event::End`] once the turn ended, in its envelope.
 pub const FIELD_END: &str = "end";
+
+/// Value of [`Keys::order`]: finish what runs and stop.
+pub const ORDER_DRAIN: &str = "drain";
 
 /// A queue: serves one model; its agents are spread over `shards` slots.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -126,9 +136,59 @@ impl Keys {
         format!("{}:open", self.prefix)
     }
 
-    /// String: how many turns have not ended.
-    pub fn depth(&self) -> String {
-        format!("{}:depth", self.prefix)
+    /// Hash of counters; see [`counter`] for its fields.
+    pub fn counters(&self) -> String {
+        format!("{}:counters", self.prefix)
+    }
+
+    /// Sorted set: agents whose head is not due yet, a retry or a scheduled turn, by due time in Unix milliseconds.
+    pub fn delayed(&self) -> String {
+        format!("{}:delayed", self.prefix)
+    }
+
+    /// Sorted set: agents of `tenant` that wait for one of its turns to end, by when their head was enqueued.
+    pub fn parked(&self, tenant: &str) -> String {
+        format!("{}:parked:{tenant}", self.prefix)
+    }
+
+    /// Set: tenants that have parked agents.
+    pub fn capped(&self) -> String {
+        format!("{}:capped", self.prefix)
+    }
+
+    /// Stream: dead letters, one entry for each turn that ended as failed, until it is replayed or purged.
+    pub fn dead(&self) -> String {
+        format!("{}:dead", self.prefix)
+    }
+
+    /// List: ended turns as [`EndedEntry`], oldest first; the index for forgetting them.
+    pub fn ended(&self) -> String {
+        format!("{}:ended", self.prefix)
+    }
+
+    /// String: exists while the queue is paused.
+    pub fn paused(&self) -> String {
+        format!("{}:paused", self.prefix)
+    }
+
+    /// Sorted set, in shard 0 only: ids of the queue's workers, by when they were last heard of, in Unix milliseconds.
+    pub fn workers(&self) -> String {
+        format!("{}:workers", self.prefix)
+    }
+
+    /// Hash, in shard 0 only: what the worker `id` says of itself ([`crate::WorkerStatus`]); expires when it falls silent.
+    pub fn worker(&self, id: &str) -> String {
+        format!("{}:worker:{id}", self.prefix)
+    }
+
+    /// String, in shard 0 only: what the worker `id` is told to do ([`ORDER_DRAIN`]); expires.
+    pub fn order(&self, id: &str) -> String {
+        format!("{}:order:{id}", self.prefix)
+    }
+
+    /// Channel: ids of running turns that were cancelled.
+    pub fn notices(&self) -> String {
+        format!("{}:notices", self.prefix)
     }
 
     /// Stream: one entry for each ended turn, the newest ten thousand or so.
@@ -147,12 +207,41 @@ pub fn idempotency_name(tenant: &Name, key: &Name) -> String {
     format!("{tenant}/{key}")
 }
 
-/// An entry of a backlog: what a script's caller must know to declare the keys of a head it is about to touch.
-/// Written `<turn> <priority> <enqueued_ms> <idempotency name or ->`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Fields of the hash of [`Keys::counters`].
+pub mod counter {
+    use crate::turn::Priority;
+
+    /// What the outcomes and results of ended turns take, roughly, in bytes.
+    pub const RETAINED_BYTES: &str = "retained_bytes";
+
+    /// Turns of a priority that have not ended.
+    pub fn open(priority: Priority) -> String {
+        format!("open:{}", priority.as_str())
+    }
+
+    /// Turns of a tenant that have not ended.
+    pub fn tenant_open(tenant: &str) -> String {
+        format!("{tenant}:open")
+    }
+
+    /// Turns of a tenant that run.
+    pub fn tenant_leased(tenant: &str) -> String {
+        format!("{tenant}:leased")
+    }
+}
+
+/// An entry of a backlog: what a script's caller must know to declare the keys of a turn it is about to touch.
+/// Written `<turn> <priority> <enqueued_ms> <not_before_ms> <idempotency name or ->`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct BacklogEntry {
     /// The turn.
     pub turn: TurnId,
+    /// Its priority.
+    pub priority: Priority,
+    /// When it was enqueued, in Unix milliseconds by Redis's clock.
+    pub enqueued_ms: u64,
+    /// Not to be run before, in Unix milliseconds; 0: at once.
+    pub not_before_ms: u64,
     /// Its idempotency key with its tenant (see [`idempotency_name`]), where it has one.
     pub idempotency: Option<String>,
 }
@@ -161,10 +250,49 @@ impl BacklogEntry {
     /// Reads an entry; none where `text` is not one.
     pub fn parse(text: &str) -> Option<Self> {
         let mut parts = text.split(' ');
-        let turn = parts.next()?.parse().ok()?;
-        let (_priority, _enqueued_ms, idempotency) = (parts.next()?, parts.next()?, parts.next()?);
-        let idempotency = (idempotency != "-").then(|| idempotency.to_owned());
-        parts.next().is_none().then_some(Self { turn, idempotency })
+        let entry = Self {
+            turn: parts.next()?.parse().ok()?,
+            priority: Priority::from_name(parts.next()?)?,
+            enqueued_ms: parts.next()?.parse().ok()?,
+            not_before_ms: parts.next()?.parse().ok()?,
+            idempotency: Some(parts.next()?).filter(|name| *name != "-").map(str::to_owned),
+        };
+        parts.next().is_none().then_some(entry)
+    }
+}
+
+impl fmt::Display for BacklogEntry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { turn, priority, enqueued_ms, not_before_ms, idempotency } = self;
+        let idempotency = idempotency.as_deref().unwrap_or("-");
+        write!(f, "{turn} {} {enqueued_ms} {not_before_ms} {idempotency}", priority.as_str())
+    }
+}
+
+/// An entry of the list of ended turns. Written `<turn> <ended_ms> <bytes> <idempotency name or ->`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EndedEntry {
+    /// The turn.
+    pub turn: TurnId,
+    /// When it ended, in Unix milliseconds by Redis's clock.
+    pub ended_ms: u64,
+    /// What it takes, roughly.
+    pub bytes: u64,
+    /// Its idempotency key with its tenant, where it has one.
+    pub idempotency: Option<String>,
+}
+
+impl EndedEntry {
+    /// Reads an entry; none where `text` is not one.
+    pub fn parse(text: &str) -> Option<Self> {
+        let mut parts = text.split(' ');
+        let entry = Self {
+            turn: parts.next()?.parse().ok()?,
+            ended_ms: parts.next()?.parse().ok()?,
+            bytes: parts.next()?.parse().ok()?,
+            idempotency: Some(parts.next()?).filter(|name| *name != "-").map(str::to_owned),
+        };
+        parts.next().is_none().then_some(entry)
     }
 }
 
@@ -189,8 +317,14 @@ mod tests {
         assert_eq!(keys.result(turn), "tm:{qwen.2}:result:01980000-0000-7000-8000-000000000000.2");
         let idempotency = idempotency_name(&name("acme"), &name("k"));
         assert_eq!(keys.idempotency(&idempotency), "tm:{qwen.2}:idem:acme/k");
-        let rest = [keys.open(), keys.depth(), keys.events(), keys.sweeper()];
-        assert_eq!(rest, ["open", "depth", "events", "sweeper"].map(|key| format!("tm:{{qwen.2}}:{key}")));
+        assert_eq!(keys.parked("acme"), "tm:{qwen.2}:parked:acme");
+        assert_eq!(keys.worker("w:1"), "tm:{qwen.2}:worker:w:1");
+        let rest = [keys.open(), keys.counters(), keys.delayed(), keys.dead(), keys.ended(), keys.capped()];
+        let names = ["open", "counters", "delayed", "dead", "ended", "capped"];
+        assert_eq!(rest, names.map(|key| format!("tm:{{qwen.2}}:{key}")));
+        let rest = [keys.events(), keys.sweeper(), keys.paused(), keys.workers(), keys.notices()];
+        let names = ["events", "sweeper", "paused", "workers", "notices"];
+        assert_eq!(rest, names.map(|key| format!("tm:{{qwen.2}}:{key}")));
     }
 
     #[test]
@@ -211,14 +345,22 @@ mod tests {
     }
 
     #[test]
-    fn backlog_entries_are_read_or_refused() {
+    fn entries_are_read_or_refused() {
         let id = "01980000-0000-7000-8000-000000000000.0";
         let turn: TurnId = id.parse().expect("a turn id");
-        let read = |text: &str| BacklogEntry::parse(&format!("{id} {text}"));
-        assert_eq!(read("batch 5 -"), Some(BacklogEntry { turn, idempotency: None }));
-        assert_eq!(read("batch 5 t/k"), Some(BacklogEntry { turn, idempotency: Some("t/k".into()) }));
-        assert_eq!(read("batch 5"), None);
-        assert_eq!(read("batch 5 - more"), None);
-        assert_eq!(BacklogEntry::parse("nonsense batch 5 -"), None);
+        for (text, idempotency) in [("batch 5 0 -", None), ("batch 5 0 t/k", Some("t/k".to_owned()))] {
+            let text = format!("{id} {text}");
+            let entry = BacklogEntry::parse(&text).expect("an entry");
+            let priority = Priority::Batch;
+            let expected = BacklogEntry { turn, priority, enqueued_ms: 5, not_before_ms: 0, idempotency };
+            assert_eq!((entry.to_string(), entry), (text, expected));
+        }
+        for text in ["batch 5 0", "batch 5 0 - more", "urgent 5 0 -", "batch x 0 -"] {
+            assert_eq!(BacklogEntry::parse(&format!("{id} {text}")), None);
+        }
+        assert_eq!(BacklogEntry::parse("nonsense batch 5 0 -"), None);
+        let ended = EndedEntry { turn, ended_ms: 7, bytes: 900, idempotency: None };
+        assert_eq!(EndedEntry::parse(&format!("{id} 7 900 -")), Some(ended));
+        assert_eq!(EndedEntry::parse(&format!("{id} 7 -")), None);
     }
 }

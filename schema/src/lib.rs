@@ -4,18 +4,24 @@
 //! * [`event`]: what a result stream says about a turn: Begin, Delta*, End.
 //! * [`transcript`]: the exact history of an agent, one entry a completed turn.
 //! * [`envelope`]: version byte + MessagePack, the form in which all of the above are stored.
+//! * [`payload`]: turns too large for Redis, and the references that stand in their place.
 //! * [`keys`]: every Redis key, stream, group and field name.
+//! * [`worker_status`]: what a worker says of itself in the registry.
 //! * [`scripts`]: the queue's atomic steps, in Lua.
 
 pub mod envelope;
 pub mod event;
 pub mod ids;
 pub mod keys;
+pub mod payload;
 pub mod scripts;
 pub mod transcript;
 pub mod turn;
+pub mod worker_status;
 
-pub use event::{Begin, Delta, End, Event, FinishReason, Outcome, Timing, TokenLogprobs, Usage};
+pub use event::{Begin, DeadReason, Delta, End, Event, FinishReason, Outcome, Timing, TokenLogprobs, Usage};
 pub use ids::{AgentId, InvalidName, Name, TurnId};
+pub use payload::{EncodedTurn, PayloadError, PayloadReference, StoredTurn};
 pub use transcript::{History, TranscriptEntry};
 pub use turn::{InvalidTurn, Message, Priority, Role, Sampling, Turn};
+pub use worker_status::WorkerStatus;

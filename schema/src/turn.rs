@@ -63,6 +63,11 @@ impl Priority {
             Self::Batch => "batch",
         }
     }
+
+    /// The priority of that name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|priority| priority.as_str() == name)
+    }
 }
 
 /// How to choose tokens and when to stop. Names, ranges and defaults are vLLM's and OpenAI's.
@@ -153,9 +158,15 @@ pub struct Turn {
     /// Unix milliseconds after which the turn is not worth running.
     #[serde(default)]
     pub deadline_ms: Option<u64>,
+    /// Unix milliseconds before which the turn does not run; it keeps its place in its agent's order meanwhile.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_before_ms: Option<u64>,
     /// Enqueueing again under the same key returns the first turn.
     #[serde(default)]
     pub idempotency_key: Option<Name>,
+    /// The dead letter of which this turn is another try.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replay_of: Option<TurnId>,
 }
 
 /// Why a turn can never run. Retrying does not help: reject it.

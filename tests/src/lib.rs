@@ -3,7 +3,10 @@
 
 pub mod broker_conformance;
 pub mod line;
+pub mod memory_queue;
+pub mod redis_queue;
 pub mod redis_server;
+pub mod simulation;
 pub mod told;
 pub mod worker;
 
@@ -15,8 +18,9 @@ pub const PATIENCE: Duration = Duration::from_secs(240);
 
 /// A program of this workspace, built in the same profile as the running test.
 pub fn program(name: &str) -> PathBuf {
-    let test = std::env::current_exe().expect("a running program has a path");
-    let program = test.ancestors().nth(2).expect("tests lie in deps, in the profile's folder").join(name);
-    assert!(program.exists(), "{} is missing; build it: cargo build --release --bins", program.display());
-    program
+    let running = std::env::current_exe().expect("a running program has a path");
+    // Programs lie in the profile's folder, tests in `deps` below it.
+    let mut found = running.ancestors().skip(1).take(2).map(|folder| folder.join(name));
+    let missing = || panic!("{name} is not beside {}; cargo build --release --bins", running.display());
+    found.find(|program| program.is_file()).unwrap_or_else(missing)
 }

@@ -13,6 +13,7 @@ use tokio::sync::{Mutex, MutexGuard};
 use tokio::time::timeout;
 use turnmill::{NewTurn, Producer, ProducerSettings, TurnResult};
 use turnmill_schema::keys::{FIELD_EVENT, Keys};
+use turnmill_schema::scripts::DepthLimits;
 use turnmill_schema::{AgentId, Event, Name, Sampling, Turn, TurnId, envelope, scripts};
 
 use crate::redis_server::RedisServer;
@@ -59,7 +60,9 @@ impl Line {
 
     /// Enqueues as a producer would that checks nothing.
     pub async fn enqueue_unchecked(&self, turn: &Turn) {
-        let call = scripts::enqueue_call(&self.keys, 1000, [turn]).expect("the turn can be encoded");
+        let stored = envelope::encode_turn(turn).expect("the turn can be encoded");
+        let limits = DepthLimits { queue: 1000, tenant: 1000 };
+        let call = scripts::enqueue_call(&self.keys, limits, [(turn, stored)]);
         let script = redis::Script::new(scripts::ENQUEUE);
         let mut invocation = script.prepare_invoke();
         invocation.key(&call.keys[..]).arg(&call.args[..]);

@@ -30,28 +30,37 @@ pub struct Worker {
 impl Worker {
     /// Starts `turnmill-worker serve` with `flags` on the queue in `redis`, and waits until it is ready.
     pub fn start(redis: &RedisServer, flags: &[&str]) -> Self {
-        let mut worker = Self::spawn(redis, flags, &[]);
+        let mut worker = Self::launch(&redis.url(), flags);
+        worker.until_ready();
+        worker
+    }
+
+    /// Starts one on the queue at `url`, and does not wait for it.
+    pub fn launch(url: &str, flags: &[&str]) -> Self {
+        Self::spawn(url, flags, &[])
+    }
+
+    /// Waits until it is ready. Panics where it is not soon.
+    pub fn until_ready(&mut self) {
         let deadline = Instant::now() + START_TIMEOUT;
-        while worker.try_get("/health/ready").is_none_or(|(status, _)| status != 200) {
-            let exited = worker.child.try_wait().expect("our own child can be waited for");
-            assert_eq!(exited, None, "the worker does not start:\n{}", worker.log());
-            assert!(Instant::now() < deadline, "not ready within {START_TIMEOUT:?}:\n{}", worker.log());
+        while self.try_get("/health/ready").is_none_or(|(status, _)| status != 200) {
+            assert_eq!(self.exited(), None, "the worker does not start:\n{}", self.log());
+            assert!(Instant::now() < deadline, "not ready within {START_TIMEOUT:?}:\n{}", self.log());
             std::thread::sleep(Duration::from_millis(10));
         }
-        worker
     }
 
     /// Starts a worker that cannot run, and returns what it says of it: the one line that it ends with.
     pub fn refusal(redis: &RedisServer, flags: &[&str]) -> String {
-        Self::spawn(redis, flags, &[]).into_refusal()
+        Self::spawn(&redis.url(), flags, &[]).into_refusal()
     }
 
     /// The same with one more variable in its environment.
     pub fn refusal_with(redis: &RedisServer, variable: (&str, &str)) -> String {
-        Self::spawn(redis, &[], &[variable]).into_refusal()
+        Self::spawn(&redis.url(), &[], &[variable]).into_refusal()
     }
 
-    fn spawn(redis: &RedisServer, flags: &[&str], variables: &[(&str, &str)]) -> Self {
+    fn spawn(url: &str, flags: &[&str], variables: &[(&str, &str)]) -> Self {
         let http = SocketAddr::from(([127, 0, 0, 1], free_port()));
         let log = NamedTempFile::new().expect("the temporary directory is writable");
         let mut command = Command::new(program("turnmill-worker"));
@@ -59,7 +68,9 @@ impl Worker {
         for name in std::env::vars_os().map(|(name, _)| name).filter(ours) {
             command.env_remove(name);
         }
-        command.env("TURNMILL_MODEL", model()).env("TURNMILL_REDIS_URL", redis.url());
+        command.env("TURNMILL_MODEL", model()).env("TURNMILL_REDIS_URL", url);
+        // Tests read the streams themselves, also long after the end.
+        command.env("TURNMILL_KEEP_STREAM_MS", "3600000");
         command.env("TURNMILL_HTTP_ADDR", http.to_string()).envs(variables.iter().copied());
         command.arg("serve").args(flags).stdin(Stdio::null()).stdout(Stdio::null());
         command.stderr(log.reopen().expect("a file just made can be opened"));
@@ -129,6 +140,21 @@ impl Worker {
         self.signal(Signal::SIGTERM);
     }
 
+    /// Stops it as a machine that hangs would: it knows nothing of the time until [`Self::sigcont`].
+    pub fn sigstop(&self) {
+        self.signal(Signal::SIGSTOP);
+    }
+
+    /// Lets it go on after [`Self::sigstop`].
+    pub fn sigcont(&self) {
+        self.signal(Signal::SIGCONT);
+    }
+
+    /// How it ended; none while it runs.
+    pub fn exited(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().expect("our own child can be waited for")
+    }
+
     fn signal(&self, signal: Signal) {
         let pid = Pid::from_raw(i32::try_from(self.child.id()).expect("pids fit"));
         kill(pid, signal).expect("our own child can be signalled");
@@ -138,7 +164,7 @@ impl Worker {
     pub fn wait_exit(&mut self) -> ExitStatus {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            if let Some(status) = self.child.try_wait().expect("our own child can be waited for") {
+            if let Some(status) = self.exited() {
                 return status;
             }
             assert!(Instant::now() < deadline, "the worker does not end:\n{}", self.log());

@@ -11,7 +11,7 @@ use futures::{Stream, StreamExt};
 use redis::AsyncCommands;
 use redis::aio::MultiplexedConnection;
 use serde_json::{Value, json};
-use turnmill::schema::keys::{FIELD_AGENT, FIELD_AT, FIELD_END, FIELD_EVENT, Keys};
+use turnmill::schema::keys::{FIELD_AGENT, FIELD_AT, FIELD_END, FIELD_EVENT, FIELD_REPLY, Keys};
 use turnmill::schema::{
     Begin, Delta, End, Event, FinishReason, Name, Outcome, Priority, Timing, TurnId, Usage, envelope,
 };
@@ -80,6 +80,15 @@ impl Worker {
         self.delta(turn, 5, 0, 4).await;
         self.delta(turn, 5, 4, 13).await;
         self.end(turn, "6-13", end).await;
+    }
+
+    /// Ends a turn as its worker does where the reply is short, and lets the stream expire.
+    async fn keep_reply(&mut self, turn: TurnId) {
+        self.end(turn, "6-13", &completed()).await;
+        let reply = envelope::encode(&Event::Delta(delta(0, 13))).expect("encodes");
+        let fields = [(FIELD_REPLY, reply), ("epoch", b"5".to_vec())];
+        let _ok: () = self.redis.hset_multiple(self.keys.turn(turn), &fields).await.expect("HSET");
+        self.drop_result(turn).await;
     }
 
     async fn drop_result(&mut self, turn: TurnId) {
@@ -260,6 +269,33 @@ async fn an_expired_stream_leaves_the_outcome_and_an_expired_turn_is_told() {
 }
 
 #[tokio::test]
+async fn a_short_reply_outlives_its_stream() {
+    let server = RedisServer::start();
+    let (producer, mut worker) = (producer(&server).await, Worker::new(&server).await);
+    let turn = producer.enqueue(NewTurn::user("hi")).await.expect("enqueued");
+    let mut events = pin!(producer.follow(turn, None));
+    worker.begin(turn, 5, 0).await;
+    worker.delta(turn, 5, 0, 4).await;
+    let mut all = vec![next(&mut events).await, next(&mut events).await];
+    // The rest is made and the stream goes while this reader looks away.
+    worker.keep_reply(turn).await;
+    while let Some(followed) = events.next().await {
+        all.push(followed.expect("no error"));
+    }
+    assert_eq!(read(all), whole());
+
+    assert_eq!(producer.wait(turn).await.expect("ended").text.as_deref(), Some(REPLY));
+    let from =
+        |epoch, sequence| producer.follow(turn, Some(StreamId { epoch, sequence })).collect::<Events>();
+    let end = from(5, 13).await;
+    let id = Some(StreamId { epoch: 6, sequence: 13 });
+    assert!(matches!(&end[..], [Ok(Followed { id: at, event: Event::End(_) })] if *at == id), "{end:?}");
+    // Where its text has to be cut is not known any more.
+    let cut = from(5, 4).await;
+    assert!(matches!(&cut[..], [Err(ProducerError::Unreadable { .. })]), "{cut:?}");
+}
+
+#[tokio::test]
 async fn a_gap_and_a_foreign_entry_are_errors_not_wrong_text() {
     let server = RedisServer::start();
     let (producer, mut worker) = (producer(&server).await, Worker::new(&server).await);
@@ -309,7 +345,8 @@ async fn the_idempotency_key_and_the_depth_limit_hold() {
     let first = producer.enqueue(keyed()).await.expect("enqueued");
     assert_eq!(producer.enqueue(keyed()).await.expect("enqueued before"), first);
     let error = producer.enqueue(NewTurn::user("hi")).await.expect_err("must be refused");
-    assert!(matches!(error, ProducerError::QueueFull { depth: 1, .. }), "{error}");
+    assert!(matches!(error, ProducerError::QueueFull { tenant: None, open: 1, limit: 1, .. }), "{error}");
+    assert!(error.to_string().starts_with("queue full; retry after "), "{error}");
     let error = producer.enqueue(NewTurn::default()).await.expect_err("must be refused");
     assert!(matches!(error, ProducerError::InvalidTurn(_)), "{error}");
 }
@@ -327,7 +364,8 @@ async fn lag_tells_leased_from_runnable() {
     let _token: redis::Value = read.query_async(&mut worker.redis).await.expect("XREADGROUP");
     let lag = producer.lag().await.expect("counts");
     let row = &lag.priorities[0];
-    assert_eq!((row.runnable, row.leased, row.undelivered), (2, 1, Some(2)));
+    assert_eq!((row.runnable, row.leased, row.queued, row.lag), (2, 1, 2, Some(2)));
+    assert!(row.oldest_ms.is_some());
 }
 
 #[tokio::test]

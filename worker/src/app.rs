@@ -8,13 +8,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinError;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
+use turnmill_schema::WorkerStatus;
 
 use crate::broker::redis::{BrokerSettings, RedisBroker};
 use crate::broker::{Broker as _, BrokerError};
@@ -25,8 +26,11 @@ use crate::model::gguf::Gguf;
 use crate::model::{EngineError, LoadOptions, Model, ModelError};
 use crate::observe::http::{self, HttpState};
 use crate::observe::{ObserveError, QueueGauges, logs, metrics};
-use crate::runner::{Held, Intake, Link, Prompting, Runner, RunnerSettings, heartbeat};
+use crate::runner::{
+    Held, Intake, Link, Prompting, Registry, Retries, Runner, RunnerSettings, heartbeat, notices,
+};
 use crate::schedule::Limits;
+use crate::store::{Payloads, StoreError};
 
 /// Time between two looks at the queue's counts.
 const COUNTS_EVERY: Duration = Duration::from_secs(2);
@@ -42,6 +46,9 @@ pub enum AppError {
     /// The queue.
     #[error(transparent)]
     Broker(#[from] BrokerError),
+    /// The object store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
     /// The model.
     #[error(transparent)]
     Model(#[from] ModelError),
@@ -89,7 +96,16 @@ pub fn broker_settings(settings: &Settings) -> BrokerSettings {
         max_attempts: settings.max_attempts,
         result_ttl_ms: settings.result_ttl_ms,
         outcome_ttl_ms: settings.outcome_ttl_ms,
+        keep_stream_ms: settings.keep_stream_ms,
+        retained_bytes: settings.retained_bytes.bytes(),
+        tenant_max_running: settings.tenant_max_running,
+        max_handovers: settings.max_handovers,
     }
+}
+
+/// Where turns too large for Redis are, from settings.
+pub fn open_payloads(settings: &Settings) -> Result<Option<Payloads>, StoreError> {
+    settings.store.as_ref().map(|url| Payloads::open(url, &settings.queue)).transpose()
 }
 
 /// Runs a worker until a signal or a failure ends it. `progress` is told of layers loaded.
@@ -111,6 +127,7 @@ pub async fn serve(
     info!(addr = %settings.http_addr, queue = %settings.queue, "ready");
     let ended = tokio::select! {
         () = signals.next() => Ok(()),
+        () = worker.drain.cancelled() => Ok(()),
         () = worker.engine.ended() => Err(AppError::from(EngineGone)),
     };
     lifecycle.advance(Phase::Draining);
@@ -184,6 +201,8 @@ struct Worker {
     stop_claiming: CancellationToken,
     give_back: CancellationToken,
     stop_background: CancellationToken,
+    /// Cancelled when an operator orders a drain.
+    drain: CancellationToken,
 }
 
 impl Worker {
@@ -193,6 +212,7 @@ impl Worker {
         progress: impl Fn(usize, usize) + Send + 'static,
     ) -> Result<Self, AppError> {
         let lifecycle = http.lifecycle.clone();
+        let payloads = open_payloads(settings)?;
         let broker = Arc::new(RedisBroker::connect(broker_settings(settings)).await?);
         let link = Link::new(lifecycle.clone());
         let model = load_model(settings, progress).await?;
@@ -217,6 +237,7 @@ impl Worker {
             stop_claiming: CancellationToken::new(),
             give_back: CancellationToken::new(),
             stop_background: CancellationToken::new(),
+            drain: CancellationToken::new(),
         };
         let held = Held::default();
         let runner = Arc::new(Runner {
@@ -229,12 +250,18 @@ impl Worker {
                 context_tokens: model.context_tokens as u32,
                 pool_tokens,
             }),
+            payloads,
             held: held.clone(),
             link: link.clone(),
             settings: RunnerSettings {
                 worker: settings.worker_name.name().to_string(),
                 flush: Duration::from_millis(settings.flush_ms),
+                retries: Retries {
+                    base: Duration::from_millis(settings.retry_base_ms),
+                    max: Duration::from_millis(settings.retry_max_ms),
+                },
             },
+            stop_claiming: worker.stop_claiming.clone(),
             give_back: worker.give_back.clone(),
             sequences: AtomicU64::new(0),
         });
@@ -249,9 +276,18 @@ impl Worker {
         worker.turns.spawn(intake.run());
         let interval = Duration::from_millis(settings.heartbeat_ms());
         let stop = worker.stop_background.clone();
-        let counts = count(broker.clone(), http.queue.clone(), stop.clone());
+        let registry = Registry {
+            broker: broker.clone(),
+            held: held.clone(),
+            link: link.clone(),
+            lifecycle: lifecycle.clone(),
+            about: about(settings)?,
+            drain: worker.drain.clone(),
+        };
+        worker.background.spawn(registry.run(interval, stop.clone()));
+        worker.background.spawn(count(broker.clone(), http.queue.clone(), stop.clone()));
+        worker.background.spawn(notices(broker.clone(), held.clone(), link.clone(), stop.clone()));
         worker.background.spawn(heartbeat(broker, held, link, lifecycle, interval, stop));
-        worker.background.spawn(counts);
         Ok(worker)
     }
 
@@ -272,6 +308,20 @@ impl Worker {
         self.background.close();
         self.background.wait().await;
     }
+}
+
+/// What the registry says of this worker as long as it runs.
+fn about(settings: &Settings) -> Result<WorkerStatus, AppError> {
+    let model = settings.model_path()?.file_stem().unwrap_or_default();
+    let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Ok(WorkerStatus {
+        name: settings.worker_name.name().to_string(),
+        model: model.to_string_lossy().into_owned(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        started_ms: started.as_millis() as u64,
+        capacity: u64::from(settings.max_sequences),
+        ..WorkerStatus::default()
+    })
 }
 
 async fn load_model(

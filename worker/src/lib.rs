@@ -10,6 +10,7 @@
 //! | [`schedule`] | pure: which rows the next step computes |
 //! | [`kv`] | pure: block pool, block tables, prefix hashes |
 //! | [`model`] | the port to the model; the only room that knows candle |
+//! | [`store`] | what lies in the object store; the only room that knows object_store |
 //! | [`engine`] | the step loop on its own thread, between async turns and the model |
 //! | [`observe`] | metrics, logs, the HTTP server |
 //! | [`verify`] | the model against reference outputs |
@@ -19,6 +20,7 @@ pub mod app;
 pub mod bench;
 pub mod broker;
 pub mod config;
+mod cryptography;
 pub mod engine;
 pub mod kv;
 pub mod lifecycle;
@@ -26,4 +28,5 @@ pub mod model;
 pub mod observe;
 pub mod runner;
 pub mod schedule;
+pub mod store;
 pub mod verify;

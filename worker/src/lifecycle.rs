@@ -29,6 +29,16 @@ pub enum Phase {
 }
 
 impl Phase {
+    /// The name that the queue's registry shows.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Ready => "ready",
+            Self::Draining => "draining",
+            Self::Stopped => "stopped",
+        }
+    }
+
     /// What it has against new work.
     fn reason(self) -> Option<Reason> {
         match self {
@@ -248,6 +258,11 @@ impl Lifecycle {
     /// their content is wanted again.
     pub fn set_headroom(&self, ratio: f64) {
         self.lock().headroom.set(ratio);
+    }
+
+    /// Share of blocks that can be handed out.
+    pub fn headroom(&self) -> f64 {
+        self.lock().headroom.ratio
     }
 
     /// Whether the worker should be given work, or every reason why not.

@@ -15,6 +15,12 @@ pub enum Exit {
     BadInput(String),
     /// The queue could not do it.
     Queue(ProducerError),
+    /// What was asked about is not there.
+    NotThere(String),
+    /// What was asked for does not go with the state of things.
+    Conflict(String),
+    /// Somebody was asked and said no.
+    Declined,
     /// Nobody reads our output any more, or it cannot be written.
     Output(io::Error),
 }
@@ -25,6 +31,11 @@ impl Exit {
         Self::BadInput(reason.to_string())
     }
 
+    /// A state that does not allow it, in one sentence.
+    pub fn conflict(reason: impl Display) -> Self {
+        Self::Conflict(reason.to_string())
+    }
+
     /// Says what went wrong, once, and gives the exit code.
     pub fn report(self) -> ExitCode {
         let (code, message) = match self {
@@ -32,6 +43,9 @@ impl Exit {
             Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => return ExitCode::SUCCESS,
             Self::Output(error) => (1, format!("cannot write the output: {error}")),
             Self::BadInput(message) => (2, message),
+            Self::NotThere(message) => (4, message),
+            Self::Conflict(message) => (6, message),
+            Self::Declined => (1, "nothing was done".to_owned()),
             Self::Queue(error) => (queue_code(&error), error.to_string()),
         };
         eprintln!("turnmill: {message}");
@@ -42,7 +56,12 @@ impl Exit {
 fn queue_code(error: &ProducerError) -> u8 {
     match error {
         ProducerError::InvalidTurn(_) | ProducerError::Envelope(_) | ProducerError::InvalidUrl { .. } => 2,
-        ProducerError::UnknownTurn { .. } => 4,
+        ProducerError::InvalidStore { .. } | ProducerError::NoStore { .. } => 2,
+        ProducerError::UnknownTurn { .. }
+        | ProducerError::UnknownAgent { .. }
+        | ProducerError::UnknownWorker { .. } => 4,
+        ProducerError::QueueFull { .. } => 5,
+        ProducerError::AgentBusy { .. } => 6,
         ProducerError::Gap { .. } => 1,
         _ => 3,
     }

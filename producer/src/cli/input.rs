@@ -10,15 +10,17 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader};
 use turnmill::NewTurn;
+use turnmill::schema::envelope::MAX_ENVELOPE_BYTES;
 use turnmill::schema::{Message, Name, Role, Sampling};
 
 use super::Exit;
+use super::moment::Moment;
 
-/// Longest line, in bytes: above any turn that fits, however its text is escaped.
-const MAX_LINE_BYTES: u64 = 4 * 1024 * 1024;
+/// Longest line, in bytes: above any turn that fits, however its text is escaped (`\u0001` is one byte in six).
+const MAX_LINE_BYTES: u64 = 6 * MAX_ENVELOPE_BYTES as u64;
 
 /// Keys of a line besides those of sampling.
-const KEYS: [&str; 9] = [
+const KEYS: [&str; 11] = [
     "agent",
     "message",
     "messages",
@@ -27,6 +29,8 @@ const KEYS: [&str; 9] = [
     "sampling",
     "priority",
     "deadline",
+    "delay",
+    "at",
     "idempotency_key",
 ];
 
@@ -102,6 +106,12 @@ impl Defaults {
         if let Some(seconds) = fields.take("deadline")? {
             turn = turn.deadline_in(Duration::from_secs(seconds));
         }
+        turn = match (fields.take("delay")?, fields.take::<Moment>("at")?) {
+            (Some(_), Some(_)) => return Err("give either delay or at, not both".into()),
+            (Some(seconds), None) => turn.delay(Duration::from_secs(seconds)),
+            (None, Some(Moment { unix_ms })) => turn.run_at(unix_ms),
+            (None, None) => turn,
+        };
         turn.messages = fields.messages(self.system.as_deref())?;
         turn.sampling = fields.sampling(&turn.sampling)?;
         turn.sampling.validate().map_err(|error| error.to_string())?;
@@ -226,6 +236,8 @@ mod tests {
             (r#"{"message": "a", "seed": 1, "sampling": {"seed": 1}}"#, "seed is given twice"),
             (r#"{"message": "a", "agent": "a b"}"#, "agent: "),
             (r#"{"message": "a", "priority": "high"}"#, "priority: "),
+            (r#"{"message": "a", "at": "noon"}"#, "at: "),
+            (r#"{"message": "a", "at": 5, "delay": 1}"#, "either delay or at"),
             (r#"{"messages": [{"role": "user", "content": "a", "name": "b"}]}"#, "messages: "),
         ] {
             let error = read(line).expect_err(line);

@@ -7,6 +7,7 @@ use comfy_table::{Table, presets};
 use serde::Serialize;
 
 use super::print::json_line;
+use super::table::{age, or_dash};
 use super::{Exit, Global};
 
 #[derive(Debug, Args)]
@@ -33,20 +34,39 @@ impl Lag {
     }
 }
 
-/// Agents by priority, then the turns.
+/// Priorities, then the whole.
 fn for_people(lag: &turnmill::Lag) -> String {
     let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_header(["AGENTS", "RUNNABLE", "LEASED"]);
-    for priority in &lag.priorities {
-        let name = priority.priority.as_str().to_owned();
-        table.add_row([name, priority.runnable.to_string(), priority.leased.to_string()]);
+    let header = ["PRIORITY", "RUNNABLE", "LEASED", "QUEUED TURNS", "OLDEST", "LAG"];
+    table.load_style(presets::NOTHING).set_header(header);
+    for row in &lag.priorities {
+        table.add_row([
+            row.priority.as_str().to_owned(),
+            row.runnable.to_string(),
+            row.leased.to_string(),
+            row.queued.to_string(),
+            or_dash(row.oldest_ms.map(age)),
+            row.lag.map_or_else(|| "unknown".to_owned(), |lag| lag.to_string()),
+        ]);
     }
-    let oldest = match lag.oldest_ms {
-        Some(ms) => format!("; the oldest was enqueued {:.1} s ago", ms as f64 / 1000.0),
-        None => String::new(),
-    };
+    format!("{}\n\n{}\n", table.trim_fmt(), summary(lag))
+}
+
+fn summary(lag: &turnmill::Lag) -> String {
     let turns = if lag.open_turns == 1 { "turn" } else { "turns" };
-    format!("{}\n\n{} {turns} waiting or running{oldest}\n", table.trim_fmt(), lag.open_turns)
+    let mut text = format!("{} {turns} waiting or running", lag.open_turns);
+    if let Some(ms) = lag.oldest_ms {
+        text += &format!("; the oldest was enqueued {} ago", age(ms));
+    }
+    for (count, what) in [(lag.delayed, "agents wait for a time"), (lag.dead, "dead letters")] {
+        if count > 0 {
+            text += &format!("; {count} {what}");
+        }
+    }
+    if lag.paused {
+        text += "; the queue is paused";
+    }
+    text
 }
 
 #[cfg(test)]
@@ -58,11 +78,25 @@ mod tests {
 
     #[test]
     fn people_see_counts_and_the_oldest() {
-        let row = PriorityLag { priority: Priority::Batch, runnable: 12, leased: 3, undelivered: None };
-        let lag = turnmill::Lag { priorities: vec![row], open_turns: 1, oldest_ms: Some(2340) };
+        let row = PriorityLag {
+            priority: Priority::Batch,
+            runnable: 12,
+            leased: 3,
+            queued: 40,
+            oldest_ms: Some(60),
+            lag: None,
+        };
+        let lag = turnmill::Lag {
+            priorities: vec![row],
+            open_turns: 1,
+            oldest_ms: Some(2340),
+            dead: 2,
+            ..turnmill::Lag::default()
+        };
         let text = for_people(&lag);
         let row: Vec<&str> = text.lines().nth(1).unwrap_or_default().split_whitespace().collect();
-        assert_eq!(row, ["batch", "12", "3"]);
-        assert!(text.ends_with("\n1 turn waiting or running; the oldest was enqueued 2.3 s ago\n"), "{text}");
+        assert_eq!(row, ["batch", "12", "3", "40", "0.1", "s", "unknown"]);
+        let summary = "\n1 turn waiting or running; the oldest was enqueued 2.3 s ago; 2 dead letters\n";
+        assert!(text.ends_with(summary), "{text}");
     }
 }

@@ -1,16 +1,29 @@
 //! The command line: global flags, and one file for each subcommand.
 
+mod agent;
 mod completions;
+mod confirm;
+mod dead;
+mod doctor;
+mod events;
 mod exit;
 mod input;
 mod lag;
+mod moment;
 mod print;
+mod queue;
 mod sampling;
 mod submit;
+mod table;
 mod tail;
+mod turn;
 mod version;
+mod worker;
+
+use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use turnmill::operate::{Operator, Scope};
 use turnmill::schema::Name;
 use turnmill::{Producer, ProducerError, ProducerSettings};
 
@@ -18,16 +31,21 @@ pub use exit::Exit;
 
 const AFTER_HELP: &str = "\
 Exit codes:
-  0  done; with --wait, --stream and tail: every turn completed
-  1  a turn failed, expired or was cancelled
-  2  the command line or the input is wrong
-  3  Redis cannot be reached, is not suitable, or refused a command
-  4  the turn is unknown or its result has expired
+  0  done; with --wait, --stream and tail: every turn completed; doctor: no check failed
+  1  a turn failed, expired or was cancelled; a check failed; somebody said no
+  2  the command line or the input is wrong, or --yes is missing
+  3  Redis cannot be reached, is not suitable, or refused a command; or the object store did
+  4  the turn, agent, worker or letter is not there, or its result has expired
+  5  queue full: nothing was written
+  6  its state does not allow it: the turn has ended, the agent runs a turn, …
 
 Examples:
   turnmill submit --agent planner --message 'What is the capital of France?' --stream
   turnmill submit - --wait --json < turns.jsonl
-  turnmill tail 01980000-0000-7000-8000-000000000000.0";
+  turnmill tail 01980000-0000-7000-8000-000000000000.0
+  turnmill lag
+  turnmill dead replay --reason attempts --older-than 600 --dry-run
+  turnmill events --group billing --consumer billing-1 --json";
 
 /// Puts agent turns into a Turnmill queue and reads what comes back.
 #[derive(Debug, Parser)]
@@ -59,6 +77,30 @@ struct Global {
     /// Whose turns these are; tenants never share anything.
     #[arg(long, global = true, env = "TURNMILL_TENANT", default_value = "default", value_name = "NAME")]
     tenant: Name,
+    /// Where turns too large for Redis go, as in file:///var/lib/turnmill or s3://bucket/prefix.
+    #[arg(long, global = true, env = "TURNMILL_STORE", value_name = "URL", hide_env_values = true)]
+    store: Option<String>,
+    /// For rediss://: trust the authorities in this PEM file instead of the system's.
+    #[arg(long, global = true, env = "TURNMILL_REDIS_CA", value_name = "FILE")]
+    redis_ca: Option<PathBuf>,
+}
+
+/// Whose agents and turns a command looks at.
+#[derive(Clone, Copy, Debug, Args)]
+struct Tenants {
+    /// Those of all tenants, not only of --tenant.
+    #[arg(long, short = 'A')]
+    all_tenants: bool,
+}
+
+impl Tenants {
+    fn all(self) -> bool {
+        self.all_tenants
+    }
+
+    fn scope(self) -> Scope {
+        if self.all_tenants { Scope::AllTenants } else { Scope::Tenant }
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -69,6 +111,25 @@ enum Command {
     Tail(tail::Tail),
     /// Show how much work waits in the queue.
     Lag(lag::Lag),
+    /// Show, cancel or retry turns.
+    #[command(subcommand)]
+    Turn(turn::Turn),
+    /// List, show, pause, resume or reset agents.
+    #[command(subcommand)]
+    Agent(agent::Agent),
+    /// List workers, or tell one to drain.
+    #[command(subcommand)]
+    Worker(worker::Worker),
+    /// List, show, replay or purge turns that failed for good.
+    #[command(subcommand)]
+    Dead(dead::Dead),
+    /// Pause or resume the queue, or show how it does.
+    #[command(subcommand)]
+    Queue(queue::Queue),
+    /// Follow the turns of all agents as they end.
+    Events(events::Events),
+    /// Check the server and the queue, and say what to do.
+    Doctor(doctor::Doctor),
     /// Show versions.
     Version,
     /// Write a completion script for a shell.
@@ -82,6 +143,13 @@ impl Cli {
             Command::Submit(submit) => submit.run(&self.global).await,
             Command::Tail(tail) => tail.run(&self.global).await,
             Command::Lag(lag) => lag.run(&self.global).await,
+            Command::Turn(turn) => turn.run(&self.global).await,
+            Command::Agent(agent) => agent.run(&self.global).await,
+            Command::Worker(worker) => worker.run(&self.global).await,
+            Command::Dead(dead) => dead.run(&self.global).await,
+            Command::Queue(queue) => queue.run(&self.global).await,
+            Command::Events(events) => events.run(&self.global).await,
+            Command::Doctor(doctor) => doctor.run(&self.global).await,
             Command::Version => version::run(),
             Command::Completions(completions) => completions.run(),
         }
@@ -90,7 +158,15 @@ impl Cli {
 
 impl Global {
     async fn connect(&self) -> Result<Producer, ProducerError> {
+        Producer::connect(&self.redis_url, self.settings()).await
+    }
+
+    async fn operator(&self) -> Result<Operator, ProducerError> {
+        self.connect().await.map(Operator::new)
+    }
+
+    fn settings(&self) -> ProducerSettings {
         let settings = ProducerSettings::new(self.queue.clone(), self.tenant.clone());
-        Producer::connect(&self.redis_url, settings).await
+        ProducerSettings { ca_file: self.redis_ca.clone(), store: self.store.clone(), ..settings }
     }
 }

@@ -10,10 +10,11 @@ use futures::stream::FuturesUnordered;
 use futures::{Stream, StreamExt};
 use serde::Serialize;
 use tokio::io::AsyncRead;
-use turnmill::schema::{Message, Name, Priority, Role, TurnId};
-use turnmill::{BATCH_TURNS, NewTurn, Producer};
+use turnmill::schema::{Message, Name, Priority, Role, Turn, TurnId};
+use turnmill::{BATCH_TURNS, NewTurn, Producer, ProducerError, ProducerSettings};
 
 use super::input::{Defaults, turns};
+use super::moment::Moment;
 use super::print::{Show, json_line};
 use super::sampling::SamplingArgs;
 use super::{Exit, Global};
@@ -24,7 +25,7 @@ const MAX_WAITING: usize = 256;
 const AFTER_HELP: &str = "\
 JSON lines:
   One object a line: agent, message or messages [{role, content}], system, new_session, priority,
-  deadline (seconds from now), idempotency_key, and the sampling parameters by their names (top_k,
+  deadline and delay (seconds from now), at (as --at), idempotency_key, and the sampling parameters by their names (top_k,
   stop_token_ids, …), beside the others or under \"sampling\". Flags are the defaults for all lines.
   Lines before a wrong one are submitted.
 
@@ -61,6 +62,21 @@ pub struct Submit {
     /// Not worth running after so many seconds from now.
     #[arg(long, value_name = "SECONDS")]
     deadline: Option<u64>,
+    /// Do not run it until so many seconds have passed; the agent's later turns wait for it.
+    #[arg(long, value_name = "SECONDS", conflicts_with = "at")]
+    delay: Option<u64>,
+    /// Do not run it before this time: RFC 3339, or Unix seconds.
+    #[arg(long, value_name = "TIME")]
+    at: Option<Moment>,
+    /// Refuse where so many turns wait or run already.
+    #[arg(long, value_name = "N", env = "TURNMILL_MAX_DEPTH", default_value_t = 100_000)]
+    max_depth: u64,
+    /// The same for the turns of --tenant alone.
+    #[arg(long, value_name = "N", env = "TURNMILL_TENANT_MAX_DEPTH", default_value_t = 100_000)]
+    tenant_max_depth: u64,
+    /// Where the queue is full, wait until there is room.
+    #[arg(long)]
+    wait_for_room: bool,
     /// Wait for the end and print the result.
     #[arg(long)]
     wait: bool,
@@ -115,11 +131,17 @@ impl Submit {
             sampling,
             priority: self.priority,
             deadline_ms: None,
+            not_before_ms: None,
             idempotency_key: self.idempotency_key.clone(),
         };
         let turn = match self.deadline {
             Some(seconds) => turn.deadline_in(Duration::from_secs(seconds)),
             None => turn,
+        };
+        let turn = match (self.delay, self.at) {
+            (Some(seconds), _) => turn.delay(Duration::from_secs(seconds)),
+            (None, Some(Moment { unix_ms })) => turn.run_at(unix_ms),
+            (None, None) => turn,
         };
         Ok(Defaults { turn, system: self.system.clone() })
     }
@@ -156,7 +178,12 @@ impl Submit {
         global: &Global,
         turns: impl Stream<Item = Result<NewTurn, Exit>>,
     ) -> Result<(), Exit> {
-        let producer = global.connect().await?;
+        let limits = ProducerSettings {
+            max_depth: self.max_depth,
+            tenant_max_depth: self.tenant_max_depth,
+            ..global.settings()
+        };
+        let producer = Producer::connect(&global.redis_url, limits).await?;
         let mut batches = std::pin::pin!(turns.ready_chunks(BATCH_TURNS));
         let mut out = FuturesUnordered::new();
         let (mut more, mut wrong) = (true, None);
@@ -188,7 +215,16 @@ impl Submit {
 
     async fn enqueue(&self, producer: &Producer, turns: Vec<NewTurn>) -> Result<Vec<Submitted>, Exit> {
         let agents: Vec<Option<Name>> = turns.iter().map(|turn| turn.agent.clone()).collect();
-        let ids = producer.enqueue_batch(turns).await?;
+        let turns: Vec<Turn> = turns.into_iter().map(|turn| producer.prepare(turn)).collect();
+        let ids = loop {
+            match producer.enqueue_prepared(&turns).await {
+                // In an empty queue there will never be more room.
+                Err(ProducerError::QueueFull { open: 1.., retry_after, .. }) if self.wait_for_room => {
+                    tokio::time::sleep(retry_after).await;
+                }
+                done => break done?,
+            }
+        };
         let submitted: Vec<Submitted> =
             ids.into_iter().zip(agents).map(|(turn, agent)| Submitted { turn, agent }).collect();
         if !self.wait && !self.stream {

@@ -1,54 +1,46 @@
--- The one ending of a turn, shared by every step that ends one, and the keys of an agent and its current turn.
+-- The one ending of a turn, shared by every step that ends one, and the keys of an agent and one of its turns.
 --
--- KEYS 1 agent  2 backlog  3 transcript  4 turn  5 result  6 ready:interactive  7 ready:batch  8 open  9 events
---      10 depth  11 idem (the turn key again where the turn has no idempotency key)
+-- KEYS after the shared ones, for each item: agent, backlog, transcript, turn, result,
+--      idem (the turn key again where the turn has no idempotency key), parked
 
-local AGENT, BACKLOG, TRANSCRIPT, TURN, RESULT = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local READY = {interactive = KEYS[6], batch = KEYS[7]}
-local OPEN, EVENTS, DEPTH, IDEM = KEYS[8], KEYS[9], KEYS[10], KEYS[11]
+local ITEM = 7
 local MAX_EVENTS = 10000
+-- What Redis keeps of an ended turn besides its texts, measured: hash, index entry, key names.
+local ENDED_OVERHEAD_BYTES = 1250
+-- A result stream of its own takes at least a node of 4 KiB.
+local STREAM_BYTES = 4800
 
-local function expect_types()
-  expect(AGENT, 'hash')
-  expect(BACKLOG, 'list')
-  expect(TRANSCRIPT, 'list')
-  expect(TURN, 'hash')
-  expect(RESULT, 'stream')
-  expect(READY.interactive, 'stream')
-  expect(READY.batch, 'stream')
-  expect(OPEN, 'zset')
-  expect(EVENTS, 'stream')
-  expect(DEPTH, 'string')
-  counter(DEPTH)
-  if IDEM ~= TURN then
-    expect(IDEM, 'string')
-  end
+local function item_count()
+  return (#KEYS - SHARED) / ITEM
 end
 
--- The turn at `index` of the backlog; nil where there is none. Anything unreadable stops the script.
-local function backlog_entry(index)
-  local text = redis.call('LINDEX', BACKLOG, index)
-  if not text then
-    return nil
-  end
-  local turn, priority, enqueued_ms, idem = string.match(text, '^(%S+) (%S+) (%d+) (%S+)$')
-  if not STREAMS[priority] then
-    error(redis.error_reply('ERR ' .. BACKLOG .. ' holds ' .. text .. ', which is no turn'))
-  end
-  return {text = text, turn = turn, priority = priority, enqueued_ms = tonumber(enqueued_ms), idem = idem}
+local function item_keys(i)
+  local k = SHARED + i * ITEM
+  return {
+    agent = KEYS[k + 1], backlog = KEYS[k + 2], transcript = KEYS[k + 3], turn = KEYS[k + 4], result = KEYS[k + 5],
+    idem = KEYS[k + 6], parked = KEYS[k + 7],
+  }
+end
+
+local AGENT_FIELDS = {'state', 'token', 'priority', 'owner', 'epoch', 'delivery', 'hold', 'on_dead', 'handovers'}
+
+local function read_agent(keys)
+  return fields(keys.agent, unpack(AGENT_FIELDS))
+end
+
+-- The first two turns of the backlog; nil where there is none.
+local function read_backlog(keys)
+  local texts = ask('LRANGE', keys.backlog, 0, 1)
+  return texts[1] and backlog_entry(texts[1]), texts[2] and backlog_entry(texts[2])
 end
 
 -- The result stream's top id as two numbers: the epoch that wrote it and the tokens published by then.
-local function result_top()
-  if redis.call('EXISTS', RESULT) == 0 then
+local function result_top(keys)
+  local last = ask('XREVRANGE', keys.result, '+', '-', 'COUNT', 1)[1]
+  if not last then
     return 0, 0
   end
-  local info = redis.call('XINFO', 'STREAM', RESULT)
-  for i = 1, #info, 2 do
-    if info[i] == 'last-generated-id' then
-      return split_id(info[i + 1])
-    end
-  end
+  return split_id(last[1])
 end
 
 -- An event in its envelope: version 1, then MessagePack.
@@ -56,53 +48,82 @@ local function envelope(event)
   return string.char(1) .. cmsgpack.pack(event)
 end
 
--- Ends the head of the backlog; its checks come first, so it writes all or nothing. Fields of `c`: agent, turn,
--- epoch, published, outcome, event (End in its envelope), entry (transcript entry in its envelope or ''), keep_token,
--- now, result_ttl_ms, outcome_ttl_ms. Returns true where the agent has another turn.
-local function conclude(c)
-  local following = backlog_entry(1)
-  local agent = fields(AGENT, 'token', 'priority')
-  local stream = READY[agent.priority]
-  local new_session = redis.call('HGET', TURN, 'new_session') == '1'
-  local ended_epoch = whole(c.epoch + 1)
+-- The End of a turn that no worker ended.
+local function ending(outcome, reason, enqueued_ms)
+  -- Not below 0 where the server's clock was set back: readers expect whole numbers.
+  local waited_ms = math.max(0, NOW - enqueued_ms)
+  local timing = {queued_ms = waited_ms, total_ms = waited_ms}
+  return envelope({kind = 'end', outcome = outcome, error = reason, timing = timing})
+end
 
-  -- The bumped epoch refuses everything a worker may still append.
-  redis.call('XADD', RESULT, ended_epoch .. '-' .. whole(c.published), 'event', c.event, 'at', whole(c.now))
-  redis.call('PEXPIRE', RESULT, c.result_ttl_ms)
-  redis.call('HSET', TURN, 'state', 'ended', 'outcome', c.outcome, 'end', c.event, 'epoch', whole(c.epoch))
-  redis.call('HDEL', TURN, 'envelope')
-  redis.call('PEXPIRE', TURN, c.outcome_ttl_ms)
-  if IDEM ~= TURN then
-    redis.call('PEXPIRE', IDEM, c.outcome_ttl_ms)
-  end
-  if c.outcome == 'completed' and c.entry ~= '' and not is_lone(c.agent) then
-    if new_session then
-      redis.call('DEL', TRANSCRIPT)
+-- The turn's own part of its end. Fields of `c`: keys, agent (id), entry (its place in the backlog), attempts, epoch,
+-- published, outcome, reason (of a dead letter), event (End in its envelope), transcript (entry in its envelope or
+-- nil), new_session, reply (the whole reply in its envelope, or nil), stream_ttl_ms, outcome_ttl_ms.
+local function end_turn(c)
+  local keys = c.keys
+  -- The first write: where the key is of a wrong type, it is the only one that fails. All others go to keys that were
+  -- read, or of which any type will do.
+  if c.transcript and c.outcome == 'completed' and not is_lone(c.agent) then
+    if c.new_session then
+      expect(keys.transcript, 'list')
+      redis.call('DEL', keys.transcript)
     end
-    redis.call('RPUSH', TRANSCRIPT, c.entry)
+    ask('RPUSH', keys.transcript, c.transcript)
   end
-  redis.call('LPOP', BACKLOG)
-  redis.call('DECR', DEPTH)
-  redis.call('XADD', EVENTS, 'MAXLEN', '~', MAX_EVENTS, '*', 'turn', c.turn, 'agent', c.agent, 'event', c.event)
-
-  redis.call('HSET', AGENT, 'epoch', ended_epoch)
-  redis.call('HDEL', AGENT, 'owner', 'delivery')
-  if following then
-    redis.call('ZADD', OPEN, whole(following.enqueued_ms), c.agent)
+  -- The bumped epoch refuses everything a worker may still append.
+  local id = whole(c.epoch + 1) .. '-' .. whole(c.published)
+  redis.call('XADD', keys.result, id, 'event', c.event, 'at', whole(NOW))
+  redis.call('PEXPIRE', keys.result, c.stream_ttl_ms)
+  local dead = c.outcome == 'failed'
+  redis.call('HSET', keys.turn, 'state', 'ended', 'outcome', c.outcome, 'end', c.event, 'epoch', whole(c.epoch),
+    'ended_ms', whole(NOW), 'reply', c.reply or '', unpack(dead and {} or {'envelope', ''}))
+  if dead then
+    -- Kept, with its envelope, until somebody replays or purges it.
+    redis.call('XADD', DEAD, '*', 'turn', c.entry.turn, 'agent', c.agent, 'reason', c.reason, 'attempts', c.attempts)
   else
-    redis.call('ZREM', OPEN, c.agent)
+    redis.call('PEXPIRE', keys.turn, c.outcome_ttl_ms)
+    local bytes = ENDED_OVERHEAD_BYTES + 2 * #c.event + (c.reply and #c.reply or STREAM_BYTES)
+    table.insert(ended, c.entry.turn .. ' ' .. whole(NOW) .. ' ' .. bytes .. ' ' .. c.entry.idem)
+    count('retained_bytes', bytes)
   end
-  if following and c.keep_token then
-    redis.call('HSET', AGENT, 'state', 'ready')
+  if keys.idem ~= keys.turn then
+    redis.call('PEXPIRE', keys.idem, c.outcome_ttl_ms)
+  end
+  count('open:' .. c.entry.priority, -1)
+  count(tenant_of(c.agent) .. ':open', -1)
+  redis.call('XADD', EVENTS, 'MAXLEN', '~', MAX_EVENTS, '*', 'turn', c.entry.turn, 'agent', c.agent, 'event', c.event)
+end
+
+-- No worker has the agent any more: its place among those of its tenant is free.
+local function unlease(agent, found)
+  if found.state == 'leased' then
+    count(tenant_of(agent) .. ':leased', -1)
+  end
+end
+
+-- Ends the head of the backlog. Further fields of `c`: found (the agent as read), following (the turn behind, or nil),
+-- keep_token (the caller's worker goes on with the agent), handovers (how often in a row it then did). Every check comes
+-- before.
+local function conclude(c)
+  local keys, found, following = c.keys, c.found, c.following
+  end_turn(c)
+  redis.call('LPOP', keys.backlog)
+  unlease(c.agent, found)
+  note_head(c.agent, following)
+  if c.outcome == 'failed' and found.on_dead == 'halt' then
+    found.hold = found.hold or 'halted'
+  end
+  -- A token of another priority would let the turn behind jump its queue, or wait in the wrong one.
+  local goes_on = c.keep_token and following and not found.hold and following.not_before_ms <= NOW
+    and following.priority == found.priority
+  if goes_on then
+    redis.call('HSET', keys.agent, 'state', 'ready', 'owner', '', 'epoch', whole(c.epoch + 1), 'delivery', '',
+      'handovers', c.handovers or 0)
     return true
   end
-  if stream then
-    drop_token(stream, agent.token)
+  if found.token and READY[found.priority] then
+    drop_token(READY[found.priority], found.token)
   end
-  if following then
-    add_token(AGENT, c.agent, READY[following.priority], following.priority)
-  else
-    make_idle(AGENT, c.agent)
-  end
-  return following ~= nil
+  let_run(keys.agent, c.agent, found, following, 'epoch', whole(c.epoch + 1), 'delivery', '')
+  return false
 end

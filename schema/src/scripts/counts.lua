@@ -1,15 +1,33 @@
 -- How much work there is, at one moment. Acknowledged tokens are always deleted, so what a stream holds beyond the
 -- pending ones is undelivered; the group's own lag goes null after restarts and deletions.
 --
--- KEYS 1 ready:interactive  2 ready:batch  3 open  4 depth
--- Reply {runnable agents, leased agents, open turns, enqueue time of the oldest head ('': none), now_ms}
+-- KEYS the shared ones
+-- Reply {now_ms, {runnable agents, leased agents, open turns, enqueue time of the oldest ('': none)} for interactive and
+--      for batch, enqueue time of the oldest head of all ('': none), delayed agents, dead letters, bytes of ended turns,
+--      paused (1 or 0)}
 
-local runnable, held = 0, 0
-for i = 1, 2 do
-  local pending_here = redis.call('XPENDING', KEYS[i], GROUP)[1]
-  -- A pending entry that an operator deleted is no entry of the stream any more.
-  runnable = runnable + math.max(0, redis.call('XLEN', KEYS[i]) - pending_here)
-  held = held + pending_here
+-- A stream that does not exist yet has no group either.
+local function pending_of(stream)
+  local summary = redis.pcall('XPENDING', stream, GROUP)
+  return summary.err and 0 or summary[1]
 end
-local oldest = redis.call('ZRANGE', KEYS[3], 0, 0, 'WITHSCORES')[2] or ''
-return {runnable, held, counter(KEYS[4]), oldest, now_ms()}
+
+local function work_of(priority)
+  local stream = READY[priority]
+  local leased, oldest = pending_of(stream), ''
+  local first = redis.call('XRANGE', stream, '-', '+', 'COUNT', 1)[1]
+  for i = 1, first and #first[2] or 0, 2 do
+    if first[2][i] == 'head' then
+      oldest = whole(backlog_entry(first[2][i + 1]).enqueued_ms)
+    end
+  end
+  -- A pending entry that an operator deleted is no entry of the stream any more.
+  local runnable = math.max(0, redis.call('XLEN', stream) - leased)
+  return {runnable, leased, counter('open:' .. priority), oldest}
+end
+
+local oldest = redis.call('ZRANGE', OPEN, 0, 0, 'WITHSCORES')[2] or ''
+return {
+  NOW, work_of('interactive'), work_of('batch'), oldest, redis.call('ZCARD', DELAYED), redis.call('XLEN', DEAD),
+  counter('retained_bytes'), redis.call('EXISTS', PAUSED),
+}

@@ -1,37 +1,93 @@
--- Ends a leased turn.
+-- Ends leased turns.
 --
 -- KEYS as in conclude.lua
--- ARGV 1 agent id  2 turn id  3 worker  4 epoch  5 tokens published  6 outcome  7 End in its envelope
---      8 transcript entry in its envelope ('': none)  9 result_ttl_ms  10 outcome_ttl_ms
--- Reply {'done'}: ended, now or by the same call before
+-- ARGV 1 worker  2 result_ttl_ms  3 outcome_ttl_ms  4 keep_stream_ms: how long the result stream of a turn stays whose
+--      whole reply is kept with its outcome
+--      then for each item: agent id, turn id, epoch, tokens published, outcome, reason (of a failure, '' otherwise),
+--      End in its envelope, transcript entry in its envelope ('': none), the whole reply as one Delta in its envelope
+--      ('': long; then the stream stays for result_ttl_ms), turns in a row that the worker may take of the agent while
+--      others wait (0: none, it takes no more)
+-- Reply now_ms, then for each item
+--      {'done'}: ended, now or by the same call before
+--      {'next', token id, head}: the same, and the token stands for the agent's next turn now, to be leased by this
+--       worker at once: hand-over
 --      {'fenced'}: another lease took over, or the turn ended otherwise; nothing was written
 --      {'gap', found}: the result stream does not end with the tokens given; nothing was written
+--      {'error', reason}: something of this agent cannot be read; nothing was written
 
-local turn_id, worker, epoch, published = ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
+local WORKER, RESULT_TTL_MS, OUTCOME_TTL_MS, KEEP_STREAM_MS = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local ARGS, ARGS_AN_ITEM = 4, 10
 
-expect_types()
-local turn = fields(TURN, 'state', 'epoch')
-if turn.state == 'ended' then
-  return {turn.epoch == epoch and 'done' or 'fenced'}
-end
-local agent = fields(AGENT, 'state', 'owner', 'epoch')
-if agent.state ~= 'leased' or agent.owner ~= worker or agent.epoch ~= epoch then
-  return {'fenced'}
-end
-local head = backlog_entry(0)
-if not head or head.turn ~= turn_id then
-  return {'fenced'}
-end
-local top_epoch, found = result_top()
-if top_epoch > tonumber(epoch) then
-  return {'fenced'}
-end
-if found ~= published then
-  return {'gap', found}
+-- Whether some agent, of whichever priority, waits for a worker.
+local function others_wait()
+  for _, stream in pairs(READY) do
+    if redis.call('XLEN', stream) > redis.call('XPENDING', stream, GROUP)[1] then
+      return true
+    end
+  end
+  return false
 end
 
-conclude({
-  agent = ARGV[1], turn = turn_id, epoch = tonumber(epoch), published = published, outcome = ARGV[6], event = ARGV[7],
-  entry = ARGV[8], keep_token = false, now = now_ms(), result_ttl_ms = ARGV[9], outcome_ttl_ms = ARGV[10],
-})
-return {'done'}
+-- Whether the worker may go on with the agent: within its budget, or while nobody else waits.
+local function may_go_on(agent, following, budget)
+  if budget == 0 or not following then
+    return false
+  end
+  return (tonumber(agent.handovers) or 0) < budget or not others_wait()
+end
+
+-- Repeated after a lost reply: whether this worker still has the token that was handed over.
+local function ended_before(keys, turn, epoch)
+  if turn.epoch ~= epoch then
+    return {'fenced'}
+  end
+  local agent, head = read_agent(keys), read_backlog(keys)
+  -- Not one that it read since: that would be leased twice.
+  local handed_over = agent.epoch == whole(tonumber(epoch) + 1) and (tonumber(agent.handovers) or 0) > 0
+  local kept = handed_over and head and agent.state == 'ready' and agent.token and READY[agent.priority]
+    and pending(READY[agent.priority], agent.token) == WORKER
+  return kept and {'next', agent.token, head.text} or {'done'}
+end
+
+local function finish(i)
+  local keys, a = item_keys(i), ARGS + i * ARGS_AN_ITEM
+  local agent_id, turn_id, epoch, published, outcome = ARGV[a + 1], ARGV[a + 2], ARGV[a + 3], ARGV[a + 4], ARGV[a + 5]
+  local entry, whole_reply = ARGV[a + 8], ARGV[a + 9]
+  local turn = fields(keys.turn, 'state', 'epoch', 'attempts', 'new_session')
+  if turn.state == 'ended' then
+    return ended_before(keys, turn, epoch)
+  end
+  local agent = read_agent(keys)
+  if agent.state ~= 'leased' or agent.owner ~= WORKER or agent.epoch ~= epoch then
+    return {'fenced'}
+  end
+  local head, following = read_backlog(keys)
+  if not head or head.turn ~= turn_id then
+    return {'fenced'}
+  end
+  local top_epoch, found = result_top(keys)
+  if top_epoch > tonumber(epoch) then
+    return {'fenced'}
+  end
+  if found ~= tonumber(published) then
+    return {'gap', found}
+  end
+
+  local goes_on = conclude({
+    keys = keys, agent = agent_id, entry = head, attempts = turn.attempts or 0, epoch = tonumber(epoch),
+    published = found, outcome = outcome, reason = ARGV[a + 6], event = ARGV[a + 7],
+    transcript = entry ~= '' and entry or nil, new_session = turn.new_session,
+    reply = whole_reply ~= '' and whole_reply or nil, found = agent, following = following,
+    keep_token = may_go_on(agent, following, tonumber(ARGV[a + 10])), handovers = (tonumber(agent.handovers) or 0) + 1,
+    stream_ttl_ms = whole_reply ~= '' and KEEP_STREAM_MS or RESULT_TTL_MS, outcome_ttl_ms = OUTCOME_TTL_MS,
+  })
+  if not goes_on then
+    return {'done'}
+  end
+  -- The worker has the token for another whole lease.
+  redis.call('XCLAIM', READY[agent.priority], GROUP, WORKER, 0, agent.token, 'JUSTID')
+  return {'next', agent.token, following.text}
+end
+
+expect_shared()
+return {NOW, each(item_count(), finish)}

@@ -1,34 +1,33 @@
 -- Keeps a worker's tokens from being reclaimed, and tells which leases it lost.
 --
--- KEYS 1 ready:interactive  2 ready:batch, then for each token: agent
+-- KEYS the shared ones, then for each token: agent
 -- ARGV 1 worker, then for each token: token id, priority of its stream, epoch of the lease ('': read, not leased)
 -- Reply {now_ms, {kept, kept, …}} in the order given: 1 kept, 0 lost
 
-local READY = {interactive = KEYS[1], batch = KEYS[2]}
-local worker = ARGV[1]
+local WORKER = ARGV[1]
 
 local function holds(agent_key, token, priority, epoch)
   if epoch == '' then
-    return pending(READY[priority], token) == worker
+    return pending(READY[priority], token) == WORKER
   end
   -- One agent's broken key must not cost the others their leases.
   if redis.call('TYPE', agent_key).ok ~= 'hash' then
     return false
   end
   local agent = fields(agent_key, 'state', 'owner', 'epoch')
-  return agent.state == 'leased' and agent.owner == worker and agent.epoch == epoch
+  return agent.state == 'leased' and agent.owner == WORKER and agent.epoch == epoch
 end
 
 expect(READY.interactive, 'stream')
 expect(READY.batch, 'stream')
 local reply = {}
-for i = 0, #KEYS - 3 do
+for i = 0, #KEYS - SHARED - 1 do
   local token, priority, epoch = ARGV[i * 3 + 2], ARGV[i * 3 + 3], ARGV[i * 3 + 4]
-  local kept = holds(KEYS[i + 3], token, priority, epoch)
+  local kept = holds(KEYS[SHARED + i + 1], token, priority, epoch)
   if kept then
     -- JUSTID: resets the idle time and leaves the delivery count.
-    redis.call('XCLAIM', READY[priority], GROUP, worker, 0, token, 'JUSTID')
+    redis.call('XCLAIM', READY[priority], GROUP, WORKER, 0, token, 'JUSTID')
   end
   reply[#reply + 1] = kept and 1 or 0
 end
-return {now_ms(), reply}
+return {NOW, reply}

@@ -1,81 +1,99 @@
 //! The queue's atomic steps, in Lua. Each file documents its KEYS, ARGV and replies.
 //!
 //! Rules of all scripts: check everything (types, ids, epoch, owner), then write; the same call again gives
-//! the same answer; every key is declared. What frees memory carries `allow-oom`, so that a full Redis
-//! drains; enqueueing and leasing do not.
+//! the same answer; every key is declared. What lets a full Redis drain carries `allow-oom`; enqueueing does not.
+//! Steps that many turns take at once ([`LEASE`], [`FINISH`], …) take many items to a call and answer each: one
+//! that cannot be read costs the others nothing.
 
-use crate::envelope::{EnvelopeError, encode_turn};
 use crate::ids::{AgentId, TurnId};
-use crate::keys::{Keys, idempotency_name};
+use crate::keys::{BacklogEntry, Keys, idempotency_name};
 use crate::turn::{Priority, Turn};
+
+/// A script: its flags, then its files.
+macro_rules! script {
+    ($flags:literal $($file:literal)+) => {
+        concat!("#!lua", $flags, "\n", include_str!("common.lua"), $(include_str!($file)),+)
+    };
+}
 
 /// Enqueues turns of one shard, all or none. Call it with [`enqueue_call`].
 ///
-/// Replies an array: `"ok"` followed by `id, fresh` (text, 0 or 1) for each turn in order, or `"full"`,
-/// open turns, limit: then nothing was written.
-pub const ENQUEUE: &str = concat!("#!lua\n", include_str!("common.lua"), include_str!("enqueue.lua"));
-
-/// Leases the head of an agent's backlog; see `lease.lua`. KEYS: [`agent_keys`].
-pub const LEASE: &str =
-    concat!("#!lua\n", include_str!("common.lua"), include_str!("conclude.lua"), include_str!("lease.lua"));
-
-/// Ends a leased turn; see `finish.lua`. KEYS: [`agent_keys`].
-pub const FINISH: &str = concat!(
-    "#!lua flags=allow-oom\n",
-    include_str!("common.lua"),
-    include_str!("conclude.lua"),
-    include_str!("finish.lua")
-);
-
-/// Drops a token whose agent has nothing to run; see `discard.lua`.
-pub const DISCARD: &str =
-    concat!("#!lua flags=allow-oom\n", include_str!("common.lua"), include_str!("discard.lua"));
-
+/// Replies an array: `"ok"` followed by `id, fresh` (text, 0 or 1) for each turn in order, or `"full"`, whose
+/// (empty: everybody's, else a tenant), open turns, limit, retry_after_ms: then nothing was written.
+pub const ENQUEUE: &str = script!("" "enqueue.lua");
+/// Leases heads of agents' backlogs; see `lease.lua`.
+pub const LEASE: &str = script!(" flags=allow-oom" "conclude.lua" "lease.lua");
+/// Ends leased turns; see `finish.lua`.
+pub const FINISH: &str = script!(" flags=allow-oom" "conclude.lua" "finish.lua");
+/// Gives leased turns back, at once or for a later attempt; see `give_back.lua`.
+pub const GIVE_BACK: &str = script!(" flags=allow-oom" "conclude.lua" "give_back.lua");
+/// Cancels turns; see `cancel.lua`.
+pub const CANCEL: &str = script!(" flags=allow-oom" "conclude.lua" "cancel.lua");
 /// Keeps leases and tokens alive; see `heartbeat.lua`.
-pub const HEARTBEAT: &str =
-    concat!("#!lua flags=allow-oom\n", include_str!("common.lua"), include_str!("heartbeat.lua"));
-
-/// Gives a leased turn back; see `release.lua`.
-pub const RELEASE: &str =
-    concat!("#!lua flags=allow-oom\n", include_str!("common.lua"), include_str!("release.lua"));
-
+pub const HEARTBEAT: &str = script!(" flags=allow-oom" "heartbeat.lua");
 /// Gives an unleased token back; see `put_back.lua`.
-pub const PUT_BACK: &str =
-    concat!("#!lua flags=allow-oom\n", include_str!("common.lua"), include_str!("put_back.lua"));
-
+pub const PUT_BACK: &str = script!(" flags=allow-oom" "put_back.lua");
+/// Gives agents that waited for a time or a place a token; see `promote.lua`.
+pub const PROMOTE: &str = script!(" flags=allow-oom" "promote.lua");
 /// Gives agents whose token was lost a new one; see `repair.lua`.
-pub const REPAIR: &str =
-    concat!("#!lua flags=allow-oom\n", include_str!("common.lua"), include_str!("repair.lua"));
-
+pub const REPAIR: &str = script!(" flags=allow-oom" "repair.lua");
 /// Removes consumers of workers that are gone; see `consumers.lua`.
-pub const CONSUMERS: &str =
-    concat!("#!lua flags=allow-oom\n", include_str!("common.lua"), include_str!("consumers.lua"));
-
+pub const CONSUMERS: &str = script!(" flags=allow-oom" "consumers.lua");
+/// Forgets ended turns; see `trim.lua`.
+pub const TRIM: &str = script!(" flags=allow-oom" "trim.lua");
+/// Forgets dead letters; see `purge.lua`.
+pub const PURGE: &str = script!(" flags=allow-oom" "purge.lua");
+/// Pauses, resumes or resets an agent; see `agent.lua`.
+pub const AGENT: &str = script!(" flags=allow-oom" "agent.lua");
 /// Counts the work; see `counts.lua`.
-pub const COUNTS: &str =
-    concat!("#!lua flags=no-writes\n", include_str!("common.lua"), include_str!("counts.lua"));
+pub const COUNTS: &str = script!(" flags=no-writes" "counts.lua");
+/// Publishes a delta where Redis is full; see `append.lua`, which needs no other file.
+pub const APPEND: &str = concat!("#!lua flags=allow-oom\n", include_str!("append.lua"));
 
-/// KEYS of [`LEASE`] and [`FINISH`]: everything an agent and its current turn have. `idempotency` is the turn's, as in
-/// its [`crate::keys::BacklogEntry`].
-pub fn agent_keys(keys: &Keys, agent: &AgentId, turn: TurnId, idempotency: Option<&str>) -> Vec<String> {
-    let turn_key = keys.turn(turn);
+/// The KEYS that every script but [`APPEND`] begins with: those that all agents of a shard share.
+pub fn shared_keys(keys: &Keys) -> Vec<String> {
     let [interactive, batch] = ready_keys(keys);
     vec![
-        keys.agent(agent),
-        keys.backlog(agent),
-        keys.transcript(agent),
-        turn_key.clone(),
-        keys.result(turn),
         interactive,
         batch,
         keys.open(),
+        keys.counters(),
+        keys.delayed(),
         keys.events(),
-        keys.depth(),
-        idempotency.map_or(turn_key, |name| keys.idempotency(name)),
+        keys.dead(),
+        keys.ended(),
+        keys.capped(),
+        keys.paused(),
     ]
 }
 
-/// The ready streams of a shard, most urgent first: KEYS that many scripts begin with.
+/// The KEYS of an item of [`LEASE`], [`FINISH`], [`GIVE_BACK`] and [`CANCEL`]: everything an agent and one of its turns
+/// have. `turn` is the turn and its idempotency key, as in its [`BacklogEntry`]; where the caller knows of none, as
+/// of a token that names no head, the script answers which it is before it touches a key of the turn's.
+pub fn turn_keys(keys: &Keys, agent: &AgentId, turn: Option<(TurnId, Option<&str>)>) -> [String; 7] {
+    let agent_key = keys.agent(agent);
+    let (turn_key, result) = match turn {
+        Some((turn, _)) => (keys.turn(turn), keys.result(turn)),
+        None => (agent_key.clone(), agent_key.clone()),
+    };
+    let idempotency = turn.and_then(|(_, name)| name).map(|name| keys.idempotency(name));
+    [
+        agent_key,
+        keys.backlog(agent),
+        keys.transcript(agent),
+        turn_key.clone(),
+        result,
+        idempotency.unwrap_or(turn_key),
+        keys.parked(agent.tenant()),
+    ]
+}
+
+/// [`turn_keys`] of a turn in its backlog.
+pub fn entry_keys(keys: &Keys, agent: &AgentId, entry: &BacklogEntry) -> [String; 7] {
+    turn_keys(keys, agent, Some((entry.turn, entry.idempotency.as_deref())))
+}
+
+/// The ready streams of a shard, most urgent first.
 pub fn ready_keys(keys: &Keys) -> [String; 2] {
     Priority::ALL.map(|priority| keys.ready(priority))
 }
@@ -89,34 +107,59 @@ pub struct Call {
     pub args: Vec<Vec<u8>>,
 }
 
-/// KEYS and ARGV of [`ENQUEUE`] for turns whose ids are all in the shard of `keys`. `max_depth` is how many turns
-/// of the shard may be open (waiting or running).
+impl Call {
+    /// A call with the shared keys of a shard and no arguments yet.
+    pub fn new(keys: &Keys) -> Self {
+        Self { keys: shared_keys(keys), args: Vec::new() }
+    }
+
+    /// Adds keys.
+    pub fn keys(&mut self, keys: impl IntoIterator<Item = String>) -> &mut Self {
+        self.keys.extend(keys);
+        self
+    }
+
+    /// Adds an argument.
+    pub fn arg(&mut self, arg: impl Into<Vec<u8>>) -> &mut Self {
+        self.args.push(arg.into());
+        self
+    }
+
+    /// Adds an argument as text.
+    pub fn text(&mut self, arg: impl ToString) -> &mut Self {
+        self.arg(arg.to_string())
+    }
+}
+
+/// How many turns may be open (waiting or running) in a shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DepthLimits {
+    /// Of everybody.
+    pub queue: u64,
+    /// Of one tenant.
+    pub tenant: u64,
+}
+
+/// KEYS and ARGV of [`ENQUEUE`] for turns whose ids are all in the shard of `keys`, each with its stored form
+/// ([`crate::envelope::encode_turn`]).
 pub fn enqueue_call<'a>(
     keys: &Keys,
-    max_depth: u64,
-    turns: impl IntoIterator<Item = &'a Turn>,
-) -> Result<Call, EnvelopeError> {
-    let mut call = Call {
-        keys: [&ready_keys(keys)[..], &[keys.open(), keys.depth()]].concat(),
-        args: vec![max_depth.to_string().into_bytes()],
-    };
-    for turn in turns {
+    limits: DepthLimits,
+    turns: impl IntoIterator<Item = (&'a Turn, Vec<u8>)>,
+) -> Call {
+    let mut call = Call::new(keys);
+    call.text(limits.queue).text(limits.tenant);
+    for (turn, stored) in turns {
         let agent = turn.agent_id();
         let idempotency = turn.idempotency_key.as_ref().map(|key| idempotency_name(&turn.tenant, key));
         let turn_key = keys.turn(turn.id);
         let idempotency_key = idempotency.as_ref().map_or(turn_key.clone(), |name| keys.idempotency(name));
-        call.keys.extend([keys.agent(&agent), keys.backlog(&agent), turn_key, idempotency_key]);
-        call.args.extend([
-            turn.id.to_string().into_bytes(),
-            agent.as_str().into(),
-            turn.priority.as_str().into(),
-            turn.deadline_ms.unwrap_or(0).to_string().into_bytes(),
-            u8::from(turn.new_session).to_string().into_bytes(),
-            idempotency.unwrap_or_else(|| "-".into()).into_bytes(),
-            encode_turn(turn)?,
-        ]);
+        call.keys([keys.agent(&agent), keys.backlog(&agent), turn_key, idempotency_key]);
+        call.text(turn.id).text(&agent).text(turn.priority.as_str());
+        call.text(turn.deadline_ms.unwrap_or(0)).text(turn.not_before_ms.unwrap_or(0));
+        call.text(u8::from(turn.new_session)).arg(idempotency.unwrap_or_else(|| "-".into())).arg(stored);
     }
-    Ok(call)
+    call
 }
 
 #[cfg(test)]
@@ -125,7 +168,10 @@ mod tests {
 
     #[test]
     fn the_shebang_is_the_first_line_and_stands_once() {
-        let all = [ENQUEUE, LEASE, FINISH, DISCARD, HEARTBEAT, RELEASE, PUT_BACK, REPAIR, CONSUMERS, COUNTS];
+        let all = [
+            ENQUEUE, LEASE, FINISH, GIVE_BACK, CANCEL, HEARTBEAT, PUT_BACK, PROMOTE, REPAIR, CONSUMERS, TRIM,
+            PURGE, AGENT, COUNTS, APPEND,
+        ];
         for script in all {
             assert!(script.starts_with("#!lua"), "{script}");
             assert_eq!(script.matches("#!").count(), 1, "{script}");

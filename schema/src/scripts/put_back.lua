@@ -1,17 +1,29 @@
 -- Makes a token that was read but not leased readable by others, without waiting for it to idle.
 --
--- KEYS 1 agent  2 ready stream of the token
+-- KEYS the shared ones, then agent, backlog
 -- ARGV 1 agent id  2 token id  3 priority of its stream  4 worker
 -- Reply 1 when done, 0 where the token was not the caller's any more; nothing was written
 
-expect(KEYS[1], 'hash')
-expect(KEYS[2], 'stream')
-if pending(KEYS[2], ARGV[2]) ~= ARGV[4] then
+local agent_key, backlog_key = KEYS[SHARED + 1], KEYS[SHARED + 2]
+local agent_id, token, stream = ARGV[1], ARGV[2], READY[ARGV[3]]
+
+expect(stream, 'stream')
+expect(DELAYED, 'zset')
+expect(COUNTERS, 'hash')
+if pending(stream, token) ~= ARGV[4] then
   return 0
 end
-local current = redis.call('HGET', KEYS[1], 'token') == ARGV[2]
-drop_token(KEYS[2], ARGV[2])
-if current then
-  add_token(KEYS[1], ARGV[1], KEYS[2], ARGV[3])
+local agent = fields(agent_key, 'state', 'token', 'hold')
+local head = ask('LINDEX', backlog_key, 0)
+head = head and backlog_entry(head)
+drop_token(stream, token)
+-- Leased: the token was taken over from a silent worker, whose lease ends here.
+if agent.token == token and (agent.state == 'ready' or agent.state == 'leased') then
+  if agent.state == 'leased' then
+    count(tenant_of(agent_id) .. ':leased', -1)
+  end
+  let_run(agent_key, agent_id, agent, head)
+  write_counters()
 end
+drop_gathered()
 return 1

@@ -1,13 +1,10 @@
 -- Gives agents whose token was lost (an operator's XDEL, a failover) a new one.
 --
--- KEYS 1 ready:interactive  2 ready:batch  3 open, then for each agent: agent, backlog
+-- KEYS the shared ones, then for each agent: agent, backlog, parked
 -- ARGV the agents' ids
 -- Reply how many agents got a new token
 
-local READY = {interactive = KEYS[1], batch = KEYS[2]}
-local OPEN = KEYS[3]
--- Issue of tokens is for these only; delayed, halted and paused agents have none by design.
-local RUNNABLE = {idle = true, ready = true, leased = true}
+local KEYS_AN_AGENT = 3
 
 local function last_delivered(stream)
   for _, group in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
@@ -36,29 +33,40 @@ local function is_live(priority, token)
   return ms > last_ms or (ms == last_ms and seq > last_seq)
 end
 
-expect(READY.interactive, 'stream')
-expect(READY.batch, 'stream')
-expect(OPEN, 'zset')
+-- Whether the agent's state says that somebody will see to it, and nobody will.
+local function is_stranded(agent, id, parked_key)
+  if agent.state == 'delayed' then
+    return not redis.call('ZSCORE', DELAYED, id)
+  elseif agent.state == 'parked' then
+    return not redis.call('ZSCORE', parked_key, id)
+  end
+  -- Halted and paused agents wait for an operator.
+  local runnable = not agent.state or agent.state == 'idle' or agent.state == 'ready' or agent.state == 'leased'
+  return runnable and not is_live(agent.priority, agent.token)
+end
 
 local repaired = 0
-for i, id in ipairs(ARGV) do
-  local agent_key, backlog_key = KEYS[2 + i * 2], KEYS[3 + i * 2]
-  -- One agent with a key of a wrong type must not keep the others from being repaired.
-  local sound = is_type(agent_key, 'hash') and is_type(backlog_key, 'list')
-  local agent = sound and fields(agent_key, 'state', 'token', 'priority') or {}
-  local head = sound and redis.call('LINDEX', backlog_key, 0)
-  if not sound then
-    -- Nothing is known of it; `doctor` and the agent's own steps say what is wrong.
-  elseif not head then
+local function repair(i)
+  local k, id = SHARED + i * KEYS_AN_AGENT, ARGV[i + 1]
+  local agent_key, parked_key = KEYS[k + 1], KEYS[k + 3]
+  local agent = fields(agent_key, 'state', 'token', 'priority')
+  local head = ask('LINDEX', KEYS[k + 2], 0)
+  head = head and backlog_entry(head)
+  expect(parked_key, 'zset')
+  if not head then
     redis.call('ZREM', OPEN, id)
-  elseif RUNNABLE[agent.state or 'idle'] and not is_live(agent.priority, agent.token) then
+  elseif is_stranded(agent, id, parked_key) then
     if READY[agent.priority] and agent.token then
       drop_token(READY[agent.priority], agent.token)
     end
-    local priority = string.match(head, '^%S+ (%S+)')
-    priority = READY[priority] and priority or 'interactive'
-    add_token(agent_key, id, READY[priority], priority)
+    if agent.state == 'leased' then
+      count(tenant_of(id) .. ':leased', -1)
+    end
+    let_run(agent_key, id, {}, head)
     repaired = repaired + 1
   end
 end
+
+expect_shared()
+each(#ARGV, repair)
 return repaired

@@ -93,9 +93,12 @@ async fn producers_refuse_what_can_never_run_and_write_nothing() {
     let zero = NewTurn::user("hi").sampling(greedy(0));
     let error = line.producer.enqueue(zero).await.expect_err("must be refused");
     assert_eq!(error.to_string(), "max_tokens is 0; it must be at least 1");
-    let huge = NewTurn::user("x".repeat(MAX_INLINE_BYTES));
+    let large = NewTurn::user("x".repeat(MAX_INLINE_BYTES));
+    let error = line.producer.enqueue(large).await.expect_err("must be refused");
+    assert!(matches!(error, ProducerError::NoStore { .. }), "{error}");
+    let huge = NewTurn::user("x".repeat(MAX_ENVELOPE_BYTES));
     let error = line.producer.enqueue(huge).await.expect_err("must be refused");
-    let limit = MAX_INLINE_BYTES;
+    let limit = MAX_ENVELOPE_BYTES;
     assert!(
         matches!(error, ProducerError::Envelope(EnvelopeError::TooLarge { limit: l, .. }) if l == limit),
         "{error}"
@@ -124,7 +127,9 @@ fn raw_turn(agent: &str, sampling: Sampling) -> Turn {
         sampling: Sampling { seed: Some(1), ..sampling },
         priority: Default::default(),
         deadline_ms: None,
+        not_before_ms: None,
         idempotency_key: None,
+        replay_of: None,
     }
 }
 

@@ -5,4 +5,6 @@ mod bad_input;
 mod faults;
 mod health;
 mod line;
+mod payloads;
+mod queue;
 mod same_words;

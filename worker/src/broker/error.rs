@@ -15,7 +15,7 @@ pub enum Advice {
 }
 
 /// Errors of the [`super::Broker`] port.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum BrokerError {
     /// The connection failed or timed out; the command may or may not have happened.
     #[error("cannot reach Redis at {url}: {reason}; check that it runs and that redis_url is right")]

@@ -6,12 +6,16 @@
 //! * every call may be repeated after a lost reply and then answers the same.
 
 mod error;
+pub mod memory;
 pub mod redis;
 
 use std::future::Future;
+use std::time::Duration;
 
 use turnmill_schema::envelope::EnvelopeError;
-use turnmill_schema::{AgentId, Delta, End, History, Priority, TranscriptEntry, Turn, TurnId};
+use turnmill_schema::{
+    AgentId, DeadReason, Delta, End, History, Priority, StoredTurn, TranscriptEntry, TurnId, WorkerStatus,
+};
 
 pub use error::{Advice, BrokerError};
 
@@ -46,14 +50,16 @@ pub struct Lease {
 pub struct Claim {
     /// The right to run it.
     pub lease: Lease,
-    /// The turn; an error where its envelope cannot be read, which ends the turn.
-    pub turn: Result<Turn, EnvelopeError>,
+    /// The turn, or where it is; an error where its envelope cannot be read, which ends the turn.
+    pub turn: Result<StoredTurn, EnvelopeError>,
     /// The agent's finished conversation.
     pub history: History,
     /// What earlier attempts published, in order, from token 0 on.
     pub published: Vec<Delta>,
     /// Milliseconds from enqueue to this lease, by the queue's clock.
     pub queued_ms: u64,
+    /// Time left until the turn's deadline, where it has one.
+    pub expires_in: Option<Duration>,
     /// Milliseconds from enqueue to the first published token of earlier attempts, where there was one.
     pub first_token_ms: Option<u64>,
     /// The last two attempts made no token: run it alone in its steps, so that it takes no neighbours down.
@@ -67,30 +73,95 @@ pub struct Beat {
     pub lost: Vec<TurnId>,
 }
 
-/// Queue counts, read in one atomic step.
+/// How a turn ends.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ending {
+    /// How many tokens of the reply the result stream must hold.
+    pub published: u32,
+    /// The terminal result.
+    pub end: End,
+    /// What a completed turn of an agent adds to its history.
+    pub entry: Option<TranscriptEntry>,
+    /// The whole reply, where it is short: kept with the outcome, so that the result stream may go soon.
+    pub reply: Option<Delta>,
+    /// Why it is a dead letter; for failed turns.
+    pub reason: Option<DeadReason>,
+    /// Whether this worker would go on with the agent's next turn.
+    pub hand_over: bool,
+}
+
+/// What becomes of a turn whose attempt failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Retry {
+    /// It runs again, after the delay.
+    Later,
+    /// That was its last attempt: it has ended as failed.
+    Dead,
+}
+
+/// What a worker is told by an operator.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct QueueCounts {
+pub struct Orders {
+    /// Finish what runs and stop.
+    pub drain: bool,
+}
+
+/// Agents and turns of one priority.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PriorityCounts {
     /// Agents with a token that no worker holds.
     pub runnable: u64,
     /// Agents held by workers.
     pub leased: u64,
-    /// Turns that have not ended, waiting behind others of their agent included.
-    pub turns: u64,
+    /// Turns that have not ended, those waiting behind others of their agent included.
+    pub open: u64,
+}
+
+/// Queue counts, read in one atomic step for each shard.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct QueueCounts {
+    /// By priority, in the order of [`Priority::ALL`].
+    pub priorities: [PriorityCounts; 2],
+    /// Agents that wait for a retry or a scheduled turn.
+    pub delayed: u64,
+    /// Dead letters.
+    pub dead: u64,
+    /// What ended turns take, roughly, in bytes.
+    pub retained_bytes: u64,
     /// Milliseconds since the oldest head (waiting or running) was enqueued; none when there is no work.
     pub oldest_ms: Option<u64>,
 }
 
+impl QueueCounts {
+    /// Agents with a token that no worker holds.
+    pub fn runnable(&self) -> u64 {
+        self.priorities.iter().map(|counts| counts.runnable).sum()
+    }
+
+    /// Agents held by workers.
+    pub fn leased(&self) -> u64 {
+        self.priorities.iter().map(|counts| counts.leased).sum()
+    }
+
+    /// Turns that have not ended.
+    pub fn open(&self) -> u64 {
+        self.priorities.iter().map(|counts| counts.open).sum()
+    }
+}
+
 /// The queue, as one worker sees it.
 pub trait Broker: Send + Sync + 'static {
-    /// Waits up to about two seconds for tokens; at most `room` of them. After an error it first hands out
-    /// tokens that were delivered to this worker and whose reply was lost.
+    /// Waits up to about two seconds for tokens; at most `room` of them. Agents that waited for a time or for a
+    /// place among their tenant's turns get their tokens meanwhile. Of every four tokens one is of batch
+    /// priority, where both kinds wait. After an error it first hands out tokens that were delivered to this
+    /// worker and whose reply was lost.
     fn read(&self, room: usize) -> impl Future<Output = Result<Vec<ReadyToken>, BrokerError>> + Send;
 
     /// Takes over tokens whose holders were silent for a whole lease; at most `room` of them.
     fn reclaim(&self, room: usize) -> impl Future<Output = Result<Vec<ReadyToken>, BrokerError>> + Send;
 
     /// Leases the head of the token's agent. None: the token was not ours any more, or nothing was left
-    /// to run; it is then dealt with.
+    /// to run, or its tenant runs as many turns as it may, or the queue is paused; it is then dealt with.
     fn lease(&self, token: &ReadyToken) -> impl Future<Output = Result<Option<Claim>, BrokerError>> + Send;
 
     /// Keeps leases and read-but-unleased tokens alive.
@@ -100,28 +171,44 @@ pub trait Broker: Send + Sync + 'static {
         unleased: &[ReadyToken],
     ) -> impl Future<Output = Result<Beat, BrokerError>> + Send;
 
+    /// Waits for the next running turn, of any worker, that somebody cancelled. Notices get lost with a
+    /// connection; heartbeats find what they missed.
+    fn next_cancelled(&self) -> impl Future<Output = Result<TurnId, BrokerError>> + Send;
+
     /// Publishes tokens, at least one. Deltas of one turn are appended in order by one task.
     fn append(&self, lease: &Lease, delta: &Delta) -> impl Future<Output = Result<(), BrokerError>> + Send;
 
-    /// Ends the turn: publishes `end`, commits `entry` to the transcript (completed turns of agents only),
-    /// frees the agent's next turn. `published` is how many tokens of the reply the result stream must hold.
+    /// Ends the turn: publishes its End, commits its entry to the transcript (completed turns of agents only),
+    /// frees the agent's next turn. Some: the agent's next turn was handed over to this worker; lease the token,
+    /// or put it back.
     fn finish(
         &self,
         lease: &Lease,
-        published: u32,
-        end: &End,
-        entry: Option<&TranscriptEntry>,
-    ) -> impl Future<Output = Result<(), BrokerError>> + Send;
+        ending: &Ending,
+    ) -> impl Future<Output = Result<Option<ReadyToken>, BrokerError>> + Send;
 
     /// Gives the turn back at the head of its agent's backlog, not counting the attempt.
     fn release(&self, lease: &Lease) -> impl Future<Output = Result<(), BrokerError>> + Send;
 
+    /// Says that the attempt failed, and why in one word and in one sentence. The turn stays the head of its agent's
+    /// backlog and runs again after `delay`, or ends as a dead letter where it was its last attempt.
+    fn retry(
+        &self,
+        lease: &Lease,
+        delay: Duration,
+        reason: DeadReason,
+        text: &str,
+    ) -> impl Future<Output = Result<Retry, BrokerError>> + Send;
+
     /// Hands an unleased token back, so that another worker reads it.
     fn put_back(&self, token: &ReadyToken) -> impl Future<Output = Result<(), BrokerError>> + Send;
 
-    /// Work that keeps the queue whole: lost tokens, consumers that are gone.
+    /// Work that keeps the queue whole and small: lost tokens, consumers that are gone, results past their time.
     fn sweep(&self) -> impl Future<Output = Result<(), BrokerError>> + Send;
 
     /// How much work there is.
     fn counts(&self) -> impl Future<Output = Result<QueueCounts, BrokerError>> + Send;
+
+    /// Enters this worker into the registry, for three leases from now, and asks what it is told.
+    fn register(&self, status: &WorkerStatus) -> impl Future<Output = Result<Orders, BrokerError>> + Send;
 }

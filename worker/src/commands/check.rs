@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::{ArgMatches, Args};
 use serde::Serialize;
-use turnmill_worker::app::{broker_settings, load_options};
+use turnmill_worker::app::{broker_settings, load_options, open_payloads};
 use turnmill_worker::broker::redis::check_server;
 use turnmill_worker::config::{Settings, SettingsArgs};
 use turnmill_worker::model::gguf::Gguf;
@@ -75,6 +75,7 @@ fn check(settings: &Settings) -> Result<Vec<Finding>, CommandError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let mut findings = vec![Finding::new::<CommandError>("settings", Ok("valid".to_owned()))];
     findings.extend(runtime.block_on(check_queue(settings)));
+    findings.extend(runtime.block_on(check_store(settings)));
     let port = http::bind(settings.http_addr).map(|_| format!("{} is free", settings.http_addr));
     findings.push(Finding::new("port", port));
     findings.extend(check_model(settings));
@@ -96,6 +97,16 @@ async fn check_queue(settings: &Settings) -> Vec<Finding> {
             findings
         }
     }
+}
+
+/// Nothing where no store is named.
+async fn check_store(settings: &Settings) -> Option<Finding> {
+    let url = settings.store.as_ref()?;
+    let outcome = match open_payloads(settings) {
+        Ok(Some(payloads)) => payloads.check().await,
+        outcome => outcome.map(drop),
+    };
+    Some(Finding::new("store", outcome.map(|()| format!("{url} answers"))))
 }
 
 fn check_model(settings: &Settings) -> Vec<Finding> {

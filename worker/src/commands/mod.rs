@@ -13,7 +13,7 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use turnmill_worker::app::AppError;
-use turnmill_worker::bench::engine::BenchError;
+use turnmill_worker::bench::{engine, queue};
 use turnmill_worker::config::ConfigError;
 use turnmill_worker::verify::VerifyError;
 
@@ -28,7 +28,10 @@ pub enum CommandError {
     App(#[from] AppError),
     /// Nothing could be measured.
     #[error(transparent)]
-    Bench(#[from] BenchError),
+    BenchEngine(#[from] engine::BenchError),
+    /// The queue could not be measured.
+    #[error(transparent)]
+    BenchQueue(#[from] queue::BenchError),
     /// A verification could not be made.
     #[error(transparent)]
     Verify(#[from] VerifyError),
@@ -50,6 +53,12 @@ pub fn print_json(value: &impl Serialize) -> Result<(), CommandError> {
 pub fn progress_bar(what: &'static str, unit: &str) -> ProgressBar {
     let style = ProgressStyle::with_template(&format!("{{msg}} {{wide_bar}} {{pos}}/{{len}} {unit}"));
     ProgressBar::new(0).with_message(what).with_style(style.expect("the template is well formed"))
+}
+
+/// What the async side runs on.
+pub fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    // Turns mostly wait, for the engine and for Redis; the cores belong to the engine.
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()
 }
 
 /// A line that says what goes on, on a terminal's standard error; silent elsewhere.

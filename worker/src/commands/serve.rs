@@ -7,7 +7,7 @@ use turnmill_worker::app;
 use turnmill_worker::config::{Settings, SettingsArgs};
 
 use super::threads::with_threads;
-use super::{CommandError, progress_bar};
+use super::{CommandError, progress_bar, runtime};
 
 /// Claim turns and compute them until a signal ends it.
 #[derive(Args)]
@@ -29,8 +29,7 @@ pub fn run(matches: &ArgMatches) -> Result<ExitCode, CommandError> {
             bar.finish_and_clear();
         }
     };
-    // Turns mostly wait, for the engine and for Redis; the cores belong to the engine.
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let runtime = runtime()?;
     let outcome = runtime.block_on(app::serve(settings, progress));
     // A model that is still being loaded when a signal comes is not waited for.
     runtime.shutdown_background();

@@ -11,6 +11,7 @@ mod load;
 mod redis_url;
 pub mod report;
 mod settings;
+mod store_url;
 mod validate;
 mod values;
 
@@ -19,4 +20,5 @@ pub use error::ConfigError;
 pub use load::{Effective, SettingsArgs, Source};
 pub use redis_url::RedisUrl;
 pub use settings::Settings;
+pub use store_url::StoreUrl;
 pub use values::{KvDtype, LogFilter, LogFormat, ModelDigest, WeightsMode, WorkerName};

@@ -29,27 +29,32 @@ impl RedisUrl {
     }
 
     /// The URL without its password: `redis://user:***@host`, `unix:///socket?pass=***`.
-    ///
-    /// It masks too much rather than too little: everything up to the last `@` counts as user information,
-    /// since an unescaped `/` or `@` in a password would otherwise leave a part of it readable.
     pub fn masked(&self) -> String {
-        let (scheme, rest) = match self.0.split_once("://") {
-            Some((scheme, rest)) => (format!("{scheme}://"), rest),
-            None => (String::new(), self.0.as_str()),
-        };
-        let (user, host) = match rest.rsplit_once('@') {
-            Some((user, host)) => (mask_password(user), host),
-            None => (String::new(), rest),
-        };
-        let host = match host.split_once("pass=") {
-            Some((before, password)) => {
-                let after = password.find('&').map_or("", |end| &password[end..]);
-                format!("{before}pass={MASK}{after}")
-            }
-            None => host.to_owned(),
-        };
-        format!("{scheme}{user}{host}")
+        masked(&self.0)
     }
+}
+
+/// A URL without its password.
+///
+/// It masks too much rather than too little: everything up to the last `@` counts as user information,
+/// since an unescaped `/` or `@` in a password would otherwise leave a part of it readable.
+pub(super) fn masked(url: &str) -> String {
+    let (scheme, rest) = match url.split_once("://") {
+        Some((scheme, rest)) => (format!("{scheme}://"), rest),
+        None => (String::new(), url),
+    };
+    let (user, host) = match rest.rsplit_once('@') {
+        Some((user, host)) => (mask_password(user), host),
+        None => (String::new(), rest),
+    };
+    let host = match host.split_once("pass=") {
+        Some((before, password)) => {
+            let after = password.find('&').map_or("", |end| &password[end..]);
+            format!("{before}pass={MASK}{after}")
+        }
+        None => host.to_owned(),
+    };
+    format!("{scheme}{user}{host}")
 }
 
 fn mask_password(user_info: &str) -> String {

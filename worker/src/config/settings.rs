@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use turnmill_schema::Name;
 
 use super::{
-    ByteSize, ConfigError, Effective, KvDtype, LogFilter, LogFormat, ModelDigest, RedisUrl, Source,
+    ByteSize, ConfigError, Effective, KvDtype, LogFilter, LogFormat, ModelDigest, RedisUrl, Source, StoreUrl,
     WeightsMode, WorkerName,
 };
 
@@ -64,6 +64,8 @@ settings! {
 
     /// Where the queue lives: redis://, rediss:// or unix://.
     ["TURNMILL_REDIS_URL"] redis_url: RedisUrl = "redis://127.0.0.1:6379";
+    /// Where turns too large for Redis are: the producers' store, as in file:///var/lib/turnmill or s3://bucket/prefix.
+    ["TURNMILL_STORE"] store: Option<StoreUrl>;
     /// The queue to serve.
     ["TURNMILL_QUEUE"] queue: Name = "default";
     /// Shards of the queue, fixed when it is created; producers of this version write to one.
@@ -94,10 +96,22 @@ settings! {
     ["TURNMILL_FLUSH_MS"] flush_ms: u64 = "20";
     /// Attempts without progress after which a turn fails for good.
     ["TURNMILL_MAX_ATTEMPTS"] max_attempts: u32 = "5";
+    /// Longest pause before the second attempt of a turn that failed; doubles with each, drawn at random below.
+    ["TURNMILL_RETRY_BASE_MS"] retry_base_ms: u64 = "1000";
+    /// Longest pause before any attempt.
+    ["TURNMILL_RETRY_MAX_MS"] retry_max_ms: u64 = "60000";
+    /// Turns in a row that a worker may take of one agent while others wait.
+    ["TURNMILL_MAX_HANDOVERS"] max_handovers: u32 = "4";
+    /// Turns of one tenant that may run at once in the whole fleet; 0 is no limit. The same for all workers.
+    ["TURNMILL_TENANT_MAX_RUNNING"] tenant_max_running: u64 = "0";
     /// How long result streams are kept after the end of their turn.
     ["TURNMILL_RESULT_TTL_MS"] result_ttl_ms: u64 = "3600000";
+    /// The same where the reply is short and kept with the outcome: readers that follow need it no longer.
+    ["TURNMILL_KEEP_STREAM_MS"] keep_stream_ms: u64 = "10000";
     /// How long outcomes and idempotency keys are kept.
     ["TURNMILL_OUTCOME_TTL_MS"] outcome_ttl_ms: u64 = "86400000";
+    /// Memory that ended turns may take in Redis; beyond it the oldest are forgotten early.
+    ["TURNMILL_RETAINED_BYTES"] retained_bytes: ByteSize = "256MiB";
 
     /// Address of the health and metrics server.
     ["TURNMILL_HTTP_ADDR"] http_addr: SocketAddr = "127.0.0.1:9470";

@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 
-use super::{ByteSize, ConfigError, Settings};
+use super::{ByteSize, ConfigError, Settings, StoreUrl};
 
 const SMALLEST_POOL: ByteSize = ByteSize::new(1 << 20);
 
@@ -50,13 +50,26 @@ impl Settings {
     fn check_queue(&self, problems: &mut Problems) {
         let schemes = "a URL that starts with redis://, rediss:// or unix://";
         problems.require(self.redis_url.has_known_scheme(), "redis_url", &self.redis_url, schemes);
+        if let Some(store) = &self.store {
+            problems.require(store.has_known_scheme(), "store", store, StoreUrl::RULE);
+        }
         // A third of it is the heartbeat, which one slow answer of Redis must not outlast.
         problems.require(self.lease_ms >= 300, "lease_ms", self.lease_ms, "at least 300");
         // A full step with a long context takes hundreds of milliseconds; shorter would end healthy workers.
         problems.require(self.stall_ms >= 1000, "stall_ms", self.stall_ms, "at least 1000");
         problems.require((1..=1000).contains(&self.flush_ms), "flush_ms", self.flush_ms, "from 1 to 1000");
         problems.require(self.max_attempts >= 1, "max_attempts", self.max_attempts, "at least 1");
+        let (base, max) = (self.retry_base_ms, self.retry_max_ms);
+        let rule = format!("at least retry_base_ms ({base}) and at most {MAX_TTL_MS} (ten years)");
+        problems.require((base..=MAX_TTL_MS).contains(&max), "retry_max_ms", max, rule);
         let (result, outcome) = (self.result_ttl_ms, self.outcome_ttl_ms);
+        let rule = format!("from 1000 to result_ttl_ms ({result})");
+        problems.require(
+            (1000..=result).contains(&self.keep_stream_ms),
+            "keep_stream_ms",
+            self.keep_stream_ms,
+            rule,
+        );
         let rule = format!("from 1000 to {MAX_TTL_MS} (ten years)");
         problems.require((1000..=MAX_TTL_MS).contains(&result), "result_ttl_ms", result, rule);
         let rule = format!("from result_ttl_ms ({result}) to {MAX_TTL_MS} (ten years)");
@@ -102,6 +115,10 @@ mod tests {
                 "--redis-url=http://:pw@h",
                 "redis_url is http://:***@h; it must be a URL that starts with redis://, rediss:// or \
                  unix://",
+            ),
+            (
+                "--store=ftp://u:pw@h",
+                "store is ftp://u:***@h; it must be a URL that starts with file:///, s3://, gs://, az:// or memory:///",
             ),
             ("--lease-ms=299", "lease_ms is 299; it must be at least 300"),
             ("--stall-ms=999", "stall_ms is 999; it must be at least 1000"),

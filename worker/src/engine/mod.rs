@@ -51,7 +51,9 @@ pub enum Progress {
     },
     /// A token was made.
     Token(MadeToken),
-    /// It cannot be computed; the sentence is for the turn's result.
+    /// It can never be computed here; the sentence is for the turn's result.
+    Refused(String),
+    /// Computing it failed; another attempt may do better.
     Failed(String),
 }
 

@@ -1,6 +1,7 @@
 //! Commands in, plan, forward, sample, tokens out: for ever.
 
 use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -8,7 +9,7 @@ use tokio::sync::mpsc::{Receiver, Sender};
 
 use super::{Command, MadeToken, Progress, Reply, Start};
 use crate::lifecycle::Lifecycle;
-use crate::model::{Engine, Sampler};
+use crate::model::{Engine, EngineError, Logits, Sampler};
 use crate::observe::metrics;
 use crate::schedule::{NewSequence, Sampled, Scheduler, SequenceId, StepPlan};
 
@@ -87,7 +88,7 @@ impl<E: Engine> StepLoop<E> {
             alone: start.alone,
         };
         match self.scheduler.add(new) {
-            Err(refused) => send(&start.progress, Progress::Failed(refused.to_string())),
+            Err(refused) => send(&start.progress, Progress::Refused(refused.to_string())),
             Ok(()) => {
                 let turn = Turn {
                     sampler,
@@ -105,7 +106,7 @@ impl<E: Engine> StepLoop<E> {
     fn step(&mut self, plan: &StepPlan) {
         let started = Instant::now();
         self.announce_admissions(plan);
-        match self.model.forward(plan) {
+        match self.forward(plan) {
             Ok(mut logits) => {
                 let sampling = plan.sequences.iter().filter(|sequence| sequence.samples);
                 let mut sampled = Vec::new();
@@ -123,6 +124,17 @@ impl<E: Engine> StepLoop<E> {
         }
         metrics::step_done(plan.rows(), started.elapsed());
         self.lifecycle.engine().step_done(Instant::now());
+    }
+
+    /// The step; a panic in it is an error of it. What it was computing is dropped with its blocks, and nothing else of the
+    /// model changes in a step.
+    fn forward(&mut self, plan: &StepPlan) -> Result<Logits, EngineError> {
+        let model = AssertUnwindSafe(&mut self.model);
+        catch_unwind(move || { model }.forward(plan)).unwrap_or_else(|panic| {
+            let text = panic.downcast_ref::<String>().map(String::as_str);
+            let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
+            Err(EngineError::Step(format!("the engine panicked ({text}); please report the log")))
+        })
     }
 
     fn announce_admissions(&mut self, plan: &StepPlan) {

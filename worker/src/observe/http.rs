@@ -156,7 +156,7 @@ mod tests {
 
     use super::super::metrics::tests::recorded;
     use super::*;
-    use crate::broker::QueueCounts;
+    use crate::broker::{PriorityCounts, QueueCounts};
     use crate::lifecycle::{HeadroomLimits, Phase};
     use crate::observe::metrics::turn_claimed;
 
@@ -278,7 +278,9 @@ mod tests {
         assert!(head.contains("content-type: text/plain; version=0.0.4"), "{head}");
         assert!(body.contains("turnmill_turns_claimed_total 1\n"), "{body}");
         assert!(body.contains("turnmill_queue_source_up 0\n") && !body.contains("runnable"), "{body}");
-        server.state.queue.set(QueueCounts { runnable: 4, ..QueueCounts::default() }, Instant::now());
+        let interactive = PriorityCounts { runnable: 4, ..PriorityCounts::default() };
+        let priorities = [interactive, PriorityCounts::default()];
+        server.state.queue.set(QueueCounts { priorities, ..QueueCounts::default() }, Instant::now());
         assert!(server.get("/metrics").2.contains("turnmill_queue_runnable_agents 4\n"));
     }
 

@@ -54,6 +54,8 @@ metrics! {
         "Tokens taken over from workers that fell silent.";
     TURNS_FENCED = Kind::Counter, "turnmill_turns_fenced_total",
         "Turns this worker lost because another took them over, or because they were ended elsewhere.";
+    TURNS_RETRIED = Kind::Counter, "turnmill_turns_retried_total",
+        "Attempts that failed here and are made again.";
     TURNS_ENDED = Kind::Counter, "turnmill_turns_ended_total",
         "Turns ended by this worker, by outcome.";
 
@@ -136,6 +138,11 @@ pub fn turns_reclaimed(count: usize) {
 /// A lease turned out to be lost.
 pub fn turn_fenced() {
     counter!(TURNS_FENCED).increment(1);
+}
+
+/// An attempt failed and is made again.
+pub fn turn_retried() {
+    counter!(TURNS_RETRIED).increment(1);
 }
 
 /// A turn was ended.

@@ -46,11 +46,11 @@ impl QueueGauges {
         gauge(&mut text, "turnmill_queue_source_up", help, u8::from(counts.is_some()));
         if let Some(counts) = counts {
             let help = "Agents with a turn to run that no worker holds.";
-            gauge(&mut text, "turnmill_queue_runnable_agents", help, counts.runnable);
+            gauge(&mut text, "turnmill_queue_runnable_agents", help, counts.runnable());
             let help = "Agents whose turn a worker holds.";
-            gauge(&mut text, "turnmill_queue_leased_agents", help, counts.leased);
+            gauge(&mut text, "turnmill_queue_leased_agents", help, counts.leased());
             let help = "Turns that have not ended, those waiting behind others of their agent included.";
-            gauge(&mut text, "turnmill_queue_turns", help, counts.turns);
+            gauge(&mut text, "turnmill_queue_turns", help, counts.open());
             let help =
                 "Age of the oldest turn at the head of an agent's backlog, running or not; 0 without one.";
             let oldest = Duration::from_millis(counts.oldest_ms.unwrap_or(0)).as_secs_f64();
@@ -68,6 +68,7 @@ fn gauge(text: &mut String, name: &str, help: &str, value: impl Display) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::broker::PriorityCounts;
 
     const MAX_AGE: Duration = Duration::from_secs(10);
 
@@ -78,7 +79,11 @@ mod tests {
         let is_absent = |text: &str| text.contains("source_up 0\n") && !text.contains("_agents");
         assert!(is_absent(&gauges.render(start)));
 
-        gauges.set(QueueCounts { runnable: 3, leased: 2, turns: 9, oldest_ms: Some(1500) }, start);
+        let priorities = [
+            PriorityCounts { runnable: 2, leased: 2, open: 8 },
+            PriorityCounts { runnable: 1, leased: 0, open: 1 },
+        ];
+        gauges.set(QueueCounts { priorities, oldest_ms: Some(1500), ..QueueCounts::default() }, start);
         let text = gauges.render(start + MAX_AGE);
         for line in ["source_up 1", "runnable_agents 3", "leased_agents 2", "turns 9", "oldest_seconds 1.5"] {
             assert!(text.lines().any(|l| l == format!("turnmill_queue_{line}")), "{line}: {text}");

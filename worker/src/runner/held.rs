@@ -54,6 +54,11 @@ impl Held {
         }
     }
 
+    /// How many turns are leased.
+    pub fn leases(&self) -> usize {
+        self.lock().leases.len()
+    }
+
     /// Leases and tokens, as they are now.
     pub fn snapshot(&self) -> (Vec<Lease>, Vec<ReadyToken>) {
         let inner = self.lock();

@@ -94,17 +94,11 @@ impl<B: Broker> Intake<B> {
         for token in held {
             let permit = self.room.clone().acquire_owned().await.expect("the semaphore is never closed");
             if self.stop.is_cancelled() {
-                self.put_back(&token).await;
+                put_back(&self.runner, &token).await;
                 continue;
             }
             let runner = self.runner.clone();
-            self.tasks.spawn(lease_and_run(runner, token, permit, self.stop.clone()));
-        }
-    }
-
-    async fn put_back(&self, token: &HeldToken) {
-        if let Err(error) = self.broker().put_back(token.token()).await {
-            warn!(%error, agent = %token.token().agent, "a token was not handed back; it is free after a lease");
+            self.tasks.spawn(run_agent(runner, token, permit, self.stop.clone()));
         }
     }
 
@@ -121,25 +115,50 @@ impl<B: Broker> Intake<B> {
     }
 }
 
-/// Leases the head of the token's agent and runs it; holds its place until it is over.
-async fn lease_and_run<B: Broker>(
+/// Runs turns of the token's agent, for as long as they are handed over; holds their place until it is over.
+async fn run_agent<B: Broker>(
     runner: Arc<Runner<B>>,
     token: HeldToken,
     place: OwnedSemaphorePermit,
     stop: CancellationToken,
 ) {
+    let mut next = Some(token);
+    while let Some(token) = next {
+        if stop.is_cancelled() {
+            put_back(&runner, &token).await;
+            break;
+        }
+        next = lease_and_run(&runner, token, &stop).await;
+    }
+    drop(place);
+}
+
+async fn put_back<B: Broker>(runner: &Runner<B>, token: &HeldToken) {
+    if let Err(error) = runner.broker.put_back(token.token()).await {
+        warn!(%error, agent = %token.token().agent, "a token was not handed back; it is free after a lease");
+    }
+}
+
+/// Leases the head of the token's agent and runs it. Some: the agent's next turn is this worker's to lease.
+async fn lease_and_run<B: Broker>(
+    runner: &Runner<B>,
+    token: HeldToken,
+    stop: &CancellationToken,
+) -> Option<HeldToken> {
     let leased = tokio::select! {
         leased = persist(&runner.link, || runner.broker.lease(token.token())) => leased,
         // The queue does not answer, and the worker stops: the token is free after a lease.
-        () = stop.cancelled() => return,
+        () = stop.cancelled() => return None,
     };
     match leased {
         Ok(Some(claim)) => {
             metrics::turn_claimed();
-            runner.run(claim, token).await;
+            runner.run(claim, token).await
         }
-        Ok(None) => {}
-        Err(error) => warn!(%error, agent = %token.token().agent, "the turn could not be leased"),
+        Ok(None) => None,
+        Err(error) => {
+            warn!(%error, agent = %token.token().agent, "the turn could not be leased");
+            None
+        }
     }
-    drop(place);
 }

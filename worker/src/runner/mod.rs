@@ -3,9 +3,14 @@
 //! | file | owns |
 //! |---|---|
 //! | `intake` | reads, reclaims and leases while there is room |
-//! | `turn` | one turn's life: prompt, engine, publishing, the terminal result |
+//! | `turn` | one turn's life: prompt, engine, publishing |
+//! | `leave` | its end: the terminal result, or giving it back |
+//! | `payload` | the turn's own text, where it is too large for Redis |
 //! | `publish` | a result stream's next deltas, through outages |
 //! | `heartbeat` | what is held stays held, unless the engine hangs |
+//! | `retries` | pauses before another attempt |
+//! | `notices` | cancelled turns stop at once |
+//! | `registry` | who this worker is, and what it is told |
 //! | `held` | the list of what is held |
 //! | `link` | whether Redis answers, said once |
 //!
@@ -16,12 +21,20 @@
 mod heartbeat;
 mod held;
 mod intake;
+mod leave;
 mod link;
+mod notices;
+mod payload;
 mod publish;
+mod registry;
+mod retries;
 mod turn;
 
 pub use heartbeat::heartbeat;
 pub use held::Held;
 pub use intake::Intake;
 pub use link::Link;
+pub use notices::notices;
+pub use registry::Registry;
+pub use retries::Retries;
 pub use turn::{Prompting, Runner, RunnerSettings};

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use turnmill_schema::Delta;
+use turnmill_schema::{Delta, TokenLogprobs};
 
 use super::Link;
 use super::link::Backoff;
@@ -24,17 +24,54 @@ pub struct Publisher<B> {
     flush: Duration,
     /// When this attempt first published tokens.
     first_published: Option<Instant>,
+    /// The reply from its first token on; none where it is not short any more.
+    short_reply: Option<Delta>,
 }
 
+/// Longest text and tokens, in bytes, that are kept with a turn's outcome. About what a result stream takes at least.
+const SHORT_REPLY_BYTES: usize = 4096;
+
 impl<B: Broker> Publisher<B> {
-    /// Goes on after `published` tokens; later tokens wait up to `flush` for others.
-    pub fn new(broker: Arc<B>, link: Link, lease: Lease, published: u32, flush: Duration) -> Self {
-        let pending = Delta { index: published, ..Delta::default() };
-        Self { broker, link, lease, sending: None, pending, due: None, flush, first_published: None }
+    /// Goes on after what earlier attempts published; later tokens wait up to `flush` for others.
+    pub fn new(broker: Arc<B>, link: Link, lease: Lease, published: &[Delta], flush: Duration) -> Self {
+        let index = published.last().map_or(0, Delta::published);
+        let pending = Delta { index, ..Delta::default() };
+        let short_reply = Some(Delta::default());
+        let mut publisher = Self {
+            broker,
+            link,
+            lease,
+            sending: None,
+            pending,
+            due: None,
+            flush,
+            first_published: None,
+            short_reply,
+        };
+        published.iter().for_each(|delta| publisher.keep(&delta.tokens, &delta.text, &delta.logprobs));
+        publisher
+    }
+
+    /// The whole reply, where it is short.
+    pub fn take_short_reply(&mut self) -> Option<Delta> {
+        self.short_reply.take()
+    }
+
+    fn keep(&mut self, tokens: &[u32], text: &str, logprobs: &[TokenLogprobs]) {
+        let Some(reply) = &mut self.short_reply else { return };
+        reply.tokens.extend(tokens);
+        reply.text.push_str(text);
+        reply.logprobs.extend_from_slice(logprobs);
+        // A token takes up to five bytes, an alternative ten.
+        let alternatives: usize = reply.logprobs.iter().map(|at| at.top.len() + 1).sum();
+        if reply.text.len() + 5 * reply.tokens.len() + 10 * alternatives > SHORT_REPLY_BYTES {
+            self.short_reply = None;
+        }
     }
 
     /// Adds a token. The first of an attempt is due at once: somebody waits for it.
     pub fn push(&mut self, token: &MadeToken) {
+        self.keep(&[token.id], &token.text, token.logprobs.as_slice());
         self.pending.tokens.push(token.id);
         self.pending.text.push_str(&token.text);
         self.pending.logprobs.extend(token.logprobs.clone());

@@ -1,7 +1,4 @@
-//! One turn's life in this worker: claim -> prompt -> steps -> terminal result.
-//!
-//! A turn leaves in one of three ways: it is ended (finish), given back (release), or lost (another worker has
-//! it, or it was ended elsewhere; then nothing more is written).
+//! One turn's life in this worker: claim -> prompt -> steps -> how it leaves ([`super::leave`]).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,17 +7,19 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, info, info_span, warn};
-use turnmill_schema::{End, Message, Outcome, Role, Timing, TranscriptEntry, Turn, Usage};
+use turnmill_schema::{DeadReason, PayloadReference, StoredTurn, Turn, Usage};
 
 use super::held::{HeldLease, HeldToken};
-use super::publish::{Publisher, persist};
+use super::leave::{Leaving, lost_to};
+use super::publish::Publisher;
+use super::retries::Retries;
 use super::{Held, Link};
-use crate::broker::{Advice, Broker, BrokerError, Claim, Lease};
+use crate::broker::{Broker, Claim, Lease};
 use crate::engine::{EngineHandle, MadeToken, Progress, Reply, Start};
 use crate::kv::Namespace;
 use crate::model::{ChatTemplate, Prompt, Tokenizer, prompt};
-use crate::observe::metrics;
 use crate::schedule::SequenceId;
+use crate::store::Payloads;
 
 /// What is needed of a model to make prompts.
 pub struct Prompting {
@@ -43,6 +42,8 @@ pub struct RunnerSettings {
     pub worker: String,
     /// How long a token waits for others.
     pub flush: Duration,
+    /// Pauses before attempts after the first.
+    pub retries: Retries,
 }
 
 /// Runs turns; shared by all of them.
@@ -53,34 +54,33 @@ pub struct Runner<B> {
     pub engine: EngineHandle,
     /// The model's texts.
     pub prompting: Arc<Prompting>,
+    /// Where turns too large for Redis are.
+    pub payloads: Option<Payloads>,
     /// What is held.
     pub held: Held,
     /// Whether the queue answers.
     pub link: Link,
     /// Settings.
     pub settings: RunnerSettings,
+    /// Cancelled when the worker drains: it takes no agent's next turn any more.
+    pub stop_claiming: CancellationToken,
     /// Cancelled when the drain window is over: what still runs is given back.
     pub give_back: CancellationToken,
     /// The next sequence's id.
     pub sequences: AtomicU64,
 }
 
-/// How a turn leaves.
-enum Leaving {
-    Completed(Box<Reply>),
-    Failed(String),
-    GivenBack,
-    Lost,
-}
-
 /// A turn that is being run.
-struct Attempt {
-    lease: Lease,
-    queued_ms: u64,
-    leased: Instant,
+pub(super) struct Attempt {
+    pub(super) lease: Lease,
+    /// Where its payload is, when that is not in Redis.
+    pub(super) payload: Option<PayloadReference>,
+    pub(super) queued_ms: u64,
+    pub(super) leased: Instant,
+    deadline: Option<Instant>,
     /// Milliseconds from enqueue to the first token, where an earlier attempt published it.
-    first_token_ms: Option<u64>,
-    usage: Usage,
+    pub(super) first_token_ms: Option<u64>,
+    pub(super) usage: Usage,
 }
 
 /// A prompt and what is left to make.
@@ -92,34 +92,36 @@ struct Work {
 }
 
 impl<B: Broker> Runner<B> {
-    /// Runs a leased turn to its end. `token` is what it was leased with.
-    pub async fn run(&self, claim: Claim, token: HeldToken) {
+    /// Runs a leased turn to its end. `token` is what it was leased with; the one returned stands for the agent's next
+    /// turn, which this worker may go on with.
+    pub async fn run(&self, claim: Claim, token: HeldToken) -> Option<HeldToken> {
         let span = info_span!("turn", turn = %claim.lease.turn, agent = %claim.lease.token.agent);
         let held = self.held.add_lease(claim.lease.clone());
         // Only now: between the two heartbeats would miss it.
         drop(token);
-        self.run_claim(claim, held).instrument(span).await;
+        self.run_claim(claim, held).instrument(span).await
     }
 
-    async fn run_claim(&self, claim: Claim, held: HeldLease) {
+    async fn run_claim(&self, claim: Claim, held: HeldLease) -> Option<HeldToken> {
         let mut attempt = Attempt {
             lease: claim.lease.clone(),
+            payload: claim.turn.as_ref().ok().and_then(StoredTurn::reference),
             queued_ms: claim.queued_ms,
             leased: Instant::now(),
+            deadline: claim.expires_in.and_then(|left| Instant::now().checked_add(left)),
             first_token_ms: claim.first_token_ms,
             usage: Usage::default(),
         };
-        let published = claim.published.last().map_or(0, |delta| delta.published());
         let mut publisher = Publisher::new(
             self.broker.clone(),
             self.link.clone(),
             attempt.lease.clone(),
-            published,
+            &claim.published,
             self.settings.flush,
         );
         let alone = claim.alone;
-        let (leaving, kept) = match self.prepare(claim).await {
-            Err(reason) => (Leaving::Failed(reason), None),
+        let (leaving, kept) = match self.prepare(claim, &held.lost).await {
+            Err(leaving) => (leaving, None),
             Ok(work) => {
                 attempt.usage.prompt_tokens = work.prompt.tokens.len() as u32;
                 let kept = (work.turn.messages.clone(), work.prompt.clone());
@@ -131,29 +133,36 @@ impl<B: Broker> Runner<B> {
             let ms = attempt.queued_ms + (first - attempt.leased).as_millis() as u64;
             attempt.first_token_ms.get_or_insert(ms);
         }
-        self.leave(attempt, publisher.published(), leaving, kept, &held.lost).await;
+        self.leave(attempt, &mut publisher, leaving, kept, &held.lost).await
     }
 
-    /// Makes the prompt and replays what is published. The error ends the turn; it is for the result.
-    async fn prepare(&self, claim: Claim) -> Result<Work, String> {
-        let turn = claim.turn.map_err(|error| error.to_string())?;
-        turn.validate().map_err(|error| error.to_string())?;
+    /// Makes the prompt and replays what is published. The error is how the turn leaves instead.
+    async fn prepare(&self, claim: Claim, lost: &CancellationToken) -> Result<Work, Leaving> {
+        // Another worker may be of a version that reads it.
+        let stored =
+            claim.turn.map_err(|error| Leaving::failed(DeadReason::Unreadable, error.to_string()))?;
+        let turn = self.fetch(stored, lost).await?;
+        turn.validate().map_err(|error| Leaving::Rejected(error.to_string()))?;
         let prompting = self.prompting.clone();
         // Tokenising a long conversation takes milliseconds of pure computing.
         let made = tokio::task::spawn_blocking(move || {
             let made = prompt(&prompting.tokenizer, &prompting.template, &claim.history, &turn.messages);
             made.map(|prompt| (turn, prompt))
         });
-        let made = made.await.map_err(|_| "the prompt could not be made: a bug in the worker".to_owned())?;
-        let (turn, prompt) = made.map_err(|error| error.to_string())?;
+        let made = made.await.map_err(|_| {
+            let text = "the prompt could not be made: a bug in the worker; please report its log";
+            Leaving::failed(DeadReason::Attempts, text.to_owned())
+        })?;
+        let (turn, prompt) = made.map_err(|error| Leaving::Rejected(error.to_string()))?;
         if prompt.retokenised && claim.lease.attempt == 1 {
             info!(kept = prompt.kept, "the template rewrote the history; it was tokenised again");
         }
-        let max_total_tokens = self.max_total_tokens(&turn, prompt.tokens.len() as u32)?;
+        let max_total_tokens =
+            self.max_total_tokens(&turn, prompt.tokens.len() as u32).map_err(Leaving::Rejected)?;
         let max_tokens = max_total_tokens - prompt.tokens.len() as u32;
         let mut reply = Reply::new(self.prompting.tokenizer.clone(), &turn.sampling, max_tokens);
         let published: Vec<u32> = claim.published.into_iter().flat_map(|delta| delta.tokens).collect();
-        self.replay(&mut reply, &published)?;
+        self.replay(&mut reply, &published).map_err(|text| Leaving::failed(DeadReason::Unreadable, text))?;
         Ok(Work { turn, prompt, reply, max_total_tokens })
     }
 
@@ -218,16 +227,18 @@ impl<B: Broker> Runner<B> {
         if self.engine.start(start).await.is_err() {
             return Leaving::GivenBack;
         }
+        let expires = attempt.deadline;
         let leaving = tokio::select! {
             leaving = self.receive(attempt, publisher, &mut progress) => leaving,
             () = lost.cancelled() => Leaving::Lost,
             () = self.give_back.cancelled() => Leaving::GivenBack,
+            () = until(expires) => Leaving::Expired,
         };
-        if matches!(leaving, Leaving::GivenBack | Leaving::Lost) {
+        if matches!(leaving, Leaving::GivenBack | Leaving::Lost | Leaving::Expired) {
             // An engine that is gone needs no stopping.
             let _ = self.engine.stop(id).await;
         }
-        if matches!(leaving, Leaving::GivenBack) {
+        if matches!(leaving, Leaving::GivenBack | Leaving::Expired | Leaving::Failed(_)) {
             self.publish_rest(publisher, &mut progress, lost).await;
         }
         leaving
@@ -241,13 +252,7 @@ impl<B: Broker> Runner<B> {
         progress: &mut mpsc::Receiver<Progress>,
     ) -> Leaving {
         loop {
-            let due = publisher.due().map(tokio::time::Instant::from_std);
-            let flush = async {
-                match due {
-                    Some(due) => tokio::time::sleep_until(due).await,
-                    None => std::future::pending().await,
-                }
-            };
+            let flush = until(publisher.due());
             let next = tokio::select! {
                 biased;
                 next = progress.recv() => next,
@@ -266,7 +271,8 @@ impl<B: Broker> Runner<B> {
                         Err(error) => lost_to(&error),
                     };
                 }
-                Some(Progress::Failed(reason)) => return Leaving::Failed(reason),
+                Some(Progress::Refused(text)) => return Leaving::Rejected(text),
+                Some(Progress::Failed(text)) => return Leaving::failed(DeadReason::Attempts, text),
                 None => return Leaving::GivenBack,
             }
         }
@@ -291,110 +297,12 @@ impl<B: Broker> Runner<B> {
             () = lost.cancelled() => {}
         }
     }
-
-    async fn leave(
-        &self,
-        attempt: Attempt,
-        published: u32,
-        leaving: Leaving,
-        kept: Option<(Vec<Message>, Prompt)>,
-        lost: &CancellationToken,
-    ) {
-        let (end, entry) = match leaving {
-            Leaving::Lost => return self.lose(),
-            Leaving::GivenBack => return self.release(&attempt.lease, lost).await,
-            Leaving::Failed(reason) => {
-                warn!(%reason, "the turn failed");
-                (self.end(&attempt, published, Outcome::Failed, Some(reason)), None)
-            }
-            Leaving::Completed(reply) => {
-                let mut end = self.end(&attempt, published, Outcome::Completed, None);
-                end.finish = reply.finish();
-                let entry = kept.map(|(messages, prompt)| entry(&attempt.lease, messages, &prompt, &reply));
-                (end, entry)
-            }
-        };
-        let entry = entry.filter(|_| !attempt.lease.token.agent.is_lone());
-        let finish = || self.broker.finish(&attempt.lease, published, &end, entry.as_ref());
-        let finished = tokio::select! {
-            // First: a heartbeat after the end and before its reply calls the turn lost.
-            biased;
-            finished = persist(&self.link, finish) => finished,
-            () = lost.cancelled() => return self.lose(),
-        };
-        match finished {
-            Ok(()) => {
-                metrics::turn_ended(end.outcome);
-                if let Some(ms) = end.timing.first_token_ms {
-                    metrics::first_token(Duration::from_millis(ms));
-                }
-                info!(outcome = ?end.outcome, usage = ?end.usage, timing = ?end.timing, "the turn has ended");
-            }
-            Err(error @ BrokerError::Gap { .. }) => {
-                warn!(%error, "published tokens are gone; the turn is given back to go on before them");
-                self.release(&attempt.lease, lost).await;
-            }
-            Err(error) => {
-                warn!(%error, "the turn could not be ended");
-                self.lose();
-            }
-        }
-    }
-
-    fn lose(&self) {
-        metrics::turn_fenced();
-        info!("the turn is not ours any more");
-    }
-
-    async fn release(&self, lease: &Lease, lost: &CancellationToken) {
-        if self.engine.is_gone() {
-            // The turn may be what ended it: the lease runs out, and the attempt counts.
-            return;
-        }
-        let released = tokio::select! {
-            released = persist(&self.link, || self.broker.release(lease)) => released,
-            () = lost.cancelled() => return self.lose(),
-        };
-        match released {
-            Ok(()) => info!("the turn was given back"),
-            Err(error) => warn!(%error, "the turn could not be given back; it goes on after a lease"),
-        }
-    }
-
-    fn end(&self, attempt: &Attempt, made: u32, outcome: Outcome, error: Option<String>) -> End {
-        End {
-            outcome,
-            finish: None,
-            error,
-            usage: Usage { completion_tokens: made, ..attempt.usage },
-            timing: Timing {
-                queued_ms: attempt.queued_ms,
-                first_token_ms: attempt.first_token_ms,
-                total_ms: attempt.queued_ms + attempt.leased.elapsed().as_millis() as u64,
-            },
-            worker: Some(self.settings.worker.clone()),
-        }
-    }
 }
 
-/// What a completed turn adds to its agent's history.
-fn entry(lease: &Lease, messages: Vec<Message>, prompt: &Prompt, reply: &Reply) -> TranscriptEntry {
-    let mut messages = messages;
-    messages.push(Message::new(Role::Assistant, reply.text()));
-    let tokens = [&prompt.tokens[prompt.kept..], reply.kept_tokens()].concat();
-    TranscriptEntry { turn: lease.turn, messages, keep: prompt.kept as u32, tokens }
-}
-
-fn lost_to(error: &BrokerError) -> Leaving {
-    match error {
-        BrokerError::Gap { .. } => {
-            warn!(%error, "published tokens are gone; the turn is given back to go on before them");
-            Leaving::GivenBack
-        }
-        error if error.advice() == Advice::Reject => Leaving::Lost,
-        error => {
-            warn!(%error, "tokens could not be published");
-            Leaving::GivenBack
-        }
+/// Waits for a time; for ever where there is none.
+async fn until(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time.into()).await,
+        None => std::future::pending().await,
     }
 }

@@ -1,14 +1,17 @@
 //! Publishing tokens: one XADD for each delta, with an explicit id `<epoch>-<tokens published after it>`.
 //!
-//! Redis refuses ids at or below a stream's top, so the next attempt's Begin fences this one for free, and
-//! the top id is the resume point. What a lost reply leaves open is settled by reading the top id before the
+//! No script: this is the commonest write. Redis refuses ids at or below a stream's top, so the next attempt's Begin
+//! fences this one for free, and the top id is the resume point. A full Redis refuses XADD and takes a script that may
+//! go over its limit, because what runs must come to its end for memory to get free. What a lost reply leaves open is settled by reading the top id before the
 //! next append: otherwise a delta could land over one that did not.
 
-use deadpool_redis::Connection;
+use redis::Value;
 use turnmill_schema::envelope::{EnvelopeError, encode};
 use turnmill_schema::keys::{FIELD_AT, FIELD_EVENT};
+use turnmill_schema::scripts::Call;
 use turnmill_schema::{Delta, Event};
 
+use super::connect::Shared;
 use super::{BrokerError, Lease, RedisBroker};
 
 impl RedisBroker {
@@ -18,53 +21,57 @@ impl RedisBroker {
             return Err(EnvelopeError::Encode(reason.into()).into());
         }
         let event = encode(&Event::Delta(delta.clone()))?;
-        let mut connection = self.server.connection().await?;
-        // Read after the connection was had: making it is what notices that the server restarted.
-        let generation = self.server.generation();
-        let known = self.held.forget_top(lease.turn, generation);
-        if !known && self.has_landed(&mut connection, lease, delta).await? {
-            self.held.know_top(lease.turn, generation);
+        let shared = self.server.shared().await?;
+        let known = self.held.forget_top(lease.turn, shared.generation);
+        if !known && self.has_landed(&shared, lease, delta).await? {
+            self.held.know_top(lease.turn, shared.generation);
             return Ok(());
         }
-        match self.add(&mut connection, lease, delta, &event).await? {
+        match self.add(&shared, lease, delta, &event).await? {
             Added::Landed => {}
-            Added::Refused if self.has_landed(&mut connection, lease, delta).await? => {}
+            Added::Refused if self.has_landed(&shared, lease, delta).await? => {}
             Added::Refused | Added::NoStream => return Err(self.fenced(lease)),
         }
-        self.held.know_top(lease.turn, generation);
+        self.held.know_top(lease.turn, shared.generation);
         Ok(())
     }
 
     async fn add(
         &self,
-        connection: &mut Connection,
+        shared: &Shared,
         lease: &Lease,
         delta: &Delta,
         event: &[u8],
     ) -> Result<Added, BrokerError> {
+        let result = self.keys(&lease.token).result(lease.turn);
+        let id = format!("{}-{}", lease.epoch, delta.published());
+        let at = self.held.clock().now_ms();
         let mut add = redis::cmd("XADD");
-        add.arg(self.keys(&lease.token).result(lease.turn)).arg("NOMKSTREAM");
-        add.arg(format!("{}-{}", lease.epoch, delta.published()));
-        add.arg(FIELD_EVENT).arg(event).arg(FIELD_AT).arg(self.held.clock().now_ms());
-        match add.query_async::<Option<String>>(connection).await {
+        add.arg(&result).arg("NOMKSTREAM").arg(&id).arg(FIELD_EVENT).arg(event).arg(FIELD_AT).arg(at);
+        let connection = &mut shared.connection.clone();
+        let mut added = add.query_async::<Option<Value>>(connection).await;
+        if added.as_ref().is_err_and(|e| e.code() == Some("OOM")) {
+            let mut call = Call { keys: vec![result], args: Vec::new() };
+            call.text(id).arg(event).text(at);
+            added = self.steps.append.invocation(&call).invoke_async(connection).await;
+        }
+        match added {
             Ok(Some(_)) => Ok(Added::Landed),
             Ok(None) => Ok(Added::NoStream),
             Err(e) if e.to_string().contains("equal or smaller") => Ok(Added::Refused),
-            Err(e) => Err(self.server.error("append", &e)),
+            Err(e) => Err(self.server.shared_error(shared, "append", &e).await),
         }
     }
 
     /// Whether the stream holds the delta already; an error where it cannot follow the stream's top.
-    async fn has_landed(
-        &self,
-        connection: &mut Connection,
-        lease: &Lease,
-        delta: &Delta,
-    ) -> Result<bool, BrokerError> {
+    async fn has_landed(&self, shared: &Shared, lease: &Lease, delta: &Delta) -> Result<bool, BrokerError> {
         let mut last = redis::cmd("XREVRANGE");
         last.arg(self.keys(&lease.token).result(lease.turn)).arg("+").arg("-").arg("COUNT").arg(1);
-        let entries: Vec<(String, redis::Value)> =
-            last.query_async(connection).await.map_err(|e| self.server.error("append", &e))?;
+        let entries = last.query_async::<Vec<(String, Value)>>(&mut shared.connection.clone()).await;
+        let entries = match entries {
+            Ok(entries) => entries,
+            Err(e) => return Err(self.server.shared_error(shared, "append", &e).await),
+        };
         let top = entries.first().and_then(|(id, _)| {
             let (epoch, published) = id.split_once('-')?;
             Some((epoch.parse::<u64>().ok()?, published.parse::<u32>().ok()?))

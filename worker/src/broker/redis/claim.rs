@@ -3,6 +3,7 @@
 use redis::streams::{StreamClaimReply, StreamPendingCountReply};
 use turnmill_schema::keys::GROUP;
 
+use super::read::Delivered;
 use super::{BrokerError, ReadyStream, ReadyToken, RedisBroker};
 
 /// Which pending tokens.
@@ -32,7 +33,7 @@ impl RedisBroker {
         &self,
         whose: Whose,
         room: usize,
-    ) -> Result<Vec<ReadyToken>, BrokerError> {
+    ) -> Result<Vec<Delivered>, BrokerError> {
         let mut tokens = Vec::new();
         for stream in &self.streams {
             if tokens.len() < room {
@@ -47,7 +48,7 @@ impl RedisBroker {
         stream: &ReadyStream,
         whose: Whose,
         room: usize,
-    ) -> Result<Vec<ReadyToken>, BrokerError> {
+    ) -> Result<Vec<Delivered>, BrokerError> {
         let error = |e| self.server.error("reclaim", &e);
         let mut connection = self.server.connection().await?;
         let idle_ms = match whose {

@@ -1,6 +1,8 @@
-//! Connections: a pool for short commands, one connection of its own for the blocking read.
+//! Connections: one that many tasks share for the steps of every turn, a pool for the rare commands, one of its own for
+//! each read that blocks.
 //!
-//! Invariant: no error text carries the password of the URL.
+//! Invariants: no error text carries the password of the URL; whatever breaks is replaced by the next call that needs
+//! it, and counted, because a server that restarted may have lost its last second.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,21 +12,23 @@ use deadpool_redis::{Connection, Hook, Manager, Pool, Runtime};
 use redis::aio::MultiplexedConnection;
 use redis::io::tcp::TcpSettings;
 use redis::{AsyncConnectionConfig, Client, ConnectionInfo, ErrorKind, FromRedisValue, IntoConnectionInfo};
-use redis::{ConnectionAddr, RedisError, ScriptInvocation};
-use rustls::crypto::CryptoProvider;
+use redis::{ConnectionAddr, RedisError, Value};
 use turnmill_schema::keys::GROUP;
+use turnmill_schema::scripts::Call;
 
 use super::facts::ServerFacts;
 use super::steps::Step;
+use super::waiting::BLOCK;
 use super::{BrokerError, RedisBroker, RedisUrl};
+use crate::cryptography;
 
-/// How long the blocking read waits on the server.
-pub(super) const BLOCK: Duration = Duration::from_millis(2000);
 /// How long a short command may take; a full pool, a connection attempt: the same.
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// The client gives up on a blocking read this long after the server should have answered.
 const BLOCK_MARGIN: Duration = Duration::from_secs(3);
-/// Connections for short commands at most. They are multiplexed and short: a few keep a worker busy.
+/// Commands on the shared connection that wait for their answers, at most; more wait to be sent.
+const SHARED_IN_FLIGHT: usize = 1024;
+/// Connections for rare commands at most. They are multiplexed and short: a few keep a worker busy.
 const POOL_CONNECTIONS: usize = 8;
 
 /// Refusals that pass: a full server, one that loads its data or fails over, a group that is made again.
@@ -42,12 +46,25 @@ const PASSING: [&str; 11] = [
     "UNBLOCKED",
 ];
 
+fn is_passing(code: &str) -> bool {
+    PASSING.contains(&code)
+}
+
 /// A Redis server and the ways to it.
 pub(super) struct Server {
     client: Client,
     pool: Pool,
+    shared: tokio::sync::Mutex<Option<Shared>>,
     masked_url: String,
     connects: Arc<Connects>,
+}
+
+/// A connection that many tasks use at once: what they send together goes out together.
+#[derive(Clone)]
+pub(super) struct Shared {
+    pub(super) connection: MultiplexedConnection,
+    /// Which of the connections made it is: what was known of the server before may not hold.
+    pub(super) generation: u64,
 }
 
 impl std::fmt::Debug for Server {
@@ -64,9 +81,10 @@ struct Connects {
 }
 
 impl Connects {
-    fn note(&self) {
-        self.count.fetch_add(1, Ordering::SeqCst);
+    /// One more; returns how many there were before.
+    fn note(&self) -> u64 {
         *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        self.count.fetch_add(1, Ordering::SeqCst)
     }
 }
 
@@ -93,7 +111,8 @@ impl Server {
             .build()
             .map_err(|e| invalid(&e))?;
         let client = Client::open(info).map_err(|e| invalid(&e))?;
-        Ok(Self { client, pool, masked_url: url.masked(), connects })
+        let shared = tokio::sync::Mutex::default();
+        Ok(Self { client, pool, shared, masked_url: url.masked(), connects })
     }
 
     /// A connection for short commands, known to answer.
@@ -108,10 +127,41 @@ impl Server {
         made.map_err(|e| self.unreachable(&e))
     }
 
-    /// Grows with every connection made: what was known of the server before may be gone, since a server
-    /// that restarted may have lost its last second.
-    pub(super) fn generation(&self) -> u64 {
-        self.connects.count.load(Ordering::SeqCst)
+    /// The connection for the steps of turns.
+    pub(super) async fn shared(&self) -> Result<Shared, BrokerError> {
+        let mut shared = self.shared.lock().await;
+        if let Some(shared) = &*shared {
+            return Ok(shared.clone());
+        }
+        let config = timeouts(TIMEOUT).set_pipeline_buffer_size(SHARED_IN_FLIGHT);
+        let made = self.client.get_multiplexed_async_connection_with_config(&config).await;
+        let connection = made.map_err(|e| self.unreachable(&e))?;
+        let made = Shared { connection, generation: self.connects.note() };
+        *shared = Some(made.clone());
+        Ok(made)
+    }
+
+    /// Our words for an error of `step` on `used`. Where it says that the connection is of no more use, the next caller
+    /// gets another.
+    pub(super) async fn shared_error(
+        &self,
+        used: &Shared,
+        step: &'static str,
+        error: &RedisError,
+    ) -> BrokerError {
+        if error.is_io_error() || error.is_unrecoverable_error() {
+            let mut shared = self.shared.lock().await;
+            if shared.as_ref().is_some_and(|shared| shared.generation == used.generation) {
+                *shared = None;
+            }
+        }
+        self.error(step, error)
+    }
+
+    /// A connection for published messages.
+    pub(super) async fn subscriber(&self) -> Result<redis::aio::PubSub, BrokerError> {
+        let made = tokio::time::timeout(TIMEOUT, self.client.get_async_pubsub()).await;
+        made.map_err(|e| self.unreachable(&e))?.map_err(|e| self.unreachable(&e))
     }
 
     /// How long no connection had to be made.
@@ -125,13 +175,18 @@ impl Server {
     }
 
     /// Runs a script on a pooled connection.
-    pub(super) async fn run<T: FromRedisValue>(
-        &self,
-        step: &Step,
-        call: &ScriptInvocation<'_>,
-    ) -> Result<T, BrokerError> {
+    pub(super) async fn run<T: FromRedisValue>(&self, step: &Step, call: &Call) -> Result<T, BrokerError> {
         let mut connection = self.connection().await?;
-        call.invoke_async(&mut connection).await.map_err(|e| self.error(step.name, &e))
+        step.invocation(call).invoke_async(&mut connection).await.map_err(|e| self.error(step.name, &e))
+    }
+
+    /// Runs a script on the shared connection.
+    pub(super) async fn run_shared(&self, step: &Step, call: &Call) -> Result<Value, BrokerError> {
+        let shared = self.shared().await?;
+        match step.invocation(call).invoke_async(&mut shared.connection.clone()).await {
+            Ok(value) => Ok(value),
+            Err(e) => Err(self.shared_error(&shared, step.name, &e).await),
+        }
     }
 
     /// Our words for an error of `step`.
@@ -141,7 +196,7 @@ impl Server {
             | ErrorKind::Extension
             | ErrorKind::Parse
             | ErrorKind::UnexpectedReturnType => {
-                let passing = error.code().is_some_and(|code| PASSING.contains(&code));
+                let passing = error.code().is_some_and(is_passing);
                 BrokerError::Refused { step, passing, reason: error.to_string() }
             }
             ErrorKind::AuthenticationFailed => BrokerError::Unsuitable(format!(
@@ -150,6 +205,17 @@ impl Server {
             )),
             _ => self.unreachable(error),
         }
+    }
+
+    /// The server went away in the middle of `what`.
+    pub(super) fn lost(&self, what: &str) -> BrokerError {
+        self.unreachable(&format!("{what} was lost"))
+    }
+
+    /// The error of one item of `step`, in the script's words.
+    pub(super) fn item_error(&self, step: &'static str, reason: String) -> BrokerError {
+        let passing = reason.split(' ').next().is_some_and(is_passing);
+        BrokerError::Refused { step, passing, reason }
     }
 
     fn unreachable(&self, reason: &dyn std::fmt::Display) -> BrokerError {
@@ -186,18 +252,12 @@ pub async fn check_server(url: &RedisUrl) -> Result<ServerFacts, BrokerError> {
 
 fn connection_info(url: &RedisUrl) -> Result<ConnectionInfo, BrokerError> {
     let info = url.expose().into_connection_info().map_err(|e| unusable_url(url, &e))?;
-    choose_cryptography(info.addr());
+    if matches!(info.addr(), ConnectionAddr::TcpTls { .. }) {
+        cryptography::choose();
+    }
     // Deltas are small writes; Nagle's algorithm would hold them back.
     let tcp = TcpSettings::default().set_nodelay(true);
     Ok(info.set_tcp_settings(tcp))
-}
-
-/// The TLS library comes without cryptography; the process chooses one before its first `rediss://`.
-fn choose_cryptography(address: &ConnectionAddr) {
-    if matches!(address, ConnectionAddr::TcpTls { .. }) && CryptoProvider::get_default().is_none() {
-        // An error means that another thread was faster, which is as good.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-    }
 }
 
 fn unusable_url(url: &RedisUrl, reason: &dyn std::fmt::Display) -> BrokerError {

@@ -1,85 +1,128 @@
 //! Ending a turn, giving it back, handing a token back.
 
-use redis::{FromRedisValue, Value};
+use std::time::Duration;
+
+use redis::{FromRedisValue, ParsingError, Value};
 use turnmill_schema::envelope::encode;
 use turnmill_schema::keys::BacklogEntry;
-use turnmill_schema::{End, Event, TranscriptEntry, scripts};
+use turnmill_schema::scripts::{self, Call};
+use turnmill_schema::{DeadReason, Event};
 
-use super::{BrokerError, Lease, ReadyToken, RedisBroker, steps};
+use super::batch::Item;
+use super::{BrokerError, Ending, Lease, ReadyToken, RedisBroker, Retry};
 
 impl RedisBroker {
     pub(super) async fn end_turn(
         &self,
         lease: &Lease,
-        published: u32,
-        end: &End,
-        entry: Option<&TranscriptEntry>,
-    ) -> Result<(), BrokerError> {
-        let event = encode(&Event::End(end.clone()))?;
-        let transcript = entry.map(encode).transpose()?.unwrap_or_default();
-        // While the lease is ours the head is our turn; where it is another, the script finds out why.
-        let head = self.head(&lease.token).await?;
-        let head = head.as_deref().and_then(BacklogEntry::parse).filter(|head| head.turn == lease.turn);
-        let idempotency = head.and_then(|head| head.idempotency);
-
-        let token = &lease.token;
-        let mut call = steps::FINISH.script.prepare_invoke();
-        call.key(scripts::agent_keys(&self.keys(token), &token.agent, lease.turn, idempotency.as_deref()));
-        call.arg(token.agent.as_str()).arg(lease.turn.to_string()).arg(&self.settings.worker);
-        call.arg(lease.epoch).arg(published).arg(end.outcome.as_str()).arg(event).arg(transcript);
-        call.arg(self.settings.result_ttl_ms).arg(self.settings.outcome_ttl_ms);
-        match self.server.run(&steps::FINISH, &call).await? {
+        ending: &Ending,
+    ) -> Result<Option<ReadyToken>, BrokerError> {
+        let end = encode(&Event::End(ending.end.clone()))?;
+        let entry = ending.entry.as_ref().map(encode).transpose()?.unwrap_or_default();
+        let reply = ending.reply.clone().map(|delta| encode(&Event::Delta(delta))).transpose()?;
+        let outcome = ending.end.outcome.as_str();
+        let reason = ending.reason.map_or("", DeadReason::as_str);
+        let published = ending.published.to_string();
+        let mut args = self.lease_args(lease);
+        args.extend([published, outcome.to_owned(), reason.to_owned()].map(String::into_bytes));
+        let handovers = if ending.hand_over { self.settings.max_handovers } else { 0 };
+        args.extend([end, entry, reply.unwrap_or_default(), handovers.to_string().into_bytes()]);
+        let item = Item { keys: self.lease_keys(lease), args };
+        let answer = self.batches(lease.token.shard)?.finish.call(item).await?;
+        match FinishReply::from_redis_value(answer).map_err(|e| self.server.error("finish", &e.into()))? {
             FinishReply::Done => {
-                self.held.give_up(token, lease.turn);
-                Ok(())
+                self.held.give_up(lease);
+                Ok(None)
+            }
+            FinishReply::Next(head) => {
+                let ours = self.held.hand_over(lease, BacklogEntry::parse(&head));
+                Ok(ours.then(|| lease.token.clone()))
             }
             FinishReply::Fenced => Err(self.fenced(lease)),
-            FinishReply::Gap(found) => Err(BrokerError::Gap { turn: lease.turn, expected: published, found }),
+            FinishReply::Gap(found) => {
+                Err(BrokerError::Gap { turn: lease.turn, expected: ending.published, found })
+            }
         }
     }
 
     pub(super) async fn give_back(&self, lease: &Lease) -> Result<(), BrokerError> {
-        let (token, keys) = (&lease.token, self.keys(&lease.token));
-        let mut call = steps::RELEASE.script.prepare_invoke();
-        call.key(keys.agent(&token.agent)).key(keys.turn(lease.turn));
-        call.key(&scripts::ready_keys(&keys));
-        call.arg(token.agent.as_str()).arg(&self.settings.worker).arg(lease.epoch);
-        if self.server.run(&steps::RELEASE, &call).await? {
-            self.held.give_up(token, lease.turn);
-            Ok(())
-        } else {
-            Err(self.fenced(lease))
+        self.call_give_back(lease, ["", "", ""]).await.map(|_| ())
+    }
+
+    pub(super) async fn retry_later(
+        &self,
+        lease: &Lease,
+        delay: Duration,
+        reason: DeadReason,
+        text: &str,
+    ) -> Result<Retry, BrokerError> {
+        self.call_give_back(lease, [&delay.as_millis().to_string(), reason.as_str(), text]).await
+    }
+
+    async fn call_give_back(&self, lease: &Lease, failure: [&str; 3]) -> Result<Retry, BrokerError> {
+        let mut args = self.lease_args(lease);
+        args.extend(failure.map(|arg| arg.as_bytes().to_vec()));
+        let item = Item { keys: self.lease_keys(lease), args };
+        let answer = self.batches(lease.token.shard)?.give_back.call(item).await?;
+        let (status,): (String,) =
+            redis::from_redis_value(answer).map_err(|e| self.server.error("give_back", &e.into()))?;
+        if status == "fenced" {
+            return Err(self.fenced(lease));
         }
+        self.held.give_up(lease);
+        Ok(if status == "dead" { Retry::Dead } else { Retry::Later })
     }
 
     pub(super) async fn hand_back(&self, token: &ReadyToken) -> Result<(), BrokerError> {
         let keys = self.keys(token);
-        let mut call = steps::PUT_BACK.script.prepare_invoke();
-        call.key(keys.agent(&token.agent)).key(keys.ready(token.priority));
-        call.arg(token.agent.as_str()).arg(&token.entry).arg(token.priority.as_str());
-        call.arg(&self.settings.worker);
+        let mut call = Call::new(&keys);
+        call.keys([keys.agent(&token.agent), keys.backlog(&token.agent)]);
+        call.text(&token.agent).text(&token.entry).text(token.priority.as_str()).text(&self.settings.worker);
         // Whether it was still ours or another's by then: it is not ours now.
-        let _: bool = self.server.run(&steps::PUT_BACK, &call).await?;
+        let _: bool = self.server.run(&self.steps.put_back, &call).await?;
         self.held.drop_token(token);
         Ok(())
+    }
+
+    /// Keys of a leased turn. Of one that this worker does not hold any more the idempotency key is not known, nor
+    /// needed: nothing of it is written.
+    fn lease_keys(&self, lease: &Lease) -> [String; 7] {
+        let idempotency = self.held.idempotency(lease.turn);
+        let turn = Some((lease.turn, idempotency.as_deref()));
+        scripts::turn_keys(&self.keys(&lease.token), &lease.token.agent, turn)
+    }
+
+    /// The arguments that say which lease.
+    fn lease_args(&self, lease: &Lease) -> Vec<Vec<u8>> {
+        [lease.token.agent.to_string(), lease.turn.to_string(), lease.epoch.to_string()]
+            .map(String::into_bytes)
+            .into()
     }
 }
 
 enum FinishReply {
     Done,
+    /// The token stands for the agent's next turn, which is this.
+    Next(String),
     Fenced,
     Gap(u32),
 }
 
 impl FromRedisValue for FinishReply {
-    fn from_redis_value(value: Value) -> Result<Self, redis::ParsingError> {
+    fn from_redis_value(value: Value) -> Result<Self, ParsingError> {
         let parts: Vec<Value> = redis::from_redis_value(value)?;
         let mut parts = parts.into_iter();
-        let status: String = redis::from_redis_value(parts.next().unwrap_or(Value::Nil))?;
+        let mut next = || parts.next().unwrap_or(Value::Nil);
+        let status: String = redis::from_redis_value(next())?;
         match status.as_str() {
             "done" => Ok(Self::Done),
+            "next" => {
+                // The token is the one that was leased with.
+                let _token = next();
+                redis::from_redis_value(next()).map(Self::Next)
+            }
             "fenced" => Ok(Self::Fenced),
-            _ => redis::from_redis_value(parts.next().unwrap_or(Value::Nil)).map(Self::Gap),
+            _ => redis::from_redis_value(next()).map(Self::Gap),
         }
     }
 }

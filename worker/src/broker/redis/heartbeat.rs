@@ -1,8 +1,8 @@
 //! Keeping leases and unleased tokens alive, one script call a shard.
 
-use turnmill_schema::scripts;
+use turnmill_schema::scripts::Call;
 
-use super::{Beat, BrokerError, Lease, ReadyToken, RedisBroker, steps};
+use super::{Beat, BrokerError, Lease, ReadyToken, RedisBroker};
 
 impl RedisBroker {
     pub(super) async fn beat(&self, held: &[Lease], unleased: &[ReadyToken]) -> Result<Beat, BrokerError> {
@@ -16,21 +16,18 @@ impl RedisBroker {
             if all.is_empty() {
                 continue;
             }
-            let mut call = steps::HEARTBEAT.script.prepare_invoke();
-            call.key(&scripts::ready_keys(&keys)).arg(&self.settings.worker);
+            let mut call = Call::new(&keys);
+            call.text(&self.settings.worker);
             for (token, epoch) in &all {
-                call.key(keys.agent(&token.agent));
-                call.arg(&token.entry).arg(token.priority.as_str()).arg(epoch);
+                call.keys([keys.agent(&token.agent)]);
+                call.text(&token.entry).text(token.priority.as_str()).text(epoch);
             }
-            let (now_ms, kept): (u64, Vec<bool>) = self.server.run(&steps::HEARTBEAT, &call).await?;
+            let (now_ms, kept): (u64, Vec<bool>) = self.server.run(&self.steps.heartbeat, &call).await?;
             self.held.clock().set(now_ms);
-            let (of_leases, of_tokens) = kept.split_at(leases.len().min(kept.len()));
-            for (lease, _) in leases.iter().zip(of_leases).filter(|(_, kept)| !**kept) {
-                self.held.give_up(&lease.token, lease.turn);
+            // A token lost before its lease is found out by the lease; by now it may be ours again.
+            for (lease, _) in leases.iter().zip(&kept).filter(|(_, kept)| !**kept) {
+                self.held.give_up(lease);
                 lost.push(lease.turn);
-            }
-            for (token, _) in tokens.iter().zip(of_tokens).filter(|(_, kept)| !**kept) {
-                self.held.drop_token(token);
             }
         }
         Ok(Beat { lost })

@@ -1,13 +1,15 @@
 //! What this worker holds, and what it knows of the server.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use turnmill_schema::TurnId;
+use turnmill_schema::keys::BacklogEntry;
 
-use super::ReadyToken;
+use super::{Lease, ReadyToken};
 
 /// Tokens in this worker's hands, the streams whose end it knows, and the server's clock.
 #[derive(Debug)]
@@ -16,9 +18,30 @@ pub(super) struct Held {
     clock: ServerClock,
 }
 
+/// What a token is held for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum For {
+    /// To be leased.
+    Delivery,
+    /// To be leased, handed over at the end of the lease of this epoch.
+    HandOver(u64),
+    /// The lease of this epoch.
+    Lease(u64),
+}
+
+/// A token in our hands.
+#[derive(Debug)]
+struct Holding {
+    held_for: For,
+    /// The head its agent's backlog had when last heard of: scripts declare the keys they touch.
+    head: Option<BacklogEntry>,
+}
+
 #[derive(Debug, Default)]
 struct Inner {
-    tokens: HashSet<ReadyToken>,
+    tokens: HashMap<ReadyToken, Holding>,
+    /// Idempotency keys of leased turns.
+    idempotency: HashMap<TurnId, String>,
     /// Turns whose last append is known to be the top of their stream, by the generation of connections
     /// that told so.
     known_tops: HashMap<TurnId, u64>,
@@ -38,10 +61,51 @@ impl Held {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes tokens into our hands; returns those that were not there before.
-    pub(super) fn take(&self, tokens: Vec<ReadyToken>) -> Vec<ReadyToken> {
+    /// Takes tokens into our hands, with what they say is their agent's head; returns those that were not there before.
+    pub(super) fn take(&self, tokens: Vec<(ReadyToken, Option<BacklogEntry>)>) -> Vec<ReadyToken> {
         let mut inner = self.lock();
-        tokens.into_iter().filter(|token| inner.tokens.insert(token.clone())).collect()
+        let new = tokens.into_iter().filter_map(|(token, head)| match inner.tokens.entry(token.clone()) {
+            Entry::Occupied(_) => None,
+            Entry::Vacant(vacant) => {
+                vacant.insert(Holding { held_for: For::Delivery, head });
+                Some(token)
+            }
+        });
+        new.collect()
+    }
+
+    /// What is known of the head of the token's agent.
+    pub(super) fn head(&self, token: &ReadyToken) -> Option<BacklogEntry> {
+        self.lock().tokens.get(token).and_then(|holding| holding.head.clone())
+    }
+
+    /// The head of the token's agent is leased.
+    pub(super) fn lease(&self, lease: &Lease, entry: &BacklogEntry) {
+        let mut inner = self.lock();
+        let holding = Holding { held_for: For::Lease(lease.epoch), head: Some(entry.clone()) };
+        inner.tokens.insert(lease.token.clone(), holding);
+        if let Some(name) = &entry.idempotency {
+            inner.idempotency.insert(entry.turn, name.clone());
+        }
+    }
+
+    /// The idempotency key of a leased turn.
+    pub(super) fn idempotency(&self, turn: TurnId) -> Option<String> {
+        self.lock().idempotency.get(&turn).cloned()
+    }
+
+    /// The lease has ended, and its token stands for the agent's next turn. False where the token came to us another way
+    /// meanwhile: a heartbeat may find the lease gone before we hear why, and then the token is anybody's to claim.
+    pub(super) fn hand_over(&self, lease: &Lease, head: Option<BacklogEntry>) -> bool {
+        self.give_up(lease);
+        let mut inner = self.lock();
+        let held_for = inner.tokens.get(&lease.token).map(|holding| holding.held_for);
+        let is_free = held_for.is_none_or(|held_for| held_for == For::HandOver(lease.epoch));
+        if is_free {
+            let holding = Holding { held_for: For::HandOver(lease.epoch), head };
+            inner.tokens.insert(lease.token.clone(), holding);
+        }
+        is_free
     }
 
     /// How many tokens we hold.
@@ -53,7 +117,7 @@ impl Held {
     pub(super) fn entries(&self, shard: u16, priority: turnmill_schema::Priority) -> HashSet<String> {
         let inner = self.lock();
         let of_stream =
-            inner.tokens.iter().filter(|token| token.shard == shard && token.priority == priority);
+            inner.tokens.keys().filter(|token| token.shard == shard && token.priority == priority);
         of_stream.map(|token| token.entry.clone()).collect()
     }
 
@@ -62,11 +126,15 @@ impl Held {
         self.lock().tokens.remove(token);
     }
 
-    /// The lease is not ours any more.
-    pub(super) fn give_up(&self, token: &ReadyToken, turn: TurnId) {
+    /// The lease is not ours any more. A newer one under the same token stays.
+    pub(super) fn give_up(&self, lease: &Lease) {
         let mut inner = self.lock();
-        inner.tokens.remove(token);
-        inner.known_tops.remove(&turn);
+        let held_for = inner.tokens.get(&lease.token).map(|holding| holding.held_for);
+        if held_for == Some(For::Lease(lease.epoch)) {
+            inner.tokens.remove(&lease.token);
+            inner.idempotency.remove(&lease.turn);
+            inner.known_tops.remove(&lease.turn);
+        }
     }
 
     /// Whether the turn's top was known in `generation`; it is not again until [`Held::know_top`].

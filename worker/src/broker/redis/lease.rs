@@ -1,12 +1,15 @@
-//! Leasing the head of an agent's backlog, and loading what its run needs.
+//! Leasing the head of an agent's backlog, with everything its run needs.
+
+use std::time::Duration;
 
 use redis::streams::StreamRangeReply;
-use redis::{FromRedisValue, Value};
+use redis::{FromRedisValue, ParsingError, Value};
 use turnmill_schema::envelope::{EnvelopeError, decode};
 use turnmill_schema::keys::{BacklogEntry, FIELD_AT, FIELD_EVENT};
-use turnmill_schema::{Delta, Event, History, TranscriptEntry, Turn, TurnId, scripts};
+use turnmill_schema::{Delta, Event, History, StoredTurn, TranscriptEntry, TurnId, scripts};
 
-use super::{BrokerError, Claim, Lease, ReadyToken, RedisBroker, steps};
+use super::batch::Item;
+use super::{BrokerError, Claim, Lease, ReadyToken, RedisBroker};
 use crate::broker::Advice;
 
 /// The script's reply to a lease that was granted.
@@ -14,13 +17,14 @@ struct Grant {
     epoch: u64,
     attempt: u32,
     alone: bool,
-    new_session: bool,
-    enqueued_ms: u64,
-    now_ms: u64,
+    deadline_ms: u64,
     envelope: Vec<u8>,
+    /// What earlier attempts left in the result stream.
+    entries: StreamRangeReply,
+    transcript: Vec<Vec<u8>>,
 }
 
-/// What earlier attempts left in the result stream.
+/// The reply so far.
 #[derive(Default)]
 struct Published {
     deltas: Vec<Delta>,
@@ -38,92 +42,77 @@ impl RedisBroker {
     }
 
     async fn try_lease(&self, token: &ReadyToken) -> Result<Option<Claim>, BrokerError> {
-        // Every round but the last ended a turn or met another worker's progress, so this comes to an end.
+        let mut head = self.held.head(token);
+        // Every round but the last ended a turn or met another's progress, so this comes to an end.
         loop {
-            let Some(text) = self.head(token).await? else {
-                if self.discard(token).await? {
-                    return Ok(None);
+            let reply = self.call_lease(token, head.as_ref()).await?;
+            match (LeaseReply::from_redis_value(reply), head) {
+                (Ok(LeaseReply::Leased(grant)), Some(entry)) => {
+                    return self.claim(token, &entry, *grant).map(Some);
                 }
-                continue;
-            };
-            let entry = BacklogEntry::parse(&text).ok_or_else(|| BrokerError::Refused {
-                step: "lease",
-                passing: false,
-                reason: format!("the backlog of {} holds {text:?}, which is no turn", token.agent),
-            })?;
-            let reply = self.call_lease(token, &entry, &text).await?;
-            match reply {
-                LeaseReply::Leased(grant) => return self.load(token, entry.turn, grant).await.map(Some),
-                LeaseReply::Again => {}
-                LeaseReply::Gone => {
+                (Ok(LeaseReply::Head(text)), _) => head = Some(self.entry(token, &text)?),
+                (Ok(LeaseReply::Gone), _) => {
                     self.held.drop_token(token);
                     return Ok(None);
                 }
+                (Ok(LeaseReply::Paused), _) => {
+                    self.hand_back(token).await?;
+                    return Ok(None);
+                }
+                (Ok(LeaseReply::Leased(_)), None) => {
+                    return Err(self.unreadable("a turn was leased that nobody named".to_owned()));
+                }
+                (Err(e), _) => return Err(self.unreadable(e.to_string())),
             }
         }
-    }
-
-    /// The backlog's head. Read first, because a script's keys are declared before it runs.
-    pub(super) async fn head(&self, token: &ReadyToken) -> Result<Option<String>, BrokerError> {
-        let mut connection = self.server.connection().await?;
-        let mut command = redis::cmd("LINDEX");
-        command.arg(self.keys(token).backlog(&token.agent)).arg(0);
-        command.query_async(&mut connection).await.map_err(|e| self.server.error("lease", &e))
-    }
-
-    /// False where the agent has work by now.
-    async fn discard(&self, token: &ReadyToken) -> Result<bool, BrokerError> {
-        let keys = self.keys(token);
-        let mut call = steps::DISCARD.script.prepare_invoke();
-        call.key(keys.agent(&token.agent)).key(keys.backlog(&token.agent));
-        call.key(keys.ready(token.priority)).key(keys.open());
-        call.arg(token.agent.as_str()).arg(&token.entry).arg(&self.settings.worker);
-        let done = self.server.run(&steps::DISCARD, &call).await?;
-        if done {
-            self.held.drop_token(token);
-        }
-        Ok(done)
     }
 
     async fn call_lease(
         &self,
         token: &ReadyToken,
-        entry: &BacklogEntry,
-        text: &str,
-    ) -> Result<LeaseReply, BrokerError> {
-        let keys = self.keys(token);
-        let idempotency = entry.idempotency.as_deref();
-        let mut call = steps::LEASE.script.prepare_invoke();
-        call.key(scripts::agent_keys(&keys, &token.agent, entry.turn, idempotency));
-        call.arg(token.agent.as_str()).arg(&token.entry).arg(token.priority.as_str());
-        call.arg(&self.settings.worker).arg(text).arg(self.settings.max_attempts);
-        call.arg(self.settings.result_ttl_ms).arg(self.settings.outcome_ttl_ms);
-        self.server.run(&steps::LEASE, &call).await
+        head: Option<&BacklogEntry>,
+    ) -> Result<Value, BrokerError> {
+        let turn = head.map(|entry| (entry.turn, entry.idempotency.as_deref()));
+        let head = head.map(ToString::to_string).unwrap_or_default();
+        let args = [token.agent.as_str(), &token.entry, token.priority.as_str(), &head];
+        let item = Item {
+            keys: scripts::turn_keys(&self.keys(token), &token.agent, turn),
+            args: args.map(|arg| arg.as_bytes().to_vec()).into(),
+        };
+        self.batches(token.shard)?.lease.call(item).await
     }
 
-    async fn load(&self, token: &ReadyToken, turn: TurnId, grant: Grant) -> Result<Claim, BrokerError> {
-        self.held.clock().set(grant.now_ms);
-        let keys = self.keys(token);
-        let mut load = redis::pipe();
-        load.cmd("XRANGE").arg(keys.result(turn)).arg("-").arg("+");
-        load.cmd("LRANGE").arg(keys.transcript(&token.agent)).arg(0).arg(-1);
-        let mut connection = self.server.connection().await?;
-        let (entries, transcript): (StreamRangeReply, Vec<Vec<u8>>) =
-            load.query_async(&mut connection).await.map_err(|e| self.server.error("lease", &e))?;
-        let published = read_published(turn, &entries)?;
-        let history = if grant.new_session { Ok(History::default()) } else { read_history(&transcript) };
+    /// What a backlog is said to hold.
+    fn entry(&self, token: &ReadyToken, text: &str) -> Result<BacklogEntry, BrokerError> {
+        BacklogEntry::parse(text).ok_or_else(|| {
+            self.unreadable(format!("the backlog of {} holds {text:?}, which is no turn", token.agent))
+        })
+    }
+
+    fn unreadable(&self, reason: String) -> BrokerError {
+        BrokerError::Refused { step: "lease", passing: false, reason }
+    }
+
+    fn claim(&self, token: &ReadyToken, entry: &BacklogEntry, grant: Grant) -> Result<Claim, BrokerError> {
+        let published = read_published(entry.turn, &grant.entries)?;
         // A history that cannot be read ends the turn as an unreadable envelope does.
-        let (turn_read, history) = match history {
-            Ok(history) => (decode::<Turn>(&grant.envelope), history),
+        let (turn, history) = match read_history(&grant.transcript) {
+            Ok(history) => (StoredTurn::decode(&grant.envelope), history),
             Err(e) => (Err(e), History::default()),
         };
-        let since_enqueue = |ms: u64| ms.saturating_sub(grant.enqueued_ms);
+        let now_ms = self.held.clock().now_ms().max(0) as u64;
+        let since_enqueue = |ms: u64| ms.saturating_sub(entry.enqueued_ms);
+        let has_deadline = grant.deadline_ms > 0;
+        let (epoch, attempt) = (grant.epoch, grant.attempt);
+        let lease = Lease { turn: entry.turn, token: token.clone(), epoch, attempt };
+        self.held.lease(&lease, entry);
         Ok(Claim {
-            lease: Lease { turn, token: token.clone(), epoch: grant.epoch, attempt: grant.attempt },
-            turn: turn_read,
+            lease,
+            turn,
             history,
             published: published.deltas,
-            queued_ms: since_enqueue(grant.now_ms),
+            queued_ms: since_enqueue(now_ms),
+            expires_in: has_deadline.then(|| Duration::from_millis(grant.deadline_ms.saturating_sub(now_ms))),
             first_token_ms: published.first_token_at_ms.map(since_enqueue),
             alone: grant.alone,
         })
@@ -131,24 +120,34 @@ impl RedisBroker {
 }
 
 enum LeaseReply {
-    Leased(Grant),
-    /// The head changed.
-    Again,
+    Leased(Box<Grant>),
+    /// The head is another one than the caller named.
+    Head(String),
     Gone,
+    Paused,
 }
 
 impl FromRedisValue for LeaseReply {
-    fn from_redis_value(value: Value) -> Result<Self, redis::ParsingError> {
+    fn from_redis_value(value: Value) -> Result<Self, ParsingError> {
         let mut parts: Vec<Value> = redis::from_redis_value(value)?;
-        let rest = parts.split_off(1.min(parts.len()));
+        let rest = Value::Array(parts.split_off(1.min(parts.len())));
         let (status,): (String,) = redis::from_redis_value(Value::Array(parts))?;
         match status.as_str() {
             "gone" => Ok(Self::Gone),
-            "moved" | "next" => Ok(Self::Again),
+            "paused" => Ok(Self::Paused),
+            "head" => redis::from_redis_value(rest).map(|(text,)| Self::Head(text)),
             _ => {
-                let (epoch, attempt, alone, new_session, enqueued_ms, now_ms, envelope) =
-                    redis::from_redis_value(Value::Array(rest))?;
-                Ok(Self::Leased(Grant { epoch, attempt, alone, new_session, enqueued_ms, now_ms, envelope }))
+                let (epoch, attempt, alone, deadline_ms, envelope, entries, transcript) =
+                    redis::from_redis_value(rest)?;
+                Ok(Self::Leased(Box::new(Grant {
+                    epoch,
+                    attempt,
+                    alone,
+                    deadline_ms,
+                    envelope,
+                    entries,
+                    transcript,
+                })))
             }
         }
     }

@@ -7,6 +7,7 @@
 //! * a future that is dropped half way leaves nothing behind that the next call would not find.
 
 mod append;
+mod batch;
 mod claim;
 mod connect;
 mod facts;
@@ -14,23 +15,34 @@ mod finish;
 mod heartbeat;
 mod held;
 mod lease;
+mod notices;
 mod read;
+mod registry;
 mod steps;
 mod sweep;
+mod waiting;
 
 use std::num::NonZeroU16;
+use std::sync::Arc;
+use std::time::Duration;
 
 use turnmill_schema::keys::{Keys, Queue};
-use turnmill_schema::{Delta, End, Name, Priority, TranscriptEntry};
+use turnmill_schema::{DeadReason, Delta, Name, Priority, TurnId, WorkerStatus};
 
-use super::{Beat, Broker, BrokerError, Claim, Lease, QueueCounts, ReadyToken};
+use super::{
+    Beat, Broker, BrokerError, Claim, Ending, Lease, Orders, PriorityCounts, QueueCounts, ReadyToken, Retry,
+};
 use crate::config::RedisUrl;
 
+use batch::{Batch, BatchContext};
 use connect::Server;
 pub use connect::check_server;
 pub use facts::ServerFacts;
 use held::Held;
+use notices::Notices;
 use read::Reader;
+pub use steps::Scripts;
+use steps::Steps;
 
 /// What a worker must know of its queue.
 #[derive(Clone, Debug)]
@@ -51,6 +63,14 @@ pub struct BrokerSettings {
     pub result_ttl_ms: u64,
     /// How long an ended turn's outcome and its idempotency key are kept.
     pub outcome_ttl_ms: u64,
+    /// How long the result stream of an ended turn stays whose whole reply is kept with its outcome.
+    pub keep_stream_ms: u64,
+    /// What ended turns may take in a shard, roughly, in bytes; beyond it the oldest are forgotten early.
+    pub retained_bytes: u64,
+    /// Turns of one tenant that may run at once in a shard; 0: no limit.
+    pub tenant_max_running: u64,
+    /// Turns in a row that a worker may take of an agent while other agents wait.
+    pub max_handovers: u32,
 }
 
 /// A ready stream.
@@ -61,6 +81,14 @@ struct ReadyStream {
     priority: Priority,
 }
 
+/// The steps of one shard that many turns take at about the same time.
+#[derive(Debug)]
+struct Batches {
+    lease: Batch,
+    finish: Batch,
+    give_back: Batch,
+}
+
 /// The [`Broker`] over Redis.
 #[derive(Debug)]
 pub struct RedisBroker {
@@ -68,14 +96,23 @@ pub struct RedisBroker {
     queue: Queue,
     /// Most urgent priority first.
     streams: Vec<ReadyStream>,
-    server: Server,
+    server: Arc<Server>,
+    steps: Arc<Steps>,
+    /// By shard.
+    batches: Vec<Batches>,
     reader: tokio::sync::Mutex<Reader>,
-    held: Held,
+    notices: tokio::sync::Mutex<Notices>,
+    held: Arc<Held>,
 }
 
 impl RedisBroker {
     /// Connects, checks the server (see [`check_server`]) and creates the queue's consumer groups where missing.
     pub async fn connect(settings: BrokerSettings) -> Result<Self, BrokerError> {
+        Self::connect_with(settings, Scripts::default()).await
+    }
+
+    /// The same with other scripts than the protocol's: for tests that show what a check is for.
+    pub async fn connect_with(settings: BrokerSettings, scripts: Scripts) -> Result<Self, BrokerError> {
         check_server(&settings.url).await?;
         let queue = Queue { name: settings.queue.clone(), shards: settings.shards };
         let streams = Priority::ALL.into_iter().flat_map(|priority| {
@@ -85,14 +122,34 @@ impl RedisBroker {
                 priority,
             })
         });
-        let broker = Self {
-            streams: streams.collect(),
-            server: Server::new(&settings.url)?,
-            reader: tokio::sync::Mutex::default(),
-            held: Held::default(),
-            queue,
-            settings,
+        let streams = streams.collect();
+        let server = Arc::new(Server::new(&settings.url)?);
+        let steps = Arc::new(Steps::from(scripts));
+        let held = Arc::new(Held::default());
+        let context = |keys, args: &[u64], step| BatchContext {
+            server: Arc::clone(&server),
+            held: Arc::clone(&held),
+            steps: Arc::clone(&steps),
+            keys,
+            args: batch_args(&settings.worker, args),
+            step,
         };
+        let s = &settings;
+        let (attempts, result, outcome) = (u64::from(s.max_attempts), s.result_ttl_ms, s.outcome_ttl_ms);
+        let batches = queue.all_keys().map(|keys| Batches {
+            lease: Batch::start(context(
+                keys.clone(),
+                &[attempts, result, outcome, s.tenant_max_running],
+                |steps| &steps.lease,
+            )),
+            finish: Batch::start(context(keys.clone(), &[result, outcome, s.keep_stream_ms], |steps| {
+                &steps.finish
+            })),
+            give_back: Batch::start(context(keys, &[attempts, result, outcome], |steps| &steps.give_back)),
+        });
+        let batches = batches.collect();
+        let (reader, notices) = (tokio::sync::Mutex::default(), tokio::sync::Mutex::default());
+        let broker = Self { streams, server, steps, batches, reader, notices, held, queue, settings };
         broker.create_groups().await?;
         Ok(broker)
     }
@@ -101,10 +158,24 @@ impl RedisBroker {
         self.queue.keys(token.shard)
     }
 
+    fn batches(&self, shard: u16) -> Result<&Batches, BrokerError> {
+        self.batches.get(usize::from(shard)).ok_or_else(|| {
+            let shards = self.settings.shards;
+            BrokerError::Unsuitable(format!(
+                "shard {shard} is not one of the queue's {shards}; correct shards"
+            ))
+        })
+    }
+
     fn fenced(&self, lease: &Lease) -> BrokerError {
-        self.held.give_up(&lease.token, lease.turn);
+        self.held.give_up(lease);
         BrokerError::Fenced { turn: lease.turn }
     }
+}
+
+fn batch_args(worker: &str, numbers: &[u64]) -> Vec<Vec<u8>> {
+    let numbers = numbers.iter().map(u64::to_string);
+    std::iter::once(worker.to_owned()).chain(numbers).map(String::into_bytes).collect()
 }
 
 impl Broker for RedisBroker {
@@ -128,18 +199,26 @@ impl Broker for RedisBroker {
         self.append_delta(lease, delta).await
     }
 
-    async fn finish(
-        &self,
-        lease: &Lease,
-        published: u32,
-        end: &End,
-        entry: Option<&TranscriptEntry>,
-    ) -> Result<(), BrokerError> {
-        self.end_turn(lease, published, end, entry).await
+    async fn next_cancelled(&self) -> Result<TurnId, BrokerError> {
+        self.wait_for_notice().await
+    }
+
+    async fn finish(&self, lease: &Lease, ending: &Ending) -> Result<Option<ReadyToken>, BrokerError> {
+        self.end_turn(lease, ending).await
     }
 
     async fn release(&self, lease: &Lease) -> Result<(), BrokerError> {
         self.give_back(lease).await
+    }
+
+    async fn retry(
+        &self,
+        lease: &Lease,
+        delay: Duration,
+        reason: DeadReason,
+        text: &str,
+    ) -> Result<Retry, BrokerError> {
+        self.retry_later(lease, delay, reason, text).await
     }
 
     async fn put_back(&self, token: &ReadyToken) -> Result<(), BrokerError> {
@@ -152,5 +231,9 @@ impl Broker for RedisBroker {
 
     async fn counts(&self) -> Result<QueueCounts, BrokerError> {
         self.count_work().await
+    }
+
+    async fn register(&self, status: &WorkerStatus) -> Result<Orders, BrokerError> {
+        self.enter(status).await
     }
 }

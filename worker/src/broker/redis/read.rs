@@ -4,17 +4,21 @@
 //! dropped), the next one starts on a new connection by claiming what is pending to this worker and not in its
 //! hands.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
-use redis::Cmd;
 use redis::aio::MultiplexedConnection;
 use redis::streams::{StreamId, StreamReadReply};
-use turnmill_schema::AgentId;
-use turnmill_schema::keys::{FIELD_AGENT, GROUP};
+use redis::{Cmd, RedisResult};
+use turnmill_schema::keys::{BacklogEntry, FIELD_AGENT, FIELD_HEAD, GROUP};
+use turnmill_schema::{AgentId, Priority};
 
 use super::claim::Whose;
-use super::connect::BLOCK;
+use super::waiting::Waiting;
 use super::{BrokerError, ReadyStream, ReadyToken, RedisBroker};
+
+/// After so many tokens of interactive agents one of a batch agent comes first, where one waits: so neither starves.
+const INTERACTIVE_A_BATCH: usize = 3;
 
 /// The state of the blocking read.
 #[derive(Default)]
@@ -25,11 +29,31 @@ pub(super) struct Reader {
     recovering: bool,
     /// Which shard is asked first; goes round, so that no shard starves.
     first_shard: usize,
+    /// Interactive tokens since the last one of a batch agent.
+    since_batch: usize,
+    /// Agents that wait for a time or a place.
+    pub(super) waiting: Waiting,
 }
+
+/// A token as it was delivered, and the head it was made for.
+pub(super) type Delivered = (ReadyToken, Option<BacklogEntry>);
 
 impl std::fmt::Debug for Reader {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Reader").field("recovering", &self.recovering).finish_non_exhaustive()
+    }
+}
+
+impl Reader {
+    /// How many of `room` tokens are asked of the batch streams first.
+    fn batch_share(&self, room: usize) -> usize {
+        (self.since_batch + room) / (INTERACTIVE_A_BATCH + 1)
+    }
+
+    fn note(&mut self, tokens: &[Delivered]) {
+        let batch = tokens.iter().filter(|(token, _)| token.priority == Priority::Batch).count();
+        let since = if batch > 0 { 0 } else { self.since_batch + tokens.len() };
+        self.since_batch = since.min(INTERACTIVE_A_BATCH);
     }
 }
 
@@ -65,24 +89,77 @@ impl RedisBroker {
             tokens = self.claim_pending(Whose::Ours, room).await?;
             reader.recovering = tokens.len() == room;
         }
+        let outlook = self.look_after_waiting(&mut reader.waiting).await?;
+        if outlook.paused {
+            if tokens.is_empty() {
+                tokio::time::sleep(outlook.block).await;
+            }
+            return Ok(self.held.take(tokens));
+        }
         reader.first_shard += 1;
         let streams = self.streams_from(reader.first_shard);
-        for stream in &streams {
-            // COUNT is per stream, so each is asked for the room that is left.
-            if tokens.len() < room {
-                let command = self.read_command(&[stream], room - tokens.len(), None);
-                tokens.extend(self.deliver(&command, connection).await?);
-            }
+        if tokens.len() < room {
+            let room = room - tokens.len();
+            tokens.extend(self.read_shares(connection, &streams, room, reader.batch_share(room)).await?);
         }
         if tokens.is_empty() {
-            let command = self.read_command(&streams, 1, Some(BLOCK));
-            tokens = self.deliver(&command, connection).await?;
+            // COUNT is per stream.
+            let command = self.read_command(&streams, room.div_ceil(streams.len()), Some(outlook.block));
+            let reply = command.query_async(connection).await;
+            tokens = self.deliver(reply).await?;
         }
         // Several streams may have answered the blocking read at once.
-        for token in tokens.split_off(room.min(tokens.len())) {
+        for (token, _) in tokens.split_off(room.min(tokens.len())) {
             self.hand_back(&token).await?;
         }
+        reader.note(&tokens);
         Ok(self.held.take(tokens))
+    }
+
+    /// What is there at once: `share` tokens of batch agents first, `room` in all. One round trip; and one more for
+    /// each stream that may have more than its part, while another left some of its own.
+    async fn read_shares(
+        &self,
+        connection: &mut MultiplexedConnection,
+        streams: &[&ReadyStream],
+        room: usize,
+        share: usize,
+    ) -> Result<Vec<Delivered>, BrokerError> {
+        let shards = usize::from(self.settings.shards.get());
+        let part = |stream: &ReadyStream| match stream.priority {
+            Priority::Batch => share / shards,
+            Priority::Interactive => (room - share) / shards,
+        };
+        let asked: Vec<&ReadyStream> = streams.iter().copied().filter(|stream| part(stream) > 0).collect();
+        let mut pipe = redis::pipe();
+        pipe.ignore_errors();
+        for stream in &asked {
+            pipe.add_command(self.read_command(&[stream], part(stream), None));
+        }
+        let replies: Vec<RedisResult<Option<StreamReadReply>>> = if asked.is_empty() {
+            Vec::new()
+        } else {
+            match pipe.query_async(connection).await {
+                Ok(replies) => replies,
+                Err(e) => return self.deliver(Err(e)).await,
+            }
+        };
+        let (mut tokens, mut drained) = (Vec::new(), HashSet::new());
+        for (stream, reply) in asked.iter().zip(replies) {
+            let delivered = self.deliver(reply).await?;
+            if delivered.len() < part(stream) {
+                drained.insert(stream.key.as_str());
+            }
+            tokens.extend(delivered);
+        }
+        for stream in streams.iter().filter(|stream| !drained.contains(stream.key.as_str())) {
+            if tokens.len() < room {
+                let command = self.read_command(&[stream], room - tokens.len(), None);
+                let reply = command.query_async(connection).await;
+                tokens.extend(self.deliver(reply).await?);
+            }
+        }
+        Ok(tokens)
     }
 
     /// Every ready stream, most urgent priority first, the shards of each from `first` on.
@@ -111,12 +188,12 @@ impl RedisBroker {
         command
     }
 
+    /// The tokens of a reply.
     async fn deliver(
         &self,
-        command: &Cmd,
-        connection: &mut MultiplexedConnection,
-    ) -> Result<Vec<ReadyToken>, BrokerError> {
-        let reply: Option<StreamReadReply> = match command.query_async(connection).await {
+        reply: RedisResult<Option<StreamReadReply>>,
+    ) -> Result<Vec<Delivered>, BrokerError> {
+        let reply = match reply {
             Ok(reply) => reply,
             Err(e) if e.code() == Some("NOGROUP") => {
                 self.create_groups().await?;
@@ -144,17 +221,14 @@ impl RedisBroker {
         &self,
         stream: &ReadyStream,
         entries: Vec<StreamId>,
-    ) -> Result<Vec<ReadyToken>, BrokerError> {
+    ) -> Result<Vec<Delivered>, BrokerError> {
         let mut tokens = Vec::new();
         for entry in entries {
             if let Some(agent) = entry.get::<String>(FIELD_AGENT) {
+                let head = entry.get::<String>(FIELD_HEAD).and_then(|text| BacklogEntry::parse(&text));
+                let (agent, entry) = (AgentId::from_wire(agent), entry.id);
                 let (shard, priority) = (stream.shard, stream.priority);
-                tokens.push(ReadyToken {
-                    agent: AgentId::from_wire(agent),
-                    priority,
-                    shard,
-                    entry: entry.id,
-                });
+                tokens.push((ReadyToken { agent, priority, shard, entry }, head));
                 continue;
             }
             tracing::warn!(stream = stream.key, entry = entry.id, "deleting an entry that names no agent");

@@ -1,31 +1,79 @@
-//! The scripts, ready to be called by their digest.
+//! The scripts, ready to be called by their digest; the client sends a script again where the server lost it.
 
-use std::sync::LazyLock;
-
-use redis::Script;
-use turnmill_schema::scripts;
+use redis::{Script, ScriptInvocation};
+use turnmill_schema::scripts::{self, Call};
 
 /// A step of the protocol: its name in errors, and its script.
+#[derive(Debug)]
 pub(super) struct Step {
     pub(super) name: &'static str,
-    pub(super) script: LazyLock<Script>,
+    script: Script,
 }
 
-macro_rules! steps {
-    ($($constant:ident $name:literal)*) => {$(
-        pub(super) static $constant: Step =
-            Step { name: $name, script: LazyLock::new(|| Script::new(scripts::$constant)) };
-    )*};
+impl Step {
+    /// The script with its keys and arguments.
+    pub(super) fn invocation(&self, call: &Call) -> ScriptInvocation<'_> {
+        let mut invocation = self.script.prepare_invoke();
+        for key in &call.keys {
+            invocation.key(key.as_str());
+        }
+        for arg in &call.args {
+            invocation.arg(arg.as_slice());
+        }
+        invocation
+    }
 }
 
-steps! {
-    LEASE "lease"
-    DISCARD "discard"
-    HEARTBEAT "heartbeat"
-    FINISH "finish"
-    RELEASE "release"
-    PUT_BACK "put_back"
-    REPAIR "repair"
-    CONSUMERS "consumers"
-    COUNTS "counts"
+macro_rules! scripts {
+    ($($(#[$meta:meta])* $field:ident $constant:ident;)*) => {
+        /// The texts of the steps a worker takes. [`Default`] is the protocol; tests that show what a step's check is for
+        /// leave the check out.
+        #[derive(Clone, Debug)]
+        pub struct Scripts {
+            $($(#[$meta])* pub $field: String,)*
+        }
+
+        impl Default for Scripts {
+            fn default() -> Self {
+                Self { $($field: scripts::$constant.to_owned(),)* }
+            }
+        }
+
+        /// Every step a worker takes.
+        #[derive(Debug)]
+        pub(super) struct Steps {
+            $(pub(super) $field: Step,)*
+        }
+
+        impl From<Scripts> for Steps {
+            fn from(texts: Scripts) -> Self {
+                Self { $($field: Step { name: stringify!($field), script: Script::new(&texts.$field) },)* }
+            }
+        }
+    };
+}
+
+scripts! {
+    /// [`scripts::LEASE`]
+    lease LEASE;
+    /// [`scripts::FINISH`]
+    finish FINISH;
+    /// [`scripts::GIVE_BACK`]
+    give_back GIVE_BACK;
+    /// [`scripts::APPEND`]
+    append APPEND;
+    /// [`scripts::HEARTBEAT`]
+    heartbeat HEARTBEAT;
+    /// [`scripts::PUT_BACK`]
+    put_back PUT_BACK;
+    /// [`scripts::PROMOTE`]
+    promote PROMOTE;
+    /// [`scripts::REPAIR`]
+    repair REPAIR;
+    /// [`scripts::CONSUMERS`]
+    consumers CONSUMERS;
+    /// [`scripts::TRIM`]
+    trim TRIM;
+    /// [`scripts::COUNTS`]
+    counts COUNTS;
 }

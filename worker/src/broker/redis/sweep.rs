@@ -1,15 +1,25 @@
-//! Work that keeps the queue whole, and counting it.
+//! Work that keeps the queue whole and small, and counting it.
 
-use turnmill_schema::keys::Keys;
-use turnmill_schema::{AgentId, scripts};
+use turnmill_schema::AgentId;
+use turnmill_schema::keys::{EndedEntry, Keys};
+use turnmill_schema::scripts::Call;
 
-use super::{BrokerError, QueueCounts, RedisBroker, steps};
+use super::{BrokerError, PriorityCounts, QueueCounts, RedisBroker};
 
 /// Agents looked at in one sweep of a shard. Those with the oldest heads come first, and an agent whose token
 /// was lost only grows older, so none is passed over for ever.
 const AGENTS_A_SWEEP: usize = 256;
 /// A consumer is taken for gone after this many leases of silence.
 const CONSUMER_LEASES: u64 = 20;
+/// Ended turns forgotten in one call.
+const TURNS_A_TRIM: usize = 128;
+/// Such calls in one sweep of a shard at most: what is left waits for the next one.
+const TRIMS_A_SWEEP: usize = 1000;
+
+/// What the script says of one priority: runnable, leased, open, when the oldest was enqueued (or nothing).
+type Work = (u64, u64, u64, String);
+/// The script's whole reply.
+type Counts = (u64, Work, Work, String, u64, u64, u64, bool);
 
 impl RedisBroker {
     pub(super) async fn sweep_shards(&self) -> Result<(), BrokerError> {
@@ -25,10 +35,34 @@ impl RedisBroker {
                     );
                 }
             }
-            for ready in scripts::ready_keys(&keys) {
-                let mut call = steps::CONSUMERS.script.prepare_invoke();
-                call.key(ready).arg(self.settings.lease_ms.saturating_mul(CONSUMER_LEASES));
-                let _: u64 = self.server.run(&steps::CONSUMERS, &call).await?;
+            let mut call = Call::new(&keys);
+            call.text(self.settings.lease_ms.saturating_mul(CONSUMER_LEASES));
+            let _: u64 = self.server.run(&self.steps.consumers, &call).await?;
+            self.trim(&keys).await?;
+        }
+        Ok(())
+    }
+
+    /// Forgets ended turns that are past their time, or too many for the memory they may take.
+    async fn trim(&self, keys: &Keys) -> Result<(), BrokerError> {
+        for _ in 0..TRIMS_A_SWEEP {
+            let mut oldest = redis::cmd("LRANGE");
+            oldest.arg(keys.ended()).arg(0).arg(TURNS_A_TRIM - 1);
+            let mut connection = self.server.connection().await?;
+            let oldest: Vec<String> =
+                oldest.query_async(&mut connection).await.map_err(|e| self.server.error("trim", &e))?;
+            drop(connection);
+            let mut call = Call::new(keys);
+            call.text(self.settings.retained_bytes).text(self.settings.outcome_ttl_ms);
+            for text in &oldest {
+                let Some(entry) = EndedEntry::parse(text) else { break };
+                let turn = keys.turn(entry.turn);
+                let idempotency = entry.idempotency.map_or(turn.clone(), |name| keys.idempotency(&name));
+                call.keys([turn, keys.result(entry.turn), idempotency]).text(text);
+            }
+            let forgotten: u64 = self.server.run(&self.steps.trim, &call).await?;
+            if forgotten < TURNS_A_TRIM as u64 {
+                break;
             }
         }
         Ok(())
@@ -62,24 +96,27 @@ impl RedisBroker {
     }
 
     async fn repair(&self, keys: &Keys, agents: &[AgentId]) -> Result<u64, BrokerError> {
-        let mut call = steps::REPAIR.script.prepare_invoke();
-        call.key(&scripts::ready_keys(keys)).key(keys.open());
+        let mut call = Call::new(keys);
         for agent in agents {
-            call.key(keys.agent(agent)).key(keys.backlog(agent)).arg(agent.as_str());
+            call.keys([keys.agent(agent), keys.backlog(agent), keys.parked(agent.tenant())]).text(agent);
         }
-        self.server.run(&steps::REPAIR, &call).await
+        self.server.run(&self.steps.repair, &call).await
     }
 
     pub(super) async fn count_work(&self) -> Result<QueueCounts, BrokerError> {
         let mut total = QueueCounts::default();
         for keys in self.queue.all_keys() {
-            let mut call = steps::COUNTS.script.prepare_invoke();
-            call.key(&scripts::ready_keys(&keys)).key(keys.open()).key(keys.depth());
-            let (runnable, leased, turns, oldest, now_ms): (u64, u64, u64, String, u64) =
-                self.server.run(&steps::COUNTS, &call).await?;
-            total.runnable += runnable;
-            total.leased += leased;
-            total.turns += turns;
+            let counts: Counts = self.server.run(&self.steps.counts, &Call::new(&keys)).await?;
+            let (now_ms, interactive, batch, oldest, delayed, dead, retained_bytes, _paused) = counts;
+            for (sum, (runnable, leased, open, _oldest)) in
+                total.priorities.iter_mut().zip([interactive, batch])
+            {
+                let PriorityCounts { runnable: r, leased: l, open: o } = *sum;
+                *sum = PriorityCounts { runnable: r + runnable, leased: l + leased, open: o + open };
+            }
+            total.delayed += delayed;
+            total.dead += dead;
+            total.retained_bytes += retained_bytes;
             let age_ms = oldest.parse::<u64>().ok().map(|enqueued_ms| now_ms.saturating_sub(enqueued_ms));
             total.oldest_ms = total.oldest_ms.max(age_ms);
         }

@@ -1,0 +1,163 @@
+//! `turnmill agent`: list, show and hold agents.
+
+use std::io::{Write, stdout};
+
+use clap::{Args, Subcommand, ValueEnum};
+use serde::Serialize;
+use turnmill::operate::Operator;
+use turnmill::operate::agent::{AgentAction, AgentQuery, AgentView};
+use turnmill::schema::Name;
+
+use super::confirm::Confirm;
+use super::print::json_line;
+use super::table::{age, or_dash, print_fields, print_table, time};
+use super::{Exit, Global, Tenants};
+
+#[derive(Debug, Subcommand)]
+pub enum Agent {
+    /// List agents with work, those longest without an end first.
+    Ls(Ls),
+    /// Show what an agent waits for.
+    Show(Which),
+    /// Lease no more of an agent's turns; one that runs goes on.
+    Pause(Which),
+    /// Lease the turns of a paused or halted agent again.
+    Resume(Which),
+    /// Say what happens to an agent's later turns when one becomes a dead letter.
+    Policy(Policy),
+    /// Forget an agent's history: its next turn starts a new conversation.
+    Reset(Reset),
+}
+
+#[derive(Debug, Args)]
+pub struct Ls {
+    #[command(flatten)]
+    tenants: Tenants,
+    /// Idle agents too. Reads through all keys of the server: slow where there are many.
+    #[arg(long)]
+    idle: bool,
+    /// List at most so many.
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    limit: usize,
+    /// One JSON object a line.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Which {
+    /// The agent's name.
+    agent: Name,
+    /// One JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Policy {
+    #[command(flatten)]
+    which: Which,
+    /// halt: they wait for `agent resume`. skip: they go on.
+    policy: OnDead,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum OnDead {
+    Halt,
+    Skip,
+}
+
+#[derive(Debug, Args)]
+pub struct Reset {
+    #[command(flatten)]
+    which: Which,
+    #[command(flatten)]
+    confirm: Confirm,
+}
+
+/// What a command made of an agent.
+#[derive(Serialize)]
+struct Done<'a> {
+    agent: &'a Name,
+    state: String,
+}
+
+impl Agent {
+    pub async fn run(self, global: &Global) -> Result<(), Exit> {
+        if let Self::Reset(reset) = &self {
+            reset.confirm.ask(&format!("forget the history of agent {}", reset.which.agent))?;
+        }
+        let operator = global.operator().await?;
+        match self {
+            Self::Ls(ls) => ls.run(&operator).await,
+            Self::Show(which) => show(&operator.agent(&which.agent).await?, which.json),
+            Self::Pause(which) => act(&operator, which, AgentAction::Pause).await,
+            Self::Resume(which) => act(&operator, which, AgentAction::Resume).await,
+            Self::Policy(Policy { which, policy: OnDead::Halt }) => {
+                act(&operator, which, AgentAction::Halt).await
+            }
+            Self::Policy(Policy { which, policy: OnDead::Skip }) => {
+                act(&operator, which, AgentAction::Skip).await
+            }
+            Self::Reset(reset) => act(&operator, reset.which, AgentAction::Reset).await,
+        }
+    }
+}
+
+async fn act(operator: &Operator, which: Which, action: AgentAction) -> Result<(), Exit> {
+    let state = operator.act_on_agent(&which.agent, action).await?;
+    if which.json {
+        return json_line(&Done { agent: &which.agent, state });
+    }
+    Ok(writeln!(stdout(), "{} is {state}", which.agent)?)
+}
+
+impl Ls {
+    async fn run(self, operator: &Operator) -> Result<(), Exit> {
+        let query = AgentQuery { scope: self.tenants.scope(), idle: self.idle, limit: self.limit };
+        let agents = operator.agents(query).await?;
+        if self.json {
+            return agents.iter().try_for_each(json_line);
+        }
+        let header = ["TENANT", "AGENT", "STATE", "TURNS", "HEAD", "AGE", "WORKER"];
+        print_table(&header, agents.iter().map(row))
+    }
+}
+
+fn row(view: &AgentView) -> Vec<String> {
+    vec![
+        view.tenant.clone(),
+        or_dash(view.agent.as_ref()),
+        state(view),
+        view.backlog.to_string(),
+        or_dash(view.head),
+        or_dash(view.head_age_ms.map(age)),
+        or_dash(view.worker.as_ref()),
+    ]
+}
+
+fn show(view: &AgentView, json: bool) -> Result<(), Exit> {
+    if json {
+        return json_line(view);
+    }
+    print_fields([
+        ("agent", view.agent.as_ref().map(ToString::to_string)),
+        ("tenant", Some(view.tenant.clone())),
+        ("state", Some(state(view))),
+        ("on a dead letter", Some(view.on_dead.clone())),
+        ("turns", Some(view.backlog.to_string())),
+        ("head", view.head.map(|head| head.to_string())),
+        ("head enqueued", view.head_age_ms.map(|ms| format!("{} ago", age(ms)))),
+        ("due", view.due_ms.map(time)),
+        ("worker", view.worker.clone()),
+        ("epoch", view.epoch.map(|epoch| epoch.to_string())),
+        ("turns in its history", Some(view.transcript.to_string())),
+    ])
+}
+
+fn state(view: &AgentView) -> String {
+    match &view.hold {
+        Some(hold) => format!("{}, then {hold}", view.state),
+        None => view.state.clone(),
+    }
+}

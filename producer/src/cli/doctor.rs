@@ -1,0 +1,40 @@
+//! `turnmill doctor`: what is wrong, and what to do.
+
+use clap::Args;
+use turnmill::operate::Operator;
+use turnmill::operate::doctor::{Check, Verdict};
+
+use super::print::json_line;
+use super::table::{or_dash, print_table};
+use super::{Exit, Global};
+
+#[derive(Debug, Args)]
+pub struct Doctor {
+    /// The workers' lease_ms: tokens idle for three of them are stuck.
+    #[arg(long, value_name = "MS", default_value_t = 15_000)]
+    lease_ms: u64,
+    /// One JSON object for each check.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Doctor {
+    pub async fn run(self, global: &Global) -> Result<(), Exit> {
+        let operator = Operator::reach(&global.redis_url, global.settings()).await?;
+        let checks = operator.examine(self.lease_ms).await;
+        if self.json {
+            checks.iter().try_for_each(json_line)?;
+        } else {
+            print_table(&["CHECK", "", "FOUND", "WHAT TO DO"], checks.iter().map(row))?;
+        }
+        match checks.iter().any(|check| check.verdict == Verdict::Fail) {
+            true => Err(Exit::NotCompleted),
+            false => Ok(()),
+        }
+    }
+}
+
+fn row(check: &Check) -> Vec<String> {
+    let advice = or_dash(check.advice.as_ref());
+    vec![check.check.to_owned(), check.verdict.as_str().to_owned(), check.found.clone(), advice]
+}

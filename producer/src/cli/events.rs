@@ -1,0 +1,72 @@
+//! `turnmill events`: turns as they end.
+
+use std::io::{Write, stdout};
+
+use clap::Args;
+use turnmill::StreamId;
+use turnmill::operate::events::{EndedTurn, Membership};
+use turnmill::schema::Name;
+
+use super::print::json_line;
+use super::{Exit, Global, Tenants};
+
+const AFTER_HELP: &str = "\
+Redis keeps about the newest ten thousand ends. As a consumer group each end is printed by one of the
+group's consumers, acknowledged once it is printed, and printed again where that was cut off. Give each
+consumer a name that stays: it first gets what was delivered to it before.";
+
+/// Follows until it is interrupted or `--count` is reached.
+#[derive(Debug, Args)]
+#[command(after_help = AFTER_HELP)]
+pub struct Events {
+    #[command(flatten)]
+    tenants: Tenants,
+    /// Read as a consumer of this group; made where it does not exist.
+    #[arg(long, value_name = "NAME", requires = "consumer")]
+    group: Option<Name>,
+    /// Which consumer of the group this is.
+    #[arg(long, value_name = "NAME", requires = "group")]
+    consumer: Option<Name>,
+    /// Start after this entry, 0 for the oldest kept; a group only when it is made [default: from now on].
+    #[arg(long, value_name = "ID")]
+    from: Option<StreamId>,
+    /// End after so many.
+    #[arg(long, value_name = "N")]
+    count: Option<u64>,
+    /// One JSON object a line.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Events {
+    pub async fn run(self, global: &Global) -> Result<(), Exit> {
+        let operator = global.operator().await?;
+        let membership = self
+            .group
+            .clone()
+            .zip(self.consumer.clone())
+            .map(|(group, consumer)| Membership { group, consumer });
+        let mut events = operator.events(membership, self.from);
+        let mut left = self.count.unwrap_or(u64::MAX);
+        while left > 0 {
+            let ended = events.next().await?;
+            if self.tenants.all() || ended.tenant == global.tenant.as_str() {
+                self.print(&ended)?;
+                left -= 1;
+            }
+            events.acknowledge(ended.id).await?;
+        }
+        Ok(())
+    }
+
+    fn print(&self, ended: &EndedTurn) -> Result<(), Exit> {
+        if self.json {
+            return json_line(ended);
+        }
+        let agent = ended.agent.as_ref().map_or("-", Name::as_str);
+        let error = ended.end.error.as_ref().map(|error| format!(" {error}")).unwrap_or_default();
+        let outcome = ended.end.outcome.as_str();
+        writeln!(stdout(), "{} {} {}/{agent} {outcome}{error}", ended.id, ended.turn, ended.tenant)?;
+        Ok(stdout().flush()?)
+    }
+}

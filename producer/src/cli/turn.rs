@@ -1,0 +1,166 @@
+//! `turnmill turn`: show, cancel or retry turns.
+
+use std::io::{Write, stdout};
+
+use clap::{Args, Subcommand};
+use serde::Serialize;
+use turnmill::operate::Operator;
+use turnmill::operate::Scope;
+use turnmill::operate::dead::DeadQuery;
+use turnmill::operate::turn::{Cancelled, RunNow, TurnView};
+use turnmill::schema::{Outcome, TurnId};
+
+use super::print::json_line;
+use super::table::{print_fields, time};
+use super::{Exit, Global};
+
+#[derive(Debug, Subcommand)]
+pub enum Turn {
+    /// Show what became of a turn.
+    Show(Which),
+    /// End turns, waiting or running, as cancelled. Says at once what became of each.
+    Cancel(Which),
+    /// Run turns again or at once: one that waits for a time runs now, a dead one is replayed as a new turn.
+    Retry(Which),
+}
+
+#[derive(Debug, Args)]
+pub struct Which {
+    /// The turns, as `submit` printed them.
+    #[arg(required = true, value_name = "TURN")]
+    turns: Vec<TurnId>,
+    /// One JSON object a line.
+    #[arg(long)]
+    json: bool,
+}
+
+/// What a command did to a turn.
+#[derive(Serialize)]
+struct Done {
+    turn: TurnId,
+    /// `cancelled`; `ended` where it had ended before; `runs_now`; `replayed`.
+    status: &'static str,
+    /// How it had ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    outcome: Option<Outcome>,
+    /// The new turn of a replay.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    replayed_as: Option<TurnId>,
+}
+
+impl Done {
+    fn new(turn: TurnId, status: &'static str) -> Self {
+        Self { turn, status, outcome: None, replayed_as: None }
+    }
+
+    fn print(&self, json: bool) -> Result<(), Exit> {
+        if json {
+            return json_line(self);
+        }
+        let Self { turn, status, outcome, replayed_as } = self;
+        let how = outcome.map(|outcome| format!(" before: {}", outcome.as_str())).unwrap_or_default();
+        let new = replayed_as.map(|new| format!(" as {new}")).unwrap_or_default();
+        Ok(writeln!(stdout(), "{turn} {}{how}{new}", status.replace('_', " "))?)
+    }
+}
+
+impl Turn {
+    pub async fn run(self, global: &Global) -> Result<(), Exit> {
+        let operator = global.operator().await?;
+        match self {
+            Self::Show(which) => {
+                for turn in which.turns {
+                    show(&operator.turn(turn).await?, which.json)?;
+                }
+                Ok(())
+            }
+            Self::Cancel(which) => {
+                let mut late = None;
+                for turn in which.turns {
+                    late = cancel(&operator, turn, which.json).await?.or(late);
+                }
+                late.map_or(Ok(()), Err)
+            }
+            Self::Retry(which) => {
+                for turn in which.turns {
+                    retry(&operator, turn).await?.print(which.json)?;
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Cancels one; what to end with where it was too late.
+async fn cancel(operator: &Operator, turn: TurnId, json: bool) -> Result<Option<Exit>, Exit> {
+    match operator.cancel_turn(turn).await? {
+        Cancelled::Cancelled => Done::new(turn, "cancelled").print(json).map(|()| None),
+        Cancelled::Ended(outcome) => {
+            Done { outcome: Some(outcome), ..Done::new(turn, "ended") }.print(json)?;
+            let late =
+                (outcome != Outcome::Cancelled).then(|| Exit::conflict(format!("turn {turn} had ended")));
+            Ok(late)
+        }
+    }
+}
+
+async fn retry(operator: &Operator, turn: TurnId) -> Result<Done, Exit> {
+    match operator.run_now(turn).await? {
+        RunNow::Promoted => Ok(Done::new(turn, "runs_now")),
+        RunNow::NotDelayed => Err(Exit::conflict(format!(
+            "turn {turn} does not wait for a time: see turnmill turn show {turn}"
+        ))),
+        RunNow::Ended(Outcome::Failed) => replay(operator, turn).await,
+        RunNow::Ended(outcome) => Err(Exit::conflict(format!(
+            "turn {turn} has ended as {} and keeps nothing to run again; submit it anew",
+            outcome.as_str()
+        ))),
+    }
+}
+
+async fn replay(operator: &Operator, turn: TurnId) -> Result<Done, Exit> {
+    let query = DeadQuery { scope: Scope::AllTenants, turns: vec![turn], ..DeadQuery::default() };
+    let found = operator.dead_letters(&query).await?;
+    let Some(letter) = found.letters.first() else {
+        return Err(Exit::conflict(format!("turn {turn} failed, and its dead letter is gone")));
+    };
+    let new = operator.replay(letter).await?;
+    Ok(Done { replayed_as: Some(new), ..Done::new(turn, "replayed") })
+}
+
+fn show(view: &TurnView, json: bool) -> Result<(), Exit> {
+    if json {
+        return json_line(view);
+    }
+    let end = view.end.as_ref();
+    print_fields([
+        ("turn", Some(view.turn.to_string())),
+        ("tenant", Some(view.tenant.clone())),
+        ("agent", view.agent.as_ref().map(ToString::to_string)),
+        ("state", Some(state(view))),
+        (
+            "behind",
+            view.behind.filter(|behind| *behind > 0).map(|behind| format!("{behind} turns of its agent")),
+        ),
+        ("priority", Some(view.priority.as_str().to_owned())),
+        ("enqueued", Some(time(view.enqueued_ms))),
+        ("not before", view.not_before_ms.map(time)),
+        ("deadline", view.deadline_ms.map(time)),
+        ("idempotency key", view.idempotency.clone()),
+        ("attempts", Some(view.attempts.to_string())),
+        ("epoch", view.epoch.map(|epoch| epoch.to_string())),
+        ("worker", view.worker.clone()),
+        ("tokens published", Some(view.published.to_string())),
+        ("ended", view.ended_ms.map(time)),
+        ("outcome", view.outcome.map(|outcome| outcome.as_str().to_owned())),
+        ("error", end.and_then(|end| end.error.clone())),
+    ])
+}
+
+/// The state, with the agent's where that is why it waits.
+fn state(view: &TurnView) -> String {
+    match &view.agent_state {
+        Some(agent) if *agent != view.state => format!("{} (its agent is {agent})", view.state),
+        _ => view.state.clone(),
+    }
+}

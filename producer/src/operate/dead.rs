@@ -1,0 +1,205 @@
+//! Dead letters: turns that ended as failed, kept with what was asked until somebody replays or purges them.
+//!
+//! A replay is a new turn (a turn has one End for ever) at the end of its agent's backlog, enqueued under an idempotency
+//! key made of the old one's id: a replay that is cut off between enqueueing and purging can be repeated.
+
+use std::collections::{BTreeMap, HashSet};
+use std::time::Duration;
+
+use redis::Value;
+use redis::streams::{StreamId as RawEntry, StreamRangeReply};
+use serde::Serialize;
+use turnmill_schema::keys::{FIELD_END, Keys};
+use turnmill_schema::scripts::{Call, PURGE};
+use turnmill_schema::{AgentId, Event, Name, StoredTurn, Turn, TurnId};
+
+use super::hash::Hash;
+use super::{Operator, Scope};
+use crate::error::ProducerError;
+
+/// Letters read or purged in one call.
+const PAGE: usize = 500;
+
+/// A dead letter.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct DeadLetter {
+    /// The turn that failed.
+    pub turn: TurnId,
+    /// Its tenant.
+    pub tenant: String,
+    /// Its agent; none for a turn that stood alone.
+    pub agent: Option<Name>,
+    /// Why it is here: `attempts`, `rejected` or `unreadable`.
+    pub reason: String,
+    /// Leases that counted as attempts.
+    pub attempts: u64,
+    /// When it failed, in Unix milliseconds by Redis's clock.
+    pub failed_ms: u64,
+    /// What was wrong, in a sentence; none where it was not asked for or is not known.
+    pub error: Option<String>,
+    /// Its entry in the stream of dead letters.
+    #[serde(skip)]
+    entry: String,
+}
+
+/// Which dead letters; those that fit all that is given.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DeadQuery {
+    /// Of which tenants.
+    pub scope: Scope,
+    /// These turns only, unless empty.
+    pub turns: Vec<TurnId>,
+    /// Of this reason.
+    pub reason: Option<String>,
+    /// Of this agent.
+    pub agent: Option<Name>,
+    /// That failed at least so long ago.
+    pub older_than: Option<Duration>,
+}
+
+/// The letters of a query, oldest first.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct DeadLetters {
+    /// How many there are of each reason.
+    pub reasons: BTreeMap<String, u64>,
+    /// The letters, without their errors.
+    pub letters: Vec<DeadLetter>,
+}
+
+impl Operator {
+    /// The dead letters that fit the query.
+    pub async fn dead_letters(&self, query: &DeadQuery) -> Result<DeadLetters, ProducerError> {
+        let failed_before_ms = match query.older_than {
+            Some(age) => self.now_ms().await?.saturating_sub(age.as_millis() as u64),
+            None => u64::MAX,
+        };
+        let turns: HashSet<TurnId> = query.turns.iter().copied().collect();
+        let mut found = DeadLetters::default();
+        for keys in self.producer.queue.all_keys() {
+            let mut from = "-".to_owned();
+            loop {
+                let page = self.page(&keys, &from).await?;
+                let Some(last) = page.last() else { break };
+                from = format!("({}", last.id);
+                for letter in page.iter().map(read_letter) {
+                    let letter = letter?;
+                    if self.fits(query, &turns, failed_before_ms, &letter) {
+                        *found.reasons.entry(letter.reason.clone()).or_default() += 1;
+                        found.letters.push(letter);
+                    }
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    async fn page(&self, keys: &Keys, from: &str) -> Result<Vec<RawEntry>, ProducerError> {
+        let mut command = redis::cmd("XRANGE");
+        command.arg(keys.dead()).arg(from).arg("+").arg("COUNT").arg(PAGE);
+        let page: StreamRangeReply = self.producer.connection.ask("reading dead letters", &command).await?;
+        Ok(page.ids)
+    }
+
+    fn fits(
+        &self,
+        query: &DeadQuery,
+        turns: &HashSet<TurnId>,
+        failed_before_ms: u64,
+        letter: &DeadLetter,
+    ) -> bool {
+        let in_scope =
+            query.scope == Scope::AllTenants || letter.tenant == self.producer.settings.tenant.as_str();
+        in_scope
+            && (turns.is_empty() || turns.contains(&letter.turn))
+            && query.reason.as_ref().is_none_or(|reason| *reason == letter.reason)
+            && query.agent.as_ref().is_none_or(|agent| letter.agent.as_ref() == Some(agent))
+            && letter.failed_ms <= failed_before_ms
+    }
+
+    /// Adds what was wrong with each.
+    pub async fn add_errors(&self, letters: &mut [DeadLetter]) -> Result<(), ProducerError> {
+        for page in letters.chunks_mut(PAGE) {
+            let mut pipeline = redis::pipe();
+            for letter in &*page {
+                let (key, _) = self.producer.keys_of(letter.turn);
+                pipeline.add_command(Hash::command(&key, &[FIELD_END]));
+            }
+            let answers: Vec<Value> =
+                self.producer.connection.ask_all("reading dead letters", &pipeline).await?;
+            for (letter, answer) in page.iter_mut().zip(answers) {
+                let hash = self.hash(format!("turn {}", letter.turn), &[FIELD_END], answer)?;
+                if let Ok(Some(Event::End(end))) = hash.decoded(FIELD_END) {
+                    letter.error = end.error;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The turn as it was asked for.
+    pub async fn dead_turn(&self, letter: &DeadLetter) -> Result<Turn, ProducerError> {
+        let (hash, ..) = self.read_turn(letter.turn, &["envelope", "agent", "entry"]).await?;
+        let stored = hash.bytes("envelope").map(StoredTurn::decode);
+        let stored = stored.ok_or_else(|| hash.unreadable("envelope", "it is missing".into()))?;
+        let stored = stored.map_err(|error| hash.unreadable("envelope", error.to_string()))?;
+        self.producer.load(stored).await
+    }
+
+    /// Enqueues what the letter asked for as a new turn, then purges the letter; the new turn. A deadline is dropped: it was
+    /// that of the first try.
+    pub async fn replay(&self, letter: &DeadLetter) -> Result<TurnId, ProducerError> {
+        let turn = self.dead_turn(letter).await?;
+        let key = Name::new(format!("replay-{}", turn.id));
+        let key = key.map_err(|error| self.unreadable("a replay's key".into(), error.to_string()))?;
+        let replay = Turn {
+            id: self.producer.queue.new_turn_id(&turn.tenant, turn.agent.as_ref()),
+            deadline_ms: None,
+            not_before_ms: None,
+            idempotency_key: Some(key),
+            replay_of: Some(turn.id),
+            ..turn
+        };
+        let ids = self.producer.enqueue_prepared(std::slice::from_ref(&replay)).await?;
+        self.purge(std::slice::from_ref(letter)).await?;
+        Ok(ids.first().copied().unwrap_or(replay.id))
+    }
+
+    /// Forgets letters, their turns and results; how many were there.
+    pub async fn purge(&self, letters: &[DeadLetter]) -> Result<u64, ProducerError> {
+        let mut purged = 0;
+        for keys in self.producer.queue.all_keys() {
+            let here: Vec<&DeadLetter> =
+                letters.iter().filter(|letter| letter.turn.shard() == keys.shard()).collect();
+            for page in here.chunks(PAGE) {
+                let mut call = Call::new(&keys);
+                for letter in page {
+                    call.keys([keys.turn(letter.turn), keys.result(letter.turn)]).text(&letter.entry);
+                }
+                let reply = self.producer.connection.script("purge", PURGE, &call).await?;
+                purged += self.producer.connection.read::<u64>("purge", reply)?;
+            }
+        }
+        Ok(purged)
+    }
+}
+
+fn read_letter(entry: &RawEntry) -> Result<DeadLetter, ProducerError> {
+    let what = || format!("dead letter {}", entry.id);
+    let missing =
+        |name: &str| ProducerError::Unreadable { what: what(), reason: format!("it has no {name}") };
+    let text = |name: &str| entry.get::<String>(name).ok_or_else(|| missing(name));
+    let turn = text("turn")?.parse();
+    let turn =
+        turn.map_err(|error| ProducerError::Unreadable { what: what(), reason: format!("{error}") })?;
+    let agent = AgentId::from_wire(text("agent")?);
+    Ok(DeadLetter {
+        turn,
+        tenant: agent.tenant().to_owned(),
+        agent: agent.agent(),
+        reason: text("reason")?,
+        attempts: text("attempts")?.parse().unwrap_or(0),
+        failed_ms: entry.id.split('-').next().and_then(|ms| ms.parse().ok()).unwrap_or(0),
+        error: None,
+        entry: entry.id.clone(),
+    })
+}

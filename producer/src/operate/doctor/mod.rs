@@ -1,0 +1,85 @@
+//! What is wrong with the server or the queue, and what to do about it.
+//!
+//! * `server`: what the server says of itself; judged without asking anything else.
+//! * `queue`: what lies under the queue's keys.
+//!
+//! Invariant: a check that cannot be made warns that it could not, and never passes.
+
+mod queue;
+mod server;
+
+use serde::Serialize;
+
+use super::Operator;
+use crate::error::ProducerError;
+use crate::producer::Producer;
+use crate::settings::ProducerSettings;
+
+/// How a check went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// As it should be.
+    Ok,
+    /// It works, with a risk that somebody should know of; or it could not be found out.
+    Warn,
+    /// Turns are lost, stuck or refused.
+    Fail,
+}
+
+impl Verdict {
+    /// The name shown.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Warn => "warn",
+            Self::Fail => "fail",
+        }
+    }
+}
+
+/// One check.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Check {
+    /// What was looked at; a name that stays.
+    pub check: &'static str,
+    /// How it went.
+    pub verdict: Verdict,
+    /// What was found.
+    pub found: String,
+    /// What to do; none where nothing is to be done.
+    pub advice: Option<String>,
+}
+
+impl Check {
+    fn ok(check: &'static str, found: impl Into<String>) -> Self {
+        Self { check, verdict: Verdict::Ok, found: found.into(), advice: None }
+    }
+
+    fn warn(check: &'static str, found: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self { check, verdict: Verdict::Warn, found: found.into(), advice: Some(advice.into()) }
+    }
+
+    fn fail(check: &'static str, found: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self { verdict: Verdict::Fail, ..Self::warn(check, found, advice) }
+    }
+
+    /// A check that could not be made.
+    fn unknown(check: &'static str, error: &ProducerError) -> Self {
+        Self::warn(check, format!("unknown: {error}"), "let this user run the command, or ask who may")
+    }
+}
+
+impl Operator {
+    /// Connects to a server whatever state it is in: what makes it unsuitable is for [`Operator::examine`] to tell.
+    pub async fn reach(url: &str, settings: ProducerSettings) -> Result<Self, ProducerError> {
+        Ok(Self::new(Producer::reach(url, settings).await?))
+    }
+
+    /// Every check, in a fixed order. `lease_ms` is what the workers' leases are set to.
+    pub async fn examine(&self, lease_ms: u64) -> Vec<Check> {
+        let mut checks = self.examine_server().await;
+        checks.extend(self.examine_queue(lease_ms).await);
+        checks
+    }
+}

@@ -1,0 +1,244 @@
+//! Checks of the queue: types under its keys, scripts, lag, tokens nobody keeps alive, workers, dead letters.
+
+use redis::{RedisResult, Value};
+use turnmill_schema::keys::{GROUP, Keys};
+use turnmill_schema::scripts::ready_keys;
+
+use super::Check;
+use crate::error::ProducerError;
+use crate::operate::Operator;
+use crate::operate::Scope;
+use crate::operate::dead::DeadQuery;
+
+/// A token that nobody kept alive for so many leases is stuck: any worker would have reclaimed it.
+const STUCK_LEASES: u64 = 3;
+/// Stuck tokens that are counted at most.
+const MAX_STUCK: u64 = 1000;
+/// Keys whose types are looked at, at most.
+const MAX_KEYS: usize = 100_000;
+/// Keys named in a report.
+const NAMED: usize = 3;
+
+impl Operator {
+    pub(super) async fn examine_queue(&self, lease_ms: u64) -> Vec<Check> {
+        let or_unknown = |check, found: Result<Check, ProducerError>| {
+            found.unwrap_or_else(|error| Check::unknown(check, &error))
+        };
+        let mut checks = vec![or_unknown("types", self.types().await)];
+        checks.extend(self.work().await);
+        checks.push(or_unknown("stuck", self.stuck(lease_ms).await));
+        checks.push(or_unknown("dead", self.dead().await));
+        checks
+    }
+
+    /// Whether every key of ours has the type the scripts expect.
+    async fn types(&self) -> Result<Check, ProducerError> {
+        let (mut seen, mut wrong) = (0, Vec::new());
+        for keys in self.producer.queue.all_keys() {
+            let prefix = keys.open().trim_end_matches("open").to_owned();
+            let mut cursor = 0_u64;
+            loop {
+                let mut scan = redis::cmd("SCAN");
+                scan.arg(cursor).arg("MATCH").arg(format!("{prefix}*")).arg("COUNT").arg(1000);
+                let (next, page): (u64, Vec<String>) = self.producer.connection.ask("SCAN", &scan).await?;
+                seen += page.len();
+                wrong.extend(self.wrong_types(&prefix, page).await?);
+                cursor = next;
+                if cursor == 0 || seen >= MAX_KEYS {
+                    break;
+                }
+            }
+        }
+        let whole = if seen >= MAX_KEYS { " of more" } else { "" };
+        if wrong.is_empty() {
+            return Ok(Check::ok("types", format!("{seen} keys{whole}, each of its type")));
+        }
+        let named: Vec<&str> = wrong.iter().take(NAMED).map(String::as_str).collect();
+        let found = format!(
+            "{} of {seen} keys{whole} are not what this version writes: {}",
+            wrong.len(),
+            named.join("; ")
+        );
+        let advice = "find out who writes there, or whose older version did; then rename or delete them";
+        Ok(Check::fail("types", found, advice))
+    }
+
+    async fn wrong_types(&self, prefix: &str, page: Vec<String>) -> Result<Vec<String>, ProducerError> {
+        if page.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut pipeline = redis::pipe();
+        for key in &page {
+            pipeline.cmd("TYPE").arg(key);
+        }
+        let types: Vec<String> = self.producer.connection.ask_all("TYPE", &pipeline).await?;
+        let wrong = |(key, found): (String, String)| {
+            let expected = expected_type(key.strip_prefix(prefix).unwrap_or_default());
+            // A key may have gone since it was listed.
+            let fits = found == "none" || expected == Some(found.as_str());
+            (!fits).then(|| match expected {
+                Some(expected) => format!("{key} is a {found}, not a {expected}"),
+                None => format!("{key} is no key of this version"),
+            })
+        };
+        Ok(page.into_iter().zip(types).filter_map(wrong).collect())
+    }
+
+    /// Scripts, lag, workers and whether the queue is paused.
+    async fn work(&self) -> Vec<Check> {
+        let lag = match self.producer.lag().await {
+            Ok(lag) => lag,
+            Err(error) => {
+                let advice = "the scripts must run: see the reason, and types above";
+                return vec![Check::fail("scripts", error.to_string(), advice)];
+            }
+        };
+        let mut checks = vec![Check::ok("scripts", "they run")];
+        let unknown: Vec<&str> =
+            lag.priorities.iter().filter(|row| row.lag.is_none()).map(|row| row.priority.as_str()).collect();
+        checks.push(if unknown.is_empty() {
+            Check::ok("lag", "Redis knows it")
+        } else {
+            let found = format!("Redis does not know it of {}", unknown.join(", "));
+            Check::warn("lag", found, "nothing: runnable is counted otherwise; alert on runnable, not on lag")
+        });
+        checks.push(if lag.paused {
+            Check::warn("paused", "the queue is paused: no turn is leased", "turnmill queue resume")
+        } else {
+            Check::ok("paused", "the queue is not paused")
+        });
+        checks.push(match self.workers().await {
+            Ok(workers) => judge_workers(
+                workers.iter().filter(|worker| worker.state != "silent").count(),
+                lag.open_turns,
+            ),
+            Err(error) => Check::unknown("workers", &error),
+        });
+        checks
+    }
+
+    /// Tokens that were delivered and that nobody kept alive or reclaimed since.
+    async fn stuck(&self, lease_ms: u64) -> Result<Check, ProducerError> {
+        let idle_ms = lease_ms.saturating_mul(STUCK_LEASES);
+        let mut stuck = 0;
+        for keys in self.producer.queue.all_keys() {
+            stuck += self.stuck_of(&keys, idle_ms).await?;
+        }
+        if stuck == 0 {
+            return Ok(Check::ok("stuck", format!("no token is idle for longer than {idle_ms} ms")));
+        }
+        let more = if stuck >= MAX_STUCK { " or more" } else { "" };
+        let found = format!("{stuck}{more} tokens are idle for longer than {idle_ms} ms");
+        Ok(Check::fail("stuck", found, "start a worker: a live one reclaims them within two of its leases"))
+    }
+
+    async fn stuck_of(&self, keys: &Keys, idle_ms: u64) -> Result<u64, ProducerError> {
+        let mut pipeline = redis::pipe();
+        // A stream or group that is not there yet has nothing pending.
+        pipeline.ignore_errors();
+        for stream in ready_keys(keys) {
+            pipeline
+                .cmd("XPENDING")
+                .arg(stream)
+                .arg(GROUP)
+                .arg("IDLE")
+                .arg(idle_ms)
+                .arg("-")
+                .arg("+")
+                .arg(MAX_STUCK);
+        }
+        let pending: Vec<RedisResult<Value>> =
+            self.producer.connection.ask_all("XPENDING", &pipeline).await?;
+        let count = |pending: RedisResult<Value>| match pending {
+            Ok(Value::Array(entries)) => Ok(entries.len() as u64),
+            Err(error) if error.code() != Some("NOGROUP") => {
+                Err(self.producer.connection.failure("XPENDING", &error))
+            }
+            _ => Ok(0),
+        };
+        pending.into_iter().map(count).sum()
+    }
+
+    async fn dead(&self) -> Result<Check, ProducerError> {
+        let query = DeadQuery { scope: Scope::AllTenants, ..DeadQuery::default() };
+        let dead = self.dead_letters(&query).await?;
+        if dead.letters.is_empty() {
+            return Ok(Check::ok("dead", "no dead letters"));
+        }
+        let reasons: Vec<String> =
+            dead.reasons.iter().map(|(reason, count)| format!("{count} {reason}")).collect();
+        let found = format!("{} dead letters: {}", dead.letters.len(), reasons.join(", "));
+        Ok(Check::warn("dead", found, "turnmill dead ls -A; then replay or purge them: they do not expire"))
+    }
+}
+
+fn judge_workers(workers: usize, open_turns: u64) -> Check {
+    match (workers, open_turns) {
+        (0, 0) => Check::warn(
+            "workers",
+            "none, and no work",
+            "start one before there is: delayed turns need it too",
+        ),
+        (0, _) => Check::fail(
+            "workers",
+            format!("none, and {open_turns} turns wait"),
+            "start turnmill-worker serve",
+        ),
+        _ => Check::ok("workers", format!("{workers}")),
+    }
+}
+
+/// The type of a key, by its name behind the prefix.
+fn expected_type(name: &str) -> Option<&'static str> {
+    let kind = name.split_once(':').map_or(name, |(kind, _)| kind);
+    match kind {
+        "ready" | "result" | "dead" | "events" => Some("stream"),
+        "agent" | "turn" | "counters" | "worker" => Some("hash"),
+        "backlog" | "transcript" | "ended" => Some("list"),
+        "open" | "delayed" | "parked" | "workers" => Some("zset"),
+        "capped" => Some("set"),
+        "idem" | "paused" | "order" | "sweeper" => Some("string"),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use turnmill_schema::{AgentId, Name, Priority, TurnId};
+
+    use super::*;
+
+    #[test]
+    fn every_key_has_its_type() {
+        let name = Name::new("n").expect("a name");
+        let (keys, agent, turn) = (Keys::new(&name, 0), AgentId::named(&name, &name), TurnId::new(0));
+        let prefix = keys.open().trim_end_matches("open").to_owned();
+        let of = |key: String| expected_type(key.strip_prefix(&prefix).expect("ours")).map(str::to_owned);
+        let all = [
+            keys.ready(Priority::Batch),
+            keys.agent(&agent),
+            keys.backlog(&agent),
+            keys.transcript(&agent),
+            keys.turn(turn),
+            keys.result(turn),
+            keys.idempotency("t/k"),
+            keys.open(),
+            keys.counters(),
+            keys.delayed(),
+            keys.parked("t"),
+            keys.capped(),
+            keys.dead(),
+            keys.ended(),
+            keys.paused(),
+            keys.workers(),
+            keys.worker("w"),
+            keys.order("w"),
+            keys.events(),
+            keys.sweeper(),
+        ];
+        for key in all {
+            assert!(of(key.clone()).is_some(), "{key}");
+        }
+        assert_eq!(expected_type("depth"), None, "an older version's");
+    }
+}

@@ -1,0 +1,91 @@
+//! The operator's view of a queue: what is there, and the few things a person does to it.
+//!
+//! * [`turn`], [`agent`], [`worker`], [`dead`], [`queue`]: show and change one kind of thing each.
+//! * [`events`]: follow the turns of all agents as they end.
+//! * [`doctor`]: what is wrong with the server or the queue, and what to do.
+//!
+//! Invariant: everything that changes the queue is one of its scripts, or a key that only operators write. What is
+//! shown is read without a lock and may be old by the time it is read by a person.
+
+pub mod agent;
+pub mod dead;
+pub mod doctor;
+pub mod events;
+mod hash;
+pub mod queue;
+pub mod turn;
+pub mod worker;
+
+use turnmill_schema::keys::Keys;
+use turnmill_schema::scripts::Call;
+use turnmill_schema::{AgentId, Name};
+
+use crate::error::ProducerError;
+use crate::producer::Producer;
+
+/// An operator of a producer's queue. Agents are those of the producer's tenant.
+#[derive(Clone, Debug)]
+pub struct Operator {
+    producer: Producer,
+}
+
+impl Operator {
+    /// An operator that shares the producer's connection.
+    pub fn new(producer: Producer) -> Self {
+        Self { producer }
+    }
+
+    /// The tenant's agent of that name, and the keys of its shard.
+    fn agent_keys(&self, agent: &Name) -> (Keys, AgentId) {
+        let tenant = &self.producer.settings.tenant;
+        let shard = self.producer.queue.shard_of(tenant, agent);
+        (self.producer.queue.keys(shard), AgentId::named(tenant, agent))
+    }
+
+    /// The server's clock, in Unix milliseconds.
+    async fn now_ms(&self) -> Result<u64, ProducerError> {
+        let (seconds, micros): (u64, u64) =
+            self.producer.connection.ask("reading the clock", &redis::cmd("TIME")).await?;
+        Ok(seconds * 1000 + micros / 1000)
+    }
+
+    /// Runs a script whose items answer with a status each, and gives the only item's.
+    async fn status_of(
+        &self,
+        step: &'static str,
+        code: &str,
+        call: &Call,
+    ) -> Result<Vec<String>, ProducerError> {
+        let reply = self.producer.connection.script(step, code, call).await?;
+        let mut items: Vec<Vec<String>> = self.producer.connection.read(step, reply)?;
+        let item = items.pop().unwrap_or_default();
+        match item.first().map(String::as_str) {
+            Some("error") => {
+                Err(ProducerError::Refused { step, reason: item.get(1).cloned().unwrap_or_default() })
+            }
+            _ => Ok(item),
+        }
+    }
+}
+
+/// Whose agents and turns to look at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Scope {
+    /// The producer's tenant.
+    #[default]
+    Tenant,
+    /// Every tenant.
+    AllTenants,
+}
+
+impl Operator {
+    /// Whether the agent is in scope.
+    fn covers(&self, scope: Scope, agent: &AgentId) -> bool {
+        scope == Scope::AllTenants || agent.tenant() == self.producer.settings.tenant.as_str()
+    }
+}
+
+/// The keys of one agent that [`turnmill_schema::scripts::PROMOTE`] and others take.
+fn waiting_keys(keys: &Keys, agent: &AgentId) -> [String; 3] {
+    [keys.agent(agent), keys.backlog(agent), keys.parked(agent.tenant())]
+}

@@ -1,0 +1,91 @@
+//! The queue as a whole: pausing, resuming, and how it does.
+
+use std::collections::BTreeMap;
+
+use redis::streams::StreamRangeReply;
+use serde::Serialize;
+use turnmill_schema::Outcome;
+
+use super::Operator;
+use super::events::read_event;
+use crate::error::ProducerError;
+use crate::lag::Lag;
+
+/// The newest ends that tell how the queue does.
+const NEWEST_ENDS: usize = 1000;
+
+/// How a queue does.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct QueueStats {
+    /// Its name.
+    pub queue: String,
+    /// Its work.
+    #[serde(flatten)]
+    pub lag: Lag,
+    /// Workers that were heard of lately.
+    pub workers: u64,
+    /// Turns that they run.
+    pub running: u64,
+    /// Turns that they may run at once.
+    pub capacity: u64,
+    /// How the newest turns ended, a thousand at most.
+    pub ends: BTreeMap<&'static str, u64>,
+    /// Over how many milliseconds, until now.
+    pub ends_ms: Option<u64>,
+}
+
+impl Operator {
+    /// No turn is leased any more until the queue is resumed; those that run go on. True: it was not paused before.
+    pub async fn pause_queue(&self) -> Result<bool, ProducerError> {
+        let mut paused = 0;
+        for keys in self.producer.queue.all_keys() {
+            let mut command = redis::cmd("SET");
+            command.arg(keys.paused()).arg(1).arg("NX");
+            let set: Option<String> = self.producer.connection.ask("pause", &command).await?;
+            paused += u64::from(set.is_some());
+        }
+        Ok(paused > 0)
+    }
+
+    /// Turns are leased again. True: it was paused.
+    pub async fn resume_queue(&self) -> Result<bool, ProducerError> {
+        let mut resumed = 0;
+        for keys in self.producer.queue.all_keys() {
+            let mut command = redis::cmd("DEL");
+            command.arg(keys.paused());
+            let deleted: u64 = self.producer.connection.ask("resume", &command).await?;
+            resumed += deleted;
+        }
+        Ok(resumed > 0)
+    }
+
+    /// How the queue does.
+    pub async fn queue_stats(&self) -> Result<QueueStats, ProducerError> {
+        let workers = self.workers().await?;
+        let workers = workers.iter().filter(|worker| worker.state != "silent");
+        let (workers, running, capacity) = workers.fold((0, 0, 0), |(count, running, capacity), worker| {
+            (count + 1, running + worker.running, capacity + worker.capacity)
+        });
+        let queue = self.producer.queue.name.to_string();
+        let lag = self.producer.lag().await?;
+        let (ends, ends_ms) = self.newest_ends().await?;
+        Ok(QueueStats { queue, lag, workers, running, capacity, ends, ends_ms })
+    }
+
+    async fn newest_ends(&self) -> Result<(BTreeMap<&'static str, u64>, Option<u64>), ProducerError> {
+        let now_ms = self.now_ms().await?;
+        let all = [Outcome::Completed, Outcome::Failed, Outcome::Cancelled, Outcome::Expired];
+        let mut ends: BTreeMap<_, u64> = all.map(|outcome| (outcome.as_str(), 0)).into();
+        let mut ends_ms = None;
+        for keys in self.producer.queue.all_keys() {
+            let mut command = redis::cmd("XREVRANGE");
+            command.arg(keys.events()).arg("+").arg("-").arg("COUNT").arg(NEWEST_ENDS);
+            let newest: StreamRangeReply = self.producer.connection.ask("reading events", &command).await?;
+            for ended in newest.ids.iter().filter_map(|entry| read_event(entry).ok().flatten()) {
+                *ends.entry(ended.end.outcome.as_str()).or_default() += 1;
+                ends_ms = ends_ms.max(Some(now_ms.saturating_sub(ended.id.epoch)));
+            }
+        }
+        Ok((ends, ends_ms))
+    }
+}

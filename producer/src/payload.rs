@@ -1,0 +1,186 @@
+//! Turns too large for Redis: their objects in the store, and the references that are enqueued in their place.
+//!
+//! Invariant: an object is written, for good, before its reference is enqueued, so that a crash in between leaves an
+//! object without a reference and never a reference without its object.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use futures::{StreamExt, TryStreamExt, stream};
+use object_store::local::LocalFileSystem;
+use object_store::prefix::PrefixStore;
+use object_store::{ObjectStore, ObjectStoreExt, parse_url_opts};
+use tracing::warn;
+use turnmill_schema::envelope::EnvelopeError;
+use turnmill_schema::{EncodedTurn, Name, PayloadReference, StoredTurn, Turn, TurnId};
+use url::Url;
+
+use crate::cryptography;
+use crate::error::ProducerError;
+use crate::producer::Producer;
+
+/// Objects written at once.
+const PUTS_AT_ONCE: usize = 8;
+
+/// Variables that say who we are to a store and where it is, by the names that its own tools read.
+const STORE_VARIABLES: [&str; 3] = ["AWS_", "AZURE_", "GOOGLE_"];
+
+/// Where the payloads of a queue are.
+#[derive(Clone, Debug)]
+pub(crate) struct PayloadStore {
+    store: Arc<dyn ObjectStore>,
+    /// For messages: without a password.
+    url: Url,
+    queue: Name,
+}
+
+/// Turns as they go to Redis.
+pub(crate) struct Envelopes {
+    /// One for each turn, in order.
+    pub(crate) bytes: Vec<Vec<u8>>,
+    /// Those that went by reference.
+    references: Vec<PayloadReference>,
+}
+
+impl PayloadStore {
+    /// Opens the store at `url`. A folder is made where there is none; other stores are not asked yet.
+    pub(crate) fn open(url: &str, queue: &Name) -> Result<Self, ProducerError> {
+        let invalid = |reason: &dyn ToString| ProducerError::InvalidStore { reason: reason.to_string() };
+        let mut url = Url::parse(url).map_err(|error| invalid(&error))?;
+        // Stores read credentials from the environment; an error means that a URL of its kind has none.
+        let _ = url.set_password(None);
+        cryptography::choose();
+        let store: Arc<dyn ObjectStore> = match url.to_file_path() {
+            Ok(folder) if url.scheme() == "file" => Arc::new(folder_store(&folder).map_err(|e| invalid(&e))?),
+            _ => {
+                let (store, prefix) = parse_url_opts(&url, store_variables()).map_err(|e| invalid(&e))?;
+                Arc::new(PrefixStore::new(store, prefix))
+            }
+        };
+        Ok(Self { store, url, queue: queue.clone() })
+    }
+
+    /// Writes an object. Repeating it writes the same again.
+    async fn put(&self, reference: &PayloadReference, object: Vec<u8>) -> Result<(), ProducerError> {
+        let put = self.store.put(&self.path(reference), object.into()).await;
+        put.map(drop)
+            .map_err(|error| ProducerError::Store { url: self.url.to_string(), reason: error.to_string() })
+    }
+
+    /// Reads the turn of an object.
+    async fn get(&self, reference: &PayloadReference) -> Result<Turn, ProducerError> {
+        let what = || format!("the payload of turn {} in {}", reference.turn, self.url);
+        let failed = |reason| ProducerError::Unreadable { what: what(), reason };
+        let found = self.store.get(&self.path(reference)).await.map_err(|error| failed(error.to_string()))?;
+        reference.check_size(found.meta.size).map_err(|error| failed(error.to_string()))?;
+        let object = found.bytes().await.map_err(|error| failed(error.to_string()))?;
+        reference.open(&object).map_err(|error| failed(error.to_string()))
+    }
+
+    /// Removes an object that no turn in the queue refers to; one that stays is only in the way.
+    async fn remove(&self, reference: &PayloadReference) {
+        if let Err(error) = self.store.delete(&self.path(reference)).await {
+            warn!(turn = %reference.turn, %error, "an object that is not needed stays in the store");
+        }
+    }
+
+    fn path(&self, reference: &PayloadReference) -> object_store::path::Path {
+        reference.path(&self.queue).into()
+    }
+}
+
+/// A folder whose files survive a power failure once they are written, as the objects of other stores do.
+fn folder_store(folder: &Path) -> object_store::Result<LocalFileSystem> {
+    let refused = |source| object_store::Error::Generic { store: "folder", source: Box::new(source) };
+    std::fs::create_dir_all(folder).map_err(|error: std::io::Error| refused(error))?;
+    Ok(LocalFileSystem::new_with_prefix(folder)?.with_fsync(true))
+}
+
+fn store_variables() -> impl Iterator<Item = (String, String)> {
+    let text = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
+        Some((name.into_string().ok()?, value.into_string().ok()?))
+    };
+    let ours = |(name, _): &(String, String)| STORE_VARIABLES.iter().any(|start| name.starts_with(start));
+    std::env::vars_os().filter_map(text).filter(ours)
+}
+
+impl Producer {
+    /// Encodes turns, and writes the objects of those that are too large for Redis. Nothing is written where one of
+    /// them is over the hard limit.
+    pub(crate) async fn envelopes(&self, turns: &[Turn]) -> Result<Envelopes, ProducerError> {
+        let mut objects = Vec::new();
+        let mut envelope = |turn| match EncodedTurn::new(turn)? {
+            EncodedTurn::Inline(bytes) => Ok(bytes),
+            EncodedTurn::Large { reference, object } => {
+                objects.push((reference, object));
+                reference.encode()
+            }
+        };
+        let bytes = turns.iter().map(&mut envelope).collect::<Result<_, EnvelopeError>>()?;
+        let references = objects.iter().map(|(reference, _)| *reference).collect();
+        self.put_all(objects).await?;
+        Ok(Envelopes { bytes, references })
+    }
+
+    /// The turn that `stored` is or refers to.
+    pub(crate) async fn load(&self, stored: StoredTurn) -> Result<Turn, ProducerError> {
+        match stored {
+            StoredTurn::Inline(turn) => Ok(*turn),
+            StoredTurn::Reference(reference) => {
+                let none = ProducerError::NoStore { turn: reference.turn, bytes: reference.bytes };
+                self.payloads.as_ref().ok_or(none)?.get(&reference).await
+            }
+        }
+    }
+
+    async fn put_all(&self, objects: Vec<(PayloadReference, Vec<u8>)>) -> Result<(), ProducerError> {
+        let Some((first, _)) = objects.first() else {
+            return Ok(());
+        };
+        let none = ProducerError::NoStore { turn: first.turn, bytes: first.bytes };
+        let store = self.payloads.as_ref().ok_or(none)?;
+        let puts =
+            objects.into_iter().map(|(reference, object)| async move { store.put(&reference, object).await });
+        stream::iter(puts).buffer_unordered(PUTS_AT_ONCE).try_collect().await
+    }
+
+    /// Removes the objects of turns that were enqueued before, as another turn, under their idempotency key.
+    /// `enqueued` are the turns that are in the queue.
+    pub(crate) async fn remove_unused(&self, envelopes: &Envelopes, enqueued: &[TurnId]) {
+        let Some(store) = &self.payloads else { return };
+        for reference in &envelopes.references {
+            if !enqueued.contains(&reference.turn) {
+                store.remove(reference).await;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(url: &str) -> String {
+        let queue = Name::new("q").expect("a name");
+        PayloadStore::open(url, &queue).expect_err(url).to_string()
+    }
+
+    #[test]
+    fn what_is_no_store_is_refused_with_what_one_looks_like() {
+        for url in ["/var/lib/turnmill", "redis://127.0.0.1", "ftp://h/x", "s3://", "az://c:s3cret@h/x", ""] {
+            let said = refused(url);
+            assert!(said.contains("file:///var/lib/turnmill") && !said.contains("s3cret"), "{said}");
+        }
+    }
+
+    #[tokio::test]
+    async fn every_kind_of_store_is_opened_without_being_asked() {
+        let queue = Name::new("q").expect("a name");
+        for url in ["s3://bucket/a", "gs://bucket/a", "az://c@account.blob.core.windows.net/a", "memory:///"]
+        {
+            assert!(PayloadStore::open(url, &queue).is_ok(), "{:?}", PayloadStore::open(url, &queue));
+        }
+        let store = PayloadStore::open("s3://id:s3cret@bucket/a", &queue).expect("opens");
+        assert!(!store.url.as_str().contains("s3cret"), "{}", store.url);
+    }
+}

@@ -1,0 +1,64 @@
+-- Gives leased turns back: each stays the head of its backlog.
+--
+-- KEYS as in conclude.lua
+-- ARGV 1 worker  2 most attempts in a row without progress  3 result_ttl_ms  4 outcome_ttl_ms
+--      then for each item: agent id, turn id, epoch, delay_ms ('': at once, and the attempt is not counted; else it was
+--      one that failed, and the next one starts so much later), why it failed: in one word, in one sentence
+-- Reply now_ms, then for each item
+--      {'done'}: given back, now or by the same call before
+--      {'dead'}: that was the last attempt; the turn ended as failed
+--      {'fenced'}: the lease was lost; nothing was written
+--      {'error', reason}: something of this agent cannot be read; nothing was written
+
+local WORKER, MAX_ATTEMPTS, RESULT_TTL_MS, OUTCOME_TTL_MS = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
+local ARGS, ARGS_AN_ITEM = 4, 6
+
+local function give_back(i)
+  local keys, a = item_keys(i), ARGS + i * ARGS_AN_ITEM
+  local agent_id, turn_id, epoch, delay_ms, cause, reason =
+    ARGV[a + 1], ARGV[a + 2], ARGV[a + 3], ARGV[a + 4], ARGV[a + 5], ARGV[a + 6]
+  local turn = fields(keys.turn, 'state', 'epoch', 'attempts', 'barren', 'progress', 'given_back')
+  if turn.given_back == epoch then
+    return {'done'}
+  end
+  if turn.state == 'ended' and turn.epoch == epoch and delay_ms ~= '' then
+    return {'dead'}
+  end
+  local agent = read_agent(keys)
+  if agent.state ~= 'leased' or agent.owner ~= WORKER or agent.epoch ~= epoch then
+    return {'fenced'}
+  end
+  local head, following = read_backlog(keys)
+  if not head or head.turn ~= turn_id then
+    return {'fenced'}
+  end
+  local _, published = result_top(keys)
+  local attempts, barren = tonumber(turn.attempts) or 1, tonumber(turn.barren) or 1
+  if published > (tonumber(turn.progress) or 0) then
+    barren = 0
+  end
+
+  if delay_ms ~= '' and barren >= MAX_ATTEMPTS then
+    local text = 'gave up after ' .. barren .. ' attempts that made no progress; the last one: ' .. reason
+    conclude({
+      keys = keys, agent = agent_id, entry = head, attempts = attempts, epoch = tonumber(epoch), published = published,
+      outcome = 'failed', reason = cause, event = ending('failed', text, head.enqueued_ms), found = agent,
+      following = following, keep_token = false, stream_ttl_ms = RESULT_TTL_MS, outcome_ttl_ms = OUTCOME_TTL_MS,
+    })
+    return {'dead'}
+  end
+  if delay_ms == '' then
+    attempts, barren = attempts - 1, math.max(0, barren - 1)
+  end
+  redis.call('HSET', keys.turn, 'state', 'queued', 'attempts', attempts, 'barren', barren, 'progress',
+    whole(published), 'given_back', epoch)
+  unlease(agent_id, agent)
+  drop_token(READY[agent.priority], agent.token)
+  -- A failed attempt's turn is due later; its agent waits with it, so order holds.
+  head.not_before_ms = delay_ms == '' and 0 or NOW + tonumber(delay_ms)
+  let_run(keys.agent, agent_id, agent, head, 'delivery', '')
+  return {'done'}
+end
+
+expect_shared()
+return {NOW, each(item_count(), give_back)}

@@ -1,0 +1,216 @@
+//! Turns and agents that wait: for their priority, for a time, for another attempt, for a place; and those that do not
+//! have to, because their worker goes on with their agent.
+
+use std::time::Duration;
+
+use turnmill_schema::scripts::DepthLimits;
+use turnmill_schema::{AgentId, DeadReason, Delta, Name, Outcome, Priority, Turn, TurnId};
+use turnmill_worker::broker::memory::{AgentAction, DeadLetter};
+use turnmill_worker::broker::{Broker, Ending, Retry};
+
+use super::{
+    LEASE_MS, ROOM, TestQueue, WorkerLimits, claim, delta, ending, ends, enqueue, finish, is_fenced,
+    read_one, reclaim_one, turn,
+};
+
+fn agent(name: &str) -> AgentId {
+    turn(Some(name), "").agent_id()
+}
+
+/// An end after which the worker would go on.
+fn going_on(published: u32) -> Ending {
+    Ending { hand_over: true, ..ending(published, Outcome::Completed) }
+}
+
+/// Whichever is more, both kinds are read.
+pub async fn neither_priority_starves<Q: TestQueue>(queue: &Q) {
+    let broker = queue.worker("w").await;
+    let of = |priority, i| Turn { priority, ..turn(Some(&format!("{priority:?}{i}")), "1") };
+    let turns: Vec<Turn> =
+        (0..12).flat_map(|i| [of(Priority::Interactive, i), of(Priority::Batch, i)]).collect();
+    enqueue(queue, &turns).await;
+    let mut read = Vec::new();
+    for _ in 0..8 {
+        read.push(read_one(&broker).await.priority);
+    }
+    let batch = read.iter().filter(|priority| **priority == Priority::Batch).count();
+    assert_eq!(batch, 2, "one of every four: {read:?}");
+}
+
+/// Nothing of the agent runs before it, and it does not run before its time.
+pub async fn a_scheduled_turn_keeps_its_place<Q: TestQueue>(queue: &Q) {
+    let not_before_ms = queue.now_ms().await + 300;
+    let scheduled = Turn { not_before_ms: Some(not_before_ms), ..turn(Some("a"), "1") };
+    let ids = enqueue(queue, &[scheduled, turn(Some("a"), "2")]).await;
+    let broker = queue.worker("w").await;
+    let counts = broker.counts().await.expect("counted");
+    assert_eq!((counts.delayed, counts.runnable(), counts.open()), (1, 0, 2));
+    let first = claim(&broker).await;
+    assert!(queue.now_ms().await >= not_before_ms);
+    assert_eq!(first.lease.turn, ids[0]);
+    finish(&broker, &first.lease, 0).await;
+    assert_eq!(claim(&broker).await.lease.turn, ids[1]);
+}
+
+/// Later turns wait with the one that failed.
+pub async fn a_retry_keeps_the_agents_order<Q: TestQueue>(queue: &Q) {
+    let ids = enqueue(queue, &[turn(Some("a"), "1"), turn(Some("a"), "2")]).await;
+    let broker = queue.worker("w").await;
+    let failed = claim(&broker).await;
+    broker.append(&failed.lease, &delta(0, &[1])).await.expect("appended");
+    for _ in 0..2 {
+        let delay = Duration::from_millis(200);
+        let retried = broker.retry(&failed.lease, delay, DeadReason::Attempts, "a fault").await;
+        assert_eq!(retried.expect("the same answer"), Retry::Later);
+    }
+    assert!(is_fenced(broker.finish(&failed.lease, &ending(1, Outcome::Completed)).await));
+    let counts = broker.counts().await.expect("counted");
+    assert_eq!((counts.delayed, counts.runnable(), counts.leased()), (1, 0, 0));
+    let again = claim(&broker).await;
+    assert_eq!((again.lease.turn, again.lease.attempt), (ids[0], 2));
+    assert_eq!(again.published, [delta(0, &[1])]);
+    finish(&broker, &again.lease, 1).await;
+    assert_eq!(claim(&broker).await.lease.turn, ids[1]);
+}
+
+/// It says why, and its agent goes on.
+pub async fn the_last_retry_makes_a_dead_letter<Q: TestQueue>(queue: &Q) {
+    let ids = enqueue(queue, &[turn(Some("a"), "1"), turn(Some("a"), "2")]).await;
+    let broker = queue.worker_with("w", WorkerLimits { max_attempts: 2, ..Default::default() }).await;
+    let first = claim(&broker).await;
+    let retry =
+        async |lease| broker.retry(lease, Duration::ZERO, DeadReason::Attempts, "the disk is full").await;
+    assert_eq!(retry(&first.lease).await.expect("answered"), Retry::Later);
+    let last = claim(&broker).await;
+    for _ in 0..2 {
+        assert_eq!(retry(&last.lease).await.expect("the same answer"), Retry::Dead);
+    }
+    let letter = DeadLetter { turn: ids[0], agent: agent("a"), reason: "attempts".into(), attempts: 2 };
+    assert_eq!(queue.dead_letters().await, [letter]);
+    let events = queue.events(ids[0]).await;
+    assert_eq!(ends(&events)[0].outcome, Outcome::Failed);
+    assert!(ends(&events)[0].error.as_deref().is_some_and(|error| error.contains("the disk is full")));
+    assert_eq!(broker.counts().await.expect("counted").dead, 1);
+    assert_eq!(claim(&broker).await.lease.turn, ids[1]);
+}
+
+/// The policy of an agent whose turns build on each other.
+pub async fn a_dead_letter_halts_an_agent_that_asks_for_it<Q: TestQueue>(queue: &Q) {
+    let ids = enqueue(queue, &[turn(Some("a"), "1"), turn(Some("a"), "2"), turn(Some("a"), "3")]).await;
+    let broker = queue.worker("w").await;
+    queue.act(&agent("a"), AgentAction::Halt).await;
+    let first = claim(&broker).await;
+    broker.finish(&first.lease, &ending(0, Outcome::Failed)).await.expect("ended");
+    let counts = broker.counts().await.expect("counted");
+    assert_eq!((counts.runnable(), counts.leased(), counts.open()), (0, 0, 2));
+    enqueue(queue, &[turn(Some("a"), "4")]).await;
+    assert_eq!(broker.counts().await.expect("counted").runnable(), 0, "later turns wait too");
+    queue.act(&agent("a"), AgentAction::Skip).await;
+    queue.act(&agent("a"), AgentAction::Resume).await;
+    let second = claim(&broker).await;
+    assert_eq!(second.lease.turn, ids[1]);
+    broker.finish(&second.lease, &ending(0, Outcome::Failed)).await.expect("ended");
+    assert_eq!(claim(&broker).await.lease.turn, ids[2]);
+}
+
+/// The others of the tenant wait, and other tenants do not.
+pub async fn a_tenant_runs_as_many_turns_as_it_may<Q: TestQueue>(queue: &Q) {
+    let limits = WorkerLimits { tenant_max_running: 1, ..Default::default() };
+    let broker = queue.worker_with("w", limits).await;
+    let other = Turn { tenant: Name::new("other").expect("a name"), ..turn(Some("a"), "1") };
+    let ids = enqueue(queue, &[turn(Some("a"), "1"), turn(Some("b"), "1"), other]).await;
+    let first = claim(&broker).await;
+    let token = read_one(&broker).await;
+    assert!(broker.lease(&token).await.expect("answered").is_none());
+    assert_eq!(claim(&broker).await.lease.turn, ids[2]);
+    assert_eq!(broker.counts().await.expect("counted").runnable(), 0);
+    finish(&broker, &first.lease, 0).await;
+    assert_eq!(claim(&broker).await.lease.turn, ids[1]);
+}
+
+/// One tenant's turns do not keep out another's.
+pub async fn a_tenant_has_a_depth_of_its_own<Q: TestQueue>(queue: &Q) {
+    let limits = DepthLimits { tenant: 1, ..ROOM };
+    assert!(queue.enqueue(&[turn(Some("a"), "1")], limits).await.is_ok());
+    let full = queue.enqueue(&[turn(Some("b"), "1")], limits).await.expect_err("the tenant has one");
+    assert_eq!((full.tenant.as_deref(), full.open, full.limit), (Some("test"), 1, 1));
+    let other = Turn { tenant: Name::new("other").expect("a name"), ..turn(Some("a"), "1") };
+    assert!(queue.enqueue(&[other], limits).await.is_ok());
+}
+
+/// The worker that has an agent's blocks goes on with it, whether it heard so the first time or not.
+pub async fn a_worker_may_go_on_with_its_agent<Q: TestQueue>(queue: &Q) {
+    let limits = WorkerLimits { max_handovers: 1, ..Default::default() };
+    let broker = queue.worker_with("w", limits).await;
+    let turns = ["1", "2", "3"].map(|content| turn(Some("a"), content));
+    let ids = enqueue(queue, &turns).await;
+    let first = claim(&broker).await;
+    let token = broker.finish(&first.lease, &going_on(0)).await.expect("ended").expect("handed over");
+    assert_eq!(
+        broker.finish(&first.lease, &going_on(0)).await.expect("the same answer"),
+        Some(token.clone())
+    );
+    let second = broker.lease(&token).await.expect("answered").expect("ours");
+    assert_eq!((second.lease.turn, second.lease.attempt), (ids[1], 1));
+    assert_eq!(
+        broker.finish(&first.lease, &going_on(0)).await.expect("answered"),
+        None,
+        "it is leased by now"
+    );
+    // Beyond the budget only while nobody else waits.
+    enqueue(queue, &[turn(Some("b"), "1")]).await;
+    assert_eq!(broker.finish(&second.lease, &going_on(0)).await.expect("ended"), None);
+    assert_eq!(claim(&broker).await.lease.token.agent, agent("b"));
+    assert_eq!(claim(&broker).await.lease.turn, ids[2]);
+}
+
+/// The token stays pending to it, so it is taken over as any other.
+pub async fn a_worker_that_dies_after_a_hand_over_strands_nobody<Q: TestQueue>(queue: &Q) {
+    let limits = WorkerLimits { max_handovers: 4, ..Default::default() };
+    let (dying, other) = (queue.worker_with("dying", limits).await, queue.worker("other").await);
+    let ids = enqueue(queue, &[turn(Some("a"), "1"), turn(Some("a"), "2")]).await;
+    let first = claim(&dying).await;
+    assert!(dying.finish(&first.lease, &going_on(0)).await.expect("ended").is_some());
+    let token = reclaim_one(&other).await;
+    let taken = other.lease(&token).await.expect("answered").expect("ours");
+    assert_eq!((taken.lease.turn, taken.lease.attempt), (ids[1], 1));
+}
+
+/// Readers that come late find it beside the outcome.
+pub async fn a_short_reply_is_kept_with_its_outcome<Q: TestQueue>(queue: &Q) {
+    let ids: Vec<TurnId> = enqueue(queue, &[turn(Some("a"), "1"), turn(Some("b"), "1")]).await;
+    let broker = queue.worker("w").await;
+    let whole = delta(0, &[1, 2]);
+    let replies: [Option<Delta>; 2] = [Some(whole.clone()), None];
+    for reply in replies.clone() {
+        let running = claim(&broker).await;
+        broker.append(&running.lease, &whole).await.expect("appended");
+        let ending = Ending { reply, ..ending(2, Outcome::Completed) };
+        broker.finish(&running.lease, &ending).await.expect("ended");
+    }
+    assert_eq!([queue.short_reply(ids[0]).await, queue.short_reply(ids[1]).await], replies);
+}
+
+/// While its holder beats in time, a lease is nobody else's, and a token that was read neither.
+pub async fn heartbeats_keep_leases<Q: TestQueue>(queue: &Q) {
+    enqueue(queue, &[turn(Some("a"), "1"), turn(Some("b"), "1")]).await;
+    let (holder, other) = (queue.worker("holder").await, queue.worker("other").await);
+    let (running, unleased) = (claim(&holder).await, read_one(&holder).await);
+    let start_ms = queue.now_ms().await;
+    let mut beaten_ms = start_ms;
+    while beaten_ms < start_ms + 4 * LEASE_MS {
+        let sent_ms = queue.now_ms().await;
+        let (held, tokens) = (std::slice::from_ref(&running.lease), std::slice::from_ref(&unleased));
+        let beat = holder.heartbeat(held, tokens).await.expect("answered");
+        assert_eq!(beat.lost, []);
+        beaten_ms = sent_ms;
+        let taken = other.reclaim(2).await.expect("answered");
+        // A busy machine may have made the holder late.
+        let is_late = queue.now_ms().await >= beaten_ms + LEASE_MS;
+        assert!(taken.is_empty() || is_late, "taken over from a worker that beats");
+        if is_late {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(LEASE_MS / 10)).await;
+    }
+}

@@ -1,0 +1,90 @@
+//! A queue in memory, by tokio's clock.
+
+use std::sync::Arc;
+
+use turnmill_schema::scripts::DepthLimits;
+use turnmill_schema::{AgentId, Delta, Event, Turn, TurnId};
+use turnmill_worker::broker::memory::{
+    Acted, AgentAction, Cancelled, Clock, DeadLetter, MemoryBroker, MemoryQueue, MemorySettings, QueueFull,
+    TokioClock,
+};
+
+use crate::broker_conformance::{LEASE_MS, TestQueue, WorkerLimits};
+
+/// A worker's settings.
+pub fn settings(worker: &str, lease_ms: u64, limits: WorkerLimits) -> MemorySettings {
+    MemorySettings {
+        worker: worker.to_owned(),
+        lease_ms,
+        max_attempts: limits.max_attempts,
+        result_ttl_ms: 60_000,
+        outcome_ttl_ms: 120_000,
+        keep_stream_ms: 30_000,
+        retained_bytes: 100_000_000,
+        tenant_max_running: limits.tenant_max_running,
+        max_handovers: limits.max_handovers,
+    }
+}
+
+/// A queue in memory and its clock.
+#[derive(Debug)]
+pub struct MemoryTestQueue {
+    queue: MemoryQueue,
+    clock: Arc<TokioClock>,
+}
+
+impl MemoryTestQueue {
+    /// A new one. Needs a tokio runtime.
+    pub fn start() -> Self {
+        let clock = Arc::new(TokioClock::start());
+        Self { queue: MemoryQueue::new(Arc::clone(&clock) as Arc<dyn Clock>), clock }
+    }
+}
+
+impl TestQueue for MemoryTestQueue {
+    type Broker = MemoryBroker;
+
+    async fn worker_with(&self, name: &str, limits: WorkerLimits) -> MemoryBroker {
+        self.queue.worker(settings(name, LEASE_MS, limits))
+    }
+
+    async fn enqueue(&self, turns: &[Turn], limits: DepthLimits) -> Result<Vec<TurnId>, QueueFull> {
+        self.queue.enqueue(turns, limits)
+    }
+
+    async fn events(&self, turn: TurnId) -> Vec<Event> {
+        self.queue.events(turn)
+    }
+
+    async fn short_reply(&self, turn: TurnId) -> Option<Delta> {
+        self.queue.short_reply(turn)
+    }
+
+    async fn cancel(&self, turn: TurnId) -> Cancelled {
+        self.queue.cancel(turn, &settings("operator", LEASE_MS, WorkerLimits::default()))
+    }
+
+    async fn act(&self, agent: &AgentId, action: AgentAction) -> Acted {
+        self.queue.act(agent, action)
+    }
+
+    async fn pause(&self, paused: bool) {
+        self.queue.pause(paused);
+    }
+
+    async fn dead_letters(&self) -> Vec<DeadLetter> {
+        self.queue.dead_letters()
+    }
+
+    async fn now_ms(&self) -> u64 {
+        self.clock.now_ms()
+    }
+}
+
+impl Drop for MemoryTestQueue {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            self.queue.check_integrity();
+        }
+    }
+}

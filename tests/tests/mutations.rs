@@ -1,0 +1,55 @@
+//! What each check of the scripts is for: without it, the conformance suite fails.
+
+use std::sync::Arc;
+
+use turnmill_tests::broker_conformance::{
+    a_lease_taken_over_fences_the_old_worker, a_worker_that_slept_between_read_and_lease_gets_nothing,
+    heartbeats_keep_leases,
+};
+use turnmill_tests::redis_queue::RedisQueue;
+use turnmill_worker::broker::redis::Scripts;
+
+/// The script without `check`, which must be there once.
+fn without(script: &mut String, check: &str, instead: &str) {
+    assert_eq!(script.matches(check).count(), 1, "the script has changed; name its check anew: {check}");
+    *script = script.replace(check, instead);
+}
+
+/// The suite's function passes with the protocol's scripts and fails with `scripts`.
+async fn is_missed<F: Future<Output = ()> + Send + 'static>(
+    function: fn(Arc<RedisQueue>) -> F,
+    scripts: Scripts,
+) {
+    let (whole, broken) = (RedisQueue::start(), RedisQueue::start().with_scripts(scripts));
+    tokio::spawn(function(Arc::new(whole))).await.expect("the protocol passes");
+    let missed = tokio::spawn(function(Arc::new(broken))).await;
+    assert!(missed.is_err_and(|e| e.is_panic()), "nobody misses the check");
+}
+
+#[tokio::test]
+async fn the_fence() {
+    let mut scripts = Scripts::default();
+    let check = "agent.state ~= 'leased' or agent.owner ~= WORKER or agent.epoch ~= epoch";
+    without(&mut scripts.finish, check, "false");
+    without(&mut scripts.finish, "top_epoch > tonumber(epoch)", "false");
+    is_missed(|queue| async move { a_lease_taken_over_fences_the_old_worker(&*queue).await }, scripts).await;
+}
+
+#[tokio::test]
+async fn the_heartbeat() {
+    let mut scripts = Scripts::default();
+    let keep = "redis.call('XCLAIM', READY[priority], GROUP, WORKER, 0, token, 'JUSTID')";
+    without(&mut scripts.heartbeat, keep, "");
+    is_missed(|queue| async move { heartbeats_keep_leases(&*queue).await }, scripts).await;
+}
+
+#[tokio::test]
+async fn the_owner_check_in_lease() {
+    let mut scripts = Scripts::default();
+    without(&mut scripts.lease, "if consumer ~= WORKER then", "if false then");
+    is_missed(
+        |queue| async move { a_worker_that_slept_between_read_and_lease_gets_nothing(&*queue).await },
+        scripts,
+    )
+    .await;
+}

@@ -1,0 +1,133 @@
+//! Enqueueing: all turns of a call or, where they do not fit, none.
+
+use std::collections::{BTreeMap, HashMap};
+
+use turnmill_schema::keys::idempotency_name;
+use turnmill_schema::scripts::DepthLimits;
+use turnmill_schema::{Turn, TurnId};
+
+use super::state::{Place, State, TurnRecord};
+
+/// Bounds of what a producer is told to wait.
+const MIN_RETRY_MS: u64 = 100;
+const MAX_RETRY_MS: u64 = 60_000;
+
+/// Why turns were not enqueued: too many are open.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the queue is full: {open} turns are open, at most {limit} may be; try again in {retry_after_ms} ms")]
+pub struct QueueFull {
+    /// Whose turns are too many; none: everybody's.
+    pub tenant: Option<String>,
+    /// Turns that are open.
+    pub open: u64,
+    /// How many may be.
+    pub limit: u64,
+    /// When to try again.
+    pub retry_after_ms: u64,
+}
+
+impl State {
+    /// The ids under which the turns run: those of turns enqueued before under the same idempotency key or id.
+    pub(super) fn enqueue(&mut self, turns: &[Turn], limits: DepthLimits) -> Result<Vec<TurnId>, QueueFull> {
+        let mut ids = Vec::with_capacity(turns.len());
+        let mut fresh: Vec<&Turn> = Vec::new();
+        let mut by_key: HashMap<String, TurnId> = HashMap::new();
+        for turn in turns {
+            let key = turn.idempotency_key.as_ref().map(|key| idempotency_name(&turn.tenant, key));
+            let same_key =
+                || key.as_ref().and_then(|key| by_key.get(key).copied().or_else(|| self.enqueued_under(key)));
+            let same_turn = || {
+                let known =
+                    self.turns.contains_key(&turn.id) || fresh.iter().any(|other| other.id == turn.id);
+                known.then_some(turn.id)
+            };
+            let known = same_key().or_else(same_turn);
+            if known.is_none() {
+                fresh.push(turn);
+            }
+            let id = known.unwrap_or(turn.id);
+            by_key.extend(key.map(|key| (key, id)));
+            ids.push(id);
+        }
+        self.check_room(&fresh, limits)?;
+        for turn in fresh {
+            self.add(turn);
+        }
+        Ok(ids)
+    }
+
+    /// The turn that was enqueued under an idempotency key, until it is forgotten.
+    fn enqueued_under(&self, key: &str) -> Option<TurnId> {
+        let id = self.idempotency.get(key)?;
+        let ended = self.turns.get(id)?.ended.as_ref();
+        ended.is_none_or(|ended| ended.forget_ms > self.now_ms).then_some(*id)
+    }
+
+    fn check_room(&self, fresh: &[&Turn], limits: DepthLimits) -> Result<(), QueueFull> {
+        if fresh.is_empty() {
+            return Ok(());
+        }
+        let open = self.open_turns.iter().sum::<u64>();
+        self.check_limit(None, open, fresh.len() as u64, limits.queue)?;
+        let mut by_tenant: BTreeMap<&str, u64> = BTreeMap::new();
+        for turn in fresh {
+            *by_tenant.entry(turn.tenant.as_str()).or_default() += 1;
+        }
+        for (tenant, more) in by_tenant {
+            let open = self.tenants.get(tenant).map_or(0, |tenant| tenant.open);
+            self.check_limit(Some(tenant), open, more, limits.tenant)?;
+        }
+        Ok(())
+    }
+
+    fn check_limit(&self, tenant: Option<&str>, open: u64, more: u64, limit: u64) -> Result<(), QueueFull> {
+        match (open + more).checked_sub(limit) {
+            None | Some(0) => Ok(()),
+            Some(over) => {
+                let tenant = tenant.map(str::to_owned);
+                Err(QueueFull { tenant, open, limit, retry_after_ms: self.retry_after_ms(over) })
+            }
+        }
+    }
+
+    /// When `places` will be free, at the pace of the newest ends.
+    fn retry_after_ms(&self, places: u64) -> u64 {
+        let Some(oldest_ms) = self.ends_ms.front() else { return MAX_RETRY_MS };
+        let since_ms = self.now_ms.saturating_sub(*oldest_ms);
+        (since_ms * places).div_ceil(self.ends_ms.len() as u64).clamp(MIN_RETRY_MS, MAX_RETRY_MS)
+    }
+
+    fn add(&mut self, turn: &Turn) {
+        let id = turn.agent_id();
+        let enqueued_ms = self.now_ms;
+        let record = TurnRecord {
+            agent: id.clone(),
+            priority: turn.priority,
+            enqueued_ms,
+            not_before_ms: turn.not_before_ms.unwrap_or(0),
+            deadline_ms: turn.deadline_ms,
+            new_session: turn.new_session,
+            idempotency: turn.idempotency_key.as_ref().map(|key| idempotency_name(&turn.tenant, key)),
+            turn: Some(turn.clone()),
+            attempts: 0,
+            barren: 0,
+            progress: 0,
+            epoch: 0,
+            given_back: None,
+            results: Vec::new(),
+            ended: None,
+        };
+        self.idempotency.extend(record.idempotency.clone().map(|key| (key, turn.id)));
+        self.turns.insert(turn.id, record);
+        self.open_turns[turn.priority as usize] += 1;
+        self.tenant(&id, |tenant| tenant.open += 1);
+        let agent = self.agents.entry(id.clone()).or_default();
+        agent.backlog.push_back(turn.id);
+        if agent.backlog.len() == 1 {
+            self.open.insert((enqueued_ms, id.clone()));
+        }
+        if self.agent_mut(&id).place == Place::Idle {
+            self.let_run(&id);
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! Leasing the head of an agent's backlog to the worker that holds the agent's token.
+
+use std::time::Duration;
+
+use turnmill_schema::{AgentId, Begin, Event, History, Outcome, StoredTurn, TurnId};
+
+use super::conclude::{Conclusion, Retention};
+use super::ready::Token;
+use super::state::{Place, State};
+use super::{MemorySettings, Mutation};
+use crate::broker::{Claim, Lease, ReadyToken};
+
+/// An attempt that is told it runs alone when so many before it published nothing.
+const BARREN_BEFORE_ALONE: u32 = 2;
+
+impl State {
+    /// None: the token is dealt with.
+    pub(super) fn lease(&mut self, worker: &MemorySettings, token: &ReadyToken) -> Option<Claim> {
+        let number = Token::from(token);
+        let id = &token.agent;
+        let delivery = self.delivery(worker, number)?;
+        if self.paused {
+            self.put_back(&worker.worker, token);
+            return None;
+        }
+        let leasable = self.agents.get(id).is_some_and(|agent| match agent.place {
+            Place::Ready(held) | Place::Leased { token: held, .. } => held == number,
+            _ => false,
+        });
+        if !leasable {
+            self.drop_token(number);
+            return None;
+        }
+        loop {
+            let head = self.head(id).expect("an agent with a token has work");
+            if self.is_leased_already(worker, id, head, delivery) {
+                return Some(self.claim(token, head));
+            }
+            if self.is_at_cap(worker, id) {
+                self.park(id, number, head);
+                return None;
+            }
+            match self.verdict(worker, head) {
+                None => {
+                    self.begin(worker, number, id, head, delivery);
+                    return Some(self.claim(token, head));
+                }
+                Some(ending) => {
+                    if !self.conclude(ending, true) {
+                        return None;
+                    }
+                }
+            }
+        }
+    }
+
+    /// How often the token was delivered, where it is this worker's.
+    fn delivery(&self, worker: &MemorySettings, token: Token) -> Option<u32> {
+        let pending = self.ready(token.priority).pending(token.number);
+        if self.mutation == Mutation::NoOwnerCheck {
+            return Some(pending.map_or(0, |pending| pending.deliveries));
+        }
+        pending.filter(|pending| pending.worker == worker.worker).map(|pending| pending.deliveries)
+    }
+
+    /// The same delivery leased before, and its reply was lost.
+    fn is_leased_already(&self, worker: &MemorySettings, id: &AgentId, head: TurnId, now: u32) -> bool {
+        let agent = &self.agents[id];
+        let Place::Leased { worker: owner, delivery, .. } = &agent.place else { return false };
+        *owner == worker.worker && *delivery == now && self.turns[&head].top().0 == agent.epoch
+    }
+
+    fn is_at_cap(&self, worker: &MemorySettings, id: &AgentId) -> bool {
+        let is_new = matches!(self.agents[id].place, Place::Ready(_));
+        is_new && !self.has_place(id.tenant(), 0, worker.tenant_max_running)
+    }
+
+    /// Whether one more turn of the tenant may run besides `more` that will.
+    pub(super) fn has_place(&self, tenant: &str, more: u64, max_running: u64) -> bool {
+        let leased = self.tenants.get(tenant).map_or(0, |tenant| tenant.leased);
+        max_running == 0 || leased + more < max_running
+    }
+
+    /// The agent waits until one of its tenant's turns ends.
+    fn park(&mut self, id: &AgentId, token: Token, head: TurnId) {
+        self.drop_token(token);
+        self.agent_mut(id).place = Place::Parked;
+        let enqueued_ms = self.turns[&head].enqueued_ms;
+        self.tenant(id, |tenant| {
+            tenant.parked.insert((enqueued_ms, id.clone()));
+        });
+    }
+
+    /// How the head ends at once instead of running.
+    fn verdict(&self, worker: &MemorySettings, head: TurnId) -> Option<Conclusion> {
+        let turn = &self.turns[&head];
+        let late_ms = turn.deadline_ms.and_then(|deadline_ms| self.now_ms.checked_sub(deadline_ms));
+        let barren = turn.barren_now();
+        let (outcome, error) = if let Some(late_ms) = late_ms {
+            let error =
+                format!("the deadline had passed by {late_ms} ms when a worker was free; allow more time");
+            (Outcome::Expired, error)
+        } else if barren >= worker.max_attempts {
+            let error =
+                format!("gave up after {barren} attempts that made no progress; see the workers' logs");
+            (Outcome::Failed, error)
+        } else {
+            return None;
+        };
+        let at = (self.next_epoch(head), self.now_ms);
+        let mut ending =
+            Conclusion::without_worker((head, turn), at, (outcome, error), Retention::from(worker));
+        if outcome == Outcome::Failed {
+            ending.reason = "attempts".to_owned();
+        }
+        Some(ending)
+    }
+
+    /// Above every epoch that wrote for the turn or leased its agent.
+    pub(super) fn next_epoch(&self, head: TurnId) -> u64 {
+        let turn = &self.turns[&head];
+        let agent_epoch = self.agents.get(&turn.agent).map_or(0, |agent| agent.epoch);
+        self.now_ms.max(agent_epoch + 1).max(turn.top().0 + 1)
+    }
+
+    /// Counts the attempt before it runs: one that kills its worker cannot be counted after.
+    fn begin(&mut self, worker: &MemorySettings, token: Token, id: &AgentId, head: TurnId, delivery: u32) {
+        let (epoch, now_ms) = (self.next_epoch(head), self.now_ms);
+        let turn = self.turn_mut(head);
+        let (_, tokens) = turn.top();
+        turn.barren = turn.barren_now() + 1;
+        turn.attempts += 1;
+        turn.progress = tokens;
+        turn.epoch = epoch;
+        let begin =
+            Begin { epoch, resume_from: tokens, attempt: turn.attempts, worker: worker.worker.clone() };
+        turn.publish(epoch, tokens, now_ms, Event::Begin(begin));
+        let agent = self.agent_mut(id);
+        agent.epoch = epoch;
+        let leased = Place::Leased { token, worker: worker.worker.clone(), delivery };
+        if matches!(std::mem::replace(&mut agent.place, leased), Place::Ready(_)) {
+            self.tenant(id, |tenant| tenant.leased += 1);
+        }
+    }
+
+    fn claim(&self, token: &ReadyToken, head: TurnId) -> Claim {
+        let turn = &self.turns[&head];
+        let whole = turn.turn.clone().expect("a turn that has not ended is whole");
+        let agent = &self.agents[&token.agent];
+        let kept = !turn.new_session && !token.agent.is_lone();
+        let deltas = turn.results.iter().filter_map(|entry| match &entry.event {
+            Event::Delta(delta) => Some((entry.at_ms, delta.clone())),
+            _ => None,
+        });
+        let first_token_at_ms = deltas.clone().next().map(|(at_ms, _)| at_ms);
+        let since_enqueue = |ms: u64| ms.saturating_sub(turn.enqueued_ms);
+        Claim {
+            lease: Lease { turn: head, token: token.clone(), epoch: agent.epoch, attempt: turn.attempts },
+            turn: Ok(StoredTurn::Inline(Box::new(whole))),
+            history: agent.transcript.iter().filter(|_| kept).cloned().collect::<History>(),
+            published: deltas.map(|(_, delta)| delta).collect(),
+            queued_ms: since_enqueue(self.now_ms),
+            expires_in: turn
+                .deadline_ms
+                .map(|deadline_ms| Duration::from_millis(deadline_ms.saturating_sub(self.now_ms))),
+            first_token_ms: first_token_at_ms.map(since_enqueue),
+            alone: turn.barren.saturating_sub(1) >= BARREN_BEFORE_ALONE,
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! The tokens of one priority: those that wait, in order, and those that workers hold.
+//!
+//! Invariant: a token is in one of the two, and gone once it is dropped.
+
+use std::collections::BTreeMap;
+
+use turnmill_schema::{AgentId, Priority};
+
+/// A token: "this agent is runnable".
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Token {
+    pub(super) priority: Priority,
+    /// Grows with every token of the queue.
+    pub(super) number: u64,
+}
+
+/// A token in a worker's hands.
+#[derive(Clone, Debug)]
+pub(super) struct Pending {
+    pub(super) agent: AgentId,
+    pub(super) worker: String,
+    /// When it was last delivered or kept alive.
+    pub(super) since_ms: u64,
+    /// How often it was delivered.
+    pub(super) deliveries: u32,
+}
+
+/// The tokens of one priority.
+#[derive(Debug, Default)]
+pub(super) struct Ready {
+    waiting: BTreeMap<u64, AgentId>,
+    pending: BTreeMap<u64, Pending>,
+}
+
+impl Ready {
+    pub(super) fn add(&mut self, number: u64, agent: AgentId) {
+        self.waiting.insert(number, agent);
+    }
+
+    /// Delivers the first waiting token to `worker`.
+    pub(super) fn deliver(&mut self, worker: &str, now_ms: u64) -> Option<(u64, AgentId)> {
+        let (number, agent) = self.waiting.pop_first()?;
+        let pending =
+            Pending { agent: agent.clone(), worker: worker.to_owned(), since_ms: now_ms, deliveries: 1 };
+        self.pending.insert(number, pending);
+        Some((number, agent))
+    }
+
+    /// Delivers a pending token again, to `worker`.
+    pub(super) fn claim(&mut self, number: u64, worker: &str, now_ms: u64) {
+        if let Some(pending) = self.pending.get_mut(&number) {
+            worker.clone_into(&mut pending.worker);
+            pending.since_ms = now_ms;
+            pending.deliveries += 1;
+        }
+    }
+
+    /// Keeps a pending token for `worker`, whoever had it.
+    pub(super) fn keep(&mut self, number: u64, worker: &str, now_ms: u64) {
+        if let Some(pending) = self.pending.get_mut(&number) {
+            worker.clone_into(&mut pending.worker);
+            pending.since_ms = now_ms;
+        }
+    }
+
+    pub(super) fn pending(&self, number: u64) -> Option<&Pending> {
+        self.pending.get(&number)
+    }
+
+    /// All that workers hold, oldest token first.
+    pub(super) fn all_pending(&self) -> impl Iterator<Item = (u64, &Pending)> {
+        self.pending.iter().map(|(number, pending)| (*number, pending))
+    }
+
+    pub(super) fn remove(&mut self, number: u64) {
+        self.waiting.remove(&number);
+        self.pending.remove(&number);
+    }
+
+    pub(super) fn waiting_len(&self) -> usize {
+        self.waiting.len()
+    }
+
+    pub(super) fn pending_len(&self) -> usize {
+        self.pending.len()
+    }
+
+    /// Whether the token is here.
+    pub(super) fn has(&self, number: u64) -> bool {
+        self.waiting.contains_key(&number) || self.pending.contains_key(&number)
+    }
+}

@@ -1,0 +1,173 @@
+//! What a worker does with a turn it has leased: publish, end it, give it back.
+//!
+//! Invariant: none of it writes anything once another lease began or the turn ended.
+
+use std::time::Duration;
+
+use turnmill_schema::envelope::EnvelopeError;
+use turnmill_schema::{DeadReason, Delta, Event, Outcome};
+
+use super::conclude::{Conclusion, Retention};
+use super::ready::Token;
+use super::state::{Place, State};
+use super::{MemorySettings, Mutation};
+use crate::broker::{BrokerError, Ending, Lease, Retry};
+
+impl State {
+    pub(super) fn append(&mut self, lease: &Lease, delta: &Delta) -> Result<(), BrokerError> {
+        if delta.tokens.is_empty() {
+            let reason = "a delta without tokens has no place of its own; publish its text with a token";
+            return Err(EnvelopeError::Encode(reason.into()).into());
+        }
+        let (now_ms, fenced) = (self.now_ms, BrokerError::Fenced { turn: lease.turn });
+        let is_fenced = self.mutation != Mutation::NoFence;
+        let turn = self.turns.get_mut(&lease.turn).ok_or(fenced.clone())?;
+        let (epoch, found) = turn.top();
+        if is_fenced && epoch != lease.epoch {
+            return Err(fenced);
+        }
+        if found < delta.index {
+            return Err(BrokerError::Gap { turn: lease.turn, expected: delta.index, found });
+        }
+        if is_fenced && found >= delta.published() {
+            return Ok(());
+        }
+        turn.publish(epoch, delta.published(), now_ms, Event::Delta(delta.clone()));
+        Ok(())
+    }
+
+    /// Whether the agent's next turn was handed over to the worker.
+    pub(super) fn finish(
+        &mut self,
+        worker: &MemorySettings,
+        lease: &Lease,
+        ending: &Ending,
+    ) -> Result<bool, BrokerError> {
+        let fenced = BrokerError::Fenced { turn: lease.turn };
+        let turn = self.turns.get(&lease.turn).ok_or(fenced.clone())?;
+        if turn.ended.is_some() {
+            return if turn.epoch == lease.epoch {
+                Ok(self.was_handed_over(worker, lease))
+            } else {
+                Err(fenced)
+            };
+        }
+        if !self.is_held(worker, lease) {
+            return Err(fenced);
+        }
+        let (_, found) = self.turns[&lease.turn].top();
+        if found != ending.published {
+            return Err(BrokerError::Gap { turn: lease.turn, expected: ending.published, found });
+        }
+        let goes_on = ending.hand_over && self.may_go_on(worker, lease);
+        let conclusion = Conclusion {
+            turn: lease.turn,
+            epoch: lease.epoch,
+            end: ending.end.clone(),
+            reason: ending.reason.map_or("", DeadReason::as_str).to_owned(),
+            entry: ending.entry.clone(),
+            reply: ending.reply.clone(),
+            retention: match ending.reply {
+                Some(_) => Retention { result_ttl_ms: worker.keep_stream_ms, ..Retention::from(worker) },
+                None => Retention::from(worker),
+            },
+        };
+        let handed_over = self.conclude(conclusion, goes_on);
+        if handed_over {
+            self.agent_mut(&lease.token.agent).handovers += 1;
+            // The worker has the token for another whole lease.
+            let (token, now_ms) = (Token::from(&lease.token), self.now_ms);
+            self.ready_mut(token.priority).keep(token.number, &worker.worker, now_ms);
+        }
+        Ok(handed_over)
+    }
+
+    /// Whether the worker may go on with the agent: within its budget, or while nobody else waits.
+    fn may_go_on(&self, worker: &MemorySettings, lease: &Lease) -> bool {
+        let handovers = self.agents[&lease.token.agent].handovers;
+        let others_wait =
+            turnmill_schema::Priority::ALL.iter().any(|priority| self.ready(*priority).waiting_len() > 0);
+        worker.max_handovers > 0 && (handovers < worker.max_handovers || !others_wait)
+    }
+
+    /// Repeated after a lost reply: whether the worker still has the token that was handed over then.
+    fn was_handed_over(&self, worker: &MemorySettings, lease: &Lease) -> bool {
+        let token = Token::from(&lease.token);
+        let kept = self.agents.get(&lease.token.agent).is_some_and(|agent| {
+            agent.handovers > 0 && agent.epoch == lease.epoch + 1 && agent.place == Place::Ready(token)
+        });
+        let pending = self.ready(token.priority).pending(token.number);
+        kept && pending.is_some_and(|pending| pending.worker == worker.worker)
+    }
+
+    /// Whether the lease is the newest of its agent and the turn its head.
+    fn is_held(&self, worker: &MemorySettings, lease: &Lease) -> bool {
+        let Some(agent) = self.agents.get(&lease.token.agent) else { return false };
+        let is_head = agent.backlog.front() == Some(&lease.turn);
+        if self.mutation == Mutation::NoFence {
+            return is_head;
+        }
+        let is_ours = matches!(&agent.place, Place::Leased { worker: owner, .. } if *owner == worker.worker);
+        is_head && is_ours && agent.epoch == lease.epoch
+    }
+
+    pub(super) fn release(&mut self, worker: &MemorySettings, lease: &Lease) -> Result<(), BrokerError> {
+        if self.was_given_back(lease) {
+            return Ok(());
+        }
+        if !self.is_held(worker, lease) {
+            return Err(BrokerError::Fenced { turn: lease.turn });
+        }
+        let turn = self.turn_mut(lease.turn);
+        turn.barren = turn.barren_now().saturating_sub(1);
+        turn.attempts -= 1;
+        self.give_back(lease, 0);
+        Ok(())
+    }
+
+    pub(super) fn retry(
+        &mut self,
+        worker: &MemorySettings,
+        lease: &Lease,
+        delay: Duration,
+        (reason, text): (DeadReason, &str),
+    ) -> Result<Retry, BrokerError> {
+        if self.was_given_back(lease) {
+            return Ok(Retry::Later);
+        }
+        let turn = self.turns.get(&lease.turn);
+        if turn.is_some_and(|turn| turn.ended.is_some() && turn.epoch == lease.epoch) {
+            return Ok(Retry::Dead);
+        }
+        let Some(turn) = turn.filter(|_| self.is_held(worker, lease)) else {
+            return Err(BrokerError::Fenced { turn: lease.turn });
+        };
+        let barren = turn.barren_now();
+        if barren < worker.max_attempts {
+            self.turn_mut(lease.turn).barren = barren;
+            self.give_back(lease, self.now_ms.saturating_add(delay.as_millis() as u64));
+            return Ok(Retry::Later);
+        }
+        let error = format!("gave up after {barren} attempts that made no progress; the last one: {text}");
+        let (at, retention) = ((lease.epoch, self.now_ms), Retention::from(worker));
+        let mut end = Conclusion::without_worker((lease.turn, turn), at, (Outcome::Failed, error), retention);
+        end.reason = reason.as_str().to_owned();
+        self.conclude(end, false);
+        Ok(Retry::Dead)
+    }
+
+    fn was_given_back(&self, lease: &Lease) -> bool {
+        self.turns.get(&lease.turn).is_some_and(|turn| turn.given_back == Some(lease.epoch))
+    }
+
+    /// The turn stays the head of its agent's backlog; its agent waits with it, so order holds.
+    fn give_back(&mut self, lease: &Lease, due_ms: u64) {
+        let turn = self.turn_mut(lease.turn);
+        turn.progress = turn.top().1;
+        turn.given_back = Some(lease.epoch);
+        let id = &lease.token.agent;
+        self.unlease(id);
+        self.drop_token(Token::from(&lease.token));
+        self.let_run_at(id, due_ms);
+    }
+}

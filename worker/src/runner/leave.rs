@@ -1,0 +1,203 @@
+//! How a turn leaves this worker: it is ended (finish), given back (release), left for a later attempt (retry), or lost
+//! (another worker has it, or it was ended elsewhere; then nothing more is written).
+
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+use turnmill_schema::{DeadReason, End, Message, Outcome, Role, Timing, TranscriptEntry, Usage};
+
+use super::held::HeldToken;
+use super::payload;
+use super::publish::{Publisher, persist};
+use super::turn::{Attempt, Runner};
+use crate::broker::{Advice, Broker, BrokerError, Ending, Lease, Retry};
+use crate::engine::Reply;
+use crate::model::Prompt;
+use crate::observe::metrics;
+
+/// How a turn leaves.
+pub(super) enum Leaving {
+    Completed(Box<Reply>),
+    /// It can never run.
+    Rejected(String),
+    /// This attempt failed.
+    Failed(Failure),
+    /// Its deadline passed.
+    Expired,
+    GivenBack,
+    Lost,
+}
+
+/// Why an attempt failed, in one word and in one sentence.
+pub(super) struct Failure {
+    reason: DeadReason,
+    text: String,
+}
+
+impl Leaving {
+    pub(super) fn failed(reason: DeadReason, text: String) -> Self {
+        Self::Failed(Failure { reason, text })
+    }
+}
+
+impl<B: Broker> Runner<B> {
+    /// Ends the turn, gives it back or lets it go. The token returned stands for the agent's next turn.
+    pub(super) async fn leave(
+        &self,
+        attempt: Attempt,
+        publisher: &mut Publisher<B>,
+        leaving: Leaving,
+        kept: Option<(Vec<Message>, Prompt)>,
+        lost: &CancellationToken,
+    ) -> Option<HeldToken> {
+        let published = publisher.published();
+        let ending = match leaving {
+            Leaving::Lost => return self.lose(),
+            Leaving::GivenBack => return self.release(&attempt.lease, lost).await,
+            Leaving::Failed(failure) => return self.retry(&attempt.lease, failure, lost).await,
+            Leaving::Rejected(text) => {
+                warn!(reason = %text, "the turn can never run");
+                let end = self.end(&attempt, published, Outcome::Failed, Some(text));
+                Ending { reason: Some(DeadReason::Rejected), ..self.ending(published, end) }
+            }
+            Leaving::Expired => {
+                let text = "the deadline passed while it ran; allow more time".to_owned();
+                self.ending(published, self.end(&attempt, published, Outcome::Expired, Some(text)))
+            }
+            Leaving::Completed(reply) => {
+                let mut end = self.end(&attempt, published, Outcome::Completed, None);
+                end.finish = reply.finish();
+                let entry = kept.map(|(messages, prompt)| entry(&attempt.lease, messages, &prompt, &reply));
+                Ending { entry, ..self.ending(published, end) }
+            }
+        };
+        let entry = ending.entry.filter(|_| !attempt.lease.token.agent.is_lone());
+        let ending = Ending { entry, reply: publisher.take_short_reply(), ..ending };
+        self.finish(&attempt, &ending, lost).await
+    }
+
+    async fn finish(
+        &self,
+        attempt: &Attempt,
+        ending: &Ending,
+        lost: &CancellationToken,
+    ) -> Option<HeldToken> {
+        let lease = &attempt.lease;
+        let finished = tokio::select! {
+            // First: a heartbeat after the end and before its reply calls the turn lost.
+            biased;
+            finished = persist(&self.link, || self.broker.finish(lease, ending)) => finished,
+            () = lost.cancelled() => return self.lose(),
+        };
+        match finished {
+            Ok(next) => {
+                // At once: heartbeats cover it from here on.
+                let next = next.map(|token| self.held.add_token(token));
+                let End { outcome, usage, timing, .. } = &ending.end;
+                metrics::turn_ended(*outcome);
+                if let Some(ms) = timing.first_token_ms {
+                    metrics::first_token(Duration::from_millis(ms));
+                }
+                info!(?outcome, ?usage, ?timing, "the turn has ended");
+                payload::remove(self.payloads.as_ref(), attempt.payload.as_ref(), *outcome).await;
+                next
+            }
+            Err(error @ BrokerError::Gap { .. }) => {
+                warn!(%error, "published tokens are gone; the turn is given back to go on before them");
+                self.release(lease, lost).await
+            }
+            Err(error) => {
+                warn!(%error, "the turn could not be ended");
+                self.lose()
+            }
+        }
+    }
+
+    /// Leaves the turn for a later attempt, of any worker.
+    async fn retry(&self, lease: &Lease, failure: Failure, lost: &CancellationToken) -> Option<HeldToken> {
+        let delay = self.settings.retries.delay(lease.attempt);
+        let Failure { reason, text } = failure;
+        let retried = tokio::select! {
+            retried = persist(&self.link, || self.broker.retry(lease, delay, reason, &text)) => retried,
+            () = lost.cancelled() => return self.lose(),
+        };
+        match retried {
+            Ok(Retry::Later) => {
+                metrics::turn_retried();
+                warn!(reason = %text, ?delay, "the attempt failed; the turn is tried again");
+            }
+            Ok(Retry::Dead) => {
+                metrics::turn_ended(Outcome::Failed);
+                warn!(reason = %text, "the last attempt failed; the turn is a dead letter");
+            }
+            Err(error) => warn!(%error, "the failed turn could not be given back; it goes on after a lease"),
+        }
+        None
+    }
+
+    fn lose(&self) -> Option<HeldToken> {
+        metrics::turn_fenced();
+        info!("the turn is not ours any more");
+        None
+    }
+
+    async fn release(&self, lease: &Lease, lost: &CancellationToken) -> Option<HeldToken> {
+        if self.engine.is_gone() {
+            // The turn may be what ended it: the lease runs out, and the attempt counts.
+            return None;
+        }
+        let released = tokio::select! {
+            released = persist(&self.link, || self.broker.release(lease)) => released,
+            () = lost.cancelled() => return self.lose(),
+        };
+        match released {
+            Ok(()) => info!("the turn was given back"),
+            Err(error) => warn!(%error, "the turn could not be given back; it goes on after a lease"),
+        }
+        None
+    }
+
+    fn ending(&self, published: u32, end: End) -> Ending {
+        let hand_over = !self.stop_claiming.is_cancelled();
+        Ending { published, end, entry: None, reply: None, reason: None, hand_over }
+    }
+
+    fn end(&self, attempt: &Attempt, made: u32, outcome: Outcome, error: Option<String>) -> End {
+        End {
+            outcome,
+            finish: None,
+            error,
+            usage: Usage { completion_tokens: made, ..attempt.usage },
+            timing: Timing {
+                queued_ms: attempt.queued_ms,
+                first_token_ms: attempt.first_token_ms,
+                total_ms: attempt.queued_ms + attempt.leased.elapsed().as_millis() as u64,
+            },
+            worker: Some(self.settings.worker.clone()),
+        }
+    }
+}
+
+/// What a completed turn adds to its agent's history.
+fn entry(lease: &Lease, messages: Vec<Message>, prompt: &Prompt, reply: &Reply) -> TranscriptEntry {
+    let mut messages = messages;
+    messages.push(Message::new(Role::Assistant, reply.text()));
+    let tokens = [&prompt.tokens[prompt.kept..], reply.kept_tokens()].concat();
+    TranscriptEntry { turn: lease.turn, messages, keep: prompt.kept as u32, tokens }
+}
+
+/// What an error that trying again does not mend means for a turn that publishes.
+pub(super) fn lost_to(error: &BrokerError) -> Leaving {
+    match error {
+        BrokerError::Gap { .. } => {
+            warn!(%error, "published tokens are gone; the turn is given back to go on before them");
+            Leaving::GivenBack
+        }
+        error if error.advice() == Advice::Reject => Leaving::Lost,
+        error => {
+            warn!(%error, "tokens could not be published");
+            Leaving::GivenBack
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! The engine's thread: turns that hurt it, and turns that are stopped.
+
+mod common;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Mutex, mpsc};
+use turnmill_schema::{Priority, Sampling};
+use turnmill_worker::config::{KvDtype, WeightsMode};
+use turnmill_worker::engine::{self, EngineHandle, Progress, Reply, Start};
+use turnmill_worker::lifecycle::{HeadroomLimits, Lifecycle};
+use turnmill_worker::model::{Engine, EngineError, Logits, Tokenizer};
+use turnmill_worker::schedule::{Limits, SequenceId, StepPlan};
+
+use common::{Tiny, load};
+
+/// A token that makes the engine panic.
+const POISON: u32 = 300;
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Held by a test while it computes: candle's threads wait for each other by spinning.
+static COMPUTING: Mutex<()> = Mutex::const_new(());
+
+/// An engine that does not survive a step with [`POISON`] in it, and counts its steps.
+struct Fragile<E> {
+    engine: E,
+    steps: Arc<AtomicU64>,
+}
+
+impl<E: Engine> Engine for Fragile<E> {
+    fn forward(&mut self, plan: &StepPlan) -> Result<Logits, EngineError> {
+        self.steps.fetch_add(1, Ordering::SeqCst);
+        assert!(!plan.tokens.contains(&POISON), "poison");
+        self.engine.forward(plan)
+    }
+}
+
+struct Line {
+    engine: EngineHandle,
+    lifecycle: Arc<Lifecycle>,
+    tokenizer: Arc<Tokenizer>,
+    namespace: turnmill_worker::kv::Namespace,
+    steps: Arc<AtomicU64>,
+}
+
+impl Line {
+    fn start() -> Self {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let path = Tiny::default().write(directory.path());
+        let model = load(&path, WeightsMode::F32, KvDtype::F32, 4096);
+        let steps = Arc::new(AtomicU64::new(0));
+        let limits = HeadroomLimits { low: 0.05, high: 0.1 };
+        let lifecycle = Arc::new(Lifecycle::new(limits, PATIENCE, Instant::now()));
+        let fragile = Fragile { engine: model.engine, steps: steps.clone() };
+        let limits =
+            Limits { max_sequences: 8, batch_tokens: 64, max_context_tokens: model.context_tokens as u32 };
+        let (engine, _thread) = engine::spawn(fragile, limits, model.blocks as u32, 16, lifecycle.clone())
+            .expect("a thread can be started");
+        let tokenizer = Arc::new(model.tokenizer);
+        Self { engine, lifecycle, tokenizer, namespace: model.namespace, steps }
+    }
+
+    /// Starts a turn that makes `tokens` tokens whatever the model says.
+    async fn turn(&self, id: u64, prompt: Vec<u32>, tokens: u32) -> mpsc::Receiver<Progress> {
+        let sampling = Sampling { temperature: 0.0, ignore_eos: true, ..Sampling::default() };
+        let (progress, receiver) = mpsc::channel(tokens as usize + 2);
+        let start = Start {
+            id: SequenceId(id),
+            max_total_tokens: prompt.len() as u32 + tokens,
+            reply: Reply::new(self.tokenizer.clone(), &sampling, tokens),
+            prompt,
+            sampling,
+            namespace: self.namespace.for_tenant("t"),
+            priority: Priority::Interactive,
+            alone: false,
+            progress,
+        };
+        self.engine.start(start).await.expect("the engine runs");
+        receiver
+    }
+}
+
+/// How many tokens came, and what the engine said was wrong, if anything.
+async fn outcome(mut progress: mpsc::Receiver<Progress>) -> (usize, Option<String>) {
+    let (mut tokens, mut failure) = (0, None);
+    while let Some(next) = tokio::time::timeout(PATIENCE, progress.recv()).await.expect("it goes on") {
+        match next {
+            Progress::Token(_) => tokens += 1,
+            Progress::Failed(text) | Progress::Refused(text) => failure = Some(text),
+            Progress::Admitted { .. } => {}
+        }
+    }
+    (tokens, failure)
+}
+
+#[tokio::test]
+async fn a_turn_that_makes_the_engine_panic_fails_and_the_worker_goes_on() {
+    let _only_me = COMPUTING.lock().await;
+    let line = Line::start();
+    for round in 0..3 {
+        let poison = line.turn(2 * round, vec![1, POISON, 3], 4).await;
+        let (tokens, failure) = outcome(poison).await;
+        assert_eq!(tokens, 0);
+        assert!(failure.is_some_and(|text| text.contains("panicked (poison)")), "it says what happened");
+        let sound = line.turn(2 * round + 1, vec![1, 2, 3], 4).await;
+        assert_eq!(outcome(sound).await, (4, None));
+    }
+    assert!(!line.engine.is_gone());
+    until(&line, |line| line.lifecycle.headroom() == 1.0).await;
+}
+
+#[tokio::test]
+async fn stopping_a_turn_frees_its_blocks_within_a_step() {
+    let _only_me = COMPUTING.lock().await;
+    let line = Line::start();
+    let mut running = line.turn(1, vec![1; 100], 3000).await;
+    while !matches!(running.recv().await.expect("it runs"), Progress::Token(_)) {}
+    assert!(line.lifecycle.headroom() < 1.0);
+    line.engine.stop(SequenceId(1)).await.expect("the engine runs");
+    let steps = line.steps.load(Ordering::SeqCst);
+    until(&line, |line| line.lifecycle.headroom() == 1.0).await;
+    assert!(line.steps.load(Ordering::SeqCst) <= steps + 1, "the step under way is the last one");
+}
+
+async fn until(line: &Line, holds: impl Fn(&Line) -> bool) {
+    let patience = Instant::now() + PATIENCE;
+    while !holds(line) {
+        assert!(Instant::now() < patience, "it never came to that");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
