@@ -2,8 +2,10 @@
 //! passes.
 
 pub mod broker_conformance;
+pub mod chaos;
 pub mod line;
 pub mod memory_queue;
+pub mod proxy;
 pub mod redis_queue;
 pub mod redis_server;
 pub mod simulation;

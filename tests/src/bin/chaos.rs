@@ -1,0 +1,126 @@
+//! `chaos`: kills, stops, drains and cuts off everything for some minutes, then says what broke. `deploy/chaos` builds
+//! what it needs and runs it; docs/CHAOS.md tells how to read it.
+//!
+//! Exit status: 0 nothing broke, 1 something did (named on standard error), 2 there is no result.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use clap::Parser;
+use turnmill_tests::chaos::audit::Finding;
+use turnmill_tests::chaos::report::Report;
+use turnmill_tests::chaos::{AppendFsync, ChaosError, ChaosSettings, Outcome, run};
+
+/// Hurts a queue under load for some minutes, and holds what is left against what was promised.
+#[derive(Parser)]
+#[command(name = "chaos")]
+struct Chaos {
+    /// How long faults come; starting, settling and comparing take longer.
+    #[arg(long, default_value = "5", value_parser = minutes)]
+    minutes: Duration,
+    /// Of faults and turns; from the clock where none is given.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
+    /// Worker processes.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(2..=64))]
+    workers: u16,
+    /// When Redis syncs; everysec loses the last second at each crash of it.
+    #[arg(long, value_enum, default_value = "always")]
+    appendfsync: AppendFsync,
+}
+
+fn minutes(text: &str) -> Result<Duration, String> {
+    let minutes: f64 = text.parse().map_err(|_| "not a number; 1 or 0.5 is one".to_owned())?;
+    if (0.1..=1440.0).contains(&minutes) {
+        Ok(Duration::from_secs_f64(60.0 * minutes))
+    } else {
+        Err("must be from 0.1 to 1440".to_owned())
+    }
+}
+
+fn main() -> ExitCode {
+    let chaos = Chaos::parse();
+    if std::env::var_os("TURNMILL_TEST_MODEL").is_none() {
+        eprintln!("chaos: TURNMILL_TEST_MODEL must name the model's GGUF file; deploy/chaos sets it");
+        return ExitCode::from(2);
+    }
+    let seed = chaos.seed.unwrap_or_else(seed_of_the_clock);
+    eprintln!("chaos: seed {seed}");
+    let (run, workers) = (chaos.minutes, usize::from(chaos.workers));
+    let settings = ChaosSettings { seed, run, workers, appendfsync: chaos.appendfsync };
+    match outcome(settings) {
+        Ok(Some(outcome)) => tell(&outcome, chaos.json),
+        Ok(None) => {
+            eprintln!("chaos: interrupted (seed {seed})");
+            ExitCode::from(2)
+        }
+        Err(error) => {
+            eprintln!("chaos: {error} (seed {seed})");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn seed_of_the_clock() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}
+
+/// None where a signal ended it. Either way, processes are gone by then: they end with what is dropped here.
+fn outcome(settings: ChaosSettings) -> Result<Option<Outcome>, ChaosError> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(async {
+        let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+        tokio::select! {
+            outcome = run(settings) => outcome.map(Some),
+            _ = tokio::signal::ctrl_c() => Ok(None),
+            _ = terminate.recv() => Ok(None),
+        }
+    })
+}
+
+/// The report to standard output; what is wrong, to standard error.
+fn tell(outcome: &Outcome, json: bool) -> ExitCode {
+    let Outcome { report, findings, logs } = outcome;
+    let told = if json { serde_json::to_string(report) } else { for_people(report) };
+    match told {
+        Ok(text) => println!("{text}"),
+        Err(error) => eprintln!("chaos: the report cannot be written: {error}"),
+    }
+    if findings.is_empty() {
+        return ExitCode::SUCCESS;
+    }
+    complain(report, findings, logs);
+    ExitCode::FAILURE
+}
+
+/// One field a line.
+fn for_people(report: &Report) -> serde_json::Result<String> {
+    let json = serde_json::to_string_pretty(report)?;
+    let line =
+        |line: &str| Some(line.trim().trim_end_matches(',').replace('"', "")).filter(|line| line.len() > 1);
+    Ok(json.lines().filter_map(line).collect::<Vec<_>>().join("\n"))
+}
+
+fn complain(report: &Report, findings: &[Finding], logs: &[(String, String)]) {
+    for finding in findings {
+        eprintln!("{finding}");
+    }
+    match keep(report.seed, logs) {
+        Ok(folder) => eprintln!("chaos: the workers' logs are in {}", folder.display()),
+        Err(error) => eprintln!("chaos: the workers' logs cannot be kept: {error}"),
+    }
+    eprintln!("chaos: {} broken promises (seed {})", findings.len(), report.seed);
+}
+
+fn keep(seed: u64, logs: &[(String, String)]) -> std::io::Result<PathBuf> {
+    let folder = std::env::temp_dir().join(format!("turnmill-chaos-{seed}"));
+    std::fs::create_dir_all(&folder)?;
+    for (name, log) in logs {
+        std::fs::write(folder.join(format!("{name}.log")), log)?;
+    }
+    Ok(folder)
+}

@@ -1,0 +1,160 @@
+//! Chaos: a real queue under load, hurt for some minutes, and then held against what was promised.
+//!
+//! | file | owns |
+//! |---|---|
+//! | `dice` | seeded randomness |
+//! | `plan` | which faults come when |
+//! | `workload`, `producers` | what is asked for, and who asks |
+//! | `ledger` | what was acknowledged |
+//! | `fleet` | worker processes and their proxies |
+//! | `storm`, `cut`, `power` | makes the faults happen: to processes, connections, Redis's disk |
+//! | `store`, `stored` | what Redis holds: the only place that knows its keys; the same as plain values |
+//! | `undisturbed` | the same turns with nothing in their way |
+//! | `audit`, `report` | what is broken, and how it is told |
+//!
+//! Of a seed, the plan and the turns are always the same. When a turn meets a fault is not: that is real time.
+
+pub mod audit;
+pub mod cut;
+pub mod dice;
+pub mod fleet;
+pub mod ledger;
+pub mod plan;
+pub mod power;
+pub mod producers;
+pub mod report;
+pub mod store;
+pub mod stored;
+pub mod storm;
+pub mod undisturbed;
+pub mod workload;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use turnmill::ProducerError;
+use turnmill_schema::Name;
+
+use crate::proxy::Proxy;
+use crate::redis_server::RedisServer;
+use audit::Finding;
+use fleet::Fleet;
+use ledger::Ledger;
+use power::Unsynced;
+use producers::Producers;
+use report::Report;
+use store::Store;
+use storm::{Storm, Tally};
+
+/// How long turns may take to end after the last fault.
+const SETTLE_PATIENCE: Duration = Duration::from_secs(240);
+
+/// When Redis syncs its append-only file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum AppendFsync {
+    /// Before it answers: nothing that was acknowledged may be lost.
+    Always,
+    /// Once a second: a crash takes the last second, as a power cut would, and producers enqueue again.
+    Everysec,
+}
+
+/// What a run is told.
+#[derive(Clone, Copy, Debug)]
+pub struct ChaosSettings {
+    /// Of faults and turns.
+    pub seed: u64,
+    /// How long faults come.
+    pub run: Duration,
+    /// Worker processes.
+    pub workers: usize,
+    /// What a crash of Redis takes.
+    pub appendfsync: AppendFsync,
+}
+
+/// What came of a run.
+#[derive(Debug)]
+pub struct Outcome {
+    /// In numbers.
+    pub report: Report,
+    /// Every broken promise.
+    pub findings: Vec<Finding>,
+    /// The log of every worker there was, by its name.
+    pub logs: Vec<(String, String)>,
+}
+
+/// Why a run came to no result.
+#[derive(Debug, thiserror::Error)]
+pub enum ChaosError {
+    /// Redis itself, past every proxy.
+    #[error("Redis does not answer as it should: {0}")]
+    Redis(#[from] redis::RedisError),
+    /// Something that asking again does not mend.
+    #[error("a producer cannot go on: {0}")]
+    Producer(#[from] ProducerError),
+    /// Ports or files.
+    #[error("the machine does not let the run go on: {0}")]
+    Io(#[from] std::io::Error),
+    /// What Redis holds is not what this version writes.
+    #[error("{what} cannot be read ({reason}); are all parts of one version?")]
+    Unreadable {
+        /// Which key or entry.
+        what: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A bug here.
+    #[error("a producer panicked; its message is above")]
+    Panicked,
+}
+
+impl ChaosError {
+    fn unreadable(what: String, reason: impl fmt::Display) -> Self {
+        Self::Unreadable { what, reason: reason.to_string() }
+    }
+}
+
+/// Hurts a queue as `settings` say, and audits what is left of it.
+pub async fn run(settings: ChaosSettings) -> Result<Outcome, ChaosError> {
+    let began = Instant::now();
+    let queue = Name::new(fleet::QUEUE).expect("letters make a name");
+    let ledger = Arc::new(Ledger::default());
+    let mut storm = gather(settings, &queue, began).await?;
+    let forgetful = storm.unsynced.is_some();
+    let url = storm.door.url();
+    let mut producers = Producers::start(&url, &queue, settings.seed, ledger.clone(), forgetful).await?;
+
+    storm.say(format!("{} workers are ready; faults come for {:?}", settings.workers, settings.run));
+    let plan = plan::plan(settings.seed, settings.run, fleet::LEASE);
+    storm.rage(plan, settings.run, &mut producers).await?;
+    storm.say("no more faults; waiting for the turns that are open");
+    storm.settle(SETTLE_PATIENCE, &mut producers).await?;
+    storm.say(format!("{:?}; the same {} turns undisturbed", storm.tally, ledger.len()));
+
+    let Storm { redis: _redis, fleet, store, tally, .. } = storm;
+    let logs = tokio::task::block_in_place(|| fleet.end());
+    let stored = store.snapshot().await?;
+    let turns = ledger.turns();
+    let undisturbed = undisturbed::undisturbed(&turns, &queue).await?;
+
+    let findings = audit::audit(&turns, &stored, &undisturbed);
+    let resumed = audit::resumed(&turns, &stored);
+    let mut report = Report::new(settings.seed, turns.len(), resumed, tally).with(&findings);
+    report.re_enqueued = forgetful.then(|| ledger.re_enqueued());
+    report.seconds = began.elapsed().as_secs();
+    Ok(Outcome { report, findings, logs })
+}
+
+/// Redis, workers and proxies, all ready.
+async fn gather(settings: ChaosSettings, queue: &Name, began: Instant) -> Result<Storm, ChaosError> {
+    let (appendfsync, unsynced) = match settings.appendfsync {
+        AppendFsync::Always => ("always", None),
+        AppendFsync::Everysec => ("everysec", Some(Unsynced::default())),
+    };
+    let redis = RedisServer::start_with(&["--appendonly", "yes", "--appendfsync", appendfsync]);
+    let fleet = Fleet::start(redis.address(), settings.workers).await?;
+    let door = Arc::new(Proxy::start(redis.address()).await?);
+    let store = Store::open(&redis.url(), queue)?;
+    let tally = Tally::default();
+    Ok(Storm { redis, fleet, door, store, unsynced, tally, began, redis_back: None })
+}

@@ -1,0 +1,173 @@
+//! Makes the planned faults happen, when somebody qualifies for them.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::ChaosError;
+use super::fleet::Fleet;
+use super::plan::{Fault, Planned};
+use super::power::Unsynced;
+use super::producers::Producers;
+use super::store::{Holding, Store};
+use crate::proxy::{Hold, Proxy};
+use crate::redis_server::RedisServer;
+
+/// Between looks at what is due.
+const TICK: Duration = Duration::from_millis(15);
+
+/// What was done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Workers killed while they held a turn with a published token.
+    pub kills: u32,
+    /// Workers stopped past their lease and woken.
+    pub stops: u32,
+    /// Redis killed and started again.
+    pub redis_restarts: u32,
+    /// Workers drained.
+    pub drains: u32,
+    /// Everything that was done to connections.
+    pub cuts: u32,
+}
+
+/// Everything that can be hurt.
+pub struct Storm {
+    /// The queue's home.
+    pub redis: RedisServer,
+    /// Its workers.
+    pub fleet: Fleet,
+    /// The producers' way to it.
+    pub door: Arc<Proxy>,
+    /// What to find victims by.
+    pub store: Store,
+    /// A crash of Redis takes this along; none where everything is synced.
+    pub unsynced: Option<Unsynced>,
+    /// What was done.
+    pub tally: Tally,
+    /// When all began.
+    pub began: Instant,
+    /// When Redis comes back, while it is gone.
+    pub redis_back: Option<Instant>,
+}
+
+impl Storm {
+    /// Lets `plan` happen, for as long as `run`.
+    pub async fn rage(
+        &mut self,
+        plan: Vec<Planned>,
+        run: Duration,
+        producers: &mut Producers,
+    ) -> Result<(), ChaosError> {
+        let start = Instant::now();
+        let mut planned = VecDeque::from(plan);
+        let mut due = VecDeque::new();
+        while start.elapsed() < run {
+            while let Some(next) = planned.pop_front_if(|next| next.at <= start.elapsed()) {
+                due.push_back(next.fault);
+            }
+            for _ in 0..due.len() {
+                let Some(fault) = due.pop_front() else { break };
+                if self.redis_back.is_some() || !self.strike(fault).await? {
+                    due.push_back(fault);
+                }
+            }
+            self.tend()?;
+            producers.ended()?;
+            tokio::time::sleep(TICK).await;
+        }
+        if !due.is_empty() {
+            self.say(format!("{} faults found nobody to happen to: {due:?}", due.len()));
+        }
+        Ok(())
+    }
+
+    /// Ends every fault, and waits until all turns have ended or `patience` is over.
+    pub async fn settle(&mut self, patience: Duration, producers: &mut Producers) -> Result<(), ChaosError> {
+        producers.enough();
+        self.door.hold(Hold::Nothing);
+        self.door.refuse(false);
+        self.fleet.calm();
+        let until = Instant::now() + patience;
+        while !producers.ended()? {
+            if Instant::now() > until {
+                self.say(format!("some turns have not ended within {patience:?}"));
+                return Ok(());
+            }
+            self.tend()?;
+            tokio::time::sleep(TICK).await;
+        }
+        producers.look_again().await
+    }
+
+    /// Says on standard error what happens.
+    pub fn say(&self, what: impl std::fmt::Display) {
+        eprintln!("{:7.2} s  {what}", self.began.elapsed().as_secs_f64());
+    }
+
+    fn tend(&mut self) -> Result<(), ChaosError> {
+        self.fleet.tend();
+        if self.redis_back.is_some_and(|back| Instant::now() >= back) {
+            tokio::task::block_in_place(|| self.redis.restart());
+            self.redis_back = None;
+        }
+        if let (Some(unsynced), None) = (&mut self.unsynced, self.redis_back) {
+            unsynced.note(self.redis.directory())?;
+        }
+        Ok(())
+    }
+
+    /// False where nobody qualifies just now.
+    async fn strike(&mut self, fault: Fault) -> Result<bool, ChaosError> {
+        match fault {
+            Fault::Kill(choice) => {
+                let Some((slot, holding)) = self.holder(choice).await? else { return Ok(false) };
+                self.say(format!("kill -9 of {}, {holding}", self.fleet.name(slot)));
+                self.fleet.kill(slot);
+                self.tally.kills += 1;
+            }
+            Fault::Stop(choice, silence) => {
+                let Some((slot, holding)) = self.holder(choice).await? else { return Ok(false) };
+                self.say(format!("SIGSTOP of {} for {silence:?}, {holding}", self.fleet.name(slot)));
+                self.fleet.stop(slot, silence);
+                self.tally.stops += 1;
+            }
+            Fault::Drain(choice) => {
+                let Some(slot) = self.fleet.choose(choice, |_| true) else { return Ok(false) };
+                self.say(format!("SIGTERM of {}", self.fleet.name(slot)));
+                self.fleet.drain(slot);
+                self.tally.drains += 1;
+            }
+            Fault::RestartRedis(away) => self.crash_redis(away)?,
+            Fault::Cut(cut) => {
+                let workers: Vec<_> = self.fleet.proxies().cloned().collect();
+                self.say(cut.happen(&workers, &self.door));
+                self.tally.cuts += 1;
+            }
+        }
+        Ok(true)
+    }
+
+    /// A worker that holds a turn with a published token, and one such turn.
+    async fn holder(&self, choice: u64) -> Result<Option<(usize, Holding)>, ChaosError> {
+        let mut holdings = self.store.holdings().await?;
+        holdings.retain(|holding| holding.published > 0);
+        let of = |name: &str, holding: &Holding| holding.owner.split(':').next() == Some(name);
+        let slot = self.fleet.choose(choice, |name| holdings.iter().any(|holding| of(name, holding)));
+        let found = |slot: usize| {
+            let name = self.fleet.name(slot);
+            holdings.into_iter().find(|holding| of(&name, holding)).map(|holding| (slot, holding))
+        };
+        Ok(slot.and_then(found))
+    }
+
+    fn crash_redis(&mut self, away: Duration) -> Result<(), ChaosError> {
+        self.redis.crash();
+        let directory = self.redis.directory();
+        let lost = self.unsynced.as_mut().map(|unsynced| unsynced.lose(directory)).transpose()?;
+        self.say(format!("kill -9 of Redis, gone for {away:?}, {} bytes lost", lost.unwrap_or(0)));
+        self.redis_back = Some(Instant::now() + away);
+        self.tally.redis_restarts += 1;
+        Ok(())
+    }
+}

@@ -1,0 +1,29 @@
+//! The same turns, in the same order, on one worker that nothing happens to, in a Redis of its own.
+
+use turnmill::{Producer, ProducerSettings};
+use turnmill_schema::Name;
+
+use super::ChaosError;
+use super::audit::Undisturbed;
+use super::ledger::Acknowledged;
+use super::store::Store;
+use crate::redis_server::RedisServer;
+use crate::worker::Worker;
+
+/// Runs the ledger's turns to their ends.
+pub async fn undisturbed(ledger: &[Acknowledged], queue: &Name) -> Result<Undisturbed, ChaosError> {
+    let redis = RedisServer::start();
+    let settings = ProducerSettings::new(queue.clone(), queue.clone());
+    let producer = Producer::connect(&redis.url(), settings).await?;
+    let requests = ledger.iter().map(|known| known.request.clone()).collect();
+    let turns = producer.enqueue_batch(requests).await?;
+    let flags = ["--queue", queue.as_str(), "--threads", "1"];
+    let mut worker = tokio::task::block_in_place(|| Worker::start(&redis, &flags));
+    for turn in &turns {
+        producer.wait(*turn).await?;
+    }
+    worker.sigterm();
+    tokio::task::block_in_place(|| worker.wait_exit());
+    let stored = Store::open(&redis.url(), queue)?.snapshot().await?;
+    Ok(Undisturbed { turns, stored })
+}
