@@ -102,22 +102,13 @@ mod tests {
     use super::*;
     use crate::event::{Begin, Delta, End, Event, FinishReason, Outcome, Timing, TokenLogprobs, Usage};
     use crate::ids::{Name, TurnId};
-    use crate::turn::{Message, Priority, Role, Sampling};
+    use crate::turn::{Message, Role};
 
     fn turn(content: &str) -> Turn {
-        Turn {
-            id: "01980000-0000-7000-8000-000000000000.0".parse::<TurnId>().expect("a turn id"),
-            tenant: Name::new("default").expect("a name"),
-            agent: Some(Name::new("a").expect("a name")),
-            messages: vec![Message::new(Role::User, content)],
-            new_session: false,
-            sampling: Sampling::default(),
-            priority: Priority::Interactive,
-            deadline_ms: None,
-            not_before_ms: None,
-            idempotency_key: None,
-            replay_of: None,
-        }
+        let id = "01980000-0000-7000-8000-000000000000.0".parse::<TurnId>().expect("a turn id");
+        let tenant = Name::new("default").expect("a name");
+        let agent = Some(Name::new("a").expect("a name"));
+        Turn { agent, ..Turn::new(id, tenant, vec![Message::new(Role::User, content)]) }
     }
 
     #[test]

@@ -184,24 +184,16 @@ mod tests {
 
     use super::*;
     use crate::envelope::encode_turn;
-    use crate::turn::{Message, Priority, Role, Sampling};
+    use crate::turn::{Message, Role};
 
     const ID: &str = "01980000-0000-7000-8000-000000000000.0";
 
     fn turn(content: &str) -> Turn {
-        Turn {
-            id: ID.parse().expect("a turn id"),
-            tenant: Name::new("default").expect("a name"),
-            agent: None,
-            messages: vec![Message::new(Role::User, content)],
-            new_session: false,
-            sampling: Sampling::default(),
-            priority: Priority::Interactive,
-            deadline_ms: None,
-            not_before_ms: None,
-            idempotency_key: None,
-            replay_of: None,
-        }
+        Turn::new(
+            ID.parse().expect("a turn id"),
+            Name::new("default").expect("a name"),
+            vec![Message::new(Role::User, content)],
+        )
     }
 
     fn large(content_bytes: usize) -> (PayloadReference, Vec<u8>) {

@@ -199,6 +199,23 @@ pub enum InvalidTurn {
 }
 
 impl Turn {
+    /// A turn that stands alone; everything else as by default.
+    pub fn new(id: TurnId, tenant: Name, messages: Vec<Message>) -> Self {
+        Self {
+            id,
+            tenant,
+            agent: None,
+            messages,
+            new_session: false,
+            sampling: Sampling::default(),
+            priority: Priority::default(),
+            deadline_ms: None,
+            not_before_ms: None,
+            idempotency_key: None,
+            replay_of: None,
+        }
+    }
+
     /// Whose backlog the turn waits in.
     pub fn agent_id(&self) -> AgentId {
         match &self.agent {

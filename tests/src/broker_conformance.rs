@@ -145,19 +145,9 @@ macro_rules! broker_conformance {
 
 /// A turn of agent `agent` of tenant `test` saying `content`.
 pub fn turn(agent: Option<&str>, content: &str) -> Turn {
-    Turn {
-        id: TurnId::new(0),
-        tenant: Name::new("test").expect("a name"),
-        agent: agent.map(|agent| Name::new(agent).expect("a name")),
-        messages: vec![Message::new(Role::User, content)],
-        new_session: false,
-        sampling: Default::default(),
-        priority: Priority::Interactive,
-        deadline_ms: None,
-        not_before_ms: None,
-        idempotency_key: None,
-        replay_of: None,
-    }
+    let tenant = Name::new("test").expect("a name");
+    let agent = agent.map(|agent| Name::new(agent).expect("a name"));
+    Turn { agent, ..Turn::new(TurnId::new(0), tenant, vec![Message::new(Role::User, content)]) }
 }
 
 /// Room for more turns than any test has.

@@ -29,7 +29,7 @@ async fn is_missed<F: Future<Output = ()> + Send + 'static>(
 #[tokio::test]
 async fn the_fence() {
     let mut scripts = Scripts::default();
-    let check = "agent.state ~= 'leased' or agent.owner ~= WORKER or agent.epoch ~= epoch";
+    let check = "agent.state ~= 'leased' or agent.owner ~= worker or agent.epoch ~= epoch";
     without(&mut scripts.finish, check, "false");
     without(&mut scripts.finish, "top_epoch > tonumber(epoch)", "false");
     is_missed(|queue| async move { a_lease_taken_over_fences_the_old_worker(&*queue).await }, scripts).await;

@@ -34,6 +34,19 @@ local function read_backlog(keys)
   return texts[1] and backlog_entry(texts[1]), texts[2] and backlog_entry(texts[2])
 end
 
+-- The agent, its head and the turn behind, where `worker` holds the lease of `epoch` for `turn_id`; nil otherwise.
+local function read_lease(keys, worker, turn_id, epoch)
+  local agent = read_agent(keys)
+  if agent.state ~= 'leased' or agent.owner ~= worker or agent.epoch ~= epoch then
+    return nil
+  end
+  local head, following = read_backlog(keys)
+  if not head or head.turn ~= turn_id then
+    return nil
+  end
+  return agent, head, following
+end
+
 -- The result stream's top id as two numbers: the epoch that wrote it and the tokens published by then.
 local function result_top(keys)
   local last = ask('XREVRANGE', keys.result, '+', '-', 'COUNT', 1)[1]

@@ -57,12 +57,8 @@ local function finish(i)
   if turn.state == 'ended' then
     return ended_before(keys, turn, epoch)
   end
-  local agent = read_agent(keys)
-  if agent.state ~= 'leased' or agent.owner ~= WORKER or agent.epoch ~= epoch then
-    return {'fenced'}
-  end
-  local head, following = read_backlog(keys)
-  if not head or head.turn ~= turn_id then
+  local agent, head, following = read_lease(keys, WORKER, turn_id, epoch)
+  if not agent then
     return {'fenced'}
   end
   local top_epoch, found = result_top(keys)

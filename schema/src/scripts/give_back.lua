@@ -24,12 +24,8 @@ local function give_back(i)
   if turn.state == 'ended' and turn.epoch == epoch and delay_ms ~= '' then
     return {'dead'}
   end
-  local agent = read_agent(keys)
-  if agent.state ~= 'leased' or agent.owner ~= WORKER or agent.epoch ~= epoch then
-    return {'fenced'}
-  end
-  local head, following = read_backlog(keys)
-  if not head or head.turn ~= turn_id then
+  local agent, head, following = read_lease(keys, WORKER, turn_id, epoch)
+  if not agent then
     return {'fenced'}
   end
   local _, published = result_top(keys)

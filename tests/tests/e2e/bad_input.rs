@@ -117,20 +117,9 @@ async fn producers_refuse_what_can_never_run_and_write_nothing() {
 
 /// A turn as a producer in another language may write it.
 fn raw_turn(agent: &str, sampling: Sampling) -> Turn {
-    let messages = NewTurn::user("hi").messages;
-    Turn {
-        id: TurnId::new(0),
-        tenant: name("default"),
-        agent: Some(name(agent)),
-        messages,
-        new_session: false,
-        sampling: Sampling { seed: Some(1), ..sampling },
-        priority: Default::default(),
-        deadline_ms: None,
-        not_before_ms: None,
-        idempotency_key: None,
-        replay_of: None,
-    }
+    let sampling = Sampling { seed: Some(1), ..sampling };
+    let turn = Turn::new(TurnId::new(0), name("default"), NewTurn::user("hi").messages);
+    Turn { agent: Some(name(agent)), sampling, ..turn }
 }
 
 #[tokio::test]

@@ -46,7 +46,7 @@ async fn a_running_turn_is_cancelled_its_blocks_are_freed_and_the_next_one_runs(
     line.until_all_have_tokens(&[running]).await;
     let next = line.enqueue(vec![NewTurn::user("Hi").agent(name("a")).sampling(greedy(4))]).await[0];
     let asked = Instant::now();
-    let output = line.turnmill(&["turn", "cancel", &running.to_string(), "--yes"]).await;
+    let output = line.turnmill(&["turn", "cancel", &running.to_string()]).await;
     assert!(output.status.success(), "{output:?}");
     let result = line.wait(running).await;
     println!("cancelled after {:?}", asked.elapsed());

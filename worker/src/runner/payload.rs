@@ -76,19 +76,11 @@ mod tests {
     use crate::config::StoreUrl;
 
     fn turn(content: String) -> Turn {
-        Turn {
-            id: TurnId::new(0),
-            tenant: Name::new("default").expect("a name"),
-            agent: None,
-            messages: vec![Message::new(Role::User, content)],
-            new_session: false,
-            sampling: Default::default(),
-            priority: Default::default(),
-            deadline_ms: None,
-            not_before_ms: None,
-            idempotency_key: None,
-            replay_of: None,
-        }
+        Turn::new(
+            TurnId::new(0),
+            Name::new("default").expect("a name"),
+            vec![Message::new(Role::User, content)],
+        )
     }
 
     /// A large turn in a store in `folder`, put there as a producer would.

@@ -81,24 +81,16 @@ impl Payloads {
 #[cfg(test)]
 mod tests {
     use turnmill_schema::envelope::MAX_INLINE_BYTES;
-    use turnmill_schema::{EncodedTurn, Message, Priority, Role, Sampling, TurnId};
+    use turnmill_schema::{EncodedTurn, Message, Role, TurnId};
 
     use super::*;
 
     fn turn() -> Turn {
-        Turn {
-            id: TurnId::new(0),
-            tenant: Name::new("default").expect("a name"),
-            agent: None,
-            messages: vec![Message::new(Role::User, "x".repeat(MAX_INLINE_BYTES))],
-            new_session: false,
-            sampling: Sampling::default(),
-            priority: Priority::Interactive,
-            deadline_ms: None,
-            not_before_ms: None,
-            idempotency_key: None,
-            replay_of: None,
-        }
+        Turn::new(
+            TurnId::new(0),
+            Name::new("default").expect("a name"),
+            vec![Message::new(Role::User, "x".repeat(MAX_INLINE_BYTES))],
+        )
     }
 
     fn large(turn: &Turn) -> (PayloadReference, Vec<u8>) {

@@ -167,19 +167,9 @@ impl Bench {
         let agents = self.options.turns.div_ceil(TURNS_AN_AGENT).max(1);
         let tenant = Name::new("bench").expect("a name");
         let agent = Name::new(format!("a{}", i % agents)).expect("a name");
-        Turn {
-            id: self.queue.new_turn_id(&tenant, Some(&agent)),
-            tenant,
-            agent: Some(agent),
-            messages: vec![Message::new(Role::User, "x".repeat(self.options.payload))],
-            new_session: false,
-            sampling: Default::default(),
-            priority: Default::default(),
-            deadline_ms: None,
-            not_before_ms: None,
-            idempotency_key: None,
-            replay_of: None,
-        }
+        let id = self.queue.new_turn_id(&tenant, Some(&agent));
+        let messages = vec![Message::new(Role::User, "x".repeat(self.options.payload))];
+        Turn { agent: Some(agent), ..Turn::new(id, tenant, messages) }
     }
 
     /// Deletes the queue.
