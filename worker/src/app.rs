@@ -96,7 +96,7 @@ pub fn broker_settings(settings: &Settings) -> BrokerSettings {
         max_attempts: settings.max_attempts,
         result_ttl_ms: settings.result_ttl_ms,
         outcome_ttl_ms: settings.outcome_ttl_ms,
-        keep_stream_ms: settings.keep_stream_ms,
+        keep_stream_ms: settings.keep_stream_ms.min(settings.result_ttl_ms),
         retained_bytes: settings.retained_bytes.bytes(),
         tenant_max_running: settings.tenant_max_running,
         max_handovers: settings.max_handovers,

@@ -63,15 +63,10 @@ impl Settings {
         let rule = format!("at least retry_base_ms ({base}) and at most {MAX_TTL_MS} (ten years)");
         problems.require((base..=MAX_TTL_MS).contains(&max), "retry_max_ms", max, rule);
         let (result, outcome) = (self.result_ttl_ms, self.outcome_ttl_ms);
-        let rule = format!("from 1000 to result_ttl_ms ({result})");
-        problems.require(
-            (1000..=result).contains(&self.keep_stream_ms),
-            "keep_stream_ms",
-            self.keep_stream_ms,
-            rule,
-        );
+        let keep = self.keep_stream_ms;
         let rule = format!("from 1000 to {MAX_TTL_MS} (ten years)");
-        problems.require((1000..=MAX_TTL_MS).contains(&result), "result_ttl_ms", result, rule);
+        problems.require((1000..=MAX_TTL_MS).contains(&result), "result_ttl_ms", result, &rule);
+        problems.require((1000..=MAX_TTL_MS).contains(&keep), "keep_stream_ms", keep, rule);
         let rule = format!("from result_ttl_ms ({result}) to {MAX_TTL_MS} (ten years)");
         problems.require((result..=MAX_TTL_MS).contains(&outcome), "outcome_ttl_ms", outcome, rule);
     }
@@ -124,6 +119,14 @@ mod tests {
             ("--stall-ms=999", "stall_ms is 999; it must be at least 1000"),
             ("--flush-ms=0", "flush_ms is 0; it must be from 1 to 1000"),
             ("--max-attempts=0", "max_attempts is 0; it must be at least 1"),
+            (
+                "--keep-stream-ms=999",
+                "keep_stream_ms is 999; it must be from 1000 to 316224000000 (ten years)",
+            ),
+            (
+                "--retry-max-ms=999",
+                "retry_max_ms is 999; it must be at least retry_base_ms (1000) and at most 316224000000 (ten years)",
+            ),
             ("--result-ttl-ms=999", "result_ttl_ms is 999; it must be from 1000 to 316224000000 (ten years)"),
             (
                 "--outcome-ttl-ms=5",
