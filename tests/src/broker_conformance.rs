@@ -10,12 +10,12 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::time::{Duration, Instant};
 
-use turnmill_schema::scripts::DepthLimits;
+use turnmill_schema::scripts::{AgentAction, DepthLimits};
 use turnmill_schema::{
     AgentId, Begin, DeadReason, Delta, End, Event, FinishReason, Message, Name, Outcome, Priority, Role,
     StoredTurn, Timing, TranscriptEntry, Turn, TurnId, Usage,
 };
-use turnmill_worker::broker::memory::{Acted, AgentAction, Cancelled, DeadLetter, QueueFull};
+use turnmill_worker::broker::memory::{Acted, Cancelled, DeadLetter, QueueFull};
 use turnmill_worker::broker::{Advice, Broker, BrokerError, Claim, Ending, Lease, QueueCounts, ReadyToken};
 
 pub use operators::*;

@@ -2,11 +2,10 @@
 
 use std::sync::Arc;
 
-use turnmill_schema::scripts::DepthLimits;
+use turnmill_schema::scripts::{AgentAction, DepthLimits};
 use turnmill_schema::{AgentId, Delta, Event, Turn, TurnId};
 use turnmill_worker::broker::memory::{
-    Acted, AgentAction, Cancelled, Clock, DeadLetter, MemoryBroker, MemoryQueue, MemorySettings, QueueFull,
-    TokioClock,
+    Acted, Cancelled, Clock, DeadLetter, MemoryBroker, MemoryQueue, MemorySettings, QueueFull, TokioClock,
 };
 
 use crate::broker_conformance::{LEASE_MS, TestQueue, WorkerLimits};

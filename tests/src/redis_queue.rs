@@ -9,9 +9,9 @@ use redis::streams::{StreamId, StreamRangeReply};
 use redis::{FromRedisValue, RedisResult, Value};
 use turnmill_schema::envelope::{decode, encode_turn};
 use turnmill_schema::keys::{BacklogEntry, FIELD_EVENT, FIELD_REPLY, GROUP, Keys, Queue};
-use turnmill_schema::scripts::{self, Call, DepthLimits};
+use turnmill_schema::scripts::{self, AgentAction, Call, DepthLimits};
 use turnmill_schema::{AgentId, Delta, Event, Name, Outcome, Priority, Turn, TurnId};
-use turnmill_worker::broker::memory::{Acted, AgentAction, AgentState, Cancelled, DeadLetter, QueueFull};
+use turnmill_worker::broker::memory::{Acted, AgentState, Cancelled, DeadLetter, QueueFull};
 use turnmill_worker::broker::redis::{BrokerSettings, RedisBroker, Scripts};
 use turnmill_worker::config::RedisUrl;
 
@@ -147,16 +147,6 @@ fn read<T: FromRedisValue>(value: Value) -> T {
     redis::from_redis_value(value).expect("the reply is of its kind")
 }
 
-fn action_name(action: AgentAction) -> &'static str {
-    match action {
-        AgentAction::Pause => "pause",
-        AgentAction::Resume => "resume",
-        AgentAction::Halt => "halt",
-        AgentAction::Skip => "skip",
-        AgentAction::Reset => "reset",
-    }
-}
-
 fn outcome_of(name: &str) -> Outcome {
     let all = [Outcome::Completed, Outcome::Failed, Outcome::Cancelled, Outcome::Expired];
     all.into_iter().find(|outcome| outcome.as_str() == name).expect("an outcome")
@@ -217,7 +207,7 @@ impl TestQueue for RedisQueue {
             keys.parked(agent.tenant()),
             keys.transcript(agent),
         ]);
-        call.text(agent).text(action_name(action));
+        call.text(agent).text(action.as_str());
         let reply: Vec<String> = self.run(scripts::AGENT, &call).await.expect("the script answers");
         match reply[0].as_str() {
             "ok" => Acted::State(AgentState::from_name(&reply[1]).expect("a state")),

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use turnmill_schema::keys::GROUP;
+use turnmill_schema::scripts::AgentAction;
 use turnmill_schema::{AgentId, DeadReason, Delta, Event, Outcome, Priority, Turn, TurnId};
 use turnmill_tests::broker_conformance::{
     TestQueue, WorkerLimits, claim, delta, ending, entry, room_for, turn,
@@ -18,7 +19,7 @@ use turnmill_tests::broker_conformance::{
 use turnmill_tests::memory_queue::settings;
 use turnmill_tests::redis_queue::RedisQueue;
 use turnmill_tests::simulation::Dice;
-use turnmill_worker::broker::memory::{AgentAction, Clock, MemoryBroker, MemoryQueue};
+use turnmill_worker::broker::memory::{Clock, MemoryBroker, MemoryQueue};
 use turnmill_worker::broker::redis::RedisBroker;
 use turnmill_worker::broker::{Broker, BrokerError, Ending, Lease, ReadyToken};
 

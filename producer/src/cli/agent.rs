@@ -5,8 +5,9 @@ use std::io::{Write, stdout};
 use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
 use turnmill::operate::Operator;
-use turnmill::operate::agent::{AgentAction, AgentQuery, AgentView};
+use turnmill::operate::agent::{AgentQuery, AgentView};
 use turnmill::schema::Name;
+use turnmill::schema::scripts::AgentAction;
 
 use super::confirm::Confirm;
 use super::print::json_line;

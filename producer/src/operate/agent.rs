@@ -3,7 +3,7 @@
 use redis::{FromRedisValue, RedisResult, Value};
 use serde::Serialize;
 use turnmill_schema::keys::{BacklogEntry, Keys};
-use turnmill_schema::scripts::{AGENT, Call};
+use turnmill_schema::scripts::{AGENT, AgentAction, Call};
 use turnmill_schema::{AgentId, Name, TurnId};
 
 use super::hash::Hash;
@@ -54,33 +54,6 @@ pub struct AgentQuery {
     pub idle: bool,
     /// At most so many.
     pub limit: usize,
-}
-
-/// What an operator does to an agent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AgentAction {
-    /// No more of its turns are leased; one that runs goes on.
-    Pause,
-    /// Turns of a paused or halted agent are leased again.
-    Resume,
-    /// Its later turns wait for an operator when one becomes a dead letter.
-    Halt,
-    /// Its later turns go on when one becomes a dead letter.
-    Skip,
-    /// Its history is forgotten.
-    Reset,
-}
-
-impl AgentAction {
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Pause => "pause",
-            Self::Resume => "resume",
-            Self::Halt => "halt",
-            Self::Skip => "skip",
-            Self::Reset => "reset",
-        }
-    }
 }
 
 const FIELDS: [&str; 5] = ["state", "owner", "epoch", "hold", "on_dead"];

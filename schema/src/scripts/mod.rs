@@ -131,6 +131,34 @@ impl Call {
     }
 }
 
+/// What an operator does to an agent: an argument of [`AGENT`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AgentAction {
+    /// No more of its turns are leased; one that runs goes on.
+    Pause,
+    /// Turns of a paused or halted agent are leased again.
+    Resume,
+    /// Its later turns wait for an operator when one becomes a dead letter.
+    Halt,
+    /// Its later turns go on when one becomes a dead letter.
+    Skip,
+    /// Its history is forgotten; refused while a turn runs, which would write to it.
+    Reset,
+}
+
+impl AgentAction {
+    /// The name used on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pause => "pause",
+            Self::Resume => "resume",
+            Self::Halt => "halt",
+            Self::Skip => "skip",
+            Self::Reset => "reset",
+        }
+    }
+}
+
 /// How many turns may be open (waiting or running) in a shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DepthLimits {

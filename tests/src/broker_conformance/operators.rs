@@ -2,9 +2,10 @@
 
 use std::time::{Duration, Instant};
 
+use turnmill_schema::scripts::AgentAction;
 use turnmill_schema::{AgentId, DeadReason, Outcome, Turn, TurnId};
 use turnmill_worker::broker::Broker;
-use turnmill_worker::broker::memory::{Acted, AgentAction, AgentState, Cancelled};
+use turnmill_worker::broker::memory::{Acted, AgentState, Cancelled};
 
 use super::{
     PATIENCE, TestQueue, claim, delta, ending, ending_with, ends, enqueue, entry, finish, is_fenced,

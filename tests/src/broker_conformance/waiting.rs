@@ -3,9 +3,9 @@
 
 use std::time::Duration;
 
-use turnmill_schema::scripts::DepthLimits;
+use turnmill_schema::scripts::{AgentAction, DepthLimits};
 use turnmill_schema::{AgentId, DeadReason, Delta, Name, Outcome, Priority, Turn, TurnId};
-use turnmill_worker::broker::memory::{AgentAction, DeadLetter};
+use turnmill_worker::broker::memory::DeadLetter;
 use turnmill_worker::broker::{Broker, Ending, Retry};
 
 use super::{

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use turnmill_schema::scripts::AgentAction;
 use turnmill_schema::{AgentId, TurnId};
-use turnmill_worker::broker::memory::{Acted, AgentAction, AgentState, Cancelled};
+use turnmill_worker::broker::memory::{Acted, AgentState, Cancelled};
 
 use super::ledger::Stage;
 use super::plan::Plan;

@@ -33,14 +33,14 @@ mod tokens;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use turnmill_schema::scripts::DepthLimits;
+use turnmill_schema::scripts::{AgentAction, DepthLimits};
 use turnmill_schema::{AgentId, Delta, Event, TranscriptEntry, Turn, TurnId, WorkerStatus};
 
 pub use broker::MemoryBroker;
 pub use clock::{Clock, TokioClock};
 pub use enqueue::QueueFull;
 pub use link::{Direct, Link, Passage};
-pub use operate::{Acted, AgentAction, AgentState, Cancelled, DeadLetter};
+pub use operate::{Acted, AgentState, Cancelled, DeadLetter};
 
 use super::QueueCounts;
 use conclude::Retention;

@@ -1,5 +1,6 @@
 //! What operators and producers do to turns and agents.
 
+use turnmill_schema::scripts::AgentAction;
 use turnmill_schema::{AgentId, Outcome, TurnId};
 
 use super::conclude::{Conclusion, Retention};
@@ -14,21 +15,6 @@ pub enum Cancelled {
     Ended(Outcome),
     /// Nobody knows it.
     Unknown,
-}
-
-/// What an operator does to an agent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AgentAction {
-    /// Lease no more of its turns; one that runs goes on.
-    Pause,
-    /// Lease the turns of a paused or halted agent again.
-    Resume,
-    /// When one of its turns becomes a dead letter, hold the later ones.
-    Halt,
-    /// When one of its turns becomes a dead letter, go on with the next.
-    Skip,
-    /// Forget its history; refused while a turn runs, which would write to it.
-    Reset,
 }
 
 /// Where an agent is.
