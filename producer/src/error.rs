@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use turnmill_schema::agent_file::AgentFileError;
 use turnmill_schema::envelope::{EnvelopeError, MAX_INLINE_BYTES};
 use turnmill_schema::{InvalidTurn, TurnId};
 
@@ -113,11 +114,63 @@ pub enum ProducerError {
         /// Where it was looked for.
         queue: String,
     },
-    /// The agent's turn that runs would undo it.
-    #[error("agent {agent} runs a turn, which would write to its history; wait for its end or cancel it")]
+    /// The agent's turn that runs would undo it; one that waits after it published tokens would go on after another
+    /// history.
+    #[error("agent {agent} has a turn that runs, or began, with its history; wait for its end or cancel it")]
     AgentBusy {
         /// The agent.
         agent: String,
+    },
+    /// The agent's history is another one than a moment before.
+    #[error("the history of agent {agent} changed meanwhile; nothing was done, look again and repeat it")]
+    HistoryChanged {
+        /// The agent.
+        agent: String,
+    },
+    /// There is no such turn to go back to.
+    #[error("turn {turn} is not in the history of agent {agent}, which is {}", shown(history))]
+    NotInHistory {
+        /// What was asked for.
+        turn: TurnId,
+        /// The agent.
+        agent: String,
+        /// The turns that are, oldest first.
+        history: Vec<TurnId>,
+    },
+    /// Another history would be lost, or turns would run on one they were not meant for.
+    #[error(
+        "agent {agent} has {entries} turns in its history and {open} that have not ended; give another name, or cancel \
+         its turns and reset it"
+    )]
+    AgentTaken {
+        /// The agent.
+        agent: String,
+        /// Turns in its history.
+        entries: u64,
+        /// Turns that have not ended.
+        open: u64,
+    },
+    /// The file is of another tenant.
+    #[error("the file holds an agent of tenant {found}, not of {tenant}; give --tenant {found}")]
+    OtherTenant {
+        /// Whose it is.
+        found: String,
+        /// Who reads it.
+        tenant: String,
+    },
+    /// The file is not an exported agent, or not a whole one.
+    #[error(transparent)]
+    AgentFile(#[from] AgentFileError),
+    /// The file cannot be written or read.
+    #[error("the file cannot be written or read: {0}")]
+    File(#[from] std::io::Error),
+    /// The object store did not give or take K and V.
+    #[error("the object store {url} failed: {reason}; no agent was changed, try again")]
+    KvStore {
+        /// Where, without the password.
+        url: String,
+        /// The client's words.
+        reason: String,
     },
     /// There is no such worker.
     #[error("no worker has the id or name {worker}; see turnmill worker ls")]
@@ -148,6 +201,18 @@ pub enum ProducerError {
     },
 }
 
+/// The newest turns of a history; a long one has more than anybody reads.
+fn shown(history: &[TurnId]) -> String {
+    const MOST: usize = 20;
+    let newest = &history[history.len().saturating_sub(MOST)..];
+    let newest: Vec<String> = newest.iter().map(TurnId::to_string).collect();
+    match history.len() {
+        0 => "empty".to_owned(),
+        turns if turns > MOST => format!("{} older turns, {}", turns - MOST, newest.join(", ")),
+        _ => newest.join(", "),
+    }
+}
+
 fn whose(queue: &str, tenant: Option<&str>) -> String {
     match tenant {
         Some(tenant) => format!("tenant {tenant} of queue {queue}"),
@@ -160,14 +225,16 @@ impl ProducerError {
     pub fn advice(&self) -> Advice {
         match self {
             Self::Unreachable { .. } | Self::Refused { .. } | Self::QueueFull { .. } => Advice::Retry,
-            Self::Store { .. } => Advice::Retry,
+            Self::Store { .. } | Self::KvStore { .. } => Advice::Retry,
             Self::InvalidTurn(_) | Self::Envelope(_) | Self::NoStore { .. } => Advice::Reject,
             Self::InvalidStore { .. } => Advice::Stop,
             Self::UnknownTurn { .. } | Self::UnknownAgent { .. } | Self::UnknownWorker { .. } => {
                 Advice::Reject
             }
-            Self::Gap { .. } => Advice::Reject,
-            Self::AgentBusy { .. } => Advice::Retry,
+            Self::Gap { .. } | Self::NotInHistory { .. } | Self::AgentTaken { .. } => Advice::Reject,
+            Self::OtherTenant { .. } | Self::AgentFile(_) => Advice::Reject,
+            Self::File(_) => Advice::Stop,
+            Self::AgentBusy { .. } | Self::HistoryChanged { .. } => Advice::Retry,
             Self::InvalidUrl { .. } | Self::Unsuitable(_) | Self::Unreadable { .. } => Advice::Stop,
         }
     }

@@ -27,6 +27,7 @@ mod cryptography;
 mod enqueue;
 mod error;
 mod follow;
+mod kv_objects;
 mod lag;
 mod new_turn;
 pub mod operate;

@@ -28,10 +28,10 @@ const STORE_VARIABLES: [&str; 3] = ["AWS_", "AZURE_", "GOOGLE_"];
 /// Where the payloads of a queue are.
 #[derive(Clone, Debug)]
 pub(crate) struct PayloadStore {
-    store: Arc<dyn ObjectStore>,
+    pub(crate) store: Arc<dyn ObjectStore>,
     /// For messages: without a password.
-    url: Url,
-    queue: Name,
+    pub(crate) url: Url,
+    pub(crate) queue: Name,
 }
 
 /// Turns as they go to Redis.

@@ -3,16 +3,22 @@
 //! * [`turn`]: the job: an agent's next messages and how to sample.
 //! * [`event`]: what a result stream says about a turn: Begin, Delta*, End.
 //! * [`transcript`]: the exact history of an agent, one entry a completed turn.
+//! * [`manifest`]: what is stored of an agent's K and V.
+//! * [`kv_object`]: where those objects are, and how they name one another.
+//! * [`agent_file`]: an agent as one file.
 //! * [`envelope`]: version byte + MessagePack, the form in which all of the above are stored.
 //! * [`payload`]: turns too large for Redis, and the references that stand in their place.
 //! * [`keys`]: every Redis key, stream, group and field name.
 //! * [`worker_status`]: what a worker says of itself in the registry.
 //! * [`scripts`]: the queue's atomic steps, in Lua.
 
+pub mod agent_file;
 pub mod envelope;
 pub mod event;
 pub mod ids;
 pub mod keys;
+pub mod kv_object;
+pub mod manifest;
 pub mod payload;
 pub mod scripts;
 pub mod transcript;
@@ -21,6 +27,7 @@ pub mod worker_status;
 
 pub use event::{Begin, DeadReason, Delta, End, Event, FinishReason, Outcome, Timing, TokenLogprobs, Usage};
 pub use ids::{AgentId, InvalidName, Name, TurnId};
+pub use manifest::{Digest, Manifest};
 pub use payload::{EncodedTurn, PayloadError, PayloadReference, StoredTurn};
 pub use transcript::{History, TranscriptEntry};
 pub use turn::{InvalidTurn, Message, Priority, Role, Sampling, Turn};

@@ -3,6 +3,7 @@
 //!
 //! Nothing here knows how a queue is stored. Leases are short, and every wait is for a condition.
 
+mod manifests;
 mod operators;
 mod waiting;
 
@@ -18,6 +19,7 @@ use turnmill_schema::{
 use turnmill_worker::broker::memory::{Acted, Cancelled, DeadLetter, QueueFull};
 use turnmill_worker::broker::{Advice, Broker, BrokerError, Claim, Ending, Lease, QueueCounts, ReadyToken};
 
+pub use manifests::*;
 pub use operators::*;
 pub use waiting::*;
 
@@ -132,6 +134,13 @@ macro_rules! broker_conformance {
             a_paused_queue_leases_nothing
             an_agents_history_can_be_forgotten
             workers_are_told_of_cancelled_turns
+            a_waiting_turn_that_published_keeps_its_history
+            a_manifest_is_committed_with_the_end
+            a_released_turn_carries_its_manifest
+            a_late_manifest_is_taken_unless_a_newer_lease_said_something
+            a_new_session_forgets_the_manifest_when_it_completes
+            a_reset_forgets_the_manifest_and_late_ones
+            lone_turns_leave_no_manifest
         );
     };
     (@tests $queue:expr; $($name:ident)*) => {$(
@@ -161,7 +170,15 @@ pub fn room_for(queue: u64) -> DepthLimits {
 /// How a turn ends whose `published` tokens are in its result stream.
 pub fn ending(published: u32, outcome: Outcome) -> Ending {
     let reason = (outcome == Outcome::Failed).then_some(DeadReason::Rejected);
-    Ending { published, end: end(outcome), entry: None, reply: None, reason, hand_over: false }
+    Ending {
+        published,
+        end: end(outcome),
+        entry: None,
+        reply: None,
+        reason,
+        hand_over: false,
+        manifest: None,
+    }
 }
 
 /// The same, with what it adds to its agent's history.
@@ -309,7 +326,7 @@ pub async fn a_lease_taken_over_fences_the_old_worker<Q: TestQueue>(queue: &Q) {
     assert!(is_fenced(old.append(&stale.lease, &delta(1, &[9])).await));
     assert!(is_fenced(old.append(&stale.lease, &delta(1, &[9])).await));
     assert!(is_fenced(old.finish(&stale.lease, &ending(1, Outcome::Failed)).await));
-    assert!(is_fenced(old.release(&stale.lease).await));
+    assert!(is_fenced(old.release(&stale.lease, None).await));
     let beat = old.heartbeat(std::slice::from_ref(&stale.lease), &[]).await.expect("answered");
     assert_eq!(beat.lost, [id]);
     assert_eq!(queue.events(id).await, before);
@@ -427,8 +444,8 @@ pub async fn a_released_turn_is_first_again_and_lost_no_attempt<Q: TestQueue>(qu
     let (draining, other) = (queue.worker("draining").await, queue.worker("other").await);
     let released = claim(&draining).await;
     draining.append(&released.lease, &delta(0, &[1])).await.expect("appended");
-    draining.release(&released.lease).await.expect("released");
-    draining.release(&released.lease).await.expect("a repeated release answers the same");
+    draining.release(&released.lease, None).await.expect("released");
+    draining.release(&released.lease, None).await.expect("a repeated release answers the same");
     assert!(is_fenced(draining.finish(&released.lease, &ending(1, Outcome::Completed)).await));
     let resumed = claim(&other).await;
     assert_eq!((resumed.lease.turn, resumed.lease.attempt), (ids[0], 1));

@@ -200,19 +200,17 @@ impl TestQueue for RedisQueue {
 
     async fn act(&self, agent: &AgentId, action: AgentAction) -> Acted {
         let keys = self.keys();
-        let mut call = Call::new(&keys);
-        call.keys([
-            keys.agent(agent),
-            keys.backlog(agent),
-            keys.parked(agent.tenant()),
-            keys.transcript(agent),
-        ]);
-        call.text(agent).text(action.as_str());
-        let reply: Vec<String> = self.run(scripts::AGENT, &call).await.expect("the script answers");
-        match reply[0].as_str() {
-            "ok" => Acted::State(AgentState::from_name(&reply[1]).expect("a state")),
-            "unknown" => Acted::Unknown,
-            _ => Acted::Busy,
+        let mut head = None;
+        loop {
+            let call = scripts::agent_call(&keys, agent, action, head.as_ref());
+            let reply: Vec<String> = self.run(scripts::AGENT, &call).await.expect("the script answers");
+            match reply[0].as_str() {
+                "ok" => return Acted::State(AgentState::from_name(&reply[1]).expect("a state")),
+                "unknown" => return Acted::Unknown,
+                "busy" => return Acted::Busy,
+                "head" => head = BacklogEntry::parse(&reply[1]),
+                _ => panic!("agent answered {reply:?}"),
+            }
         }
     }
 

@@ -286,7 +286,7 @@ async fn a_full_redis_drains_and_takes_nothing_new() {
     assert!(full.to_string().contains("OOM"), "{full}");
     broker.append(&first.lease, &delta(0, &[1])).await.expect("what runs comes to its end");
     broker.finish(&first.lease, &ending(1, Outcome::Completed)).await.expect("ended");
-    broker.release(&second.lease).await.expect("released");
+    broker.release(&second.lease, None).await.expect("released");
     broker.heartbeat(&[], &[]).await.expect("answered");
     assert_eq!(broker.counts().await.expect("counted").open(), 1);
 }

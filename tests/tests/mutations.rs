@@ -2,11 +2,14 @@
 
 use std::sync::Arc;
 
+use turnmill_schema::Outcome;
 use turnmill_tests::broker_conformance::{
-    a_lease_taken_over_fences_the_old_worker, a_worker_that_slept_between_read_and_lease_gets_nothing,
-    heartbeats_keep_leases,
+    TestQueue, a_late_manifest_is_taken_unless_a_newer_lease_said_something,
+    a_lease_taken_over_fences_the_old_worker, a_worker_that_slept_between_read_and_lease_gets_nothing, claim,
+    ending, enqueue, heartbeats_keep_leases, manifest, turn,
 };
 use turnmill_tests::redis_queue::RedisQueue;
+use turnmill_worker::broker::Broker;
 use turnmill_worker::broker::redis::Scripts;
 
 /// The script without `check`, which must be there once.
@@ -41,6 +44,31 @@ async fn the_heartbeat() {
     let keep = "redis.call('XCLAIM', READY[priority], GROUP, WORKER, 0, token, 'JUSTID')";
     without(&mut scripts.heartbeat, keep, "");
     is_missed(|queue| async move { heartbeats_keep_leases(&*queue).await }, scripts).await;
+}
+
+/// The suite sees no keys.
+async fn a_late_manifest_brings_no_agent_back(queue: Arc<RedisQueue>) {
+    enqueue(&*queue, &[turn(None, "1")]).await;
+    let worker = queue.worker("w").await;
+    let lease = claim(&worker).await.lease;
+    worker.finish(&lease, &ending(0, Outcome::Completed)).await.expect("ended");
+    worker.advance(&lease, &manifest(16)).await.expect("answered");
+    let left: u64 = queue.command(&["EXISTS", &queue.keys().agent(&lease.token.agent)]).await;
+    assert_eq!(left, 0);
+}
+
+#[tokio::test]
+async fn the_fence_of_manifests() {
+    let mut scripts = Scripts::default();
+    without(&mut scripts.advance, "tonumber(ARGV[1]) < (tonumber(found[2]) or 0)", "false");
+    is_missed(
+        |queue| async move { a_late_manifest_is_taken_unless_a_newer_lease_said_something(&*queue).await },
+        scripts,
+    )
+    .await;
+    let mut scripts = Scripts::default();
+    without(&mut scripts.advance, "not found[1] or ", "");
+    is_missed(a_late_manifest_brings_no_agent_back, scripts).await;
 }
 
 #[tokio::test]

@@ -58,7 +58,14 @@ fn a_seed_is_a_run() {
 
 #[test]
 fn a_missing_check_is_found() {
-    for mutation in [Mutation::NoFence, Mutation::NoHeartbeat, Mutation::NoReclaim, Mutation::NoOwnerCheck] {
+    let mutations = [
+        Mutation::NoFence,
+        Mutation::NoHeartbeat,
+        Mutation::NoReclaim,
+        Mutation::NoOwnerCheck,
+        Mutation::NoManifestFence,
+    ];
+    for mutation in mutations {
         let found = (1..=SEEDS_FOR_A_MUTATION).find_map(|seed| Some((seed, run(seed, mutation).err()?)));
         let (seed, found) = found.unwrap_or_else(|| panic!("{mutation:?} goes unnoticed"));
         println!("{mutation:?} is found after {seed} seeds: {}", found[0]);

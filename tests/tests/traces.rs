@@ -12,9 +12,9 @@ use std::time::Duration;
 
 use turnmill_schema::keys::GROUP;
 use turnmill_schema::scripts::AgentAction;
-use turnmill_schema::{AgentId, DeadReason, Delta, Event, Outcome, Priority, Turn, TurnId};
+use turnmill_schema::{AgentId, DeadReason, Delta, Event, Manifest, Outcome, Priority, Turn, TurnId};
 use turnmill_tests::broker_conformance::{
-    TestQueue, WorkerLimits, claim, delta, ending, entry, room_for, turn,
+    TestQueue, WorkerLimits, claim, delta, ending, entry, manifest as some_manifest, room_for, turn,
 };
 use turnmill_tests::memory_queue::settings;
 use turnmill_tests::redis_queue::RedisQueue;
@@ -123,7 +123,7 @@ impl Trace {
     }
 
     async fn step(&mut self) {
-        match self.dice.below(14) {
+        match self.dice.below(15) {
             0..3 => self.enqueue().await,
             3 | 4 => self.read().await,
             5 | 6 => self.lease().await,
@@ -132,8 +132,23 @@ impl Trace {
             10 => self.give_back().await,
             11 => self.take_over().await,
             12 => self.operate().await,
+            13 => self.advance().await,
             _ => self.beat().await,
         }
+    }
+
+    /// One unlike any other, or none.
+    fn manifest(&self) -> Option<Manifest> {
+        self.dice.chance(500).then(|| some_manifest(self.dice.below(u64::from(u32::MAX)) as u32))
+    }
+
+    async fn advance(&mut self) {
+        let Some(number) = self.some_lease() else { return };
+        let (worker, lease, _) = self.leases[number].clone();
+        let (memory, redis) = &self.workers[worker];
+        let manifest = some_manifest(self.dice.below(u64::from(u32::MAX)) as u32);
+        let of_memory = memory.advance(&lease.memory, &manifest).await;
+        assert_eq!(kind(&of_memory), kind(&redis.advance(&lease.redis, &manifest).await));
     }
 
     async fn enqueue(&mut self) {
@@ -183,7 +198,8 @@ impl Trace {
         let of = |claim: &turnmill_worker::broker::Claim| {
             let (turn, attempt) = (claim.lease.turn, claim.lease.attempt);
             let published: Vec<u32> = claim.published.iter().flat_map(|delta| delta.tokens.clone()).collect();
-            (turn, attempt, published, claim.history.clone(), claim.alone, claim.expires_in.is_some())
+            let expires = claim.expires_in.is_some();
+            (turn, attempt, published, claim.history.clone(), claim.manifest, claim.alone, expires)
         };
         assert_eq!(of_memory.as_ref().map(of), of_redis.as_ref().map(of));
         if let (Some(memory), Some(redis)) = (of_memory, of_redis) {
@@ -222,6 +238,7 @@ impl Trace {
             entry: Some(entry(&lease.memory, "1", 0, &[published])),
             reply: self.dice.chance(500).then(|| delta(0, &[7])),
             hand_over: self.dice.chance(500),
+            manifest: self.manifest(),
             ..ending(published, outcome)
         };
         for _ in 0..self.dice.between(1, 2) {
@@ -246,8 +263,10 @@ impl Trace {
         let (worker, lease, _) = self.leases[number].clone();
         let (memory, redis) = &self.workers[worker];
         if self.dice.chance(400) {
-            let of_memory = memory.release(&lease.memory).await;
-            return assert_eq!(kind(&of_memory), kind(&redis.release(&lease.redis).await));
+            let manifest = self.manifest();
+            let of_memory = memory.release(&lease.memory, manifest.as_ref()).await;
+            let of_redis = redis.release(&lease.redis, manifest.as_ref()).await;
+            return assert_eq!(kind(&of_memory), kind(&of_redis));
         }
         let delay = if self.dice.chance(700) { Duration::ZERO } else { FAR_OFF };
         let of_memory = memory.retry(&lease.memory, delay, DeadReason::Attempts, "x").await;

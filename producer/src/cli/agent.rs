@@ -1,4 +1,4 @@
-//! `turnmill agent`: list, show and hold agents.
+//! `turnmill agent`: list, show and hold agents, and go back in or copy their histories.
 
 use std::io::{Write, stdout};
 
@@ -6,9 +6,10 @@ use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
 use turnmill::operate::Operator;
 use turnmill::operate::agent::{AgentQuery, AgentView};
-use turnmill::schema::Name;
 use turnmill::schema::scripts::AgentAction;
+use turnmill::schema::{Name, TurnId};
 
+use super::agent_file::{Export, Import};
 use super::confirm::Confirm;
 use super::print::json_line;
 use super::table::{age, or_dash, print_fields, print_table, time};
@@ -28,6 +29,14 @@ pub enum Agent {
     Policy(Policy),
     /// Forget an agent's history: its next turn starts a new conversation.
     Reset(Reset),
+    /// Forget what an agent heard and said after a turn.
+    Rollback(Rollback),
+    /// Make a new agent with another's history, or the start of it.
+    Fork(Fork),
+    /// Write an agent to a file: its history and, with --store, its K and V.
+    Export(Export),
+    /// Make an agent from a file that export wrote.
+    Import(Import),
 }
 
 #[derive(Debug, Args)]
@@ -76,6 +85,41 @@ pub struct Reset {
     confirm: Confirm,
 }
 
+#[derive(Debug, Args)]
+pub struct Rollback {
+    #[command(flatten)]
+    which: Which,
+    /// The last turn that stays.
+    #[arg(long, value_name = "TURN")]
+    to: TurnId,
+    #[command(flatten)]
+    confirm: Confirm,
+}
+
+#[derive(Debug, Args)]
+pub struct Fork {
+    #[command(flatten)]
+    which: Which,
+    /// The new agent's name.
+    #[arg(value_name = "NEW_AGENT")]
+    new: Name,
+    /// The last turn that the new agent knows; all, unless given.
+    #[arg(long, value_name = "TURN")]
+    at: Option<TurnId>,
+}
+
+/// What became of an agent's history.
+#[derive(Serialize)]
+struct Turns<'a> {
+    agent: &'a Name,
+    /// Turns that stay, or that were copied.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    turns: Option<usize>,
+    /// Turns that were forgotten.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    forgotten: Option<usize>,
+}
+
 /// What a command made of an agent.
 #[derive(Serialize)]
 struct Done<'a> {
@@ -85,8 +129,14 @@ struct Done<'a> {
 
 impl Agent {
     pub async fn run(self, global: &Global) -> Result<(), Exit> {
-        if let Self::Reset(reset) = &self {
-            reset.confirm.ask(&format!("forget the history of agent {}", reset.which.agent))?;
+        match &self {
+            Self::Reset(reset) => {
+                reset.confirm.ask(&format!("forget the history of agent {}", reset.which.agent))?;
+            }
+            Self::Rollback(Rollback { which, to, confirm }) => {
+                confirm.ask(&format!("forget the history of agent {} after turn {to}", which.agent))?;
+            }
+            _ => {}
         }
         let operator = global.operator().await?;
         match self {
@@ -101,7 +151,33 @@ impl Agent {
                 act(&operator, which, AgentAction::Skip).await
             }
             Self::Reset(reset) => act(&operator, reset.which, AgentAction::Reset).await,
+            Self::Rollback(rollback) => rollback.run(&operator).await,
+            Self::Fork(fork) => fork.run(&operator).await,
+            Self::Export(export) => export.run(&operator).await,
+            Self::Import(import) => import.run(&operator).await,
         }
+    }
+}
+
+impl Rollback {
+    async fn run(self, operator: &Operator) -> Result<(), Exit> {
+        let Which { agent, json } = self.which;
+        let forgotten = operator.roll_back(&agent, self.to).await?;
+        if json {
+            return json_line(&Turns { agent: &agent, turns: None, forgotten: Some(forgotten) });
+        }
+        Ok(writeln!(stdout(), "{agent} forgot {forgotten} turns after {}", self.to)?)
+    }
+}
+
+impl Fork {
+    async fn run(self, operator: &Operator) -> Result<(), Exit> {
+        let Which { agent, json } = self.which;
+        let turns = operator.fork(&agent, &self.new, self.at).await?;
+        if json {
+            return json_line(&Turns { agent: &self.new, turns: Some(turns), forgotten: None });
+        }
+        Ok(writeln!(stdout(), "{} knows {turns} turns of {agent}", self.new)?)
     }
 }
 

@@ -59,10 +59,13 @@ fn queue_code(error: &ProducerError) -> u8 {
         ProducerError::InvalidStore { .. } | ProducerError::NoStore { .. } => 2,
         ProducerError::UnknownTurn { .. }
         | ProducerError::UnknownAgent { .. }
+        | ProducerError::NotInHistory { .. }
         | ProducerError::UnknownWorker { .. } => 4,
         ProducerError::QueueFull { .. } => 5,
-        ProducerError::AgentBusy { .. } => 6,
-        ProducerError::Gap { .. } => 1,
+        ProducerError::AgentBusy { .. } | ProducerError::HistoryChanged { .. } => 6,
+        ProducerError::AgentTaken { .. } => 6,
+        ProducerError::OtherTenant { .. } | ProducerError::AgentFile(_) => 2,
+        ProducerError::Gap { .. } | ProducerError::File(_) => 1,
         _ => 3,
     }
 }

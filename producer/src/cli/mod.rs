@@ -1,6 +1,7 @@
 //! The command line: global flags, and one file for each subcommand.
 
 mod agent;
+mod agent_file;
 mod completions;
 mod confirm;
 mod dead;
@@ -37,7 +38,7 @@ Exit codes:
   3  Redis cannot be reached, is not suitable, or refused a command; or the object store did
   4  the turn, agent, worker or letter is not there, or its result has expired
   5  queue full: nothing was written
-  6  its state does not allow it: the turn has ended, the agent runs a turn, …
+  6  its state does not allow it: the turn has ended, the agent runs a turn, there is one of the name, …
 
 Examples:
   turnmill submit --agent planner --message 'What is the capital of France?' --stream
@@ -114,7 +115,7 @@ enum Command {
     /// Show, cancel or retry turns.
     #[command(subcommand)]
     Turn(turn::Turn),
-    /// List, show, pause, resume or reset agents.
+    /// List, show, hold or reset agents; go back in, copy, export or import what they know.
     #[command(subcommand)]
     Agent(agent::Agent),
     /// List workers, or tell one to drain.

@@ -3,7 +3,7 @@
 use redis::{FromRedisValue, RedisResult, Value};
 use serde::Serialize;
 use turnmill_schema::keys::{BacklogEntry, Keys};
-use turnmill_schema::scripts::{AGENT, AgentAction, Call};
+use turnmill_schema::scripts::{AGENT, AgentAction, Call, agent_call};
 use turnmill_schema::{AgentId, Name, TurnId};
 
 use super::hash::Hash;
@@ -138,20 +138,40 @@ impl Operator {
     /// Does it; the agent's state after.
     pub async fn act_on_agent(&self, agent: &Name, action: AgentAction) -> Result<String, ProducerError> {
         let (keys, id) = self.agent_keys(agent);
-        let mut call = Call::new(&keys);
-        call.keys([keys.agent(&id), keys.backlog(&id), keys.parked(id.tenant()), keys.transcript(&id)]);
-        call.text(&id).text(action.as_str());
-        let reply = self.producer.connection.script("agent", AGENT, &call).await?;
-        let reply: Vec<String> = self.producer.connection.read("agent", reply)?;
-        match reply.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-            ["ok", state] => Ok(state.to_owned()),
-            ["busy"] => Err(ProducerError::AgentBusy { agent: agent.to_string() }),
-            ["unknown"] => Err(self.unknown_agent(agent)),
-            _ => Err(self.unreadable("the answer to agent".into(), format!("{reply:?}"))),
+        self.call_agent(agent, |head| agent_call(&keys, &id, action, head)).await
+    }
+
+    /// Calls the script `agent` until the head that it was called with is the agent's; the agent's state after.
+    pub(super) async fn call_agent(
+        &self,
+        agent: &Name,
+        call: impl Fn(Option<&BacklogEntry>) -> Call,
+    ) -> Result<String, ProducerError> {
+        let mut head = None;
+        // Every round but the last met another's progress, so this comes to an end.
+        loop {
+            let reply = self.producer.connection.script("agent", AGENT, &call(head.as_ref())).await?;
+            let reply: Vec<String> = self.producer.connection.read("agent", reply)?;
+            match reply.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+                ["ok", state] => return Ok(state.to_owned()),
+                ["head", ""] => head = None,
+                ["head", text] => head = Some(self.entry(agent, text)?),
+                ["busy"] => return Err(ProducerError::AgentBusy { agent: agent.to_string() }),
+                ["changed"] => return Err(ProducerError::HistoryChanged { agent: agent.to_string() }),
+                ["unknown"] => return Err(self.unknown_agent(agent)),
+                _ => return Err(self.unreadable("the answer to agent".into(), format!("{reply:?}"))),
+            }
         }
     }
 
-    fn unknown_agent(&self, agent: &Name) -> ProducerError {
+    /// What a backlog is said to hold.
+    fn entry(&self, agent: &Name, text: &str) -> Result<BacklogEntry, ProducerError> {
+        let unreadable =
+            || self.unreadable(format!("the backlog of agent {agent}"), format!("it holds {text:?}"));
+        BacklogEntry::parse(text).ok_or_else(unreadable)
+    }
+
+    pub(super) fn unknown_agent(&self, agent: &Name) -> ProducerError {
         ProducerError::UnknownAgent {
             agent: agent.to_string(),
             tenant: self.producer.settings.tenant.to_string(),

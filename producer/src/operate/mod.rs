@@ -1,6 +1,8 @@
 //! The operator's view of a queue: what is there, and the few things a person does to it.
 //!
 //! * [`turn`], [`agent`], [`worker`], [`dead`], [`queue`]: show and change one kind of thing each.
+//! * [`history`]: go back in an agent's history, or give it to another agent.
+//! * [`transfer`]: an agent as one file.
 //! * [`events`]: follow the turns of all agents as they end.
 //! * [`doctor`]: what is wrong with the server or the queue, and what to do.
 //!
@@ -12,7 +14,9 @@ pub mod dead;
 pub mod doctor;
 pub mod events;
 mod hash;
+pub mod history;
 pub mod queue;
+pub mod transfer;
 pub mod turn;
 pub mod worker;
 

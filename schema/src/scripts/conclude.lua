@@ -22,7 +22,8 @@ local function item_keys(i)
   }
 end
 
-local AGENT_FIELDS = {'state', 'token', 'priority', 'owner', 'epoch', 'delivery', 'hold', 'on_dead', 'handovers'}
+local AGENT_FIELDS = {'state', 'token', 'priority', 'owner', 'epoch', 'delivery', 'hold', 'on_dead', 'handovers',
+  'manifest'}
 
 local function read_agent(keys)
   return fields(keys.agent, unpack(AGENT_FIELDS))
@@ -114,11 +115,21 @@ local function unlease(agent, found)
   end
 end
 
+-- Fields of an agent that say what is stored of its K and V, and which lease said so: later ones of earlier leases are
+-- ignored.
+local function manifest_fields(manifest, epoch)
+  return 'manifest', manifest, 'manifest_epoch', whole(epoch)
+end
+
 -- Ends the head of the backlog. Further fields of `c`: found (the agent as read), following (the turn behind, or nil),
--- keep_token (the caller's worker goes on with the agent), handovers (how often in a row it then did). Every check comes
--- before.
+-- keep_token (the caller's worker goes on with the agent), handovers (how often in a row it then did), manifest (in its
+-- envelope; nil or '': the old one stays, or goes together with its history). Every check comes before.
 local function conclude(c)
   local keys, found, following = c.keys, c.found, c.following
+  local manifest, more = c.manifest or '', {'epoch', whole(c.epoch + 1), 'delivery', ''}
+  if manifest ~= '' or (c.new_session and c.outcome == 'completed') then
+    more = {'epoch', whole(c.epoch + 1), 'delivery', '', manifest_fields(manifest, c.epoch)}
+  end
   end_turn(c)
   redis.call('LPOP', keys.backlog)
   unlease(c.agent, found)
@@ -130,13 +141,12 @@ local function conclude(c)
   local goes_on = c.keep_token and following and not found.hold and following.not_before_ms <= NOW
     and following.priority == found.priority
   if goes_on then
-    redis.call('HSET', keys.agent, 'state', 'ready', 'owner', '', 'epoch', whole(c.epoch + 1), 'delivery', '',
-      'handovers', c.handovers or 0)
+    redis.call('HSET', keys.agent, 'state', 'ready', 'owner', '', 'handovers', c.handovers or 0, unpack(more))
     return true
   end
   if found.token and READY[found.priority] then
     drop_token(READY[found.priority], found.token)
   end
-  let_run(keys.agent, c.agent, found, following, 'epoch', whole(c.epoch + 1), 'delivery', '')
+  let_run(keys.agent, c.agent, found, following, unpack(more))
   return false
 end

@@ -6,7 +6,8 @@
 --      then for each item: agent id, turn id, epoch, tokens published, outcome, reason (of a failure, '' otherwise),
 --      End in its envelope, transcript entry in its envelope ('': none), the whole reply as one Delta in its envelope
 --      ('': long; then the stream stays for result_ttl_ms), turns in a row that the worker may take of the agent while
---      others wait (0: none, it takes no more)
+--      others wait (0: none, it takes no more), the agent's manifest in its envelope ('': the old one stays, unless its
+--      history went)
 -- Reply now_ms, then for each item
 --      {'done'}: ended, now or by the same call before
 --      {'next', token id, head}: the same, and the token stands for the agent's next turn now, to be leased by this
@@ -16,7 +17,7 @@
 --      {'error', reason}: something of this agent cannot be read; nothing was written
 
 local WORKER, RESULT_TTL_MS, OUTCOME_TTL_MS, KEEP_STREAM_MS = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
-local ARGS, ARGS_AN_ITEM = 4, 10
+local ARGS, ARGS_AN_ITEM = 4, 11
 
 -- Whether some agent, of whichever priority, waits for a worker.
 local function others_wait()
@@ -75,6 +76,7 @@ local function finish(i)
     transcript = entry ~= '' and entry or nil, new_session = turn.new_session,
     reply = whole_reply ~= '' and whole_reply or nil, found = agent, following = following,
     keep_token = may_go_on(agent, following, tonumber(ARGV[a + 10])), handovers = (tonumber(agent.handovers) or 0) + 1,
+    manifest = ARGV[a + 11],
     stream_ttl_ms = whole_reply ~= '' and KEEP_STREAM_MS or RESULT_TTL_MS, outcome_ttl_ms = OUTCOME_TTL_MS,
   })
   if not goes_on then

@@ -3,7 +3,8 @@
 -- KEYS as in conclude.lua
 -- ARGV 1 worker  2 most attempts in a row without progress  3 result_ttl_ms  4 outcome_ttl_ms
 --      then for each item: agent id, turn id, epoch, delay_ms ('': at once, and the attempt is not counted; else it was
---      one that failed, and the next one starts so much later), why it failed: in one word, in one sentence
+--      one that failed, and the next one starts so much later), why it failed: in one word, in one sentence, the agent's
+--      manifest in its envelope ('': the old one stays)
 -- Reply now_ms, then for each item
 --      {'done'}: given back, now or by the same call before
 --      {'dead'}: that was the last attempt; the turn ended as failed
@@ -11,7 +12,7 @@
 --      {'error', reason}: something of this agent cannot be read; nothing was written
 
 local WORKER, MAX_ATTEMPTS, RESULT_TTL_MS, OUTCOME_TTL_MS = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
-local ARGS, ARGS_AN_ITEM = 4, 6
+local ARGS, ARGS_AN_ITEM = 4, 7
 
 local function give_back(i)
   local keys, a = item_keys(i), ARGS + i * ARGS_AN_ITEM
@@ -52,7 +53,11 @@ local function give_back(i)
   drop_token(READY[agent.priority], agent.token)
   -- A failed attempt's turn is due later; its agent waits with it, so order holds.
   head.not_before_ms = delay_ms == '' and 0 or NOW + tonumber(delay_ms)
-  let_run(keys.agent, agent_id, agent, head, 'delivery', '')
+  local more, manifest = {'delivery', ''}, ARGV[a + 7]
+  if manifest ~= '' then
+    more = {'delivery', '', manifest_fields(manifest, tonumber(epoch))}
+  end
+  let_run(keys.agent, agent_id, agent, head, unpack(more))
   return {'done'}
 end
 

@@ -6,7 +6,7 @@
 --      then for each item: agent id, token id, priority of the token's stream, the head the caller knows of
 -- Reply now_ms, then for each item
 --      {'leased', epoch, attempt, alone (1 or 0), deadline_ms (0: none), envelope ('': missing), entries of the result
---       stream, transcript}; both lists are empty where there can be nothing in them
+--       stream, transcript, manifest ('': none)}; both lists are empty where there can be nothing in them
 --      {'head', text}: the head is this one; call again with its keys
 --      {'gone'}: the token was not the caller's, or no turn is left, or its tenant runs as many as it may
 --      {'paused'}: the queue is paused; put the token back
@@ -81,7 +81,8 @@ local function lease(i)
   local deadline_ms = tonumber(turn.deadline_ms) or 0
   local function leased(epoch, attempt, barren_before)
     local alone = barren_before >= 2 and 1 or 0
-    return {'leased', epoch, attempt, alone, deadline_ms, turn.envelope or '', entries, transcript}
+    return {'leased', epoch, attempt, alone, deadline_ms, turn.envelope or '', entries, transcript,
+      agent.manifest or ''}
   end
 
   -- The same delivery leased before, and its reply was lost: the same answer.

@@ -43,14 +43,20 @@ pub const CONSUMERS: &str = script!(" flags=allow-oom" "consumers.lua");
 pub const TRIM: &str = script!(" flags=allow-oom" "trim.lua");
 /// Forgets dead letters; see `purge.lua`.
 pub const PURGE: &str = script!(" flags=allow-oom" "purge.lua");
-/// Pauses, resumes or resets an agent; see `agent.lua`.
+/// Pauses or resumes an agent, forgets its history or the end of it; see `agent.lua`. Call it with [`agent_call`] or
+/// [`rollback_call`].
 pub const AGENT: &str = script!(" flags=allow-oom" "agent.lua");
+/// Gives an agent that has none a history; see `seed.lua`.
+pub const SEED: &str = script!("" "seed.lua");
 /// Counts the work; see `counts.lua`.
 pub const COUNTS: &str = script!(" flags=no-writes" "counts.lua");
 /// Publishes a delta where Redis is full; see `append.lua`, which needs no other file.
 pub const APPEND: &str = concat!("#!lua flags=allow-oom\n", include_str!("append.lua"));
 
-/// The KEYS that every script but [`APPEND`] begins with: those that all agents of a shard share.
+/// Commits a manifest during or after a lease; see `advance.lua`, which needs no other file.
+pub const ADVANCE: &str = concat!("#!lua flags=allow-oom\n", include_str!("advance.lua"));
+
+/// The KEYS that every script but [`APPEND`] and [`ADVANCE`] begins with: those that all agents of a shard share.
 pub fn shared_keys(keys: &Keys) -> Vec<String> {
     let [interactive, batch] = ready_keys(keys);
     vec![
@@ -142,7 +148,8 @@ pub enum AgentAction {
     Halt,
     /// Its later turns go on when one becomes a dead letter.
     Skip,
-    /// Its history is forgotten; refused while a turn runs, which would write to it.
+    /// Its history and its manifest are forgotten; refused while a turn runs, which would write to it, or waits that has
+    /// published tokens, which would go on after another history.
     Reset,
 }
 
@@ -157,6 +164,42 @@ impl AgentAction {
             Self::Reset => "reset",
         }
     }
+}
+
+/// Which end of an agent's history is to be forgotten, and what the caller knows of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rollback {
+    /// How many entries stay, at least one.
+    pub stay: usize,
+    /// The turn of the last entry that stays.
+    pub to: TurnId,
+    /// How many entries there are.
+    pub entries: usize,
+    /// The turn of the last one.
+    pub last: TurnId,
+}
+
+/// KEYS and ARGV of [`AGENT`]. `head`: the head of the agent's backlog that the caller knows of; where that is another
+/// one, and matters, the script says which.
+pub fn agent_call(keys: &Keys, agent: &AgentId, action: AgentAction, head: Option<&BacklogEntry>) -> Call {
+    act_call(keys, agent, action.as_str(), head)
+}
+
+/// The same for forgetting the end of an agent's history.
+pub fn rollback_call(keys: &Keys, agent: &AgentId, rollback: Rollback, head: Option<&BacklogEntry>) -> Call {
+    let Rollback { stay, to, entries, last } = rollback;
+    let mut call = act_call(keys, agent, "rollback", head);
+    call.text(stay).text(to).text(entries).text(last);
+    call
+}
+
+fn act_call(keys: &Keys, agent: &AgentId, action: &str, head: Option<&BacklogEntry>) -> Call {
+    let agent_key = keys.agent(agent);
+    let result = head.map_or_else(|| agent_key.clone(), |head| keys.result(head.turn));
+    let mut call = Call::new(keys);
+    call.keys([agent_key, keys.backlog(agent), keys.parked(agent.tenant()), keys.transcript(agent), result]);
+    call.text(agent).text(action).text(head.map(ToString::to_string).unwrap_or_default());
+    call
 }
 
 /// How many turns may be open (waiting or running) in a shard.
@@ -198,7 +241,7 @@ mod tests {
     fn the_shebang_is_the_first_line_and_stands_once() {
         let all = [
             ENQUEUE, LEASE, FINISH, GIVE_BACK, CANCEL, HEARTBEAT, PUT_BACK, PROMOTE, REPAIR, CONSUMERS, TRIM,
-            PURGE, AGENT, COUNTS, APPEND,
+            PURGE, AGENT, SEED, COUNTS, APPEND, ADVANCE,
         ];
         for script in all {
             assert!(script.starts_with("#!lua"), "{script}");

@@ -80,7 +80,7 @@ pub async fn a_running_turn_is_cancelled_and_its_worker_fenced<Q: TestQueue>(que
     assert_eq!(outcomes(queue, ids[0]).await, [Outcome::Cancelled]);
     assert!(is_fenced(broker.append(&running.lease, &delta(1, &[2])).await));
     assert!(is_fenced(broker.finish(&running.lease, &ending(1, Outcome::Completed)).await));
-    assert!(is_fenced(broker.release(&running.lease).await));
+    assert!(is_fenced(broker.release(&running.lease, None).await));
     let retried = broker.retry(&running.lease, Duration::ZERO, DeadReason::Attempts, "a fault").await;
     assert!(is_fenced(retried));
     let beat = broker.heartbeat(std::slice::from_ref(&running.lease), &[]).await.expect("answered");

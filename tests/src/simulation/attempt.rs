@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use turnmill_schema::{
-    DeadReason, Delta, End, FinishReason, Outcome, StoredTurn, Timing, TranscriptEntry, TurnId, Usage,
+    DeadReason, Delta, Digest, End, FinishReason, Manifest, Outcome, StoredTurn, Timing, TranscriptEntry,
+    TurnId, Usage,
 };
 use turnmill_worker::broker::{Broker, BrokerError, Claim, Ending, Lease, ReadyToken, Retry};
 
@@ -47,17 +48,25 @@ impl Process {
                 Step::End(outcome) => return self.end(&work, outcome).await,
                 Step::Release => {
                     self.note_given_back(&work.lease);
-                    let release = async || self.broker.release(&work.lease).await;
+                    let manifest = self.stage.dice.chance(500).then(|| said_by(&work.lease));
+                    let release = async || self.broker.release(&work.lease, manifest.as_ref()).await;
                     return self.answered(&work.lease, self.insist(release).await).and(None);
                 }
                 Step::Retry => return self.fail(&work).await,
-                Step::Stop => return None,
+                Step::Stop => {
+                    self.advance_some_time(&work.lease).await;
+                    return None;
+                }
             }
         }
     }
 
     /// What the claim says must be what was published before: a beginning of the only right reply.
     fn load(&self, claim: Claim) -> Option<Work> {
+        if let Some(manifest) = &claim.manifest {
+            let key = (claim.lease.token.agent.clone(), claim.lease.epoch);
+            self.stage.ledger().manifests.insert(key, who_said(manifest));
+        }
         let Ok(StoredTurn::Inline(turn)) = claim.turn else { return None };
         let number: usize = turn.messages[0].content.parse().expect("messages are numbers");
         let plan = self.stage.world.plans[number].clone();
@@ -103,11 +112,24 @@ impl Process {
     }
 
     async fn end(&self, work: &Work, outcome: Outcome) -> Option<ReadyToken> {
-        let ending = work.ending(outcome, &self.name, self.stage.dice.chance(500));
+        let manifest = self.stage.dice.chance(500).then(|| said_by(&work.lease));
+        let ending = Ending { manifest, ..work.ending(outcome, &self.name, self.stage.dice.chance(500)) };
         let finish = async || self.broker.finish(&work.lease, &ending).await;
         let next = self.answered(&work.lease, self.insist(finish).await)?;
         self.note_end(work.lease.turn, outcome);
+        if next.is_none() {
+            self.advance_some_time(&work.lease).await;
+        }
         next
+    }
+
+    /// The store acknowledges something late, whoever has the agent by then.
+    async fn advance_some_time(&self, lease: &Lease) {
+        if self.stage.dice.chance(300) {
+            self.stage.sleep_below(self.stage.world.lease_ms).await;
+            let advance = async || self.broker.advance(lease, &said_by(lease)).await;
+            self.answered(lease, self.insist(advance).await);
+        }
     }
 
     async fn fail(&self, work: &Work) -> Option<ReadyToken> {
@@ -141,6 +163,18 @@ impl Process {
     }
 }
 
+/// A manifest that tells which lease said it.
+fn said_by(lease: &Lease) -> Manifest {
+    let mut last = [0; 32];
+    last[..8].copy_from_slice(&lease.epoch.to_le_bytes());
+    Manifest { namespace: Digest([0; 32]), tokens: 0, shared_tokens: 0, last: Digest(last) }
+}
+
+fn who_said(manifest: &Manifest) -> u64 {
+    let (epoch, _) = manifest.last.as_bytes().split_first_chunk().expect("a digest has 32 bytes");
+    u64::from_le_bytes(*epoch)
+}
+
 impl Work {
     fn ending(&self, outcome: Outcome, worker: &str, hand_over: bool) -> Ending {
         let is_completed = outcome == Outcome::Completed;
@@ -167,6 +201,7 @@ impl Work {
             reply: is_short.then(whole),
             reason: None,
             hand_over,
+            manifest: None,
         }
     }
 }

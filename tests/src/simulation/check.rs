@@ -45,6 +45,7 @@ pub(super) fn violations(stage: &Stage) -> Vec<String> {
         }
     }
     found.extend(histories.iter().filter_map(|(agent, tokens)| check_history(stage, agent, tokens)));
+    found.extend(check_manifests(&ledger));
     found.extend(check_counts(stage));
     found
 }
@@ -152,6 +153,18 @@ fn check_history(stage: &Stage, agent: &AgentId, expected: &[u32]) -> Option<Str
     let history: History = transcript.into_iter().collect();
     (history.tokens != expected)
         .then(|| format!("the history of {agent} is {:?}, not {expected:?}", history.tokens))
+}
+
+/// What is said of an agent's stored blocks never goes back to what an earlier lease said.
+fn check_manifests(ledger: &Ledger) -> Option<String> {
+    let mut newest: BTreeMap<&AgentId, u64> = BTreeMap::new();
+    for ((agent, epoch), said_by) in &ledger.manifests {
+        let before = newest.insert(agent, *said_by).unwrap_or(0);
+        if *said_by < before || said_by >= epoch {
+            return Some(format!("{agent}: the lease {epoch} has the manifest of {said_by}, after {before}"));
+        }
+    }
+    None
 }
 
 /// Nothing is left over.

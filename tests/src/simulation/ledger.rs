@@ -34,6 +34,8 @@ pub(super) struct Ledger {
     pub(super) given_back: BTreeSet<(TurnId, u64)>,
     /// How turns ended, by those who were told that they ended them.
     pub(super) ended: BTreeMap<TurnId, Outcome>,
+    /// Which lease said the manifest that came with a claim, by agent and the claim's epoch.
+    pub(super) manifests: BTreeMap<(AgentId, u64), u64>,
     /// When agents were paused, from and until.
     pub(super) pauses: Vec<(AgentId, u64, u64)>,
     /// What should never have been seen.

@@ -14,7 +14,8 @@ use std::time::Duration;
 
 use turnmill_schema::envelope::EnvelopeError;
 use turnmill_schema::{
-    AgentId, DeadReason, Delta, End, History, Priority, StoredTurn, TranscriptEntry, TurnId, WorkerStatus,
+    AgentId, DeadReason, Delta, End, History, Manifest, Priority, StoredTurn, TranscriptEntry, TurnId,
+    WorkerStatus,
 };
 
 pub use error::{Advice, BrokerError};
@@ -54,6 +55,8 @@ pub struct Claim {
     pub turn: Result<StoredTurn, EnvelopeError>,
     /// The agent's finished conversation.
     pub history: History,
+    /// What is stored of the agent's K and V, as far as anybody said; a hint, of which nothing needs to be there.
+    pub manifest: Option<Manifest>,
     /// What earlier attempts published, in order, from token 0 on.
     pub published: Vec<Delta>,
     /// Milliseconds from enqueue to this lease, by the queue's clock.
@@ -88,6 +91,9 @@ pub struct Ending {
     pub reason: Option<DeadReason>,
     /// Whether this worker would go on with the agent's next turn.
     pub hand_over: bool,
+    /// What is stored of the agent's K and V now, whatever the outcome. None: what was said before stands, unless the turn
+    /// replaced the history it was about. Turns that stand alone leave none.
+    pub manifest: Option<Manifest>,
 }
 
 /// What becomes of a turn whose attempt failed.
@@ -187,8 +193,22 @@ pub trait Broker: Send + Sync + 'static {
         ending: &Ending,
     ) -> impl Future<Output = Result<Option<ReadyToken>, BrokerError>> + Send;
 
-    /// Gives the turn back at the head of its agent's backlog, not counting the attempt.
-    fn release(&self, lease: &Lease) -> impl Future<Output = Result<(), BrokerError>> + Send;
+    /// Gives the turn back at the head of its agent's backlog, not counting the attempt. `manifest`: what is stored of
+    /// its K and V now; none: what was said before stands.
+    fn release(
+        &self,
+        lease: &Lease,
+        manifest: Option<&Manifest>,
+    ) -> impl Future<Output = Result<(), BrokerError>> + Send;
+
+    /// Says what is stored of the agent's K and V now, during or after the lease: what the store acknowledged later than
+    /// the turn ended. Only a hint, so it is ignored where it comes too late: a later lease said something since, the
+    /// history was forgotten, or the agent is gone.
+    fn advance(
+        &self,
+        lease: &Lease,
+        manifest: &Manifest,
+    ) -> impl Future<Output = Result<(), BrokerError>> + Send;
 
     /// Says that the attempt failed, and why in one word and in one sentence. The turn stays the head of its agent's
     /// backlog and runs again after `delay`, or ends as a dead letter where it was its last attempt.

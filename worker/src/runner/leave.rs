@@ -148,7 +148,7 @@ impl<B: Broker> Runner<B> {
             return None;
         }
         let released = tokio::select! {
-            released = persist(&self.link, || self.broker.release(lease)) => released,
+            released = persist(&self.link, || self.broker.release(lease, None)) => released,
             () = lost.cancelled() => return self.lose(),
         };
         match released {
@@ -160,7 +160,7 @@ impl<B: Broker> Runner<B> {
 
     fn ending(&self, published: u32, end: End) -> Ending {
         let hand_over = !self.stop_claiming.is_cancelled();
-        Ending { published, end, entry: None, reply: None, reason: None, hand_over }
+        Ending { published, end, entry: None, reply: None, reason: None, hand_over, manifest: None }
     }
 
     fn end(&self, attempt: &Attempt, made: u32, outcome: Outcome, error: Option<String>) -> End {

@@ -179,7 +179,15 @@ fn ending(claim: &Claim, delta: Delta) -> Ending {
         worker: Some("bench".into()),
     };
     let entry = TranscriptEntry { turn, messages, keep: 0, tokens: vec![1, 2, 3] };
-    Ending { published: 3, end, entry: Some(entry), reply: Some(delta), reason: None, hand_over: true }
+    Ending {
+        published: 3,
+        end,
+        entry: Some(entry),
+        reply: Some(delta),
+        reason: None,
+        hand_over: true,
+        manifest: None,
+    }
 }
 
 /// CPU time that Redis took so far.

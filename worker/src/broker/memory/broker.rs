@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Mutex, broadcast};
-use turnmill_schema::{DeadReason, Delta, TurnId, WorkerStatus};
+use turnmill_schema::{DeadReason, Delta, Manifest, TurnId, WorkerStatus};
 
 use super::held::Held;
 use super::link::Link;
@@ -179,11 +179,17 @@ impl Broker for MemoryBroker {
         Ok(None)
     }
 
-    async fn release(&self, lease: &Lease) -> Result<(), BrokerError> {
-        let released = self.call("release", |state, settings| state.release(settings, lease)).await?;
+    async fn release(&self, lease: &Lease, manifest: Option<&Manifest>) -> Result<(), BrokerError> {
+        let manifest = manifest.copied();
+        let released =
+            self.call("release", |state, settings| state.release(settings, lease, manifest)).await?;
         self.note_fenced(lease, released)?;
         self.held.end_lease(lease);
         Ok(())
+    }
+
+    async fn advance(&self, lease: &Lease, manifest: &Manifest) -> Result<(), BrokerError> {
+        self.call("advance", |state, _| state.advance(lease, *manifest)).await
     }
 
     async fn retry(

@@ -1,6 +1,8 @@
 //! The one ending of a turn, shared by every step that ends one.
 
-use turnmill_schema::{AgentId, Delta, End, Event, Outcome, Timing, TranscriptEntry, TurnId, Usage};
+use turnmill_schema::{
+    AgentId, Delta, End, Event, Manifest, Outcome, Timing, TranscriptEntry, TurnId, Usage,
+};
 
 use super::operate::DeadLetter;
 use super::ready::Token;
@@ -26,6 +28,8 @@ pub(super) struct Conclusion {
     pub(super) reason: String,
     pub(super) entry: Option<TranscriptEntry>,
     pub(super) reply: Option<Delta>,
+    /// None: the old one stays, or goes together with its history.
+    pub(super) manifest: Option<Manifest>,
     pub(super) retention: Retention,
 }
 
@@ -41,7 +45,8 @@ impl Conclusion {
         let timing = Timing { queued_ms: waited_ms, first_token_ms: None, total_ms: waited_ms };
         let usage = Usage::default();
         let end = End { outcome, finish: None, error: Some(error), usage, timing, worker: None };
-        Self { turn: id, epoch, end, reason: String::new(), entry: None, reply: None, retention }
+        let (reason, entry, reply, manifest) = Default::default();
+        Self { turn: id, epoch, end, reason, entry, reply, manifest, retention }
     }
 }
 
@@ -52,6 +57,8 @@ impl State {
         let turn = &self.turns[&conclusion.turn];
         let (id, enqueued_ms) = (turn.agent.clone(), turn.enqueued_ms);
         let (epoch, failed) = (conclusion.epoch, conclusion.end.outcome == Outcome::Failed);
+        let is_anew = turn.new_session && conclusion.end.outcome == Outcome::Completed;
+        let manifest = conclusion.manifest;
         self.end_turn(conclusion);
         self.unlease(&id);
         self.stop_waiting(&id);
@@ -59,6 +66,9 @@ impl State {
         let agent = self.agent_mut(&id);
         agent.backlog.pop_front();
         agent.epoch = epoch + 1;
+        if manifest.is_some() || is_anew {
+            agent.set_manifest(manifest, epoch);
+        }
         if failed && agent.halts_on_dead {
             agent.hold.get_or_insert(Hold::Halted);
         }
@@ -87,7 +97,7 @@ impl State {
 
     /// The turn's own part of its end.
     pub(super) fn end_turn(&mut self, conclusion: Conclusion) {
-        let Conclusion { turn: id, epoch, end, reason, entry, reply, retention } = conclusion;
+        let Conclusion { turn: id, epoch, end, reason, entry, reply, retention, .. } = conclusion;
         let now_ms = self.now_ms;
         let turn = self.turn_mut(id);
         let (_, tokens) = turn.top();

@@ -158,6 +158,7 @@ impl State {
             lease: Lease { turn: head, token: token.clone(), epoch: agent.epoch, attempt: turn.attempts },
             turn: Ok(StoredTurn::Inline(Box::new(whole))),
             history: agent.transcript.iter().filter(|_| kept).cloned().collect::<History>(),
+            manifest: agent.manifest,
             published: deltas.map(|(_, delta)| delta).collect(),
             queued_ms: since_enqueue(self.now_ms),
             expires_in: turn

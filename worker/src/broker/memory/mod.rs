@@ -90,6 +90,8 @@ pub enum Mutation {
     NoReclaim,
     /// A token is leased whoever it is pending to.
     NoOwnerCheck,
+    /// Manifests are taken however late they come.
+    NoManifestFence,
 }
 
 /// The queue. Clones are the same queue.

@@ -67,7 +67,7 @@ pub enum Acted {
     State(AgentState),
     /// There is no such agent.
     Unknown,
-    /// Refused, since one of its turns runs.
+    /// Refused, since one of its turns runs, or waits after it published tokens.
     Busy,
 }
 
@@ -128,6 +128,8 @@ impl State {
     }
 
     pub(super) fn act(&mut self, id: &AgentId, action: AgentAction) -> Acted {
+        let now_ms = self.now_ms;
+        let published = self.head(id).map_or(0, |head| self.turns[&head].top().1);
         let Some(agent) = self.agents.get_mut(id) else { return Acted::Unknown };
         let state = agent.place.state();
         match (action, state) {
@@ -139,7 +141,13 @@ impl State {
             (AgentAction::Halt, _) => agent.halts_on_dead = true,
             (AgentAction::Skip, _) => agent.halts_on_dead = false,
             (AgentAction::Reset, AgentState::Leased) => return Acted::Busy,
-            (AgentAction::Reset, _) => agent.transcript.clear(),
+            // It would go on after another history.
+            (AgentAction::Reset, _) if published > 0 => return Acted::Busy,
+            (AgentAction::Reset, _) => {
+                agent.transcript.clear();
+                // Above every lease there was, so that no late manifest of the forgotten history comes in.
+                agent.set_manifest(None, now_ms.max(agent.epoch + 1));
+            }
         }
         Acted::State(self.agents.get(id).map_or(AgentState::Idle, |agent| agent.place.state()))
     }

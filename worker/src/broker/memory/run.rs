@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use turnmill_schema::envelope::EnvelopeError;
-use turnmill_schema::{DeadReason, Delta, Event, Outcome};
+use turnmill_schema::{DeadReason, Delta, Event, Manifest, Outcome};
 
 use super::conclude::{Conclusion, Retention};
 use super::ready::Token;
@@ -67,6 +67,7 @@ impl State {
             reason: ending.reason.map_or("", DeadReason::as_str).to_owned(),
             entry: ending.entry.clone(),
             reply: ending.reply.clone(),
+            manifest: ending.manifest,
             retention: match ending.reply {
                 Some(_) => Retention { result_ttl_ms: worker.keep_stream_ms, ..Retention::from(worker) },
                 None => Retention::from(worker),
@@ -111,7 +112,12 @@ impl State {
         is_head && is_ours && agent.epoch == lease.epoch
     }
 
-    pub(super) fn release(&mut self, worker: &MemorySettings, lease: &Lease) -> Result<(), BrokerError> {
+    pub(super) fn release(
+        &mut self,
+        worker: &MemorySettings,
+        lease: &Lease,
+        manifest: Option<Manifest>,
+    ) -> Result<(), BrokerError> {
         if self.was_given_back(lease) {
             return Ok(());
         }
@@ -121,8 +127,21 @@ impl State {
         let turn = self.turn_mut(lease.turn);
         turn.barren = turn.barren_now().saturating_sub(1);
         turn.attempts -= 1;
+        if manifest.is_some() {
+            self.agent_mut(&lease.token.agent).set_manifest(manifest, lease.epoch);
+        }
         self.give_back(lease, 0);
         Ok(())
+    }
+
+    /// One that comes too late is ignored.
+    pub(super) fn advance(&mut self, lease: &Lease, manifest: Manifest) {
+        let is_fenced = self.mutation != Mutation::NoManifestFence;
+        if let Some(agent) = self.agents.get_mut(&lease.token.agent)
+            && (lease.epoch >= agent.manifest_epoch || !is_fenced)
+        {
+            agent.set_manifest(Some(manifest), lease.epoch);
+        }
     }
 
     pub(super) fn retry(

@@ -8,7 +8,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
 use tokio::sync::{Notify, broadcast};
-use turnmill_schema::{AgentId, Delta, End, Event, Outcome, Priority, TranscriptEntry, Turn, TurnId};
+use turnmill_schema::{
+    AgentId, Delta, End, Event, Manifest, Outcome, Priority, TranscriptEntry, Turn, TurnId,
+};
 
 use super::Mutation;
 use super::operate::DeadLetter;
@@ -59,6 +61,18 @@ pub(super) struct Agent {
     pub(super) halts_on_dead: bool,
     /// Turns in a row that went to the same worker.
     pub(super) handovers: u32,
+    /// What is stored of its K and V.
+    pub(super) manifest: Option<Manifest>,
+    /// Manifests of leases below are ignored.
+    pub(super) manifest_epoch: u64,
+}
+
+impl Agent {
+    /// Takes a manifest that the lease of `epoch` said, or forgets the one there was.
+    pub(super) fn set_manifest(&mut self, manifest: Option<Manifest>, epoch: u64) {
+        self.manifest = manifest;
+        self.manifest_epoch = epoch;
+    }
 }
 
 /// An entry of a result stream, and where it stands: entries of lower epochs do not follow higher ones.

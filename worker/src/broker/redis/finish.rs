@@ -1,12 +1,12 @@
-//! Ending a turn, giving it back, handing a token back.
+//! Ending a turn, giving it back, handing a token back; and what is stored of it.
 
 use std::time::Duration;
 
 use redis::{FromRedisValue, ParsingError, Value};
-use turnmill_schema::envelope::encode;
+use turnmill_schema::envelope::{EnvelopeError, encode};
 use turnmill_schema::keys::BacklogEntry;
 use turnmill_schema::scripts::{self, Call};
-use turnmill_schema::{DeadReason, Event};
+use turnmill_schema::{DeadReason, Event, Manifest};
 
 use super::batch::Item;
 use super::{BrokerError, Ending, Lease, ReadyToken, RedisBroker, Retry};
@@ -27,6 +27,7 @@ impl RedisBroker {
         args.extend([published, outcome.to_owned(), reason.to_owned()].map(String::into_bytes));
         let handovers = if ending.hand_over { self.settings.max_handovers } else { 0 };
         args.extend([end, entry, reply.unwrap_or_default(), handovers.to_string().into_bytes()]);
+        args.push(encode_manifest(ending.manifest.as_ref())?);
         let item = Item { keys: self.lease_keys(lease), args };
         let answer = self.batches(lease.token.shard)?.finish.call(item).await?;
         match FinishReply::from_redis_value(answer).map_err(|e| self.server.error("finish", &e.into()))? {
@@ -45,8 +46,24 @@ impl RedisBroker {
         }
     }
 
-    pub(super) async fn give_back(&self, lease: &Lease) -> Result<(), BrokerError> {
-        self.call_give_back(lease, ["", "", ""]).await.map(|_| ())
+    pub(super) async fn give_back(
+        &self,
+        lease: &Lease,
+        manifest: Option<&Manifest>,
+    ) -> Result<(), BrokerError> {
+        self.call_give_back(lease, ["", "", ""], manifest).await.map(|_| ())
+    }
+
+    pub(super) async fn advance_manifest(
+        &self,
+        lease: &Lease,
+        manifest: &Manifest,
+    ) -> Result<(), BrokerError> {
+        let keys = vec![self.keys(&lease.token).agent(&lease.token.agent)];
+        let mut call = Call { keys, args: Vec::new() };
+        call.text(lease.epoch).arg(encode_manifest(Some(manifest))?);
+        // Written or ignored: there is nothing to do about either.
+        self.server.run::<bool>(&self.steps.advance, &call).await.map(|_| ())
     }
 
     pub(super) async fn retry_later(
@@ -56,12 +73,18 @@ impl RedisBroker {
         reason: DeadReason,
         text: &str,
     ) -> Result<Retry, BrokerError> {
-        self.call_give_back(lease, [&delay.as_millis().to_string(), reason.as_str(), text]).await
+        self.call_give_back(lease, [&delay.as_millis().to_string(), reason.as_str(), text], None).await
     }
 
-    async fn call_give_back(&self, lease: &Lease, failure: [&str; 3]) -> Result<Retry, BrokerError> {
+    async fn call_give_back(
+        &self,
+        lease: &Lease,
+        failure: [&str; 3],
+        manifest: Option<&Manifest>,
+    ) -> Result<Retry, BrokerError> {
         let mut args = self.lease_args(lease);
         args.extend(failure.map(|arg| arg.as_bytes().to_vec()));
+        args.push(encode_manifest(manifest)?);
         let item = Item { keys: self.lease_keys(lease), args };
         let answer = self.batches(lease.token.shard)?.give_back.call(item).await?;
         let (status,): (String,) =
@@ -98,6 +121,11 @@ impl RedisBroker {
             .map(String::into_bytes)
             .into()
     }
+}
+
+/// A manifest as scripts take it; empty where there is none.
+fn encode_manifest(manifest: Option<&Manifest>) -> Result<Vec<u8>, EnvelopeError> {
+    manifest.map(encode).transpose().map(Option::unwrap_or_default)
 }
 
 enum FinishReply {

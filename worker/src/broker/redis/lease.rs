@@ -6,7 +6,7 @@ use redis::streams::StreamRangeReply;
 use redis::{FromRedisValue, ParsingError, Value};
 use turnmill_schema::envelope::{EnvelopeError, decode};
 use turnmill_schema::keys::{BacklogEntry, FIELD_AT, FIELD_EVENT};
-use turnmill_schema::{Delta, Event, History, StoredTurn, TranscriptEntry, TurnId, scripts};
+use turnmill_schema::{Delta, Event, History, Manifest, StoredTurn, TranscriptEntry, TurnId, scripts};
 
 use super::batch::Item;
 use super::{BrokerError, Claim, Lease, ReadyToken, RedisBroker};
@@ -22,6 +22,7 @@ struct Grant {
     /// What earlier attempts left in the result stream.
     entries: StreamRangeReply,
     transcript: Vec<Vec<u8>>,
+    manifest: Vec<u8>,
 }
 
 /// The reply so far.
@@ -110,6 +111,8 @@ impl RedisBroker {
             lease,
             turn,
             history,
+            // Only a hint: one that cannot be read is none.
+            manifest: decode::<Manifest>(&grant.manifest).ok(),
             published: published.deltas,
             queued_ms: since_enqueue(now_ms),
             expires_in: has_deadline.then(|| Duration::from_millis(grant.deadline_ms.saturating_sub(now_ms))),
@@ -137,7 +140,7 @@ impl FromRedisValue for LeaseReply {
             "paused" => Ok(Self::Paused),
             "head" => redis::from_redis_value(rest).map(|(text,)| Self::Head(text)),
             _ => {
-                let (epoch, attempt, alone, deadline_ms, envelope, entries, transcript) =
+                let (epoch, attempt, alone, deadline_ms, envelope, entries, transcript, manifest) =
                     redis::from_redis_value(rest)?;
                 Ok(Self::Leased(Box::new(Grant {
                     epoch,
@@ -147,6 +150,7 @@ impl FromRedisValue for LeaseReply {
                     envelope,
                     entries,
                     transcript,
+                    manifest,
                 })))
             }
         }

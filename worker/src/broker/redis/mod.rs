@@ -27,7 +27,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use turnmill_schema::keys::{Keys, Queue};
-use turnmill_schema::{DeadReason, Delta, Name, Priority, TurnId, WorkerStatus};
+use turnmill_schema::{DeadReason, Delta, Manifest, Name, Priority, TurnId, WorkerStatus};
 
 use super::{
     Beat, Broker, BrokerError, Claim, Ending, Lease, Orders, PriorityCounts, QueueCounts, ReadyToken, Retry,
@@ -207,8 +207,12 @@ impl Broker for RedisBroker {
         self.end_turn(lease, ending).await
     }
 
-    async fn release(&self, lease: &Lease) -> Result<(), BrokerError> {
-        self.give_back(lease).await
+    async fn release(&self, lease: &Lease, manifest: Option<&Manifest>) -> Result<(), BrokerError> {
+        self.give_back(lease, manifest).await
+    }
+
+    async fn advance(&self, lease: &Lease, manifest: &Manifest) -> Result<(), BrokerError> {
+        self.advance_manifest(lease, manifest).await
     }
 
     async fn retry(

@@ -60,6 +60,8 @@ scripts! {
     finish FINISH;
     /// [`scripts::GIVE_BACK`]
     give_back GIVE_BACK;
+    /// [`scripts::ADVANCE`]
+    advance ADVANCE;
     /// [`scripts::APPEND`]
     append APPEND;
     /// [`scripts::HEARTBEAT`]

@@ -1,5 +1,7 @@
 //! What an operator does, on the command line, against a real Redis. Workers are played through the broker's port.
 
+mod histories;
+
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -114,6 +116,7 @@ async fn finish(worker: &RedisBroker, lease: &Lease, published: u32, outcome: Ou
         reply: None,
         reason: (outcome == Outcome::Failed).then_some(DeadReason::Rejected),
         hand_over: false,
+        manifest: None,
     };
     worker.finish(lease, &ending).await.expect("finishes");
 }

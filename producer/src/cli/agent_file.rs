@@ -1,0 +1,116 @@
+//! `turnmill agent export` and `import`: an agent as one file.
+//!
+//! Invariant: a file under its name is whole; it is written beside it and renamed.
+
+use std::io::{IsTerminal, Write, stdout};
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use tempfile::NamedTempFile;
+use turnmill::operate::Operator;
+use turnmill::operate::transfer::Transferred;
+use turnmill::schema::Name;
+
+use super::Exit;
+
+/// Where to, for the standard output.
+const STDOUT: &str = "-";
+
+#[derive(Debug, Args)]
+pub struct Export {
+    /// The agent's name.
+    agent: Name,
+    /// Where to write it, `-` for the standard output; AGENT.tmagent, unless given.
+    #[arg(long, value_name = "FILE")]
+    file: Option<PathBuf>,
+    /// Replace the file where there is one.
+    #[arg(long)]
+    force: bool,
+    /// One JSON object; on the standard error where the file goes to the standard output.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Import {
+    /// A file that `agent export` wrote, or `-` for the standard input.
+    file: PathBuf,
+    /// The new agent's name; that of the file, unless given.
+    #[arg(long, value_name = "NAME")]
+    agent: Option<Name>,
+    /// One JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Export {
+    pub async fn run(self, operator: &Operator) -> Result<(), Exit> {
+        let path = self.file.clone().unwrap_or_else(|| format!("{}.tmagent", self.agent).into());
+        if path == Path::new(STDOUT) {
+            return self.write_to_stdout(operator).await;
+        }
+        let failed = |error: &dyn std::fmt::Display| cannot("written", &path, error);
+        if !self.force && path.try_exists().map_err(|error| failed(&error))? {
+            return Err(exists(&path));
+        }
+        let folder = path.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));
+        // Readable by its owner only: it holds what was said.
+        let beside = NamedTempFile::new_in(folder).map_err(|error| failed(&error))?;
+        let file = beside.as_file().try_clone().map_err(|error| failed(&error))?;
+        let mut file = tokio::fs::File::from_std(file);
+        let exported = operator.export_agent(&self.agent, &mut file).await?;
+        file.sync_all().await.map_err(|error| failed(&error))?;
+        let renamed = if self.force { beside.persist(&path) } else { beside.persist_noclobber(&path) };
+        match renamed {
+            Ok(_) => told(&exported, self.json, &mut stdout(), &format!("written to {}", path.display())),
+            Err(error) if error.error.kind() == std::io::ErrorKind::AlreadyExists => Err(exists(&path)),
+            Err(error) => Err(failed(&error.error)),
+        }
+    }
+
+    async fn write_to_stdout(&self, operator: &Operator) -> Result<(), Exit> {
+        if stdout().is_terminal() {
+            return Err(Exit::bad_input(
+                "the file is not for terminals: give --file, or redirect the output",
+            ));
+        }
+        let exported = operator.export_agent(&self.agent, &mut tokio::io::stdout()).await?;
+        told(&exported, self.json, &mut std::io::stderr(), "written")
+    }
+}
+
+impl Import {
+    pub async fn run(self, operator: &Operator) -> Result<(), Exit> {
+        let name = self.agent.as_ref();
+        let imported = if self.file == Path::new(STDOUT) {
+            operator.import_agent(&mut tokio::io::stdin(), name).await?
+        } else {
+            let opened = tokio::fs::File::open(&self.file).await;
+            let file = opened.map_err(|error| cannot("read", &self.file, &error))?;
+            operator.import_agent(&mut tokio::io::BufReader::new(file), name).await?
+        };
+        told(&imported, self.json, &mut stdout(), "imported")
+    }
+}
+
+fn cannot(verb: &str, path: &Path, error: &dyn std::fmt::Display) -> Exit {
+    Exit::bad_input(format!("{} cannot be {verb}: {error}", path.display()))
+}
+
+fn exists(path: &Path) -> Exit {
+    Exit::conflict(format!("{} is there already: give another --file, or --force", path.display()))
+}
+
+/// Says what was done.
+fn told(done: &Transferred, json: bool, out: &mut impl Write, how: &str) -> Result<(), Exit> {
+    let Transferred { agent, turns, objects, left_out } = done;
+    if json {
+        serde_json::to_writer(&mut *out, done).map_err(std::io::Error::from)?;
+        return Ok(writeln!(out)?);
+    }
+    writeln!(out, "{agent}: {turns} turns and {objects} objects of K and V {how}")?;
+    if let Some(why) = left_out {
+        eprintln!("turnmill: some of its K and V was left out, and will be computed again: {why}");
+    }
+    Ok(())
+}
