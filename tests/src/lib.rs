@@ -8,6 +8,7 @@ pub mod memory_queue;
 pub mod proxy;
 pub mod redis_queue;
 pub mod redis_server;
+pub mod s3_server;
 pub mod simulation;
 pub mod told;
 pub mod worker;

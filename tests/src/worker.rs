@@ -40,6 +40,11 @@ impl Worker {
         Self::spawn(url, flags, &[])
     }
 
+    /// The same with more variables in its environment, such as those of a store.
+    pub fn launch_with(url: &str, flags: &[&str], variables: &[(&str, &str)]) -> Self {
+        Self::spawn(url, flags, variables)
+    }
+
     /// Waits until it is ready. Panics where it is not soon.
     pub fn until_ready(&mut self) {
         let deadline = Instant::now() + START_TIMEOUT;
