@@ -10,6 +10,7 @@ use tokio::sync::{Mutex, mpsc};
 use turnmill_schema::{Priority, Sampling};
 use turnmill_worker::config::{KvDtype, WeightsMode};
 use turnmill_worker::engine::{self, EngineHandle, Progress, Reply, Start};
+use turnmill_worker::kv::BlockId;
 use turnmill_worker::lifecycle::{HeadroomLimits, Lifecycle};
 use turnmill_worker::model::{Engine, EngineError, Logits, Tokenizer};
 use turnmill_worker::schedule::{Limits, SequenceId, StepPlan};
@@ -34,6 +35,14 @@ impl<E: Engine> Engine for Fragile<E> {
         self.steps.fetch_add(1, Ordering::SeqCst);
         assert!(!plan.tokens.contains(&POISON), "poison");
         self.engine.forward(plan)
+    }
+
+    fn read_blocks(&self, blocks: &[BlockId]) -> Result<Vec<u8>, EngineError> {
+        self.engine.read_blocks(blocks)
+    }
+
+    fn write_blocks(&mut self, blocks: &[BlockId], data: &[u8]) -> Result<(), EngineError> {
+        self.engine.write_blocks(blocks, data)
     }
 }
 

@@ -1,15 +1,15 @@
-//! `turnmill-worker bench`: how fast this machine is.
+//! `turnmill-worker bench`: how fast this machine is, and what codecs of K and V cost in words.
 
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 use comfy_table::Table;
 use comfy_table::presets::UTF8_FULL_CONDENSED;
-use turnmill_worker::bench::{engine, queue};
-use turnmill_worker::config::RedisUrl;
+use turnmill_worker::bench::{drift, engine, queue};
+use turnmill_worker::config::{KvCodec, RedisUrl};
 
 use super::model_args::ModelArgs;
-use super::{CommandError, print_json, runtime, spinner};
+use super::{CommandError, print_json, progress_bar, runtime, spinner};
 
 /// Measure a part of the worker.
 #[derive(Args)]
@@ -20,6 +20,7 @@ pub struct BenchArgs {
 
 #[derive(Subcommand)]
 enum What {
+    Drift(DriftArgs),
     Engine(EngineArgs),
     Queue(QueueArgs),
 }
@@ -74,12 +75,64 @@ struct EngineArgs {
     json: bool,
 }
 
+/// How far next-token distributions move when K and V are stored with a codec.
+#[derive(Args)]
+struct DriftArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Codecs to compare with f16.
+    #[arg(long, value_name = "CODEC", value_delimiter = ',', default_value = "f16,q8,q4")]
+    codec: Vec<KvCodec>,
+    /// Print one JSON array, an object a codec.
+    #[arg(long)]
+    json: bool,
+}
+
 /// Runs the command.
 pub fn run(args: BenchArgs) -> Result<ExitCode, CommandError> {
     match args.what {
+        What::Drift(args) => run_drift(args),
         What::Engine(args) => run_engine(args),
         What::Queue(args) => run_queue(args),
     }
+}
+
+fn run_drift(args: DriftArgs) -> Result<ExitCode, CommandError> {
+    let options = drift::Options {
+        model: args.model.model,
+        weights: args.model.weights,
+        kv_dtype: args.model.kv_dtype,
+        codecs: args.codec,
+    };
+    let bar = progress_bar("measuring drift", "tokens");
+    let drifts = drift::run(&options, &|done, all| {
+        bar.set_length(all as u64);
+        bar.set_position(done as u64);
+    })?;
+    bar.finish_and_clear();
+    if args.json {
+        print_json(&drifts)?;
+    } else {
+        print_drifts(&drifts);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn print_drifts(drifts: &[drift::Drift]) {
+    let mut table = Table::new();
+    let header = ["codec", "same likeliest token", "mean KL", "perplexity", "with f16", "bytes a token"];
+    table.load_style(UTF8_FULL_CONDENSED).set_header(header);
+    for drift in drifts {
+        table.add_row([
+            drift.codec.to_string(),
+            format!("{:.2} %", 100.0 * drift.top1_agreement),
+            format!("{:.6}", drift.mean_kl),
+            format!("{:.4}", drift.perplexity),
+            format!("{:.4}", drift.perplexity_f16),
+            drift.bytes_per_token.to_string(),
+        ]);
+    }
+    println!("{table}");
 }
 
 fn run_queue(args: QueueArgs) -> Result<ExitCode, CommandError> {

@@ -13,7 +13,7 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use turnmill_worker::app::AppError;
-use turnmill_worker::bench::{engine, queue};
+use turnmill_worker::bench::{drift, engine, queue};
 use turnmill_worker::config::ConfigError;
 use turnmill_worker::verify::VerifyError;
 
@@ -29,6 +29,9 @@ pub enum CommandError {
     /// Nothing could be measured.
     #[error(transparent)]
     BenchEngine(#[from] engine::BenchError),
+    /// A codec could not be measured.
+    #[error(transparent)]
+    BenchDrift(#[from] drift::DriftError),
     /// The queue could not be measured.
     #[error(transparent)]
     BenchQueue(#[from] queue::BenchError),

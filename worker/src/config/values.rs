@@ -32,7 +32,19 @@ pub enum KvDtype {
     F32,
 }
 
-// The names of both modes are part of the KV namespace; the one spelling is the command line's.
+/// How K and V are written to the object store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum KvCodec {
+    /// IEEE half precision: the very bits of a pool in f16.
+    F16,
+    /// Eight bits an element, in groups with a scale and an offset.
+    Q8,
+    /// Four bits an element, in groups with a scale and an offset.
+    Q4,
+}
+
+// The names of all three are part of the KV namespace; the one spelling is the command line's.
 impl fmt::Display for WeightsMode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write_name(self, f)
@@ -40,6 +52,12 @@ impl fmt::Display for WeightsMode {
 }
 
 impl fmt::Display for KvDtype {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write_name(self, f)
+    }
+}
+
+impl fmt::Display for KvCodec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write_name(self, f)
     }
@@ -222,7 +240,11 @@ mod tests {
         for dtype in KvDtype::value_variants() {
             assert_eq!(serde_json::json!(dtype), dtype.to_string());
         }
+        for codec in KvCodec::value_variants() {
+            assert_eq!(serde_json::json!(codec), codec.to_string());
+        }
         assert_eq!(WeightsMode::AsIs.to_string(), "as-is");
+        assert_eq!(KvCodec::Q8.to_string(), "q8");
         assert_eq!(KvDtype::Bf16.to_string(), "bf16");
     }
 

@@ -4,6 +4,8 @@
 //! different identities, tenants or token prefixes never hash alike (blake3, every field labelled and
 //! length-prefixed so that two fields cannot run together).
 
+use std::fmt;
+
 /// Everything besides the tokens that decides a block's bytes. Changing any field makes other blocks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity<'a> {
@@ -87,9 +89,31 @@ impl Namespace {
             .finish()
     }
 
+    /// The namespace with these bytes, as something stored names it.
+    pub fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
+    /// The namespace that `text` spells in 64 hexadecimal digits.
+    pub fn from_hex(text: &str) -> Option<Self> {
+        blake3::Hash::from_hex(text).ok().map(|hash| Self(hash.into()))
+    }
+
+    /// What stands for it in stored things.
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
     /// The part of this namespace that belongs to one tenant. Tenants never share blocks.
     pub fn for_tenant(&self, tenant: &str) -> Self {
         Fields::default().field("namespace", &self.0).field("tenant", tenant.as_bytes()).finish()
+    }
+}
+
+/// 64 hexadecimal digits.
+impl fmt::Display for Namespace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        blake3::Hash::from_bytes(self.0).fmt(f)
     }
 }
 
@@ -117,7 +141,20 @@ pub struct PrefixHash(pub [u8; 32]);
 
 impl PrefixHash {
     /// What stands for the parent of a sequence's first block.
-    const ROOT: Self = Self([0; 32]);
+    pub const ROOT: Self = Self([0; 32]);
+
+    /// The hash that `text` spells in 64 hexadecimal digits.
+    pub fn from_hex(text: &str) -> Option<Self> {
+        blake3::Hash::from_hex(text).ok().map(|hash| Self(hash.into()))
+    }
+
+    /// The hash of the last of the full blocks of `tokens`, the first of which comes after this one's.
+    ///
+    /// # Panics
+    /// Where `block_tokens` is 0.
+    pub fn after(self, namespace: &Namespace, tokens: &[u32], block_tokens: usize) -> Self {
+        tokens.chunks_exact(block_tokens).fold(self, |parent, block| parent.child(namespace, block))
+    }
 
     /// blake3(namespace, parent's hash, token ids as u32 little endian). The two hashes have fixed lengths
     /// and the tokens come last, so nothing runs together.
@@ -128,6 +165,13 @@ impl PrefixHash {
             hasher.update(&token.to_le_bytes());
         }
         Self(hasher.finalize().into())
+    }
+}
+
+/// 64 hexadecimal digits.
+impl fmt::Display for PrefixHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        blake3::Hash::from_bytes(self.0).fmt(f)
     }
 }
 
@@ -174,20 +218,16 @@ mod tests {
         chain.hashes
     }
 
-    fn hex(bytes: &[u8; 32]) -> String {
-        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-    }
-
     /// Stored blocks are found by these values: if this test fails, a layout version has to be bumped.
     #[test]
     fn hashes_never_change() {
         let namespace = Namespace::new(&Identity::example());
         let tenant = namespace.for_tenant("default");
         let hashes = chain(tenant, &[1, 2, 3, u32::MAX, 5]);
-        assert_eq!(hex(&namespace.0), "d014fee40885d267dbd5d576d99baf3eb2721a709e1a42e59815fed9ccf00b05");
-        assert_eq!(hex(&tenant.0), "ab21a380c455243dded6eb36fd8b49d55f622045e6900d72996c095d3570a0f3");
+        assert_eq!(namespace.to_string(), "d014fee40885d267dbd5d576d99baf3eb2721a709e1a42e59815fed9ccf00b05");
+        assert_eq!(tenant.to_string(), "ab21a380c455243dded6eb36fd8b49d55f622045e6900d72996c095d3570a0f3");
         assert_eq!(
-            hashes.iter().map(|h| hex(&h.0)).collect::<Vec<_>>(),
+            hashes.iter().map(PrefixHash::to_string).collect::<Vec<_>>(),
             [
                 "89b318c75f11da15b4075f4996071fb2faa034bed185386da2fd7f0ed460e040",
                 "8fa6e07d8c36943d94a62898857834cb36ba95647dfb8336253ccf8d03b157c1"
@@ -220,6 +260,18 @@ mod tests {
     }
 
     #[test]
+    fn what_is_spelled_is_read_back() {
+        let namespace = Namespace::new(&Identity::example());
+        let hash = PrefixHash::ROOT.after(&namespace, &[1, 2], 2);
+        assert_eq!(Namespace::from_hex(&namespace.to_string()), Some(namespace));
+        assert_eq!(Namespace::from_bytes(*namespace.as_bytes()), namespace);
+        assert_eq!(PrefixHash::from_hex(&hash.to_string()), Some(hash));
+        for bad in ["", "00", &"0".repeat(63), &"g".repeat(64), &"0".repeat(65)] {
+            assert_eq!((PrefixHash::from_hex(bad), Namespace::from_hex(bad)), (None, None), "{bad:?}");
+        }
+    }
+
+    #[test]
     fn neighbouring_fields_do_not_run_together() {
         let pair = |kv_dtype, codec| Namespace::new(&Identity { kv_dtype, codec, ..Identity::example() });
         assert_ne!(pair("ab", "c"), pair("a", "bc"));
@@ -238,6 +290,17 @@ mod tests {
             grown.extend(&tokens[..cut.min(tokens.len())]);
             grown.extend(&tokens);
             prop_assert_eq!(grown.hashes(), chain(namespace, &tokens));
+        }
+
+        #[test]
+        fn a_chain_is_continued_from_any_of_its_blocks(
+            tokens in prop::collection::vec(any::<u32>(), 2..40), cut in 0usize..20,
+        ) {
+            let namespace = Namespace::new(&Identity::example());
+            let hashes = chain(namespace, &tokens);
+            let cut = cut % hashes.len();
+            let parent = cut.checked_sub(1).map_or(PrefixHash::ROOT, |before| hashes[before]);
+            prop_assert_eq!(parent.after(&namespace, &tokens[2 * cut..], 2), hashes[hashes.len() - 1]);
         }
 
         #[test]

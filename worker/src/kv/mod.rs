@@ -1,14 +1,17 @@
-//! Block pool, block tables and prefix hashes. Pure: no I/O, no clock, no tensors.
+//! Block pool, block tables, prefix hashes, runs and how they are encoded. Pure: no I/O, no clock, no tensors.
 //!
 //! A block goes from free to mutable (one writer), to shared (full, immutable, counted holders, findable by
 //! its prefix hash), to cached (no holder, still findable) and back to free when its room is needed.
 
+pub mod codec;
 mod hash;
 mod pool;
+mod run;
 mod table;
 
 pub use hash::{HashChain, Identity, Namespace, PrefixHash};
 pub use pool::{BlockPool, MutableBlock, PoolCounts, SharedBlock};
+pub use run::{BlockShape, CHUNK_TOKENS, Run, RunData, RunId, run_bounds};
 pub use table::BlockTable;
 
 /// Index of a block in the pool.

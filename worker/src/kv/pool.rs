@@ -123,6 +123,17 @@ impl BlockPool {
         self.available() as f64 / self.states.len() as f64
     }
 
+    /// How many blocks at the start of `hashes` are known.
+    pub fn known_prefix(&self, hashes: &[PrefixHash]) -> usize {
+        hashes.iter().take_while(|hash| self.known.contains_key(hash)).count()
+    }
+
+    /// The blocks that hold `hashes`; none unless all are known. What they hold stays as it is until the next step
+    /// is scheduled, whoever has them.
+    pub fn find(&self, hashes: &[PrefixHash]) -> Option<Vec<BlockId>> {
+        hashes.iter().map(|hash| self.known.get(hash).copied()).collect()
+    }
+
     /// Takes a reference to each block of the longest known prefix of `hashes`.
     pub fn match_prefix(&mut self, hashes: &[PrefixHash]) -> Vec<SharedBlock> {
         hashes.iter().map_while(|hash| self.known.get(hash).copied().map(|id| self.hold(id))).collect()

@@ -30,9 +30,10 @@ impl CandleEngine {
         Ok(Self { decoder, kv })
     }
 
-    /// Runs one prefill and one decode step into block 0, because candle repacks weights in the first step
-    /// that uses them. To be called before any block is in use.
+    /// Has the system hand out the pool's memory, and runs one prefill and one decode step into block 0, because candle
+    /// repacks weights in the first step that uses them. To be called before any block is in use.
     pub fn warm_up(&mut self) -> Result<(), EngineError> {
+        self.kv.touch().map_err(transfer)?;
         for rows in [2, 1] {
             self.forward(&StepPlan {
                 tokens: vec![0; rows],
@@ -61,4 +62,15 @@ impl Engine for CandleEngine {
         };
         Ok(Logits::new(values, vocabulary))
     }
+    fn read_blocks(&self, blocks: &[BlockId]) -> Result<Vec<u8>, EngineError> {
+        self.kv.read_blocks(blocks).map_err(transfer)
+    }
+
+    fn write_blocks(&mut self, blocks: &[BlockId], data: &[u8]) -> Result<(), EngineError> {
+        self.kv.write_blocks(blocks, data).map_err(transfer)
+    }
+}
+
+fn transfer(error: candle_core::Error) -> EngineError {
+    EngineError::Transfer(first_line(&error))
 }

@@ -11,12 +11,10 @@ use super::template::ChatTemplate;
 use super::tokenizer::Tokenizer;
 use super::{EngineError, ModelError};
 use crate::config::{KvDtype, WeightsMode};
-use crate::kv::{Identity, Namespace};
+use crate::kv::{CHUNK_TOKENS, Identity, Namespace};
 
 /// Bumped when a kernel changes the bits it computes, so that stored blocks of older workers are not mixed in.
 const NUMERICS_REVISION: u32 = 1;
-/// Tokens of a stored run of blocks; part of a block's identity though nothing is stored yet.
-const CHUNK_TOKENS: u32 = 256;
 /// Version of the order of elements within a block.
 const LAYOUT_VERSION: u32 = 1;
 
@@ -127,7 +125,7 @@ fn namespace(
         compute_kind: compute_kind(),
         numerics_revision: NUMERICS_REVISION,
         block_tokens: options.block_tokens as u32,
-        chunk_tokens: CHUNK_TOKENS,
+        chunk_tokens: CHUNK_TOKENS as u32,
         layout_version: LAYOUT_VERSION,
     }))
 }

@@ -19,6 +19,7 @@ mod sampler;
 mod template;
 mod tokenizer;
 
+use crate::kv::BlockId;
 use crate::schedule::StepPlan;
 
 pub use candle_engine::CandleEngine;
@@ -60,6 +61,13 @@ impl Logits {
 pub trait Engine: Send {
     /// Writes the K and V of every row into its slot and returns the logits of the rows that sample.
     fn forward(&mut self, plan: &StepPlan) -> Result<Logits, EngineError>;
+
+    /// The contents of `blocks`: for each layer all K and then all V, each `[blocks, block_tokens, kv_heads, head_dim]` in
+    /// the pool's element type, little endian.
+    fn read_blocks(&self, blocks: &[BlockId]) -> Result<Vec<u8>, EngineError>;
+
+    /// Replaces the contents of `blocks`, which no sequence reads, by what [`Self::read_blocks`] gave for as many.
+    fn write_blocks(&mut self, blocks: &[BlockId], data: &[u8]) -> Result<(), EngineError>;
 }
 
 /// Errors of the [`Engine`] port.
@@ -68,4 +76,7 @@ pub enum EngineError {
     /// The step itself failed; the sequences in it cannot go on, the worker can.
     #[error("the step failed: {0}")]
     Step(String),
+    /// Blocks could not be copied out of the pool or into it.
+    #[error("KV blocks could not be copied: {0}")]
+    Transfer(String),
 }

@@ -12,6 +12,9 @@
 //! * **Preemption.** A decoding sequence that needs a block takes it from the least senior one, which may be
 //!   itself. So the most senior always makes progress, and since no sequence can outgrow the pool, everyone
 //!   ends.
+//! * **Restores.** Blocks that come back from elsewhere are held for their sequence until all are there, then cached like
+//!   any others; the sequence is added afterwards and finds them. They never take what running sequences need to
+//!   grow, and are the first to go where those are short.
 //! * **Alone.** While a sequence that runs alone is there, every other step is that of the most senior such
 //!   sequence, and the steps between are for all others.
 //!
@@ -19,10 +22,11 @@
 //! no sealed block is written; `check_integrity` after any call is sound.
 
 use super::draft::Draft;
-use super::sequence::{NewSequence, Sampled, Sequence};
+use super::restore::Restore;
+use super::sequence::{Left, NewSequence, Sampled, Sequence};
 use super::waiting::Waiting;
 use super::{Limits, Refused, SequenceId, StepPlan};
-use crate::kv::BlockPool;
+use crate::kv::{BlockPool, PrefixHash};
 
 /// How many sequences are where.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -39,10 +43,12 @@ pub struct Counts {
 #[derive(Debug)]
 pub struct Scheduler {
     limits: Limits,
-    pool: BlockPool,
+    pub(super) pool: BlockPool,
     /// Most senior first.
-    running: Vec<Sequence>,
+    pub(super) running: Vec<Sequence>,
     waiting: Waiting,
+    /// Prefixes on their way back, oldest first.
+    pub(super) restores: Vec<Restore>,
     preempted_total: u64,
     last_step_alone: bool,
 }
@@ -59,6 +65,7 @@ impl Scheduler {
             pool,
             running: Vec::new(),
             waiting: Waiting::default(),
+            restores: Vec::new(),
             preempted_total: 0,
             last_step_alone: false,
         }
@@ -95,16 +102,18 @@ impl Scheduler {
 
     /// Takes in what the plan last scheduled computed: one entry for each sequence that samples in it, in any
     /// order. Full blocks are sealed; ended sequences leave. Entries for others are ignored, and a sequence
-    /// that lacks its entry is computed again.
-    pub fn apply(&mut self, sampled: &[Sampled]) {
+    /// that lacks its entry is computed again. Returns the ended ones.
+    pub fn apply(&mut self, sampled: &[Sampled]) -> Vec<Left> {
+        let mut left = Vec::new();
         let pool = &mut self.pool;
         self.running.retain_mut(|sequence| {
             let ended = sequence.advance(sampled.iter().find(|sample| sample.id == sequence.id), pool);
             if ended {
-                sequence.release(pool);
+                left.push(sequence.leave(pool));
             }
             !ended
         });
+        left
     }
 
     /// The plan last scheduled failed: its sequences leave, since what they wrote cannot be trusted. Returns
@@ -123,13 +132,19 @@ impl Scheduler {
         failed
     }
 
-    /// Drops a sequence that was cancelled or lost, also while a plan with it runs. False: it was not here.
-    pub fn remove(&mut self, id: SequenceId) -> bool {
-        match self.running.iter().position(|sequence| sequence.id == id) {
-            Some(index) => self.running.remove(index).release(&mut self.pool),
-            None => return self.waiting.remove(id).is_some(),
-        }
-        true
+    /// Drops a sequence that was cancelled or lost, also while a plan with it runs. None: it was not here.
+    pub fn remove(&mut self, id: SequenceId) -> Option<Left> {
+        let mut sequence = match self.running.iter().position(|sequence| sequence.id == id) {
+            Some(index) => self.running.remove(index),
+            None => self.waiting.remove(id)?,
+        };
+        Some(sequence.leave(&mut self.pool))
+    }
+
+    /// The tokens of a running sequence, and the hashes of its full blocks that are computed.
+    pub fn computed(&self, id: SequenceId) -> Option<(&[u32], &[PrefixHash])> {
+        let sequence = self.running.iter().find(|sequence| sequence.id == id)?;
+        Some((&sequence.tokens, sequence.sealed()))
     }
 
     /// How many tokens of the sequence were found in the pool instead of computed when it was first admitted.
@@ -161,7 +176,8 @@ impl Scheduler {
 
     /// Whether pool, tables and queues agree.
     pub fn check_integrity(&self) -> Result<(), String> {
-        self.pool.check_integrity(self.running.iter().map(|sequence| &sequence.table))?;
+        let tables = self.running.iter().map(|sequence| &sequence.table);
+        self.pool.check_integrity(tables.chain(self.restores.iter().map(|restore| &restore.table)))?;
         self.sequences().try_for_each(Sequence::check_integrity)?;
         if self.waiting.iter().any(|sequence| !sequence.table.is_empty()) {
             return Err("a waiting sequence holds blocks".into());
@@ -208,6 +224,15 @@ impl Scheduler {
             return None;
         }
         let head = self.waiting.head()?;
+        if self.running.is_empty() {
+            // Somebody must make progress, and what is on its way back is not running.
+            let wanted = head.missing_blocks();
+            while self.pool.available() < wanted
+                && let Some(mut restore) = self.restores.pop()
+            {
+                restore.table.release(&mut self.pool);
+            }
+        }
         head.find_prefix(&mut self.pool);
         // Every running sequence and the new one can grow by a block; the only one may have the whole pool.
         let reserve = if self.running.is_empty() { 0 } else { self.running.len() + 1 };
@@ -233,6 +258,10 @@ impl Scheduler {
             if let Some(blocks) = self.pool.allocate(self.running[index].missing_blocks()) {
                 self.running[index].table.grow(blocks);
                 return true;
+            }
+            if let Some(mut restore) = self.restores.pop() {
+                restore.table.release(&mut self.pool);
+                continue;
             }
             if let Some(mut victim) = self.running.pop() {
                 victim.preempt(&mut self.pool);

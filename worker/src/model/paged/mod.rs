@@ -1,14 +1,15 @@
 //! K and V in candle tensors, and the two custom ops that touch them.
 //!
 //! Owns: one tensor a layer, `[2, blocks, block_tokens, kv_heads, head_dim]` (0 is K, 1 is V), written by
-//! [`WriteKv`] and read by [`PagedAttention`]. Nothing else reads or writes them, so a Metal backend is one
-//! more `…_fwd` in each op.
+//! [`WriteKv`] and read by [`PagedAttention`]; whole blocks come and go through `transfer`. Nothing else reads or
+//! writes them, so a Metal backend is one more `…_fwd` in each op.
 //!
 //! Invariants: attention reads K and V only from here, after rounding to the pool's type, also within its own
 //! chunk; slots that hold nothing yet are never read.
 
 mod attention;
 mod simd;
+mod transfer;
 mod write;
 
 use std::sync::Arc;
@@ -63,6 +64,7 @@ fn tensor_type(dtype: KvDtype) -> DType {
 pub struct KvTensors {
     layers: Vec<Tensor>,
     shape: KvShape,
+    element_bytes: usize,
 }
 
 impl KvTensors {
@@ -70,7 +72,8 @@ impl KvTensors {
     pub fn new(layers: usize, shape: KvShape, dtype: KvDtype, device: &Device) -> Result<Self> {
         let dims = [2, shape.blocks, shape.block_tokens, shape.kv_heads, shape.head_dim];
         let zeros = || Tensor::zeros(&dims, tensor_type(dtype), device);
-        Ok(Self { layers: (0..layers).map(|_| zeros()).collect::<Result<_>>()?, shape })
+        let element_bytes = tensor_type(dtype).size_in_bytes();
+        Ok(Self { layers: (0..layers).map(|_| zeros()).collect::<Result<_>>()?, shape, element_bytes })
     }
 
     /// The tensor of one layer.

@@ -256,3 +256,46 @@ fn a_failed_step_takes_its_own_sequences_and_leaves_nothing_findable() {
     assert_eq!(world.scheduler.pool().counts().free, 100);
     assert_eq!(step(&mut world), [(waiting, 8)]);
 }
+
+#[test]
+fn what_came_back_is_found_and_not_computed() {
+    let mut world = world(20);
+    let turn = Turn::new(tokens(0..14), 2);
+    assert_eq!(world.restore(&turn, 9), 3);
+    // Held until the restore ends, so that nobody takes its room.
+    assert_eq!(world.scheduler.pool().counts().held, 3);
+    world.end_restores();
+    let id = world.must_add(turn);
+    assert_eq!(step(&mut world), [(id, 2)]);
+    assert_eq!(world.scheduler.cached_tokens(id), Some(12));
+    world.finish();
+}
+
+#[test]
+fn what_comes_back_leaves_running_sequences_room_to_grow_and_goes_first_when_they_need_more() {
+    let mut world = world(6);
+    let id = world.must_add(Turn::new(tokens(0..6), 17));
+    world.step();
+    // Two of six blocks run; one is kept for growth, and one for the sequence that comes.
+    assert_eq!(world.restore(&Turn::new(tokens(100..140), 1), 9), 2);
+    while world.live[&id].tokens.len() < 22 {
+        assert_eq!(step(&mut world), [(id, 1)]);
+    }
+    assert_eq!(world.scheduler.counts().preempted_total, 0);
+    world.finish();
+}
+
+#[test]
+fn a_prefix_with_a_gap_is_not_restored() {
+    let mut world = world(20);
+    let mut chain = crate::kv::HashChain::new(crate::kv::Namespace::new(&crate::kv::Identity::example()), 4);
+    chain.extend(&tokens(0..12));
+    let id = SequenceId(7);
+    assert!(world.scheduler.restore(id, chain.hashes(), 1).is_none());
+    assert!(world.scheduler.restore(id, &chain.hashes()[..1], 1).is_some());
+    world.scheduler.seal_restored(id, &chain.hashes()[..1]);
+    assert!(world.scheduler.restore(id, chain.hashes(), 1).is_none());
+    assert_eq!(world.scheduler.pool().counts().held, 1);
+    world.scheduler.end_restore(id);
+    assert_eq!(world.scheduler.pool().counts().cached, 1);
+}

@@ -10,7 +10,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use turnmill_schema::Priority;
 
 use super::super::Scheduler;
-use crate::kv::{BlockPool, Identity, Namespace};
+use crate::kv::{BlockId, BlockPool, HashChain, Identity, Namespace};
 use crate::schedule::{Limits, NewSequence, PlannedSequence, Refused, Sampled, SequenceId, StepPlan};
 
 /// Few token ids, so that different turns often share prefixes by chance too.
@@ -103,6 +103,7 @@ pub struct World {
     block_tokens: u32,
     kv: Vec<Option<u64>>,
     next_id: u64,
+    restoring: Vec<SequenceId>,
 }
 
 impl World {
@@ -115,7 +116,41 @@ impl World {
             block_tokens,
             kv: vec![None; (blocks * block_tokens) as usize],
             next_id: 0,
+            restoring: Vec::new(),
         }
+    }
+
+    /// Brings back up to `blocks` blocks of the turn's prompt, one by one, as whoever stored them would; the restore goes on
+    /// until [`Self::end_restores`]. Returns how many came.
+    pub fn restore(&mut self, turn: &Turn, blocks: usize) -> usize {
+        let id = SequenceId(self.next_id);
+        self.next_id += 1;
+        self.restoring.push(id);
+        let mut chain = HashChain::new(namespace(turn), self.block_tokens);
+        chain.extend(&turn.prompt);
+        let (hashes, digests) = (chain.hashes(), turn.digests(&turn.prompt));
+        let known = self.scheduler.pool().known_prefix(hashes);
+        for end in known + 1..=hashes.len().min(known + blocks) {
+            let Some(written) = self.scheduler.restore(id, &hashes[..end], 1) else { return end - 1 - known };
+            self.write(written[0], &digests[..end * self.block_tokens as usize]);
+            self.scheduler.seal_restored(id, &hashes[end - 1..end]);
+            self.check();
+        }
+        hashes.len().min(known + blocks) - known
+    }
+
+    fn write(&mut self, block: BlockId, digests: &[u64]) {
+        let tokens = self.block_tokens as usize;
+        let from = &digests[digests.len() - tokens..];
+        for (slot, digest) in self.kv[block.0 as usize * tokens..].iter_mut().zip(from) {
+            *slot = Some(*digest);
+        }
+    }
+
+    /// All that was to come back has come.
+    pub fn end_restores(&mut self) {
+        self.restoring.drain(..).for_each(|id| self.scheduler.end_restore(id));
+        self.check();
     }
 
     pub fn add(&mut self, turn: Turn) -> Result<SequenceId, Refused> {
@@ -124,7 +159,7 @@ impl World {
             id,
             tokens: turn.prompt.clone(),
             max_total_tokens: turn.prompt.len() as u32 + turn.make,
-            namespace: Namespace::new(&Identity::example()).for_tenant(&turn.tenant.to_string()),
+            namespace: namespace(&turn),
             priority: turn.priority,
             alone: turn.alone,
         })?;
@@ -147,6 +182,7 @@ impl World {
 
     /// Steps until nothing is left to do.
     pub fn finish(&mut self) {
+        self.end_restores();
         let mut steps = 0;
         while self.step().is_some() {
             steps += 1;
@@ -278,7 +314,7 @@ impl World {
     }
 
     pub fn remove(&mut self, id: SequenceId) {
-        assert_eq!(self.scheduler.remove(id), self.live.remove(&id).is_some());
+        assert_eq!(self.scheduler.remove(id).is_some(), self.live.remove(&id).is_some());
         self.check();
     }
 
@@ -287,6 +323,10 @@ impl World {
         let counts = self.scheduler.counts();
         assert_eq!(counts.running + counts.waiting, self.live.len());
     }
+}
+
+fn namespace(turn: &Turn) -> Namespace {
+    Namespace::new(&Identity::example()).for_tenant(&turn.tenant.to_string())
 }
 
 /// Each planned sequence with the range of its rows.

@@ -20,6 +20,9 @@ enum Operation {
     /// A step's last sample gets lost.
     LoseSample,
     EvictCached,
+    /// Blocks of a turn come back from elsewhere.
+    Restore(Turn, usize),
+    EndRestores,
 }
 
 /// Prompts begin with one of a few system prompts, cut anywhere, and go on with anything.
@@ -48,6 +51,8 @@ fn operations() -> impl Strategy<Value = Vec<Operation>> {
         1 => Just(Operation::Abandon),
         1 => Just(Operation::LoseSample),
         1 => Just(Operation::EvictCached),
+        2 => (turns(), 1usize..6).prop_map(|(turn, blocks)| Operation::Restore(turn, blocks)),
+        1 => Just(Operation::EndRestores),
     ];
     prop::collection::vec(operation, 1..80)
 }
@@ -76,6 +81,10 @@ fn perform(world: &mut World, operation: Operation) {
             sampled.pop();
             world.apply(&sampled);
         }
+        Operation::Restore(turn, blocks) => {
+            world.restore(&turn, blocks);
+        }
+        Operation::EndRestores => world.end_restores(),
         Operation::EvictCached => world.scheduler.evict_cached(),
     }
     world.check();
