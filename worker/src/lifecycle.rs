@@ -5,7 +5,7 @@
 //! * a probe waits neither for the engine nor for Redis: both leave their last word here, and nobody holds
 //!   the lock for longer than it takes to read or write a few words;
 //! * readiness and liveness are different questions. Not ready: leave it alone, it gets over it. Not live:
-//!   only a restart helps.
+//!   only a restart helps. Degraded is neither: it works, and slower.
 //!
 //! Time is passed in, so that every rule is tested without a clock.
 
@@ -83,6 +83,23 @@ impl Reason {
     fn new(code: ReasonCode, detail: impl Into<String>) -> Self {
         Self { code, detail: detail.into() }
     }
+}
+
+/// What makes a worker slower and keeps it from nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DegradationCode {
+    /// The object store does not do what it is asked; what would be restored from it is computed.
+    StoreUnreachable,
+}
+
+/// One thing that slows the worker down, for programs and for people.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Degradation {
+    /// For programs.
+    pub code: DegradationCode,
+    /// For people: one sentence.
+    pub detail: String,
 }
 
 /// Shares of the pool between which readiness keeps its last answer. `low < high`.
@@ -213,6 +230,8 @@ pub struct Lifecycle {
     readiness: Mutex<Readiness>,
     engine: EngineProgress,
     stall: Duration,
+    /// What is wrong with the object store. It has no part in readiness, so it is kept apart from it.
+    store_trouble: Mutex<Option<String>>,
 }
 
 impl Lifecycle {
@@ -221,7 +240,12 @@ impl Lifecycle {
         let redis = Connection { up: false, since: now };
         let headroom = Headroom { limits, ratio: 1.0, short: false };
         let readiness = Readiness { phase: Phase::Starting, redis, headroom };
-        Self { readiness: Mutex::new(readiness), engine: EngineProgress::new(now), stall }
+        Self {
+            readiness: Mutex::new(readiness),
+            engine: EngineProgress::new(now),
+            stall,
+            store_trouble: Mutex::default(),
+        }
     }
 
     /// Where the worker's engine reports to.
@@ -270,6 +294,19 @@ impl Lifecycle {
         let mut reasons = self.lock().reasons(now);
         reasons.extend(self.live(now).err());
         if reasons.is_empty() { Ok(()) } else { Err(reasons) }
+    }
+
+    /// Says what is wrong with the object store, in a sentence, or that nothing is. The worker stays ready: a
+    /// fleet without its store computes what it would have restored.
+    pub fn set_store_trouble(&self, trouble: Option<String>) {
+        *self.store_trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
+    }
+
+    /// Everything that slows the worker down.
+    pub fn degraded(&self) -> Vec<Degradation> {
+        let trouble = self.store_trouble.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let code = DegradationCode::StoreUnreachable;
+        trouble.into_iter().map(|detail| Degradation { code, detail }).collect()
     }
 
     /// Whether the worker moves, or why only a restart helps.
@@ -350,6 +387,19 @@ mod tests {
         assert_eq!(json["code"], "redis_disconnected");
         lifecycle.set_redis_connected(true, start + Duration::from_secs(9));
         assert_eq!(codes(&lifecycle, start + Duration::from_secs(9)), []);
+    }
+
+    #[test]
+    fn a_worker_without_its_store_is_ready_and_degraded() {
+        let now = Instant::now();
+        let lifecycle = ready_worker(now);
+        assert_eq!(lifecycle.degraded(), []);
+        lifecycle.set_store_trouble(Some("no route".into()));
+        assert_eq!(lifecycle.ready(now), Ok(()));
+        let json = serde_json::json!(lifecycle.degraded());
+        assert_eq!(json, serde_json::json!([{ "code": "store_unreachable", "detail": "no route" }]));
+        lifecycle.set_store_trouble(None);
+        assert_eq!(lifecycle.degraded(), []);
     }
 
     #[test]

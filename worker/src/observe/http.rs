@@ -8,7 +8,8 @@
 //! | `/metrics` | Prometheus's text format | |
 //!
 //! Health bodies are `{"status": "pass" | "fail", "reasons": [{"code", "detail"}]}` (the status words are
-//! those of draft-inadarei-api-health-check).
+//! those of draft-inadarei-api-health-check). That of `/health/ready` has `"degraded": [{"code", "detail"}]`
+//! besides: what makes the worker slower and does not keep it from work.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -22,7 +23,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use metrics_exporter_prometheus::PrometheusHandle;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use super::{ObserveError, QueueGauges};
@@ -123,7 +124,8 @@ async fn startup(State(state): State<HttpState>) -> Response {
 }
 
 async fn ready(State(state): State<HttpState>) -> Response {
-    health(state.lifecycle.ready(Instant::now()).err().unwrap_or_default())
+    let reasons = state.lifecycle.ready(Instant::now()).err().unwrap_or_default();
+    answer(&reasons, json!({ "reasons": reasons, "degraded": state.lifecycle.degraded() }))
 }
 
 async fn metrics(State(state): State<HttpState>) -> Response {
@@ -138,21 +140,25 @@ async fn not_found(uri: Uri) -> Response {
 }
 
 fn health(reasons: Vec<Reason>) -> Response {
+    answer(&reasons, json!({ "reasons": reasons }))
+}
+
+/// `body` with its status, which depends on `reasons` alone.
+fn answer(reasons: &[Reason], mut body: Value) -> Response {
     let (code, status) = match reasons.is_empty() {
         true => (StatusCode::OK, "pass"),
         false => (StatusCode::SERVICE_UNAVAILABLE, "fail"),
     };
     // A cached answer would be about the past.
     let fresh = [(header::CACHE_CONTROL, "no-store")];
-    (code, fresh, Json(json!({ "status": status, "reasons": reasons }))).into_response()
+    body["status"] = status.into();
+    (code, fresh, Json(body)).into_response()
 }
 
 #[cfg(test)]
 mod tests {
     use std::io::{Read as _, Write as _};
     use std::net::TcpStream;
-
-    use serde_json::Value;
 
     use super::super::metrics::tests::recorded;
     use super::*;
@@ -259,6 +265,22 @@ mod tests {
         assert_eq!(server.health("ready"), fail(&["draining"]));
         assert_eq!(server.health("startup"), pass());
         assert_eq!(server.health("live"), pass());
+    }
+
+    #[test]
+    fn a_worker_without_its_store_is_ready_and_says_what_it_lacks() {
+        let server = Server::start();
+        let lifecycle = &server.state.lifecycle;
+        lifecycle.advance(Phase::Ready);
+        lifecycle.set_redis_connected(true, Instant::now());
+        let degraded = || {
+            let body: Value = serde_json::from_str(&server.get("/health/ready").2).expect("JSON");
+            body["degraded"].clone()
+        };
+        assert_eq!(degraded(), json!([]));
+        lifecycle.set_store_trouble(Some("no route".into()));
+        assert_eq!(server.health("ready"), pass());
+        assert_eq!(degraded(), json!([{ "code": "store_unreachable", "detail": "no route" }]));
     }
 
     #[test]

@@ -82,6 +82,23 @@ metrics! {
     POOL_HEADROOM = Kind::Gauge, "turnmill_pool_headroom_ratio",
         "Share of KV blocks that can be handed out: free and cached ones.";
 
+    STORE_SAVES = Kind::Counter, "turnmill_store_saves_total",
+        "Runs of KV blocks given to the object store, by what became of them.";
+    STORE_SAVE_BYTES = Kind::Counter, "turnmill_store_save_bytes_total",
+        "Bytes of those runs as the pool has them, by what became of them.";
+    STORE_FETCHES = Kind::Counter, "turnmill_store_fetches_total",
+        "Runs of KV blocks read from the object store.";
+    STORE_FETCH_BYTES = Kind::Counter, "turnmill_store_fetch_bytes_total",
+        "Bytes of those runs as they are stored.";
+    STORE_MISSES = Kind::Counter, "turnmill_store_misses_total",
+        "Runs of KV blocks that were asked for and not had, by reason.";
+    STORE_QUEUE = Kind::Gauge, "turnmill_store_save_queue_bytes",
+        "Bytes of runs that wait to be written or are being written.";
+    HOST_CACHE_HITS = Kind::Counter, "turnmill_host_cache_hits_total",
+        "Runs of KV blocks found in the host cache.";
+    HOST_CACHE = Kind::Gauge, "turnmill_host_cache_bytes",
+        "Bytes of stored runs that the host cache holds.";
+
     FIRST_TOKEN_SECONDS = Kind::Histogram(FIRST_TOKEN_BUCKETS), "turnmill_first_token_seconds",
         "From enqueue to the first published token of a turn.";
     INTER_TOKEN_SECONDS = Kind::Histogram(INTER_TOKEN_BUCKETS), "turnmill_inter_token_seconds",
@@ -117,8 +134,18 @@ fn announce() {
     }
     let outcomes = [Outcome::Completed, Outcome::Failed, Outcome::Cancelled, Outcome::Expired];
     outcomes.iter().for_each(|outcome| counter!(TURNS_ENDED, "outcome" => outcome.as_str()).absolute(0));
+    for fate in ["saved", "dropped", "failed"] {
+        for name in [STORE_SAVES, STORE_SAVE_BYTES] {
+            counter!(name, "outcome" => fate).absolute(0);
+        }
+    }
+    // Why else an object is a miss is the format's to say.
+    for reason in ["absent", "unreachable", "timed_out"] {
+        counter!(STORE_MISSES, "reason" => reason).absolute(0);
+    }
+    let labelled = [TURNS_ENDED, STORE_SAVES, STORE_SAVE_BYTES, STORE_MISSES];
     for Metric { name, .. } in
-        METRICS.iter().filter(|m| matches!(m.kind, Kind::Counter) && m.name != TURNS_ENDED)
+        METRICS.iter().filter(|m| matches!(m.kind, Kind::Counter) && !labelled.contains(&m.name))
     {
         counter!(*name).absolute(0);
     }
@@ -182,6 +209,52 @@ pub fn tokens_generated(count: usize) {
     counter!(GENERATED_TOKENS).increment(count as u64);
 }
 
+/// A run of so many bytes is in the object store.
+pub fn run_saved(bytes: usize) {
+    run_ended("saved", bytes);
+}
+
+/// There was no room in the queue for a run of so many bytes.
+pub fn run_dropped(bytes: usize) {
+    run_ended("dropped", bytes);
+}
+
+/// A run of so many bytes could not be written.
+pub fn run_failed(bytes: usize) {
+    run_ended("failed", bytes);
+}
+
+fn run_ended(outcome: &'static str, bytes: usize) {
+    counter!(STORE_SAVES, "outcome" => outcome).increment(1);
+    counter!(STORE_SAVE_BYTES, "outcome" => outcome).increment(bytes as u64);
+}
+
+/// So many bytes of runs wait to be written or are being written.
+pub fn save_queue(bytes: usize) {
+    gauge!(STORE_QUEUE).set(bytes as f64);
+}
+
+/// A run was read from the object store, where it has so many bytes.
+pub fn run_fetched(bytes: usize) {
+    counter!(STORE_FETCHES).increment(1);
+    counter!(STORE_FETCH_BYTES).increment(bytes as u64);
+}
+
+/// A run that was asked for was not had. `reason` comes from a closed list.
+pub fn run_missed(reason: &'static str) {
+    counter!(STORE_MISSES, "reason" => reason).increment(1);
+}
+
+/// A run was found in the host cache.
+pub fn host_cache_hit() {
+    counter!(HOST_CACHE_HITS).increment(1);
+}
+
+/// The host cache holds so many bytes.
+pub fn host_cache(bytes: usize) {
+    gauge!(HOST_CACHE).set(bytes as f64);
+}
+
 /// A turn's first token was published, so long after it was enqueued.
 pub fn first_token(after: Duration) {
     histogram!(FIRST_TOKEN_SECONDS).record(after);
@@ -238,6 +311,15 @@ pub(super) mod tests {
             pool(&PoolCounts { total: 10, free: 1, cached: 2, held: 7 }, 0.3);
             prompt_admitted(100, 64);
             tokens_generated(8);
+            run_saved(10);
+            run_dropped(20);
+            run_failed(30);
+            save_queue(40);
+            run_fetched(50);
+            run_missed("timed_out");
+            run_missed("checksum");
+            host_cache_hit();
+            host_cache(60);
             first_token(Duration::from_millis(300));
             inter_token(Duration::from_millis(9));
         })
@@ -263,6 +345,20 @@ pub(super) mod tests {
                 "turnmill_prompt_tokens_total 100",
                 "turnmill_cached_tokens_total 64",
                 "turnmill_generated_tokens_total 8",
+                "turnmill_store_saves_total{outcome=\"saved\"} 1",
+                "turnmill_store_saves_total{outcome=\"dropped\"} 1",
+                "turnmill_store_saves_total{outcome=\"failed\"} 1",
+                "turnmill_store_save_bytes_total{outcome=\"saved\"} 10",
+                "turnmill_store_save_bytes_total{outcome=\"dropped\"} 20",
+                "turnmill_store_save_bytes_total{outcome=\"failed\"} 30",
+                "turnmill_store_save_queue_bytes 40",
+                "turnmill_store_fetches_total 1",
+                "turnmill_store_fetch_bytes_total 50",
+                "turnmill_store_misses_total{reason=\"absent\"} 0",
+                "turnmill_store_misses_total{reason=\"timed_out\"} 1",
+                "turnmill_store_misses_total{reason=\"checksum\"} 1",
+                "turnmill_host_cache_hits_total 1",
+                "turnmill_host_cache_bytes 60",
                 "turnmill_first_token_seconds_bucket{le=\"0.25\"} 0",
                 "turnmill_first_token_seconds_count 1",
                 "turnmill_inter_token_seconds_bucket{le=\"0.01\"} 1",
@@ -272,7 +368,7 @@ pub(super) mod tests {
 
     #[test]
     fn every_metric_is_ours_has_help_and_ends_as_its_kind_asks() {
-        let units = ["_seconds", "_rows", "_sequences", "_blocks", "_ratio", "_info"];
+        let units = ["_seconds", "_rows", "_sequences", "_blocks", "_bytes", "_ratio", "_info"];
         for Metric { name, help, kind } in METRICS {
             assert!(name.starts_with("turnmill_") && help.ends_with('.'), "{name}");
             match kind {

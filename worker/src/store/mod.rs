@@ -1,24 +1,21 @@
-//! What lies in the object store: today the payloads of turns too large for Redis.
+//! What lies in the object store: the payloads of turns too large for Redis, and runs of KV blocks.
 //!
 //! Invariants: what is read is checked before it is used; no error text carries a password. This is the only room that
 //! knows the object_store crate.
 
+mod blocks;
+pub mod keys;
+pub mod object;
+mod open;
 mod payload;
 
-use std::sync::Arc;
-
-use object_store::prefix::PrefixStore;
-use object_store::{ObjectStore, parse_url_opts};
 use turnmill_schema::PayloadError;
-use url::Url;
 
 use crate::config::StoreUrl;
-use crate::cryptography;
 
+pub use blocks::{BlockStore, BlockStoreSettings, FetchCost, Miss};
+pub use open::open;
 pub use payload::Payloads;
-
-/// Variables that say who we are to a store and where it is, by the names that its own tools read.
-const STORE_VARIABLES: [&str; 3] = ["AWS_", "AZURE_", "GOOGLE_"];
 
 /// What can go wrong between a worker and its object store.
 #[derive(Debug, thiserror::Error)]
@@ -64,65 +61,17 @@ pub enum StoreError {
         /// What is wrong with it.
         source: PayloadError,
     },
+    /// Encryption was asked for and is not possible.
+    #[error(transparent)]
+    Keys(#[from] keys::KeysError),
+    /// The threads that do the store's work cannot be made.
+    #[error("cannot start the object store's threads: {0}; the limit on threads or files may be reached")]
+    Threads(std::io::Error),
 }
 
 impl StoreError {
     /// Whether the same call may succeed later.
     pub fn may_pass(&self) -> bool {
         matches!(self, Self::Unreachable { .. })
-    }
-}
-
-/// Opens a store. A folder is made where there is none; other stores are not asked yet.
-fn open(url: &StoreUrl) -> Result<Arc<dyn ObjectStore>, StoreError> {
-    let unusable =
-        |reason: &dyn ToString| StoreError::Unusable { url: url.clone(), reason: reason.to_string() };
-    let mut parsed = Url::parse(url.expose()).map_err(|error| unusable(&error))?;
-    // Stores read credentials from the environment; an error means that a URL of its kind has none.
-    let _ = parsed.set_password(None);
-    if let ("file", Ok(folder)) = (parsed.scheme(), parsed.to_file_path()) {
-        std::fs::create_dir_all(folder).map_err(|error| unusable(&error))?;
-    }
-    cryptography::choose();
-    let (store, prefix) = parse_url_opts(&parsed, store_variables()).map_err(|error| unusable(&error))?;
-    Ok(Arc::new(PrefixStore::new(store, prefix)))
-}
-
-fn store_variables() -> impl Iterator<Item = (String, String)> {
-    let text = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
-        Some((name.into_string().ok()?, value.into_string().ok()?))
-    };
-    let ours = |(name, _): &(String, String)| STORE_VARIABLES.iter().any(|start| name.starts_with(start));
-    std::env::vars_os().filter_map(text).filter(ours)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_kind_of_store_is_opened_without_being_asked() {
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        let file = format!("file://{}/made/here", folder.path().display());
-        for url in
-            [&file, "s3://bucket/a", "gs://bucket/a", "az://c@account.blob.core.windows.net/a", "memory:///"]
-        {
-            let opened = open(&StoreUrl::from(url.to_owned()));
-            assert!(opened.is_ok(), "{url}: {opened:?}");
-        }
-        assert!(folder.path().join("made/here").is_dir());
-    }
-
-    #[test]
-    fn what_cannot_be_opened_is_named() {
-        let file = tempfile::NamedTempFile::new().expect("a temporary file");
-        for url in [format!("file://{}/x", file.path().display()), "redis://127.0.0.1".into(), "s3://".into()]
-        {
-            let error = open(&StoreUrl::from(url.clone())).expect_err(&url);
-            assert!(error.to_string().contains(&url) && !error.may_pass(), "{error}");
-        }
-        let secret = StoreUrl::from("az://c:s3cret@h/a".to_owned());
-        let error = open(&secret).expect_err("no account");
-        assert!(!error.to_string().contains("s3cret"), "{error}");
     }
 }

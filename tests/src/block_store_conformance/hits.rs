@@ -1,0 +1,107 @@
+//! What was saved is had again.
+
+use std::time::Duration;
+
+use futures::future::join_all;
+use turnmill_worker::store::Miss;
+
+use super::*;
+
+/// Full runs and a short one, from one worker through the store to another.
+pub async fn what_one_worker_saved_another_fetches(place: &impl TestPlace) {
+    let (one, other, runs) = (worker(place), worker(place), runs(1, 10));
+    assert_eq!(runs.iter().map(|run| run.run.tokens.len()).collect::<Vec<_>>(), [64, 64, 32]);
+    save_all(&one, &runs).await;
+    assert!(runs.iter().all(|run| one.is_saved(&run.run.id) && !other.is_saved(&run.run.id)));
+    for run in &runs {
+        assert_fetched(&other, run).await;
+        assert!(other.is_saved(&run.run.id), "a run that was fetched need not be saved");
+    }
+    let cost = other.fetch_cost();
+    assert!(cost.latency > Duration::ZERO && cost.bytes_per_second.is_finite(), "{cost:?}");
+}
+
+/// Put-if-absent: the first object stays, whatever it is.
+pub async fn what_is_there_already_is_not_written_again(place: &impl TestPlace) {
+    let (worker, outside, run) = (worker(place), Outside::of(place), runs(1, 4).remove(0));
+    let path = path(&run.run.id);
+    outside.put(&path, "first").await;
+    save_all(&worker, std::slice::from_ref(&run)).await;
+    assert_eq!(outside.get(&path).await.as_deref(), Some(&b"first"[..]));
+}
+
+/// Two workers that computed the same run at the same time.
+pub async fn two_writers_of_one_run_both_succeed(place: &impl TestPlace) {
+    let (one, other, outside) = (worker(place), worker(place), Outside::of(place));
+    for seed in 0..8 {
+        let runs = runs(seed, 4);
+        tokio::join!(save_all(&one, &runs), save_all(&other, &runs));
+        assert_fetched(&worker(place), &runs[0]).await;
+    }
+    assert_eq!(outside.list().await.len(), 8);
+}
+
+/// What a worker saved or fetched it has at hand, even when the store lost it.
+pub async fn the_host_cache_answers_without_the_store(place: &impl TestPlace) {
+    let cached = || worker_with(place, |settings| settings.host_cache_bytes = 1 << 20);
+    let (one, other, none) = (cached(), cached(), worker(place));
+    let (outside, run) = (Outside::of(place), runs(1, 4).remove(0));
+    save_all(&one, std::slice::from_ref(&run)).await;
+    assert!(one.is_cached(&run.run.id) && !other.is_cached(&run.run.id));
+    let fetches = counted("turnmill_store_fetches_total");
+    let hits = counted("turnmill_host_cache_hits_total");
+    for worker in [&other, &none] {
+        assert_fetched(worker, &run).await;
+    }
+    assert!(counted("turnmill_store_fetches_total") >= fetches + 2);
+    assert!(other.is_cached(&run.run.id) && !none.is_cached(&run.run.id));
+    outside.remove(&path(&run.run.id)).await;
+    for worker in [&one, &other] {
+        assert_fetched(worker, &run).await;
+    }
+    assert!(counted("turnmill_host_cache_hits_total") >= hits + 2);
+    assert!(matches!(none.fetch(&run.run).await, Err(Miss::Absent)));
+}
+
+/// More fetches at once than reads are allowed.
+pub async fn many_fetches_share_few_reads(place: &impl TestPlace) {
+    let runs = runs(1, 96);
+    save_all(&worker(place), &runs).await;
+    let reader = worker_with(place, |settings| settings.parallel = 2);
+    join_all(runs.iter().map(|run| assert_fetched(&reader, run))).await;
+}
+
+/// What a manifest names is not saved again, until a fetch shows that it is gone.
+pub async fn a_manifests_word_is_believed_until_a_fetch(place: &impl TestPlace) {
+    let (worker, run) = (worker(place), runs(1, 4).remove(0));
+    let id = run.run.id;
+    worker.noted(id);
+    assert!(worker.is_saved(&id) && worker.save(run.clone()));
+    assert_eq!(worker.saved(&[id], PATIENCE).await, 1);
+    assert!(matches!(worker.fetch(&run.run).await, Err(Miss::Absent)));
+    assert!(!worker.is_saved(&id));
+    save_all(&worker, std::slice::from_ref(&run)).await;
+    assert_fetched(&worker, &run).await;
+}
+
+/// `check` says that all is well, and cleans up.
+pub async fn a_check_leaves_nothing_behind(place: &impl TestPlace) {
+    worker(place).check().await.expect("the store takes, gives and removes");
+    assert_eq!(Outside::of(place).list().await, Vec::<String>::new());
+}
+
+/// With a key the store holds nothing readable, and who has no key has a miss and harms nothing.
+pub async fn a_tenants_key_is_needed_to_read(place: &impl TestPlace) {
+    let keys = tempfile::tempdir().expect("a temporary folder");
+    std::fs::write(keys.path().join("t.key"), "0123456789abcdef".repeat(4)).expect("written");
+    let with_key = || worker_with(place, |settings| settings.keys = Some(keys.path().to_owned()));
+    let (outside, run) = (Outside::of(place), runs(1, 4).remove(0));
+    save_all(&with_key(), std::slice::from_ref(&run)).await;
+    let object = outside.get(&path(&run.run.id)).await.expect("it is there");
+    let shows = |part: &[u8]| object.windows(part.len()).any(|window| window == part);
+    let tokens: Vec<u8> = run.run.tokens[..8].iter().flat_map(|token| token.to_le_bytes()).collect();
+    assert!(!shows(&run.data[..32]) && !shows(&tokens), "it can be read without a key");
+    let miss = worker(place).fetch(&run.run).await.expect_err("no key");
+    assert_eq!(miss.reason(), "key_missing");
+    assert_fetched(&with_key(), &run).await;
+}

@@ -1,0 +1,198 @@
+//! Which runs are on their way to the store and which are there.
+//!
+//! Invariants: a run is in the store only once the store said so; one that failed is unknown again, so that it may be
+//! saved again; what is remembered of stored runs is bounded, and forgetting one costs a put of what is there already.
+
+use std::collections::HashSet;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
+
+use crate::kv::RunId;
+
+#[derive(Debug)]
+pub(super) struct Ledger {
+    state: Mutex<State>,
+    /// Wakes whoever waits, at every end of a write.
+    changed: Notify,
+}
+
+#[derive(Debug)]
+struct State {
+    /// Queued or being written; bounded by the save queue.
+    pending: HashSet<RunId>,
+    stored: Recent,
+}
+
+/// Ids of at least the last `limit` runs and of at most twice as many: when the young are `limit`, the old are
+/// forgotten and the young grow old.
+#[derive(Debug)]
+struct Recent {
+    young: HashSet<RunId>,
+    old: HashSet<RunId>,
+    limit: usize,
+}
+
+impl Recent {
+    fn insert(&mut self, id: RunId) {
+        if self.young.len() >= self.limit && !self.young.contains(&id) {
+            self.old = std::mem::take(&mut self.young);
+        }
+        self.young.insert(id);
+    }
+
+    fn remove(&mut self, id: &RunId) {
+        self.young.remove(id);
+        self.old.remove(id);
+    }
+
+    fn contains(&self, id: &RunId) -> bool {
+        self.young.contains(id) || self.old.contains(id)
+    }
+}
+
+impl Ledger {
+    /// A ledger that remembers the last `limit` runs stored.
+    pub fn new(limit: usize) -> Self {
+        let stored = Recent { young: HashSet::new(), old: HashSet::new(), limit };
+        Self { state: Mutex::new(State { pending: HashSet::new(), stored }), changed: Notify::new() }
+    }
+
+    /// The run is to be written; false: it is stored or on its way.
+    pub fn begin(&self, id: RunId) -> bool {
+        let mut state = self.lock();
+        !state.stored.contains(&id) && state.pending.insert(id)
+    }
+
+    /// The write of a run that [began](Self::begin) is over.
+    pub fn end(&self, id: RunId, stored: bool) {
+        let mut state = self.lock();
+        state.pending.remove(&id);
+        if stored {
+            state.stored.insert(id);
+        }
+        drop(state);
+        self.changed.notify_waiters();
+    }
+
+    /// Somebody found the run in the store.
+    pub fn found(&self, id: RunId) {
+        self.lock().stored.insert(id);
+        self.changed.notify_waiters();
+    }
+
+    /// Somebody looked and the run was not there, or not whole. A write that is under way goes on.
+    pub fn lost(&self, id: &RunId) {
+        self.lock().stored.remove(id);
+    }
+
+    /// Whether the run is stored or on its way.
+    pub fn is_known(&self, id: &RunId) -> bool {
+        let state = self.lock();
+        state.stored.contains(id) || state.pending.contains(id)
+    }
+
+    /// How many of `runs`, from the first on, are stored; an error while the one after them is on its way.
+    fn leading(&self, runs: &[RunId]) -> Result<usize, StillPending> {
+        let state = self.lock();
+        let stored = runs.iter().take_while(|id| state.stored.contains(id)).count();
+        match runs.get(stored) {
+            Some(next) if state.pending.contains(next) => Err(StillPending { stored }),
+            _ => Ok(stored),
+        }
+    }
+
+    /// How many of `runs`, from the first on, are stored, as soon as waiting changes nothing, or now that
+    /// `enough` is over.
+    pub async fn settled(&self, runs: &[RunId], enough: impl Future<Output = ()>) -> usize {
+        let mut enough = std::pin::pin!(enough);
+        loop {
+            let changed = self.changed.notified();
+            let stored = match self.leading(runs) {
+                Ok(stored) => return stored,
+                Err(StillPending { stored }) => stored,
+            };
+            tokio::select! {
+                () = changed => {}
+                () = &mut enough => return stored,
+            }
+        }
+    }
+
+    /// Returns once nothing is on its way.
+    pub async fn idle(&self) {
+        loop {
+            let changed = self.changed.notified();
+            if self.lock().pending.is_empty() {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Sets of ids, each changed by one call: nothing can be half done.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A run that is on its way follows on so many stored ones.
+struct StillPending {
+    stored: usize,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::{pending, ready};
+
+    use super::*;
+    use crate::store::blocks::tests::id;
+
+    #[tokio::test]
+    async fn only_leading_runs_count_and_only_open_ones_are_waited_for() {
+        let ledger = Ledger::new(10);
+        let runs = [1, 2, 3, 4].map(id);
+        runs.iter().for_each(|id| assert!(ledger.begin(*id)));
+        assert!(!ledger.begin(id(1)) && ledger.is_known(&id(1)));
+        ledger.end(id(1), true);
+        ledger.end(id(3), true);
+        assert_eq!(ledger.settled(&runs, ready(())).await, 1, "enough");
+        let waiting = ledger.settled(&runs, pending());
+        let failing = async {
+            tokio::task::yield_now().await;
+            ledger.end(id(2), false);
+        };
+        // Whatever becomes of the fourth, two is lost.
+        assert_eq!(tokio::join!(waiting, failing).0, 1);
+        assert!(!ledger.is_known(&id(2)) && ledger.begin(id(2)), "it may be saved again");
+        ledger.end(id(2), true);
+        ledger.end(id(4), true);
+        assert_eq!(ledger.settled(&runs, pending()).await, 4);
+        assert_eq!(ledger.settled(&[id(1), id(9), id(2)], pending()).await, 1, "nobody saves nine");
+        ledger.idle().await;
+    }
+
+    #[test]
+    fn what_is_lost_may_be_saved_again_and_a_write_under_way_stays() {
+        let ledger = Ledger::new(10);
+        ledger.found(id(1));
+        assert!(!ledger.begin(id(1)));
+        ledger.lost(&id(1));
+        assert!(ledger.begin(id(1)));
+        ledger.lost(&id(1));
+        assert!(ledger.is_known(&id(1)));
+    }
+
+    #[test]
+    fn the_last_ones_are_remembered_and_memory_is_bounded() {
+        let ledger = Ledger::new(10);
+        for i in 0..=99 {
+            ledger.found(id(i));
+            ledger.found(id(i));
+            let state = ledger.lock();
+            assert!(state.stored.young.len() + state.stored.old.len() <= 20);
+            assert!((i.saturating_sub(9)..=i).all(|i| state.stored.contains(&id(i))));
+        }
+        assert!(!ledger.is_known(&id(0)));
+    }
+}

@@ -1,0 +1,272 @@
+//! Runs of KV blocks in the object store: written behind the engine's back, read before a turn needs them.
+//!
+//! Invariants:
+//! * the engine never waits for the store: a run that finds no room is dropped and counted;
+//! * a run is a hit only once the store has acknowledged it, and its bytes are used only after they were verified: every
+//!   failure is a [`Miss`], and a miss costs prefill, never a wrong token;
+//! * all work happens on a few threads of low priority that nothing else uses;
+//! * queue, host cache, parallel reads, ids remembered and every wait have bounds.
+
+mod cost;
+mod fetch;
+mod health;
+mod host_cache;
+mod ledger;
+mod objects;
+mod reads_first;
+mod saver;
+mod threads;
+
+use std::fmt::{Debug, Formatter};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::runtime::{Handle, Runtime};
+use tokio::sync::Semaphore;
+use tokio_util::task::AbortOnDropHandle;
+use turnmill_schema::Name;
+
+use self::cost::CostMeter;
+use self::health::Health;
+use self::host_cache::HostCache;
+use self::ledger::Ledger;
+use self::objects::Objects;
+use self::reads_first::ReadsFirst;
+use self::saver::{Room, Saver};
+use super::StoreError;
+use super::keys::{Keys, TenantKey};
+use super::object::Damage;
+use crate::config::{KvCodec, StoreUrl};
+use crate::kv::{BlockShape, Run, RunData, RunId};
+
+pub use cost::FetchCost;
+
+/// Stored runs that are remembered, at 96 bytes each and up to twice as many: more than a pool holds.
+const REMEMBERED: usize = 32 * 1024;
+
+/// What a [`BlockStore`] is told.
+#[derive(Clone, Debug)]
+pub struct BlockStoreSettings {
+    /// Where the objects are.
+    pub url: StoreUrl,
+    /// Whose they are; queues share nothing.
+    pub queue: Name,
+    /// What a block of the pool looks like.
+    pub shape: BlockShape,
+    /// How blocks are written. It is part of the runs' namespace: runs of another codec are never found.
+    pub codec: KvCodec,
+    /// The folder with the tenants' keys; without one, nothing is encrypted.
+    pub keys: Option<PathBuf>,
+    /// Most bytes of runs, as the pool has them, that wait to be written or are being written.
+    pub save_queue_bytes: usize,
+    /// Most bytes of stored objects kept in memory; 0: none.
+    pub host_cache_bytes: usize,
+    /// Objects read at once.
+    pub parallel: usize,
+    /// Longest time that one object's read may take.
+    pub timeout: Duration,
+}
+
+/// Why a run has to be computed.
+#[derive(Debug, thiserror::Error)]
+pub enum Miss {
+    /// It was never stored, or it was removed.
+    #[error("the run is not in the object store; it has to be computed")]
+    Absent,
+    /// There is an object, and it is not the run. It was set aside.
+    #[error("the run's object was set aside: {0}")]
+    Damaged(#[from] Damage),
+    /// The store cannot be asked, or could not a moment ago.
+    #[error("the run cannot be read: {0}; look after the object store")]
+    Unreachable(String),
+    /// The store took too long.
+    #[error("the object store did not give the run in time; it may be overloaded, or the timeout too short")]
+    TimedOut,
+}
+
+impl Miss {
+    /// For metrics; one of a closed list.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Absent => "absent",
+            Self::Damaged(damage) => damage.reason(),
+            Self::Unreachable(_) => "unreachable",
+            Self::TimedOut => "timed_out",
+        }
+    }
+}
+
+/// What the store's tasks and its callers share.
+#[derive(Debug)]
+struct Shared {
+    settings: BlockStoreSettings,
+    keys: Option<Keys>,
+    objects: Objects,
+    ledger: Ledger,
+    room: Room,
+    cache: HostCache,
+    parallel: Semaphore,
+    reads_first: ReadsFirst,
+    cost: CostMeter,
+    health: Health,
+}
+
+impl Shared {
+    fn open(settings: BlockStoreSettings) -> Result<Self, StoreError> {
+        Ok(Self {
+            keys: settings.keys.as_deref().map(Keys::open).transpose()?,
+            objects: Objects::open(&settings)?,
+            ledger: Ledger::new(REMEMBERED),
+            room: Room::new(settings.save_queue_bytes),
+            cache: HostCache::new(settings.host_cache_bytes),
+            parallel: Semaphore::new(settings.parallel.clamp(1, Semaphore::MAX_PERMITS)),
+            reads_first: ReadsFirst::new(),
+            cost: CostMeter::new(Instant::now()),
+            health: Health::new(settings.url.clone()),
+            settings,
+        })
+    }
+
+    /// More bytes than an object of this run has, whatever its codec adds.
+    fn most_bytes(&self, run: &Run) -> u64 {
+        let blocks = run.tokens.len().div_ceil(self.settings.shape.block_tokens.max(1));
+        (2 * blocks * self.settings.shape.block_bytes() + 8 * run.tokens.len() + (64 << 10)) as u64
+    }
+
+    fn key(&self, tenant: &str) -> Option<TenantKey> {
+        self.keys.as_ref()?.get(tenant)
+    }
+}
+
+/// The KV blocks of one queue in an object store. Clones are the same store; the last one dropped ends its threads and
+/// what is still queued: [`flush`](Self::flush) first.
+#[derive(Clone, Debug)]
+pub struct BlockStore(Arc<Inner>);
+
+struct Inner {
+    shared: Arc<Shared>,
+    saver: Saver,
+    runtime: Handle,
+    /// Taken when this is dropped.
+    threads: Option<Runtime>,
+}
+
+impl BlockStore {
+    /// Opens the store and starts its threads. A folder is made where there is none; other stores are not asked yet.
+    pub fn open(settings: BlockStoreSettings) -> Result<Self, StoreError> {
+        let shared = Arc::new(Shared::open(settings)?);
+        let threads = threads::runtime()?;
+        let runtime = threads.handle().clone();
+        let saver = Saver::start(&shared, &runtime);
+        Ok(Self(Arc::new(Inner { shared, saver, runtime, threads: Some(threads) })))
+    }
+
+    /// Writes, reads and removes an object.
+    ///
+    /// # Errors
+    /// [`StoreError::Unreachable`] with what the store refused, or that it did not answer within 10 s.
+    pub async fn check(&self) -> Result<(), StoreError> {
+        let shared = self.shared().clone();
+        self.run(async move { shared.objects.check().await }).await.unwrap_or_else(|reason| {
+            let url = self.shared().settings.url.clone();
+            Err(StoreError::Unreachable { url, path: "a probe".into(), reason })
+        })
+    }
+
+    /// Takes a run to be written, unless it is stored or on its way. Never waits, so the engine may call it. False:
+    /// the queue is full; the run is dropped and counted.
+    pub fn save(&self, data: RunData) -> bool {
+        self.0.saver.save(self.shared(), data)
+    }
+
+    /// Whether the run is stored, queued or being written, as far as is remembered: no need to save it.
+    pub fn is_saved(&self, id: &RunId) -> bool {
+        self.shared().ledger.is_known(id)
+    }
+
+    /// Remembers that the run is in the store, because a manifest says so.
+    pub fn noted(&self, id: RunId) {
+        self.shared().ledger.found(id);
+    }
+
+    /// Whether the run is in the host cache.
+    pub fn is_cached(&self, id: &RunId) -> bool {
+        self.shared().cache.contains(id)
+    }
+
+    /// The run from the host cache or the store, verified and decoded on the store's threads. While the store cannot
+    /// be read, most calls fail at once.
+    ///
+    /// # Errors
+    /// Why the run has to be computed. A damaged object is out of the way when this returns, so the run may be saved
+    /// again.
+    pub async fn fetch(&self, run: &Arc<Run>) -> Result<RunData, Miss> {
+        let fetch = fetch::fetch(self.shared().clone(), run.clone());
+        self.run(fetch).await.unwrap_or_else(|reason| Err(Miss::Unreachable(reason)))
+    }
+
+    /// Waits until the store has acknowledged `runs`, at most for `within`. How many of them, from the first on, it
+    /// has: a failed one, or one that was never saved, ends the count and the wait.
+    pub async fn saved(&self, runs: &[RunId], within: Duration) -> usize {
+        self.shared().ledger.settled(runs, tokio::time::sleep(within)).await
+    }
+
+    /// Waits until nothing is queued or being written, at most for `within`.
+    pub async fn flush(&self, within: Duration) {
+        if tokio::time::timeout(within, self.shared().ledger.idle()).await.is_err() {
+            tracing::warn!("KV blocks are still waiting for the object store; they are given up");
+        }
+    }
+
+    /// What to expect of fetches that the host cache does not answer.
+    pub fn fetch_cost(&self) -> FetchCost {
+        self.shared().cost.estimate(Instant::now())
+    }
+
+    /// Calls `listener` now and at every change: with a sentence when reads or writes have failed three times in a
+    /// row, with nothing when one succeeds again. It replaces an earlier listener, and must return quickly.
+    pub fn on_trouble(&self, listener: impl Fn(Option<String>) + Send + 'static) {
+        self.shared().health.listen(Box::new(listener));
+    }
+
+    fn shared(&self) -> &Arc<Shared> {
+        &self.0.shared
+    }
+
+    /// Runs `work` on the store's threads; it ends when the caller no longer waits for it.
+    async fn run<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> Result<T, String> {
+        let task = AbortOnDropHandle::new(self.0.runtime.spawn(work));
+        task.await.map_err(|error| format!("the store's task failed: {error}"))
+    }
+}
+
+impl Debug for Inner {
+    fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("BlockStore").field("url", &self.shared.settings.url).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if let Some(threads) = self.threads.take() {
+            // Waiting for threads would panic in an async context.
+            threads.shutdown_background();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kv::{Identity, Namespace, PrefixHash};
+
+    /// A run's name; equal for equal numbers.
+    pub(in crate::store) fn id(number: u8) -> RunId {
+        let namespace = Namespace::new(&Identity::example());
+        RunId { namespace, parent: PrefixHash([number; 32]), last: PrefixHash([number; 32]) }
+    }
+}

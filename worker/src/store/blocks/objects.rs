@@ -1,0 +1,126 @@
+//! Runs as objects: their names, and what is asked of the client.
+//!
+//! Invariants: every call here ends within its time; an object is written once and never changed.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use object_store::path::Path;
+use object_store::{Error, GetResult, ObjectStore, ObjectStoreExt, PutMode};
+use turnmill_schema::{Digest, Name, kv_object};
+use uuid::Uuid;
+
+use super::BlockStoreSettings;
+use crate::config::StoreUrl;
+use crate::kv::RunId;
+use crate::store::StoreError;
+use crate::store::open::{Patience, open_with};
+
+/// Where damaged ones are put, for people to look at.
+const DAMAGED: &str = "kv-damaged";
+/// Where checks write.
+const PROBES: &str = "kv-probe";
+/// How long a check waits; clients of remote stores would try again for minutes.
+const CHECK: Duration = Duration::from_secs(10);
+/// A write may take at least this long: it is large, and no turn waits for all of it.
+const WRITE: Duration = Duration::from_secs(30);
+/// A connection is made or refused in this time.
+const CONNECT: Duration = Duration::from_secs(5);
+
+/// The runs of one queue in a store.
+#[derive(Debug)]
+pub(super) struct Objects {
+    store: Arc<dyn ObjectStore>,
+    url: StoreUrl,
+    queue: Name,
+    /// How long a read may take.
+    read: Duration,
+    /// How long a write may take.
+    write: Duration,
+}
+
+impl Objects {
+    pub fn open(settings: &BlockStoreSettings) -> Result<Self, StoreError> {
+        let (read, write) = (settings.timeout, settings.timeout.max(WRITE));
+        let patience = Patience { connect: read.min(CONNECT), request: write, retries: read };
+        let store = open_with(&settings.url, Some(patience))?;
+        Ok(Self { store, url: settings.url.clone(), queue: settings.queue.clone(), read, write })
+    }
+
+    /// The run's object, where there is one; its bytes are still to be read. Reading ends with the fetch's time.
+    pub async fn get(&self, id: &RunId) -> Result<GetResult, Error> {
+        self.store.get(&self.path(id)).await
+    }
+
+    /// Writes a run's object if there is none. Another worker's with the same name holds the same run.
+    pub async fn put(&self, id: &RunId, object: Bytes) -> Result<(), String> {
+        let path = self.path(id);
+        let put = self.store.put_opts(&path, object.into(), PutMode::Create.into());
+        match tokio::time::timeout(self.write, put).await {
+            Ok(Ok(_) | Err(Error::AlreadyExists { .. })) => Ok(()),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err(silent_for(self.write)),
+        }
+    }
+
+    /// Takes a damaged object out of the way so that the run can be written anew, and keeps it where it harms nobody.
+    /// What cannot be moved is removed; what cannot be removed either is a miss again next time.
+    pub async fn set_aside(&self, id: &RunId, damage: &str) {
+        let path = self.path(id);
+        let aside = path_aside(&path);
+        let moved = async {
+            match self.store.rename(&path, &aside).await {
+                Ok(()) | Err(Error::NotFound { .. }) => Ok(()),
+                Err(_) => self.store.delete(&path).await,
+            }
+        };
+        let moved = match tokio::time::timeout(self.read, moved).await {
+            Ok(moved) => moved.map_err(|error| error.to_string()),
+            Err(_) => Err(silent_for(self.read)),
+        };
+        match moved {
+            Ok(()) => tracing::warn!(%path, %aside, damage, "a stored run is damaged; it was set aside"),
+            Err(error) => {
+                tracing::warn!(%path, damage, error, "a stored run is damaged and stays where it is")
+            }
+        }
+    }
+
+    /// Whether the store takes, gives back and removes an object.
+    pub async fn check(&self) -> Result<(), StoreError> {
+        let path = Path::from(format!("{PROBES}/{}/{}", self.queue, Uuid::now_v7()));
+        let unreachable =
+            |reason| StoreError::Unreachable { url: self.url.clone(), path: path.to_string(), reason };
+        match tokio::time::timeout(CHECK, self.probe(&path)).await {
+            Ok(probed) => probed.map_err(unreachable),
+            Err(_) => Err(unreachable(silent_for(CHECK))),
+        }
+    }
+
+    async fn probe(&self, path: &Path) -> Result<(), String> {
+        let written = Bytes::from(path.to_string());
+        let put = self.store.put_opts(path, written.clone().into(), PutMode::Create.into());
+        put.await.map_err(|error| format!("it cannot be written: {error}"))?;
+        let read = async { self.store.get(path).await?.bytes().await };
+        let read = read.await.map_err(|error| format!("it cannot be read: {error}"))?;
+        if read != written {
+            return Err("other bytes came back than were written".into());
+        }
+        self.store.delete(path).await.map_err(|error| format!("it cannot be removed: {error}"))
+    }
+
+    fn path(&self, id: &RunId) -> Path {
+        let (namespace, hash) = (Digest(*id.namespace.as_bytes()), Digest(id.last.0));
+        Path::from(kv_object::path(&self.queue, &namespace, &hash))
+    }
+}
+
+/// Where the run at `path` is put once it is known to be damaged: the same under another folder.
+fn path_aside(path: &Path) -> Path {
+    Path::from_iter(std::iter::once(DAMAGED.into()).chain(path.parts().skip(1)))
+}
+
+pub(super) fn silent_for(time: Duration) -> String {
+    format!("no answer within {:.1} s", time.as_secs_f64())
+}

@@ -1,0 +1,143 @@
+//! Write-behind: runs wait in a bounded queue, and a few writers bring them to the store.
+//!
+//! Invariants: giving a run never waits; the queue holds at most its bytes; every run that was taken ends exactly once,
+//! as saved or as failed, even if its writer panics; a run is acknowledged, and in the host cache, only once the store
+//! has it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bytes::Bytes;
+use tokio::runtime::Handle;
+use tokio::sync::Mutex;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+
+use super::Shared;
+use crate::kv::{RunData, RunId};
+use crate::observe::metrics;
+use crate::store::object;
+
+/// Runs written at once. One would wait for a remote store most of the time; many would keep reads from the network.
+pub(super) const WRITERS: usize = 2;
+
+/// Bytes that may still be queued.
+#[derive(Debug)]
+pub(super) struct Room {
+    used: AtomicUsize,
+    limit: usize,
+}
+
+impl Room {
+    pub fn new(limit: usize) -> Self {
+        Self { used: AtomicUsize::new(0), limit }
+    }
+
+    fn take(&self, bytes: usize) -> bool {
+        let fits = |used: usize| used.checked_add(bytes).filter(|used| *used <= self.limit);
+        let taken = self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits);
+        taken.inspect(|before| metrics::save_queue(before + bytes)).is_ok()
+    }
+
+    fn give_back(&self, bytes: usize) {
+        let before = self.used.fetch_sub(bytes, Ordering::Relaxed);
+        metrics::save_queue(before - bytes);
+    }
+}
+
+/// Where runs are given. The channel is as long as [`Room`] lets it get.
+#[derive(Debug)]
+pub(super) struct Saver(UnboundedSender<Queued>);
+
+#[derive(Debug)]
+struct Queued {
+    data: RunData,
+    ticket: Ticket,
+}
+
+/// The end of a run that was taken: failed, unless it was saved.
+#[derive(Debug)]
+struct Ticket {
+    shared: Arc<Shared>,
+    id: RunId,
+    bytes: usize,
+    saved: bool,
+}
+
+impl Ticket {
+    fn saved(mut self) {
+        self.saved = true;
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        match self.saved {
+            true => metrics::run_saved(self.bytes),
+            false => metrics::run_failed(self.bytes),
+        }
+        self.shared.room.give_back(self.bytes);
+        // Last: whoever waits for this run finds everything else done.
+        self.shared.ledger.end(self.id, self.saved);
+    }
+}
+
+impl Saver {
+    /// Starts the writers; they end with the runtime, or when this is dropped and the queue is empty.
+    pub fn start(shared: &Arc<Shared>, runtime: &Handle) -> Self {
+        let (queue, runs) = unbounded_channel();
+        let runs = Arc::new(Mutex::new(runs));
+        for _ in 0..WRITERS {
+            runtime.spawn(write_all(shared.clone(), runs.clone()));
+        }
+        Self(queue)
+    }
+
+    /// Takes a run, unless it is known already. False: there is no room, and it is dropped.
+    pub fn save(&self, shared: &Arc<Shared>, data: RunData) -> bool {
+        let (id, bytes) = (data.run.id, data.data.len());
+        if !shared.ledger.begin(id) {
+            return true;
+        }
+        if !shared.room.take(bytes) {
+            metrics::run_dropped(bytes);
+            shared.ledger.end(id, false);
+            return false;
+        }
+        let ticket = Ticket { shared: shared.clone(), id, bytes, saved: false };
+        // An error means that the runtime is gone and with it the writers: the ticket says that it failed.
+        self.0.send(Queued { data, ticket }).is_ok()
+    }
+}
+
+async fn write_all(shared: Arc<Shared>, runs: Arc<Mutex<UnboundedReceiver<Queued>>>) {
+    loop {
+        // The other writer waits for the lock instead of for a run.
+        let next = runs.lock().await.recv().await;
+        let Some(Queued { data, ticket }) = next else { return };
+        shared.reads_first.give_way().await;
+        match write(&shared, data).await {
+            Ok(()) => {
+                shared.health.written();
+                ticket.saved();
+            }
+            Err(reason) => shared.health.write_failed(&reason),
+        }
+    }
+}
+
+async fn write(shared: &Arc<Shared>, data: RunData) -> Result<(), String> {
+    let id = data.run.id;
+    let object = encode(shared, data).await?;
+    shared.objects.put(&id, object.clone()).await?;
+    shared.cache.insert(id, object);
+    Ok(())
+}
+
+async fn encode(shared: &Arc<Shared>, data: RunData) -> Result<Bytes, String> {
+    let shared = shared.clone();
+    let encode = move || {
+        let key = shared.key(&data.run.tenant);
+        Bytes::from(object::encode(&data, &shared.settings.shape, shared.settings.codec, key.as_ref()))
+    };
+    tokio::task::spawn_blocking(encode).await.map_err(|error| format!("a run cannot be encoded: {error}"))
+}
