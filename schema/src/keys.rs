@@ -24,6 +24,10 @@ pub const FIELD_HEAD: &str = "head";
 /// Field of a turn's hash that holds the whole reply as one [`crate::Delta`] in its envelope, where it is short: then the
 /// result stream goes soon after the end.
 pub const FIELD_REPLY: &str = "reply";
+/// Field of a turn's hash that holds the turn, or a reference to it; empty once it ended, but for dead letters.
+pub const FIELD_ENVELOPE: &str = "envelope";
+/// Field of an agent's hash that holds its [`crate::Manifest`] in its envelope; empty is none.
+pub const FIELD_MANIFEST: &str = "manifest";
 /// Field of a turn's hash that holds the [`crate::Event::End`] once the turn ended, in its envelope.
 pub const FIELD_END: &str = "end";
 
@@ -200,6 +204,39 @@ impl Keys {
     pub fn sweeper(&self) -> String {
         format!("{}:sweeper", self.prefix)
     }
+
+    /// String, in shard 0 only: who removes garbage from the object store just now; expires.
+    pub fn collector(&self) -> String {
+        format!("{}:collector", self.prefix)
+    }
+}
+
+/// What the key of every agent of `queue` matches, whichever its shard; see [`agent_shard`].
+pub fn agents_pattern(queue: &Name) -> String {
+    format!("tm:{{{queue}.*}}:agent:*")
+}
+
+/// What the key of every turn's hash of `queue` matches, whichever its shard; see [`turn_of`].
+pub fn turns_pattern(queue: &Name) -> String {
+    format!("tm:{{{queue}.*}}:turn:*")
+}
+
+/// The shard of the agent's hash whose key `key` is; none where it is another key, or another queue's, whose name may
+/// start like this one's.
+pub fn agent_shard(queue: &Name, key: &str) -> Option<u16> {
+    own_key(queue, key, ":agent:").map(|(shard, _)| shard)
+}
+
+/// The turn whose hash `key` is; none where it is another key, or another queue's.
+pub fn turn_of(queue: &Name, key: &str) -> Option<TurnId> {
+    own_key(queue, key, ":turn:")?.1.parse().ok()
+}
+
+/// Shard and rest of a key of `queue`.
+fn own_key<'a>(queue: &Name, key: &'a str, kind: &str) -> Option<(u16, &'a str)> {
+    let own = key.strip_prefix("tm:{")?.strip_prefix(queue.as_str())?.strip_prefix('.')?;
+    let (shard, rest) = own.split_once('}')?;
+    Some((shard.parse().ok()?, rest.strip_prefix(kind)?))
 }
 
 /// An idempotency key as it stands in key names: qualified by its tenant.
@@ -322,9 +359,28 @@ mod tests {
         let rest = [keys.open(), keys.counters(), keys.delayed(), keys.dead(), keys.ended(), keys.capped()];
         let names = ["open", "counters", "delayed", "dead", "ended", "capped"];
         assert_eq!(rest, names.map(|key| format!("tm:{{qwen.2}}:{key}")));
-        let rest = [keys.events(), keys.sweeper(), keys.paused(), keys.workers(), keys.notices()];
-        let names = ["events", "sweeper", "paused", "workers", "notices"];
+        let rest =
+            [keys.events(), keys.sweeper(), keys.paused(), keys.workers(), keys.notices(), keys.collector()];
+        let names = ["events", "sweeper", "paused", "workers", "notices", "collector"];
         assert_eq!(rest, names.map(|key| format!("tm:{{qwen.2}}:{key}")));
+    }
+
+    #[test]
+    fn keys_of_a_queue_are_told_from_those_of_queues_whose_names_start_alike() {
+        let queue = name("q");
+        let turn: TurnId = "01980000-0000-7000-8000-000000000000.2".parse().expect("a turn id");
+        let agent = AgentId::named(&name("acme"), &name("a"));
+        let (own, other) = (Keys::new(&queue, 2), Keys::new(&name("q.1"), 2));
+        assert_eq!(agents_pattern(&queue), "tm:{q.*}:agent:*");
+        assert_eq!(turns_pattern(&queue), "tm:{q.*}:turn:*");
+        assert_eq!(agent_shard(&queue, &own.agent(&agent)), Some(2));
+        assert_eq!(turn_of(&queue, &own.turn(turn)), Some(turn));
+        for key in [own.backlog(&agent), own.turn(turn), other.agent(&agent), "tm:{q.x}:agent:a/b".into()] {
+            assert_eq!(agent_shard(&queue, &key), None, "{key}");
+        }
+        for key in [own.result(turn), own.agent(&agent), other.turn(turn), "tm:{q.2}:turn:x".into()] {
+            assert_eq!(turn_of(&queue, &key), None, "{key}");
+        }
     }
 
     #[test]

@@ -126,7 +126,7 @@ impl EncodedTurn {
 
 impl PayloadReference {
     /// The reference to `object`, the encoded turn `turn`.
-    fn of(turn: TurnId, object: &[u8]) -> Self {
+    pub fn of(turn: TurnId, object: &[u8]) -> Self {
         Self { turn, bytes: object.len() as u64, blake3: blake3::hash(object) }
     }
 

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use clap_complete::Shell;
 
-use commands::{CommandError, bench, check, config, serve, verify};
+use commands::{CommandError, bench, check, config, kv, serve, verify};
 
 /// A worker of Turnmill's queue: claims agent turns, computes them together, publishes their tokens.
 #[derive(Parser)]
@@ -24,6 +24,7 @@ enum Command {
     Config(config::ConfigArgs),
     Bench(bench::BenchArgs),
     Verify(verify::VerifyArgs),
+    Kv(kv::KvArgs),
     /// Print the version.
     Version,
     /// Print a completion script for a shell.
@@ -54,6 +55,7 @@ fn run(command: Command, matches: &ArgMatches) -> Result<ExitCode, CommandError>
         Command::Config(args) => config::run(&args, matches),
         Command::Bench(args) => bench::run(args),
         Command::Verify(args) => verify::run(args),
+        Command::Kv(args) => kv::run(&args, matches),
         Command::Version => {
             println!("turnmill-worker {}", env!("CARGO_PKG_VERSION"));
             Ok(ExitCode::SUCCESS)

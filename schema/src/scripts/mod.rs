@@ -56,7 +56,10 @@ pub const APPEND: &str = concat!("#!lua flags=allow-oom\n", include_str!("append
 /// Commits a manifest during or after a lease; see `advance.lua`, which needs no other file.
 pub const ADVANCE: &str = concat!("#!lua flags=allow-oom\n", include_str!("advance.lua"));
 
-/// The KEYS that every script but [`APPEND`] and [`ADVANCE`] begins with: those that all agents of a shard share.
+/// Keeps or gives up the right to remove garbage from the object store; see `collector.lua`, which needs no other file.
+pub const COLLECTOR: &str = concat!("#!lua flags=allow-oom\n", include_str!("collector.lua"));
+
+/// The KEYS that every script but [`APPEND`], [`ADVANCE`] and [`COLLECTOR`] begins with: those that all agents of a shard share.
 pub fn shared_keys(keys: &Keys) -> Vec<String> {
     let [interactive, batch] = ready_keys(keys);
     vec![
@@ -241,7 +244,7 @@ mod tests {
     fn the_shebang_is_the_first_line_and_stands_once() {
         let all = [
             ENQUEUE, LEASE, FINISH, GIVE_BACK, CANCEL, HEARTBEAT, PUT_BACK, PROMOTE, REPAIR, CONSUMERS, TRIM,
-            PURGE, AGENT, SEED, COUNTS, APPEND, ADVANCE,
+            PURGE, AGENT, SEED, COUNTS, APPEND, ADVANCE, COLLECTOR,
         ];
         for script in all {
             assert!(script.starts_with("#!lua"), "{script}");

@@ -8,6 +8,7 @@
 mod error;
 pub mod memory;
 pub mod redis;
+mod references;
 
 use std::future::Future;
 use std::time::Duration;
@@ -19,6 +20,7 @@ use turnmill_schema::{
 };
 
 pub use error::{Advice, BrokerError};
+pub use references::{Manifests, PayloadsInUse, References, Root};
 
 /// A delivered ready-stream entry: "this agent is runnable". It means the agent, not a turn.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

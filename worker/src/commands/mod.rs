@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod check;
 pub mod config;
+pub mod kv;
 mod model_args;
 pub mod serve;
 mod threads;
@@ -14,7 +15,12 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use turnmill_worker::app::AppError;
 use turnmill_worker::bench::{drift, engine, queue};
+use turnmill_worker::broker::BrokerError;
+use turnmill_worker::broker::redis::HoldError;
 use turnmill_worker::config::ConfigError;
+use turnmill_worker::store::StoreError;
+use turnmill_worker::store::garbage::GarbageError;
+use turnmill_worker::store::keys::KeysError;
 use turnmill_worker::verify::VerifyError;
 
 /// Why a command failed; printed as one sentence.
@@ -38,6 +44,24 @@ pub enum CommandError {
     /// A verification could not be made.
     #[error(transparent)]
     Verify(#[from] VerifyError),
+    /// A command about the object store without one.
+    #[error("there is no object store to look at: name it with --store or TURNMILL_STORE")]
+    NoStore,
+    /// The object store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The tenants' keys.
+    #[error(transparent)]
+    Keys(#[from] KeysError),
+    /// The queue.
+    #[error(transparent)]
+    Broker(#[from] BrokerError),
+    /// The right to collect garbage.
+    #[error(transparent)]
+    Hold(#[from] HoldError),
+    /// Garbage was not collected.
+    #[error(transparent)]
+    Garbage(#[from] GarbageError),
     /// The operating system.
     #[error("the system refused: {0}")]
     System(#[from] std::io::Error),

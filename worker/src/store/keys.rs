@@ -112,6 +112,11 @@ impl Keys {
     pub fn get(&self, tenant: &str) -> Option<TenantKey> {
         self.0.get(tenant).cloned()
     }
+
+    /// All of them, in no order.
+    pub fn all(&self) -> impl Iterator<Item = &TenantKey> {
+        self.0.values()
+    }
 }
 
 fn read(path: &Path) -> Result<(String, TenantKey), KeysError> {

@@ -4,6 +4,8 @@
 //! knows the object_store crate.
 
 mod blocks;
+pub mod garbage;
+pub mod inventory;
 pub mod keys;
 pub mod object;
 mod open;

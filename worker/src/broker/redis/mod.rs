@@ -9,12 +9,14 @@
 mod append;
 mod batch;
 mod claim;
+mod collector;
 mod connect;
 mod facts;
 mod finish;
 mod heartbeat;
 mod held;
 mod lease;
+mod manifests;
 mod notices;
 mod read;
 mod registry;
@@ -35,10 +37,12 @@ use super::{
 use crate::config::RedisUrl;
 
 use batch::{Batch, BatchContext};
+pub use collector::{Collector, HoldError};
 use connect::Server;
 pub use connect::check_server;
 pub use facts::ServerFacts;
 use held::Held;
+pub use manifests::RedisReferences;
 use notices::Notices;
 use read::Reader;
 pub use steps::Scripts;

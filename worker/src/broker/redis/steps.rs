@@ -11,6 +11,11 @@ pub(super) struct Step {
 }
 
 impl Step {
+    /// A step that the operators' commands of this program take, and no worker.
+    pub(super) fn of_operators(name: &'static str, text: &str) -> Self {
+        Self { name, script: Script::new(text) }
+    }
+
     /// The script with its keys and arguments.
     pub(super) fn invocation(&self, call: &Call) -> ScriptInvocation<'_> {
         let mut invocation = self.script.prepare_invoke();

@@ -1,0 +1,107 @@
+//! The right to remove garbage from the object store: one collector a queue at a time.
+//!
+//! Invariants: it is kept only by who took it, and lasts a minute longer than its holder at most; work done under it ends
+//! when it is lost.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use redis::Value;
+use turnmill_schema::scripts::{self, Call};
+
+use super::BrokerError;
+use super::connect::Server;
+use super::steps::Step;
+
+/// How long it lasts after its holder was last heard of.
+const HELD: Duration = Duration::from_secs(60);
+/// Signs of life in that time. Two may be lost before the right is.
+const RENEWALS: u32 = 3;
+
+/// Why work was not done, or not to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum HoldError {
+    /// Another process removes garbage.
+    #[error(
+        "{0} collects garbage of this queue; wait until it is done, or a minute after it died, and run this again"
+    )]
+    Taken(String),
+    /// It was held and is not any more.
+    #[error("lost the right to collect garbage, and stopped; what was removed was garbage: run this again")]
+    Lost,
+    /// Redis.
+    #[error(transparent)]
+    Broker(#[from] BrokerError),
+}
+
+/// The right to remove garbage of one queue.
+#[derive(Debug)]
+pub struct Collector {
+    server: Arc<Server>,
+    key: String,
+    step: Step,
+    held: Duration,
+}
+
+impl Collector {
+    pub(super) fn new(server: Arc<Server>, key: String) -> Self {
+        let step = Step::of_operators("collector", scripts::COLLECTOR);
+        Self { server, key, step, held: HELD }
+    }
+
+    /// The same right, which lasts only so long after its holder was last heard of.
+    pub fn lasting(self, held: Duration) -> Self {
+        Self { held, ..self }
+    }
+
+    /// Does `work` while holding the right as `holder`, which must be like no other process's name.
+    ///
+    /// # Errors
+    /// [`HoldError::Taken`] before any of it is done; [`HoldError::Lost`] where Redis gave the right to others, or could
+    /// not be reached for long, before the work was done.
+    pub async fn hold<T>(&self, holder: &str, work: impl Future<Output = T>) -> Result<T, HoldError> {
+        self.take(holder).await?;
+        let done = tokio::select! {
+            done = work => Ok(done),
+            lost = self.renew(holder) => Err(lost),
+        };
+        // Where it cannot be given up it expires.
+        if let Err(error) = self.keep(holder, Duration::ZERO).await {
+            tracing::debug!(%error, "the right to collect garbage expires by itself");
+        }
+        done
+    }
+
+    async fn take(&self, holder: &str) -> Result<(), HoldError> {
+        let mut set = redis::cmd("SET");
+        set.arg(&self.key).arg(holder).arg("NX").arg("GET").arg("PX").arg(self.held.as_millis() as u64);
+        let mut connection = self.server.connection().await?;
+        let before: Option<String> =
+            set.query_async(&mut connection).await.map_err(|e| self.server.error("collector", &e))?;
+        before.map_or(Ok(()), |other| Err(HoldError::Taken(other)))
+    }
+
+    /// Ends when the right is lost.
+    async fn renew(&self, holder: &str) -> HoldError {
+        let pause = self.held / RENEWALS;
+        let mut last = Instant::now();
+        loop {
+            tokio::time::sleep(pause).await;
+            let sent = Instant::now();
+            match self.keep(holder, self.held).await {
+                Ok(true) => last = sent,
+                Ok(false) => return HoldError::Lost,
+                Err(error) if last.elapsed() + pause >= self.held => return error.into(),
+                Err(_) => {}
+            }
+        }
+    }
+
+    /// Keeps it for so long, or gives it up; false where the holder did not have it.
+    async fn keep(&self, holder: &str, time: Duration) -> Result<bool, BrokerError> {
+        let mut call = Call { keys: vec![self.key.clone()], args: Vec::new() };
+        call.text(holder).text(time.as_millis());
+        let kept: Value = self.server.run(&self.step, &call).await?;
+        Ok(kept == Value::Int(1))
+    }
+}
