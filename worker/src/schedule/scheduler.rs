@@ -23,10 +23,10 @@
 
 use super::draft::Draft;
 use super::restore::Restore;
-use super::sequence::{Left, NewSequence, Sampled, Sequence};
+use super::sequence::{NewSequence, Sampled, Sequence};
 use super::waiting::Waiting;
 use super::{Limits, Refused, SequenceId, StepPlan};
-use crate::kv::{BlockPool, PrefixHash};
+use crate::kv::BlockPool;
 
 /// How many sequences are where.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -102,18 +102,16 @@ impl Scheduler {
 
     /// Takes in what the plan last scheduled computed: one entry for each sequence that samples in it, in any
     /// order. Full blocks are sealed; ended sequences leave. Entries for others are ignored, and a sequence
-    /// that lacks its entry is computed again. Returns the ended ones.
-    pub fn apply(&mut self, sampled: &[Sampled]) -> Vec<Left> {
-        let mut left = Vec::new();
+    /// that lacks its entry is computed again.
+    pub fn apply(&mut self, sampled: &[Sampled]) {
         let pool = &mut self.pool;
         self.running.retain_mut(|sequence| {
             let ended = sequence.advance(sampled.iter().find(|sample| sample.id == sequence.id), pool);
             if ended {
-                left.push(sequence.leave(pool));
+                sequence.release(pool);
             }
             !ended
         });
-        left
     }
 
     /// The plan last scheduled failed: its sequences leave, since what they wrote cannot be trusted. Returns
@@ -132,19 +130,13 @@ impl Scheduler {
         failed
     }
 
-    /// Drops a sequence that was cancelled or lost, also while a plan with it runs. None: it was not here.
-    pub fn remove(&mut self, id: SequenceId) -> Option<Left> {
-        let mut sequence = match self.running.iter().position(|sequence| sequence.id == id) {
-            Some(index) => self.running.remove(index),
-            None => self.waiting.remove(id)?,
-        };
-        Some(sequence.leave(&mut self.pool))
-    }
-
-    /// The tokens of a running sequence, and the hashes of its full blocks that are computed.
-    pub fn computed(&self, id: SequenceId) -> Option<(&[u32], &[PrefixHash])> {
-        let sequence = self.running.iter().find(|sequence| sequence.id == id)?;
-        Some((&sequence.tokens, sequence.sealed()))
+    /// Drops a sequence that was cancelled or lost, also while a plan with it runs. False: it was not here.
+    pub fn remove(&mut self, id: SequenceId) -> bool {
+        match self.running.iter().position(|sequence| sequence.id == id) {
+            Some(index) => self.running.remove(index).release(&mut self.pool),
+            None => return self.waiting.remove(id).is_some(),
+        }
+        true
     }
 
     /// How many tokens of the sequence were found in the pool instead of computed when it was first admitted.

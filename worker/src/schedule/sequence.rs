@@ -59,17 +59,6 @@ pub(super) struct Sequence {
     preempted: bool,
 }
 
-/// A sequence that left: what it knew, and how much of that the pool held, and may still hold.
-#[derive(Clone, Debug)]
-pub struct Left {
-    /// Which.
-    pub id: SequenceId,
-    /// Its tokens, the last one sampled included.
-    pub tokens: Vec<u32>,
-    /// Hashes of its full blocks that were computed, first to last.
-    pub hashes: Vec<PrefixHash>,
-}
-
 impl Sequence {
     pub fn new(new: NewSequence, block_tokens: u32) -> Self {
         let mut hashes = HashChain::new(new.namespace, block_tokens);
@@ -111,18 +100,6 @@ impl Sequence {
     pub fn wanted(&self) -> &[PrefixHash] {
         let full_before_last = (self.tokens.len() - 1) / self.block_tokens();
         &self.hashes.hashes()[self.table.sealed_blocks()..full_before_last]
-    }
-
-    /// Hashes of its full blocks that are computed.
-    pub fn sealed(&self) -> &[PrefixHash] {
-        &self.hashes.hashes()[..self.table.sealed_blocks()]
-    }
-
-    /// Gives its blocks back for good.
-    pub fn leave(&mut self, pool: &mut BlockPool) -> Left {
-        let hashes = self.sealed().to_vec();
-        self.release(pool);
-        Left { id: self.id, tokens: mem::take(&mut self.tokens), hashes }
     }
 
     /// Hashes of the blocks that are full once `rows` more tokens are computed.

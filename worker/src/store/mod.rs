@@ -19,6 +19,9 @@ pub use blocks::{BlockStore, BlockStoreSettings, FetchCost, Miss};
 pub use open::open;
 pub use payload::Payloads;
 
+/// Where damaged runs are put, under the same names: out of the way of what is written anew, until they are collected.
+const DAMAGED: &str = "kv-damaged";
+
 /// What can go wrong between a worker and its object store.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {

@@ -14,11 +14,9 @@ use uuid::Uuid;
 use super::BlockStoreSettings;
 use crate::config::StoreUrl;
 use crate::kv::RunId;
-use crate::store::StoreError;
 use crate::store::open::{Patience, open_with};
+use crate::store::{DAMAGED, StoreError};
 
-/// Where damaged ones are put, for people to look at.
-const DAMAGED: &str = "kv-damaged";
 /// Where checks write.
 const PROBES: &str = "kv-probe";
 /// How long a check waits; clients of remote stores would try again for minutes.

@@ -15,14 +15,11 @@ use object_store::{Error, ObjectMeta, ObjectStore, ObjectStoreExt};
 use turnmill_schema::kv_object::{self, HEADER_START_BYTES, HeaderStart};
 use turnmill_schema::{Digest, Name, TurnId, payload};
 
-use super::{StoreError, open};
+use super::{DAMAGED, StoreError, open};
 use crate::config::StoreUrl;
 
 pub use count::{NamespaceCount, count};
 pub use verify::{DamagedRun, Verified, verify};
-
-/// Where damaged runs are set aside.
-const DAMAGED: &str = "kv-damaged";
 
 /// The kinds of objects that a queue has, a folder each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

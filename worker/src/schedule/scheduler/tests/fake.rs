@@ -314,7 +314,7 @@ impl World {
     }
 
     pub fn remove(&mut self, id: SequenceId) {
-        assert_eq!(self.scheduler.remove(id).is_some(), self.live.remove(&id).is_some());
+        assert_eq!(self.scheduler.remove(id), self.live.remove(&id).is_some());
         self.check();
     }
 
