@@ -74,6 +74,8 @@ impl Worker {
             command.env_remove(name);
         }
         command.env("TURNMILL_MODEL", model()).env("TURNMILL_REDIS_URL", url);
+        // A store is what a test is about, or nothing of this machine.
+        command.env("TURNMILL_STORE", "none");
         // Tests read the streams themselves, also long after the end.
         command.env("TURNMILL_KEEP_STREAM_MS", "3600000");
         command.env("TURNMILL_HTTP_ADDR", http.to_string()).envs(variables.iter().copied());

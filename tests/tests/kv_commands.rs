@@ -368,7 +368,7 @@ async fn gc_removes_payloads_that_no_turn_refers_to() {
 #[tokio::test]
 async fn without_a_store_there_is_nothing_to_look_at() {
     for command in ["ls", "verify", "gc"] {
-        let output = worker().args(["kv", command]).output().await.expect("it runs");
+        let output = worker().args(["kv", command, "--store", "none"]).output().await.expect("it runs");
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(1), "{said}");
         assert!(said.contains("--store or TURNMILL_STORE"), "{said}");

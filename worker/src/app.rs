@@ -19,23 +19,29 @@ use turnmill_schema::WorkerStatus;
 
 use crate::broker::redis::{BrokerSettings, RedisBroker};
 use crate::broker::{Broker as _, BrokerError};
-use crate::config::{ConfigError, Settings};
-use crate::engine::{self, EngineGone, EngineHandle};
+use crate::config::{ConfigError, Settings, StoreSetting};
+use crate::engine::{self, EngineGone, EngineHandle, EngineSettings, RunSink};
+use crate::kv::BlockShape;
 use crate::lifecycle::{HeadroomLimits, Lifecycle, Phase};
 use crate::model::gguf::Gguf;
 use crate::model::{EngineError, LoadOptions, Model, ModelError};
 use crate::observe::http::{self, HttpState};
 use crate::observe::{ObserveError, QueueGauges, logs, metrics};
 use crate::runner::{
-    Held, Intake, Link, Prompting, Registry, Retries, Runner, RunnerSettings, heartbeat, notices,
+    Held, Intake, Keeper, Link, Prompting, Registry, RestoreSettings, Restorer, Retries, Runner,
+    RunnerSettings, heartbeat, notices,
 };
 use crate::schedule::Limits;
-use crate::store::{Payloads, StoreError};
+use crate::store::{BlockStore, BlockStoreSettings, Payloads, StoreError};
 
 /// Time between two looks at the queue's counts.
 const COUNTS_EVERY: Duration = Duration::from_secs(2);
 /// After the drain window: time to publish last tokens and give turns back.
 const GIVE_BACK: Duration = Duration::from_secs(5);
+/// Of that: time to store what the next worker goes on from.
+const GIVE_BACK_PERSIST: Duration = Duration::from_secs(3);
+/// After the last turn: time to store what is on its way, and to note it.
+const FLUSH: Duration = Duration::from_secs(5);
 
 /// Why a worker cannot start or has to stop.
 #[derive(Debug, thiserror::Error)]
@@ -82,6 +88,8 @@ pub fn load_options(settings: &Settings) -> LoadOptions {
         block_tokens: settings.block_tokens as usize,
         pool_bytes: settings.pool_bytes.bytes() as usize,
         max_context_tokens: settings.max_context_tokens as usize,
+        kv_codec: settings.kv_codec,
+        kv_any_compute: settings.kv_any_compute,
     }
 }
 
@@ -105,7 +113,57 @@ pub fn broker_settings(settings: &Settings) -> BrokerSettings {
 
 /// Where turns too large for Redis are, from settings.
 pub fn open_payloads(settings: &Settings) -> Result<Option<Payloads>, StoreError> {
-    settings.store.as_ref().map(|url| Payloads::open(url, &settings.queue)).transpose()
+    settings.store.named().map(|url| Payloads::open(url, &settings.queue)).transpose()
+}
+
+/// Where K and V of blocks of `shape` are kept, from settings; none where they are not to be kept, or have no place.
+pub fn open_blocks(settings: &Settings, shape: BlockShape) -> Result<Option<BlockStore>, StoreError> {
+    let Some(url) = settings.store.for_kv() else {
+        if settings.store == StoreSetting::Auto {
+            warn!(
+                "there is no folder for this user's caches, so K and V are not kept; set store to keep them"
+            );
+        }
+        return Ok(None);
+    };
+    let store = BlockStore::open(BlockStoreSettings {
+        url,
+        queue: settings.queue.clone(),
+        shape,
+        codec: settings.kv_codec,
+        keys: settings.kv_keys.clone(),
+        save_queue_bytes: settings.save_queue_bytes.bytes() as usize,
+        host_cache_bytes: settings.host_cache_bytes.bytes() as usize,
+        parallel: settings.store_parallel as usize,
+        timeout: Duration::from_millis(settings.store_timeout_ms),
+    })?;
+    Ok(Some(store))
+}
+
+/// Extent and limits of the engine over a pool of `blocks` blocks, from settings.
+fn engine_settings(settings: &Settings, model: &Model) -> EngineSettings {
+    EngineSettings {
+        limits: Limits {
+            max_sequences: settings.max_sequences as usize,
+            batch_tokens: settings.batch_tokens as usize,
+            max_context_tokens: model.context_tokens as u32,
+        },
+        blocks: model.blocks as u32,
+        block_tokens: settings.block_tokens,
+        transfer_bytes: settings.transfer_bytes.bytes() as usize,
+        offload_bytes: settings.offload_bytes.bytes() as usize,
+    }
+}
+
+fn keeper(settings: &Settings, store: BlockStore, engine: EngineHandle) -> Keeper {
+    let restore = RestoreSettings {
+        block_tokens: settings.block_tokens as usize,
+        parallel: settings.store_parallel as usize,
+        base: Duration::from_millis(settings.restore_base_ms),
+        host_cache_bytes: settings.host_cache_bytes.bytes() as usize,
+    };
+    let persist_wait = Duration::from_millis(settings.persist_wait_ms);
+    Keeper::new(Restorer::new(store, engine, restore), persist_wait, GIVE_BACK_PERSIST)
 }
 
 /// Runs a worker until a signal or a failure ends it. `progress` is told of layers loaded.
@@ -195,6 +253,7 @@ impl Http {
 /// A worker that claims turns.
 struct Worker {
     engine: EngineHandle,
+    keeper: Option<Arc<Keeper>>,
     turns: TaskTracker,
     /// Heartbeat and counts: they outlive the turns.
     background: TaskTracker,
@@ -217,21 +276,19 @@ impl Worker {
         let link = Link::new(lifecycle.clone());
         let model = load_model(settings, progress).await?;
         let pool_tokens = model.blocks as u32 * settings.block_tokens;
-        let limits = Limits {
-            max_sequences: settings.max_sequences as usize,
-            batch_tokens: settings.batch_tokens as usize,
-            max_context_tokens: model.context_tokens as u32,
-        };
-        let (engine, _thread) = engine::spawn(
-            model.engine,
-            limits,
-            model.blocks as u32,
-            settings.block_tokens,
-            lifecycle.clone(),
-        )
-        .map_err(|source| AppError::System { what: "the engine's thread", source })?;
+        let store = open_blocks(settings, model.block_shape)?;
+        if let Some(store) = &store {
+            let lifecycle = lifecycle.clone();
+            store.on_trouble(move |trouble| lifecycle.set_store_trouble(trouble));
+        }
+        let sink = store.clone().map(|store| Arc::new(store) as Arc<dyn RunSink>);
+        let engine_settings = engine_settings(settings, &model);
+        let (engine, _thread) = engine::spawn(model.engine, engine_settings, sink, lifecycle.clone())
+            .map_err(|source| AppError::System { what: "the engine's thread", source })?;
+        let keeper = store.map(|store| Arc::new(keeper(settings, store, engine.clone())));
         let worker = Self {
             engine: engine.clone(),
+            keeper: keeper.clone(),
             turns: TaskTracker::new(),
             background: TaskTracker::new(),
             stop_claiming: CancellationToken::new(),
@@ -249,8 +306,10 @@ impl Worker {
                 namespace: model.namespace,
                 context_tokens: model.context_tokens as u32,
                 pool_tokens,
+                block_tokens: settings.block_tokens as usize,
             }),
             payloads,
+            keeper,
             held: held.clone(),
             link: link.clone(),
             settings: RunnerSettings {
@@ -265,10 +324,12 @@ impl Worker {
             give_back: worker.give_back.clone(),
             sequences: AtomicU64::new(0),
         });
+        // Without a store nothing comes near by being claimed early.
+        let ahead = if worker.keeper.is_some() { settings.look_ahead } else { 0 };
         let intake = Intake::new(
             runner,
             lifecycle.clone(),
-            settings.max_sequences as usize,
+            (settings.max_sequences + ahead) as usize,
             Duration::from_millis(settings.lease_ms / 2),
             worker.turns.clone(),
             worker.stop_claiming.clone(),
@@ -303,6 +364,9 @@ impl Worker {
         self.give_back.cancel();
         if tokio::time::timeout(GIVE_BACK, self.turns.wait()).await.is_err() {
             error!("not every turn could be given back; other workers take them after a lease");
+        }
+        if let Some(keeper) = &self.keeper {
+            keeper.flush(FLUSH).await;
         }
         self.stop_background.cancel();
         self.background.close();

@@ -191,13 +191,8 @@ fn read_reference(path: &Path) -> Result<Reference, VerifyError> {
 }
 
 fn load_options(options: &Options) -> LoadOptions {
-    LoadOptions {
-        weights: options.weights,
-        kv_dtype: options.kv_dtype,
-        block_tokens: BLOCK_TOKENS,
-        pool_bytes: POOL_BYTES,
-        max_context_tokens: 0,
-    }
+    let load = LoadOptions::new(options.weights, options.kv_dtype);
+    LoadOptions { block_tokens: BLOCK_TOKENS, pool_bytes: POOL_BYTES, ..load }
 }
 
 fn check_fits(model: &Model, options: &Options, references: &[Reference]) -> Result<(), VerifyError> {

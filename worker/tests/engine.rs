@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Mutex, mpsc};
 use turnmill_schema::{Priority, Sampling};
 use turnmill_worker::config::{KvDtype, WeightsMode};
-use turnmill_worker::engine::{self, EngineHandle, Progress, Reply, Start};
+use turnmill_worker::engine::{self, EngineHandle, EngineSettings, Progress, Reply, Start};
 use turnmill_worker::kv::BlockId;
 use turnmill_worker::lifecycle::{HeadroomLimits, Lifecycle};
 use turnmill_worker::model::{Engine, EngineError, Logits, Tokenizer};
@@ -41,8 +41,8 @@ impl<E: Engine> Engine for Fragile<E> {
         self.engine.read_blocks(blocks)
     }
 
-    fn write_blocks(&mut self, blocks: &[BlockId], data: &[u8]) -> Result<(), EngineError> {
-        self.engine.write_blocks(blocks, data)
+    fn write_blocks(&mut self, skip: usize, blocks: &[BlockId], data: &[u8]) -> Result<(), EngineError> {
+        self.engine.write_blocks(skip, blocks, data)
     }
 }
 
@@ -65,8 +65,15 @@ impl Line {
         let fragile = Fragile { engine: model.engine, steps: steps.clone() };
         let limits =
             Limits { max_sequences: 8, batch_tokens: 64, max_context_tokens: model.context_tokens as u32 };
-        let (engine, _thread) = engine::spawn(fragile, limits, model.blocks as u32, 16, lifecycle.clone())
-            .expect("a thread can be started");
+        let settings = EngineSettings {
+            limits,
+            blocks: model.blocks as u32,
+            block_tokens: 16,
+            transfer_bytes: 1,
+            offload_bytes: 0,
+        };
+        let (engine, _thread) =
+            engine::spawn(fragile, settings, None, lifecycle.clone()).expect("a thread can be started");
         let tokenizer = Arc::new(model.tokenizer);
         Self { engine, lifecycle, tokenizer, namespace: model.namespace, steps }
     }
@@ -84,6 +91,8 @@ impl Line {
             namespace: self.namespace.for_tenant("t"),
             priority: Priority::Interactive,
             alone: false,
+            restorable_blocks: 0,
+            saving: None,
             progress,
         };
         self.engine.start(start).await.expect("the engine runs");
@@ -98,7 +107,7 @@ async fn outcome(mut progress: mpsc::Receiver<Progress>) -> (usize, Option<Strin
         match next {
             Progress::Token(_) => tokens += 1,
             Progress::Failed(text) | Progress::Refused(text) => failure = Some(text),
-            Progress::Admitted { .. } => {}
+            Progress::Admitted { .. } | Progress::Room { .. } => {}
         }
     }
     (tokens, failure)
@@ -127,7 +136,7 @@ async fn stopping_a_turn_frees_its_blocks_within_a_step() {
     let mut running = line.turn(1, vec![1; 100], 3000).await;
     while !matches!(running.recv().await.expect("it runs"), Progress::Token(_)) {}
     assert!(line.lifecycle.headroom() < 1.0);
-    line.engine.stop(SequenceId(1)).await.expect("the engine runs");
+    line.engine.stop(SequenceId(1), false).await.expect("the engine runs");
     let steps = line.steps.load(Ordering::SeqCst);
     until(&line, |line| line.lifecycle.headroom() == 1.0).await;
     assert!(line.steps.load(Ordering::SeqCst) <= steps + 1, "the step under way is the last one");

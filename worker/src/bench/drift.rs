@@ -100,13 +100,8 @@ struct Bench {
 
 impl Bench {
     fn new(options: &Options) -> Result<Self, DriftError> {
-        let mut load = LoadOptions {
-            weights: options.weights,
-            kv_dtype: options.kv_dtype,
-            block_tokens: BLOCK_TOKENS,
-            pool_bytes: 0,
-            max_context_tokens: 0,
-        };
+        let load = LoadOptions::new(options.weights, options.kv_dtype);
+        let mut load = LoadOptions { block_tokens: BLOCK_TOKENS, ..load };
         // No token has less than a byte, so that the text bounds each lane; memory that is not written is not taken.
         let lane_blocks = TEXT.len().div_ceil(BLOCK_TOKENS);
         let lanes = 1 + options.codecs.len();
@@ -117,13 +112,7 @@ impl Bench {
         if tokens.len() <= CHUNK_TOKENS + 1 {
             return Err(DriftError::TooShort(tokens.len()));
         }
-        let shape = BlockShape {
-            layers: model.config.layers,
-            block_tokens: BLOCK_TOKENS,
-            kv_heads: model.config.kv_heads,
-            head_dim: model.config.head_dim,
-            dtype: options.kv_dtype,
-        };
+        let shape = model.block_shape;
         let codecs = std::iter::once(KvCodec::F16).chain(options.codecs.iter().copied());
         let lane = |(index, codec)| Lane {
             codec,
@@ -160,7 +149,7 @@ impl Bench {
         let mut encoded = vec![0; coding.encoded_bytes(elements).expect("it is smaller than the pool")];
         coding.encode(&data, &mut encoded);
         coding.decode(&encoded, &mut data);
-        Ok(self.model.engine.write_blocks(&ids, &data)?)
+        Ok(self.model.engine.write_blocks(0, &ids, &data)?)
     }
 
     fn drifts(&self) -> Vec<Drift> {

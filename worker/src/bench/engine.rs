@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use turnmill_schema::Priority;
 
+use super::scramble;
 use crate::config::{KvDtype, WeightsMode};
 use crate::kv::BlockPool;
 use crate::model::{Engine, EngineError, LoadOptions, Model, ModelError, likeliest};
@@ -145,13 +146,8 @@ impl Bench {
         // A spare block each: partial ones, and what admission keeps for growth.
         let decode = options.context + options.generate + spare_tokens(batch, options);
         let tokens = (prefill + 2 * BLOCK_TOKENS).max(batch * (decode + 3 * BLOCK_TOKENS));
-        let mut load = LoadOptions {
-            weights: options.weights,
-            kv_dtype: options.kv_dtype,
-            block_tokens: BLOCK_TOKENS,
-            pool_bytes: 0,
-            max_context_tokens: 0,
-        };
+        let load = LoadOptions::new(options.weights, options.kv_dtype);
+        let mut load = LoadOptions { block_tokens: BLOCK_TOKENS, ..load };
         load.pool_bytes = tokens * load.token_bytes(&options.model)?;
         let mut model = Model::load(&options.model, &load, &|_, _| ())?;
         model.warm_up()?;
@@ -208,6 +204,7 @@ impl Bench {
             namespace: self.model.namespace,
             priority: Priority::Interactive,
             alone: false,
+            restorable_blocks: 0,
         })?;
         Ok(())
     }
@@ -238,12 +235,4 @@ impl Bench {
 fn spare_tokens(batch: usize, options: &Options) -> usize {
     // At worst all others decode in every step, and the rest of its rows is for prompts.
     (batch * options.context).div_ceil(options.batch_tokens - batch) + 2
-}
-
-/// SplitMix64's output function (Steele, Lea and Flood, 2014): numbers that look random.
-fn scramble(seed: u64) -> u64 {
-    let mut z = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }

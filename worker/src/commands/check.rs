@@ -5,9 +5,10 @@ use std::process::ExitCode;
 
 use clap::{ArgMatches, Args};
 use serde::Serialize;
-use turnmill_worker::app::{broker_settings, load_options, open_payloads};
+use turnmill_worker::app::{broker_settings, load_options, open_blocks};
 use turnmill_worker::broker::redis::check_server;
 use turnmill_worker::config::{Settings, SettingsArgs};
+use turnmill_worker::kv::BlockShape;
 use turnmill_worker::model::gguf::Gguf;
 use turnmill_worker::model::{Model, compute_kind};
 use turnmill_worker::observe::http;
@@ -99,14 +100,16 @@ async fn check_queue(settings: &Settings) -> Vec<Finding> {
     }
 }
 
-/// Nothing where no store is named.
+/// Whether the store takes and gives back an object; nothing where there is none.
 async fn check_store(settings: &Settings) -> Option<Finding> {
-    let url = settings.store.as_ref()?;
-    let outcome = match open_payloads(settings) {
-        Ok(Some(payloads)) => payloads.check().await,
+    let url = settings.store.for_kv()?;
+    // What blocks look like is of no matter to a probe.
+    let shape = BlockShape { layers: 1, block_tokens: 1, kv_heads: 1, head_dim: 1, dtype: settings.kv_dtype };
+    let outcome = match open_blocks(settings, shape) {
+        Ok(Some(store)) => store.check().await,
         outcome => outcome.map(drop),
     };
-    Some(Finding::new("store", outcome.map(|()| format!("{url} answers"))))
+    Some(Finding::new("store", outcome.map(|()| format!("{url} can be written and read"))))
 }
 
 fn check_model(settings: &Settings) -> Vec<Finding> {

@@ -14,6 +14,7 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use turnmill_worker::app::AppError;
+use turnmill_worker::bench::stored::BenchError;
 use turnmill_worker::bench::{drift, engine, queue};
 use turnmill_worker::broker::BrokerError;
 use turnmill_worker::broker::redis::HoldError;
@@ -41,6 +42,12 @@ pub enum CommandError {
     /// The queue could not be measured.
     #[error(transparent)]
     BenchQueue(#[from] queue::BenchError),
+    /// What stored K and V are worth could not be measured.
+    #[error(transparent)]
+    BenchStored(#[from] BenchError),
+    /// A number asks for nothing.
+    #[error("{0} is too small; give {1} or more")]
+    TooFew(&'static str, u32),
     /// A verification could not be made.
     #[error(transparent)]
     Verify(#[from] VerifyError),

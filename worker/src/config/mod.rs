@@ -20,5 +20,5 @@ pub use error::ConfigError;
 pub use load::{Effective, SettingsArgs, Source};
 pub use redis_url::RedisUrl;
 pub use settings::Settings;
-pub use store_url::StoreUrl;
+pub use store_url::{StoreSetting, StoreUrl};
 pub use values::{KvCodec, KvDtype, LogFilter, LogFormat, ModelDigest, WeightsMode, WorkerName};

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use turnmill_schema::Name;
 
 use super::{
-    ByteSize, ConfigError, Effective, KvDtype, LogFilter, LogFormat, ModelDigest, RedisUrl, Source, StoreUrl,
-    WeightsMode, WorkerName,
+    ByteSize, ConfigError, Effective, KvCodec, KvDtype, LogFilter, LogFormat, ModelDigest, RedisUrl, Source,
+    StoreSetting, WeightsMode, WorkerName,
 };
 
 /// Makes of each entry a flag (`--redis-url`), an environment variable and a key of the TOML file, and of all
@@ -64,8 +64,9 @@ settings! {
 
     /// Where the queue lives: redis://, rediss:// or unix://.
     ["TURNMILL_REDIS_URL"] redis_url: RedisUrl = "redis://127.0.0.1:6379";
-    /// Where turns too large for Redis are: the producers' store, as in file:///var/lib/turnmill or s3://bucket/prefix.
-    ["TURNMILL_STORE"] store: Option<StoreUrl>;
+    /// Where K and V are kept, and turns too large for Redis: auto (a folder for K and V in the user's caches), none, or a
+    /// URL as in file:///var/lib/turnmill or s3://bucket/prefix, which producers share.
+    ["TURNMILL_STORE"] store: StoreSetting = "auto";
     /// The queue to serve.
     ["TURNMILL_QUEUE"] queue: Name = "default";
     /// Shards of the queue, fixed when it is created; producers of this version write to one.
@@ -85,6 +86,32 @@ settings! {
     ["TURNMILL_MAX_CONTEXT_TOKENS"] max_context_tokens: u32 = "0";
     /// Threads that compute; 0 is all cores.
     ["TURNMILL_THREADS"] threads: u32 = "0";
+
+    /// How K and V are kept: f16 is exact, q8 and q4 are smaller and change words.
+    ["TURNMILL_KV_CODEC"] kv_codec: KvCodec = "f16";
+    /// A folder with a file <tenant>.key a tenant, 64 hexadecimal digits: K and V are kept encrypted, and only those of
+    /// tenants with a key.
+    ["TURNMILL_KV_KEYS"] kv_keys: Option<PathBuf>;
+    /// Take K and V that other kinds of machine computed; greedy text may then differ from one computed here.
+    ["TURNMILL_KV_ANY_COMPUTE"] kv_any_compute: bool = "false";
+    /// Memory for K and V that wait to be written; what does not fit is not kept.
+    ["TURNMILL_SAVE_QUEUE_BYTES"] save_queue_bytes: ByteSize = "64MiB";
+    /// Memory for stored K and V, between the pool and the store; 0 is none.
+    ["TURNMILL_HOST_CACHE_BYTES"] host_cache_bytes: ByteSize = "256MiB";
+    /// Memory for the blocks of turns that had to give way; 0 is none.
+    ["TURNMILL_OFFLOAD_BYTES"] offload_bytes: ByteSize = "64MiB";
+    /// Bytes copied between pool and memory between two steps, at most.
+    ["TURNMILL_TRANSFER_BYTES"] transfer_bytes: ByteSize = "8MiB";
+    /// Objects of the store that are read at once.
+    ["TURNMILL_STORE_PARALLEL"] store_parallel: u32 = "8";
+    /// Longest time that reading one object may take.
+    ["TURNMILL_STORE_TIMEOUT_MS"] store_timeout_ms: u64 = "5000";
+    /// How long the end of a turn waits for its last K and V to be kept; what is kept later is noted later.
+    ["TURNMILL_PERSIST_WAIT_MS"] persist_wait_ms: u64 = "100";
+    /// Time that K and V may take to come back, besides the time in which they would be computed.
+    ["TURNMILL_RESTORE_BASE_MS"] restore_base_ms: u64 = "1000";
+    /// Turns claimed beyond max_sequences, so that their K and V come near meanwhile.
+    ["TURNMILL_LOOK_AHEAD"] look_ahead: u32 = "2";
 
     /// Silence after which other workers take a turn over; heartbeats come three times as often.
     ["TURNMILL_LEASE_MS"] lease_ms: u64 = "15000";

@@ -6,6 +6,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize, Serializer};
 
+use url::Url;
+
 use super::redis_url::masked;
 
 /// An object store's URL. Parsing takes any text; whether its scheme is known is checked with the other settings.
@@ -19,9 +21,6 @@ pub struct StoreUrl(String);
 const STARTS: [&str; 5] = ["file:///", "s3://", "gs://", "az://", "memory:///"];
 
 impl StoreUrl {
-    /// What it must be.
-    pub(super) const RULE: &str = "a URL that starts with file:///, s3://, gs://, az:// or memory:///";
-
     /// The URL as given.
     pub fn expose(&self) -> &str {
         &self.0
@@ -64,9 +63,96 @@ impl Serialize for StoreUrl {
     }
 }
 
+/// Which object store a worker uses.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(from = "String")]
+pub enum StoreSetting {
+    /// A folder of this machine's user for K and V; turns too large for Redis are refused.
+    Auto,
+    /// None at all.
+    None,
+    /// This one, for K and V and for turns too large for Redis.
+    At(StoreUrl),
+}
+
+impl StoreSetting {
+    /// What it must be.
+    pub(super) const RULE: &str =
+        "auto, none or a URL that starts with file:///, s3://, gs://, az:// or memory:///";
+
+    /// The store that was named: where producers may put turns, too.
+    pub fn named(&self) -> Option<&StoreUrl> {
+        match self {
+            Self::At(url) => Some(url),
+            Self::Auto | Self::None => None,
+        }
+    }
+
+    /// Where K and V are kept. None: nowhere, because that was asked for or because the user has no folder for caches.
+    pub fn for_kv(&self) -> Option<StoreUrl> {
+        match self {
+            Self::At(url) => Some(url.clone()),
+            Self::Auto => cache_folder(),
+            Self::None => None,
+        }
+    }
+}
+
+/// `turnmill/store` where the system has its user's caches: losing what is there costs time and nothing else.
+fn cache_folder() -> Option<StoreUrl> {
+    let folder = dirs::cache_dir()?.join("turnmill").join("store");
+    Some(StoreUrl(Url::from_file_path(folder).ok()?.into()))
+}
+
+impl From<String> for StoreSetting {
+    fn from(text: String) -> Self {
+        match text.as_str() {
+            "auto" => Self::Auto,
+            "none" => Self::None,
+            _ => Self::At(text.into()),
+        }
+    }
+}
+
+impl FromStr for StoreSetting {
+    type Err = Infallible;
+    fn from_str(s: &str) -> Result<Self, Infallible> {
+        Ok(s.to_owned().into())
+    }
+}
+
+impl fmt::Display for StoreSetting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::None => f.write_str("none"),
+            Self::At(url) => url.fmt(f),
+        }
+    }
+}
+
+impl Serialize for StoreSetting {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn two_words_stand_for_no_url() {
+        let of = |text: &str| StoreSetting::from(text.to_owned());
+        assert_eq!((of("auto"), of("none")), (StoreSetting::Auto, StoreSetting::None));
+        assert_eq!((of("auto").named(), of("none").named(), of("none").for_kv()), (None, None, None));
+        let s3 = of("s3://b/a");
+        assert_eq!(s3.for_kv().as_ref(), s3.named());
+        for text in ["auto", "none", "s3://b/a"] {
+            assert_eq!(of(text).to_string(), text);
+        }
+        assert!(of("none").for_kv().is_none());
+    }
 
     #[test]
     fn only_stores_that_can_be_opened_are_known() {
@@ -75,7 +161,7 @@ mod tests {
         for url in ["file://var/lib", "/var/lib", "s3:bucket", "redis://h", ""] {
             assert!(!known(url), "{url}");
         }
-        assert!(STARTS.iter().all(|start| StoreUrl::RULE.contains(start)));
+        assert!(STARTS.iter().all(|start| StoreSetting::RULE.contains(start)));
     }
 
     #[test]

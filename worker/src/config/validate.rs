@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 
-use super::{ByteSize, ConfigError, Settings, StoreUrl};
+use super::{ByteSize, ConfigError, Settings, StoreSetting, StoreUrl};
 
 const SMALLEST_POOL: ByteSize = ByteSize::new(1 << 20);
 
@@ -26,6 +26,7 @@ impl Settings {
     pub(super) fn validate(&self) -> Result<(), ConfigError> {
         let mut problems = Problems::default();
         self.check_engine(&mut problems);
+        self.check_store(&mut problems);
         self.check_queue(&mut problems);
         self.check_headroom(&mut problems);
         if problems.0.is_empty() { Ok(()) } else { Err(ConfigError::Invalid(problems.0)) }
@@ -47,12 +48,22 @@ impl Settings {
         problems.require(self.threads <= 1024, "threads", self.threads, "at most 1024");
     }
 
+    fn check_store(&self, problems: &mut Problems) {
+        let known = self.store.named().is_none_or(StoreUrl::has_known_scheme);
+        problems.require(known, "store", &self.store, StoreSetting::RULE);
+        let parallel = self.store_parallel;
+        problems.require((1..=1024).contains(&parallel), "store_parallel", parallel, "from 1 to 1024");
+        let timeout = self.store_timeout_ms;
+        problems.require(timeout >= 100, "store_timeout_ms", timeout, "at least 100");
+        let transfer = self.transfer_bytes;
+        problems.require(transfer.bytes() >= 1, "transfer_bytes", transfer, "at least 1");
+        let ahead = self.look_ahead;
+        problems.require(ahead <= 1024, "look_ahead", ahead, "at most 1024");
+    }
+
     fn check_queue(&self, problems: &mut Problems) {
         let schemes = "a URL that starts with redis://, rediss:// or unix://";
         problems.require(self.redis_url.has_known_scheme(), "redis_url", &self.redis_url, schemes);
-        if let Some(store) = &self.store {
-            problems.require(store.has_known_scheme(), "store", store, StoreUrl::RULE);
-        }
         // A third of it is the heartbeat, which one slow answer of Redis must not outlast.
         problems.require(self.lease_ms >= 300, "lease_ms", self.lease_ms, "at least 300");
         // A full step with a long context takes hundreds of milliseconds; shorter would end healthy workers.
@@ -113,8 +124,13 @@ mod tests {
             ),
             (
                 "--store=ftp://u:pw@h",
-                "store is ftp://u:***@h; it must be a URL that starts with file:///, s3://, gs://, az:// or memory:///",
+                "store is ftp://u:***@h; it must be auto, none or a URL that starts with file:///, s3://, gs://, \
+                 az:// or memory:///",
             ),
+            ("--store-parallel=0", "store_parallel is 0; it must be from 1 to 1024"),
+            ("--store-timeout-ms=99", "store_timeout_ms is 99; it must be at least 100"),
+            ("--transfer-bytes=0", "transfer_bytes is 0; it must be at least 1"),
+            ("--look-ahead=1025", "look_ahead is 1025; it must be at most 1024"),
             ("--lease-ms=299", "lease_ms is 299; it must be at least 300"),
             ("--stall-ms=999", "stall_ms is 999; it must be at least 1000"),
             ("--flush-ms=0", "flush_ms is 0; it must be from 1 to 1000"),

@@ -1,24 +1,33 @@
 //! The step loop on its own OS thread, and the handle by which turns reach it.
 //!
-//! Owns: scheduler, model and the replies being made. The async side sends commands through one bounded channel
+//! Owns: scheduler, model, the replies being made, and the copies of blocks between the pool and memory. The async side sends commands through one bounded channel
 //! and gets each turn's tokens through a channel of the turn's own, which has room for every token the turn
 //! may make. So the engine never waits for the async side, and nothing async runs inside a step.
 
+mod export;
+mod import;
+mod offload;
+mod pace;
 mod reply;
+mod sink;
 mod step_loop;
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use turnmill_schema::{FinishReason, Priority, Sampling, TokenLogprobs};
 
+pub use export::Saving;
 pub use reply::{Added, Reply};
+pub use sink::RunSink;
 
-use crate::kv::{BlockPool, Namespace};
+use self::import::Import;
+use self::pace::Pace;
+use crate::kv::{Namespace, RunData};
 use crate::lifecycle::Lifecycle;
 use crate::model::Engine;
-use crate::schedule::{Limits, Scheduler, SequenceId};
+use crate::schedule::{Limits, SequenceId};
 
 /// A turn to be computed.
 pub struct Start {
@@ -38,12 +47,22 @@ pub struct Start {
     pub priority: Priority,
     /// Give it steps of its own.
     pub alone: bool,
+    /// So many of its first blocks may come from elsewhere. Where fewer are in the pool when it is admitted,
+    /// [`Progress::Room`] says so, and it is computed after [`EngineHandle::end_restore`].
+    pub restorable_blocks: usize,
+    /// What of its blocks is kept outside the pool; none: nothing.
+    pub saving: Option<Saving>,
     /// Where its progress goes; with room for every token it may make, and two more entries.
     pub progress: mpsc::Sender<Progress>,
 }
 
 /// What becomes of a turn in the engine. The last entry is a token with a finish, or a failure.
 pub enum Progress {
+    /// The turn was admitted, and there is room for the blocks that come from elsewhere.
+    Room {
+        /// How many were found in the pool.
+        blocks: usize,
+    },
     /// It was admitted; so many prompt tokens were found in the pool.
     Admitted {
         /// Prompt tokens that were not computed again.
@@ -73,7 +92,24 @@ pub struct MadeToken {
 
 enum Command {
     Start(Box<Start>),
-    Stop(SequenceId),
+    Import(Import),
+    EndRestore(SequenceId),
+    Stop { id: SequenceId, keep: bool },
+}
+
+/// Extent and limits of an engine.
+#[derive(Clone, Copy, Debug)]
+pub struct EngineSettings {
+    /// Bounds of steps and sequences.
+    pub limits: Limits,
+    /// Blocks of the pool, all of which the model holds.
+    pub blocks: u32,
+    /// Tokens a block.
+    pub block_tokens: u32,
+    /// Bytes copied between pool and memory, at most, between two steps; a run that is begun is copied whole.
+    pub transfer_bytes: usize,
+    /// Bytes of preempted sequences' blocks that are kept in memory.
+    pub offload_bytes: usize,
 }
 
 /// The engine is gone: its thread ended, which only a bug in it does.
@@ -86,6 +122,7 @@ pub struct EngineGone;
 pub struct EngineHandle {
     commands: mpsc::Sender<Command>,
     lifecycle: Arc<Lifecycle>,
+    pace: Arc<Pace>,
 }
 
 impl EngineHandle {
@@ -96,9 +133,28 @@ impl EngineHandle {
         self.commands.send(Command::Start(Box::new(start))).await.map_err(|_| EngineGone)
     }
 
-    /// Drops a turn; its blocks are free before the next step.
-    pub async fn stop(&self, id: SequenceId) -> Result<(), EngineGone> {
-        self.commands.send(Command::Stop(id)).await.map_err(|_| EngineGone)
+    /// Gives a restoring turn its next run, and waits until it is in the pool. False: the turn is not restoring any more,
+    /// or lacks what comes before the run.
+    pub async fn import(&self, id: SequenceId, data: RunData) -> Result<bool, EngineGone> {
+        let (answer, taken) = oneshot::channel();
+        let import = Command::Import(Import { id, data, answer });
+        self.commands.send(import).await.map_err(|_| EngineGone)?;
+        taken.await.map_err(|_| EngineGone)
+    }
+
+    /// All that comes back for a restoring turn has come; it is computed from now on.
+    pub async fn end_restore(&self, id: SequenceId) -> Result<(), EngineGone> {
+        self.commands.send(Command::EndRestore(id)).await.map_err(|_| EngineGone)
+    }
+
+    /// Drops a turn; its blocks are free before the next step. With `keep`, what was computed is saved first, as at its end.
+    pub async fn stop(&self, id: SequenceId, keep: bool) -> Result<(), EngineGone> {
+        self.commands.send(Command::Stop { id, keep }).await.map_err(|_| EngineGone)
+    }
+
+    /// Prompt tokens that this engine computes in a second, as far as it has shown.
+    pub fn prefill_rate(&self) -> f64 {
+        self.pace.prefill_rate()
     }
 
     /// Whether the engine's thread has ended.
@@ -112,18 +168,17 @@ impl EngineHandle {
     }
 }
 
-/// Starts the engine's thread over a pool of `blocks` blocks, all of which `model` holds.
+/// Starts the engine's thread. Runs of turns that ask for it are saved to `sink`.
 pub fn spawn(
     model: impl Engine + 'static,
-    limits: Limits,
-    blocks: u32,
-    block_tokens: u32,
+    settings: EngineSettings,
+    sink: Option<Arc<dyn RunSink>>,
     lifecycle: Arc<Lifecycle>,
 ) -> std::io::Result<(EngineHandle, JoinHandle<()>)> {
-    // A worker claims no more turns than it may run at once, each with one start and at most one stop.
-    let (commands, inbox) = mpsc::channel(2 * limits.max_sequences);
-    let scheduler = Scheduler::new(limits, BlockPool::new(blocks, block_tokens));
-    let step_loop = step_loop::StepLoop::new(model, scheduler, inbox, lifecycle.clone());
+    // A worker claims few more turns than it may run at once; whoever finds the channel full waits for a step.
+    let (commands, inbox) = mpsc::channel(2 * settings.limits.max_sequences);
+    let pace = Arc::new(Pace::default());
+    let step_loop = step_loop::StepLoop::new(model, settings, sink, inbox, (lifecycle.clone(), pace.clone()));
     let thread = std::thread::Builder::new().name("engine".to_owned()).spawn(move || step_loop.run())?;
-    Ok((EngineHandle { commands, lifecycle }, thread))
+    Ok((EngineHandle { commands, lifecycle, pace }, thread))
 }

@@ -1,4 +1,4 @@
-//! Commands in, plan, forward, sample, tokens out: for ever.
+//! Commands in, blocks in, plan, forward, sample, tokens out, blocks out: for ever.
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -7,11 +7,16 @@ use std::time::Instant;
 
 use tokio::sync::mpsc::{Receiver, Sender};
 
-use super::{Command, MadeToken, Progress, Reply, Start};
+use super::export::{Budget, Exports, Wanted};
+use super::import::Imports;
+use super::offload::Offload;
+use super::pace::Pace;
+use super::{Command, EngineSettings, MadeToken, Progress, Reply, RunSink, Saving, Start};
+use crate::kv::BlockPool;
 use crate::lifecycle::Lifecycle;
 use crate::model::{Engine, EngineError, Logits, Sampler};
 use crate::observe::metrics;
-use crate::schedule::{NewSequence, Sampled, Scheduler, SequenceId, StepPlan};
+use crate::schedule::{Left, NewSequence, Sampled, Scheduler, SequenceId, StepPlan};
 
 /// Everything the engine's thread owns.
 pub(super) struct StepLoop<E> {
@@ -20,7 +25,14 @@ pub(super) struct StepLoop<E> {
     model: E,
     scheduler: Scheduler,
     lifecycle: Arc<Lifecycle>,
+    pace: Arc<Pace>,
     turns: HashMap<SequenceId, Turn>,
+    imports: Imports,
+    exports: Exports,
+    offload: Offload,
+    transfer_bytes: usize,
+    /// There is work, and none of it can be planned before a command comes: everything admitted waits for its blocks.
+    waits: bool,
 }
 
 /// A turn in the engine.
@@ -31,32 +43,95 @@ struct Turn {
     progress: Sender<Progress>,
     prompt_tokens: u32,
     admitted: bool,
+    restore: Restore,
+    saving: Option<Saving>,
+    /// Its blocks before this one were offered to be saved, in final runs.
+    offered: usize,
+    /// So many of its blocks were computed when that was last looked at.
+    computed: usize,
     last_token: Option<Instant>,
+}
+
+/// What a turn waits for when it is admitted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Restore {
+    /// Blocks from outside; it was not told yet that there is room for them.
+    Awaited,
+    /// The same; whoever brings them knows.
+    Told,
+    /// Only for what was kept of it when it was preempted.
+    Over,
+}
+
+/// A turn that made its last token in this step, and what it says of it once its runs are announced.
+struct Ended {
+    id: SequenceId,
+    turn: Turn,
+    token: MadeToken,
+    /// Tokens that its conversation goes on with.
+    kept: usize,
 }
 
 impl<E: Engine> StepLoop<E> {
     pub(super) fn new(
         model: E,
-        scheduler: Scheduler,
+        settings: EngineSettings,
+        sink: Option<Arc<dyn RunSink>>,
         inbox: Receiver<Command>,
-        lifecycle: Arc<Lifecycle>,
+        (lifecycle, pace): (Arc<Lifecycle>, Arc<Pace>),
     ) -> Self {
-        Self { inbox, model, scheduler, lifecycle, turns: HashMap::new() }
+        let pool = BlockPool::new(settings.blocks, settings.block_tokens);
+        let mut scheduler = Scheduler::new(settings.limits, pool);
+        if settings.offload_bytes > 0 {
+            scheduler.keep_preempted();
+        }
+        Self {
+            inbox,
+            model,
+            scheduler,
+            lifecycle,
+            pace,
+            turns: HashMap::new(),
+            imports: Imports::default(),
+            exports: Exports::new(sink),
+            offload: Offload::new(settings.offload_bytes),
+            transfer_bytes: settings.transfer_bytes.max(1),
+            waits: false,
+        }
     }
 
     /// Runs until every handle is gone.
     pub(super) fn run(mut self) {
         while self.take_commands() {
-            if let Some(plan) = self.scheduler.schedule() {
+            let mut budget = self.budget();
+            self.imports.copy(&mut self.scheduler, &mut self.model, &mut budget);
+            let plan = self.scheduler.schedule();
+            // Before the step writes them.
+            self.offload.keep(self.scheduler.take_evicted(), &self.scheduler, &self.model);
+            self.waits = plan.is_none();
+            self.announce_room();
+            if let Some(plan) = plan {
                 self.step(&plan);
             }
+            self.exports.copy(self.scheduler.pool(), &self.model, &mut budget);
             self.report();
+        }
+    }
+
+    /// What may be copied now. Nobody waits for the next step while none can be planned.
+    fn budget(&self) -> Budget {
+        if self.waits || !self.scheduler.has_work() {
+            Budget::unlimited()
+        } else {
+            Budget::new(self.transfer_bytes)
         }
     }
 
     /// Waits for a command while there is nothing to do. False: nobody will send any more.
     fn take_commands(&mut self) -> bool {
-        if !self.scheduler.has_work() {
+        let computes = self.scheduler.has_work() && !self.waits;
+        if !computes && self.imports.is_empty() && self.exports.is_empty() {
+            // What waits for blocks waits for others, who see to it that it does not wait for ever.
             self.lifecycle.engine().set_busy(false, Instant::now());
             let Some(command) = self.inbox.blocking_recv() else { return false };
             self.lifecycle.engine().set_busy(true, Instant::now());
@@ -71,11 +146,22 @@ impl<E: Engine> StepLoop<E> {
     fn take(&mut self, command: Command) {
         match command {
             Command::Start(start) => self.start(*start),
-            Command::Stop(id) => self.drop_turn(id),
+            Command::Import(import) => self.imports.push(import),
+            Command::EndRestore(id) => self.end_restore(id),
+            Command::Stop { id, keep } => self.drop_turn(id, keep),
         }
     }
 
+    fn end_restore(&mut self, id: SequenceId) {
+        if let Some(turn) = self.turns.get_mut(&id) {
+            turn.restore = Restore::Over;
+        }
+        self.waits = false;
+        self.scheduler.end_restore(id);
+    }
+
     fn start(&mut self, start: Start) {
+        self.waits = false;
         let made = start.reply.tokens();
         let prompt_tokens = start.prompt.len() as u32;
         let sampler = Sampler::new(start.sampling, &start.prompt, made);
@@ -86,6 +172,7 @@ impl<E: Engine> StepLoop<E> {
             namespace: start.namespace,
             priority: start.priority,
             alone: start.alone,
+            restorable_blocks: start.restorable_blocks,
         };
         match self.scheduler.add(new) {
             Err(refused) => send(&start.progress, Progress::Refused(refused.to_string())),
@@ -96,9 +183,33 @@ impl<E: Engine> StepLoop<E> {
                     progress: start.progress,
                     prompt_tokens,
                     admitted: false,
+                    restore: if start.restorable_blocks > 0 { Restore::Awaited } else { Restore::Over },
+                    saving: start.saving,
+                    offered: 0,
+                    computed: 0,
                     last_token: None,
                 };
                 self.turns.insert(start.id, turn);
+            }
+        }
+    }
+
+    /// Tells turns that were admitted and wait for blocks from elsewhere that there is room for them. Those that were
+    /// preempted get what was kept of their blocks.
+    fn announce_room(&mut self) {
+        let restoring: Vec<_> = self.scheduler.restoring().collect();
+        for (id, blocks) in restoring {
+            let Some(turn) = self.turns.get_mut(&id) else { continue };
+            match turn.restore {
+                Restore::Awaited => {
+                    turn.restore = Restore::Told;
+                    send(&turn.progress, Progress::Room { blocks });
+                }
+                Restore::Told => {}
+                Restore::Over => {
+                    self.offload.bring_back(id, &mut self.scheduler, &mut self.model);
+                    self.waits = false;
+                }
             }
         }
     }
@@ -109,11 +220,13 @@ impl<E: Engine> StepLoop<E> {
         match self.forward(plan) {
             Ok(mut logits) => {
                 let sampling = plan.sequences.iter().filter(|sequence| sequence.samples);
-                let mut sampled = Vec::new();
+                let (mut sampled, mut ended) = (Vec::new(), Vec::new());
                 for (sequence, row) in sampling.zip(logits.rows_mut()) {
-                    sampled.extend(self.sample(sequence.id, row));
+                    sampled.extend(self.sample(sequence.id, row, &mut ended));
                 }
-                self.scheduler.apply(&sampled);
+                let left = self.scheduler.apply(&sampled);
+                self.offer_computed(plan);
+                self.finish(ended, &left);
                 metrics::tokens_generated(sampled.len());
             }
             Err(error) => {
@@ -122,8 +235,44 @@ impl<E: Engine> StepLoop<E> {
                 }
             }
         }
-        metrics::step_done(plan.rows(), started.elapsed());
+        let took = started.elapsed();
+        self.pace.step(plan.rows(), took);
+        metrics::step_done(plan.rows(), took);
         self.lifecycle.engine().step_done(Instant::now());
+    }
+
+    /// Offers the final runs that this step completed.
+    fn offer_computed(&mut self, plan: &StepPlan) {
+        for sequence in &plan.sequences {
+            let Some(turn) = self.turns.get_mut(&sequence.id) else { continue };
+            let (Some(saving), Some(computed)) = (&turn.saving, self.scheduler.computed(sequence.id)) else {
+                continue;
+            };
+            if computed.1.len() > turn.computed {
+                turn.computed = computed.1.len();
+                turn.offered = self.exports.offer(saving, computed, Wanted::Final, turn.offered);
+            }
+        }
+    }
+
+    /// Tells ended turns their last token. Their last runs are announced before, so that whoever waits for them knows
+    /// that they come.
+    fn finish(&mut self, ended: Vec<Ended>, left: &[Left]) {
+        for Ended { id, turn, token, kept } in ended {
+            if let Some(left) = left.iter().find(|left| left.id == id) {
+                self.offer_all(&turn, left, kept, Wanted::All);
+            }
+            send(&turn.progress, Progress::Token(token));
+        }
+    }
+
+    /// Offers all runs of a turn that left which the pool holds, up to its first `kept` tokens.
+    fn offer_all(&mut self, turn: &Turn, left: &Left, kept: usize, wanted: Wanted) {
+        let Some(saving) = &turn.saving else { return };
+        let pool = self.scheduler.pool();
+        let hashes = &left.hashes[..left.hashes.len().min(kept / pool.block_tokens() as usize)];
+        let known = pool.known_prefix(hashes);
+        self.exports.offer(saving, (&left.tokens, &hashes[..known]), wanted, turn.offered);
     }
 
     /// The step; a panic in it is an error of it. What it was computing is dropped with its blocks, and nothing else of the
@@ -141,6 +290,7 @@ impl<E: Engine> StepLoop<E> {
         for sequence in &plan.sequences {
             let Some(turn) = self.turns.get_mut(&sequence.id).filter(|turn| !turn.admitted) else { continue };
             turn.admitted = true;
+            turn.restore = Restore::Over;
             // Tokens that an earlier attempt made are not part of the prompt.
             let cached = self.scheduler.cached_tokens(sequence.id).unwrap_or(0).min(turn.prompt_tokens);
             metrics::prompt_admitted(turn.prompt_tokens, cached);
@@ -149,7 +299,7 @@ impl<E: Engine> StepLoop<E> {
     }
 
     /// Samples a turn's next token; none where the turn is over without one.
-    fn sample(&mut self, id: SequenceId, logits: &mut [f32]) -> Option<Sampled> {
+    fn sample(&mut self, id: SequenceId, logits: &mut [f32], ended: &mut Vec<Ended>) -> Option<Sampled> {
         let turn = self.turns.get_mut(&id)?;
         let reply = turn.reply.as_mut()?;
         let choice = match turn.sampler.sample(logits, &reply.forbidden()) {
@@ -165,6 +315,7 @@ impl<E: Engine> StepLoop<E> {
             metrics::inter_token(now - last);
         }
         let added = reply.push(choice.token);
+        let kept = turn.prompt_tokens as usize + reply.kept_tokens().len();
         let finished = added.finish.is_some();
         let token = MadeToken {
             id: choice.token,
@@ -173,9 +324,10 @@ impl<E: Engine> StepLoop<E> {
             finish: added.finish,
             reply: if finished { turn.reply.take() } else { None },
         };
-        send(&turn.progress, Progress::Token(token));
-        if finished {
-            self.turns.remove(&id);
+        if !finished {
+            send(&turn.progress, Progress::Token(token));
+        } else if let Some(turn) = self.turns.remove(&id) {
+            ended.push(Ended { id, turn, token, kept });
         }
         Some(Sampled { id, token: choice.token, finished })
     }
@@ -186,9 +338,13 @@ impl<E: Engine> StepLoop<E> {
         }
     }
 
-    fn drop_turn(&mut self, id: SequenceId) {
-        self.scheduler.remove(id);
-        self.turns.remove(&id);
+    fn drop_turn(&mut self, id: SequenceId, keep: bool) {
+        self.waits = false;
+        let (left, turn) = (self.scheduler.remove(id), self.turns.remove(&id));
+        if let (true, Some(left), Some(turn)) = (keep, left, turn) {
+            // Before the turn's channel closes.
+            self.offer_all(&turn, &left, left.tokens.len(), Wanted::Checkpoint);
+        }
     }
 
     fn report(&self) {

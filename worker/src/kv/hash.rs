@@ -202,6 +202,11 @@ impl HashChain {
     pub fn hashes(&self) -> &[PrefixHash] {
         &self.hashes
     }
+
+    /// The same, for keeps.
+    pub fn into_hashes(self) -> Vec<PrefixHash> {
+        self.hashes
+    }
 }
 
 #[cfg(test)]

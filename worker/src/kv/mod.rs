@@ -4,11 +4,13 @@
 //! its prefix hash), to cached (no holder, still findable) and back to free when its room is needed.
 
 pub mod codec;
+mod grid;
 mod hash;
 mod pool;
 mod run;
 mod table;
 
+pub use grid::RunGrid;
 pub use hash::{HashChain, Identity, Namespace, PrefixHash};
 pub use pool::{BlockPool, MutableBlock, PoolCounts, SharedBlock};
 pub use run::{BlockShape, CHUNK_TOKENS, Run, RunData, RunId, run_bounds};

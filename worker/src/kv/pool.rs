@@ -82,6 +82,8 @@ pub struct BlockPool {
     cached: BTreeMap<u64, BlockId>,
     /// Releases so far: the pool's only notion of time.
     releases: u64,
+    /// What was evicted since somebody last asked, oldest first; at most as many as there are blocks.
+    evicted: Vec<(PrefixHash, BlockId)>,
 }
 
 impl BlockPool {
@@ -99,6 +101,7 @@ impl BlockPool {
             known: HashMap::new(),
             cached: BTreeMap::new(),
             releases: 0,
+            evicted: Vec::new(),
         }
     }
 
@@ -192,6 +195,11 @@ impl BlockPool {
         while self.evict() {}
     }
 
+    /// Which blocks were evicted since this was last called. They hold what they held until somebody writes them.
+    pub fn take_evicted(&mut self) -> Vec<(PrefixHash, BlockId)> {
+        mem::take(&mut self.evicted)
+    }
+
     /// Compares the pool's books with each other and with the tables of all live sequences.
     pub fn check_integrity<'a>(
         &self,
@@ -251,6 +259,11 @@ impl BlockPool {
         let Some((_, id)) = self.cached.pop_first() else { return false };
         if let State::Cached { hash, .. } = mem::replace(self.state(id), State::Free) {
             self.known.remove(&hash);
+            if self.evicted.len() == self.states.len() {
+                // Nobody asks.
+                self.evicted.clear();
+            }
+            self.evicted.push((hash, id));
         }
         self.free.push(id);
         true

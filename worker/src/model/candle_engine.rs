@@ -62,12 +62,13 @@ impl Engine for CandleEngine {
         };
         Ok(Logits::new(values, vocabulary))
     }
+
     fn read_blocks(&self, blocks: &[BlockId]) -> Result<Vec<u8>, EngineError> {
         self.kv.read_blocks(blocks).map_err(transfer)
     }
 
-    fn write_blocks(&mut self, blocks: &[BlockId], data: &[u8]) -> Result<(), EngineError> {
-        self.kv.write_blocks(blocks, data).map_err(transfer)
+    fn write_blocks(&mut self, skip: usize, blocks: &[BlockId], data: &[u8]) -> Result<(), EngineError> {
+        self.kv.write_blocks(skip, blocks, data).map_err(transfer)
     }
 }
 

@@ -10,8 +10,8 @@ use super::paged::KvShape;
 use super::template::ChatTemplate;
 use super::tokenizer::Tokenizer;
 use super::{EngineError, ModelError};
-use crate::config::{KvDtype, WeightsMode};
-use crate::kv::{CHUNK_TOKENS, Identity, Namespace};
+use crate::config::{KvCodec, KvDtype, WeightsMode};
+use crate::kv::{BlockShape, CHUNK_TOKENS, Identity, Namespace};
 
 /// Bumped when a kernel changes the bits it computes, so that stored blocks of older workers are not mixed in.
 const NUMERICS_REVISION: u32 = 1;
@@ -31,9 +31,26 @@ pub struct LoadOptions {
     pub pool_bytes: usize,
     /// Longest context to serve; 0 for the model's own.
     pub max_context_tokens: usize,
+    /// How blocks are written outside the pool, which is a part of what they are.
+    pub kv_codec: KvCodec,
+    /// Blocks of other kinds of machine are as good.
+    pub kv_any_compute: bool,
 }
 
 impl LoadOptions {
+    /// For tools: blocks of 16 tokens, the model's own context, and no pool yet.
+    pub fn new(weights: WeightsMode, kv_dtype: KvDtype) -> Self {
+        Self {
+            weights,
+            kv_dtype,
+            block_tokens: 16,
+            pool_bytes: 0,
+            max_context_tokens: 0,
+            kv_codec: KvCodec::F16,
+            kv_any_compute: false,
+        }
+    }
+
     /// Bytes of the pool that a token of the model at `path` takes.
     pub fn token_bytes(&self, path: &Path) -> Result<usize, ModelError> {
         Ok(self.token_bytes_of(&DecoderConfig::from_gguf(&Gguf::open(path)?)?))
@@ -60,6 +77,8 @@ pub struct Model {
     pub blocks: usize,
     /// The model's shape.
     pub config: DecoderConfig,
+    /// What a block of its pool looks like.
+    pub block_shape: BlockShape,
 }
 
 impl Model {
@@ -83,7 +102,14 @@ impl Model {
         let done = |layer| progress(layer, layers);
         let decoder = Decoder::load(&mut gguf, config.clone(), options.weights, context_tokens, &done)?;
         let engine = CandleEngine::new(decoder, blocks, options.block_tokens, options.kv_dtype)?;
-        Ok(Self { engine, tokenizer, template, namespace, context_tokens, blocks, config })
+        let block_shape = BlockShape {
+            layers,
+            block_tokens: options.block_tokens,
+            kv_heads: config.kv_heads,
+            head_dim: config.head_dim,
+            dtype: options.kv_dtype,
+        };
+        Ok(Self { engine, tokenizer, template, namespace, context_tokens, blocks, config, block_shape })
     }
 
     /// Makes the first steps fast; see [`CandleEngine::warm_up`].
@@ -121,8 +147,8 @@ fn namespace(
         tokenizer_digest: tokenizer.digest(),
         rope_and_window: &format!("rope {rope:?}, no window"),
         kv_dtype: &options.kv_dtype.to_string(),
-        codec: &options.kv_dtype.to_string(),
-        compute_kind: compute_kind(),
+        codec: &options.kv_codec.to_string(),
+        compute_kind: if options.kv_any_compute { "any" } else { compute_kind() },
         numerics_revision: NUMERICS_REVISION,
         block_tokens: options.block_tokens as u32,
         chunk_tokens: CHUNK_TOKENS as u32,

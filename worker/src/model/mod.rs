@@ -66,8 +66,9 @@ pub trait Engine: Send {
     /// the pool's element type, little endian.
     fn read_blocks(&self, blocks: &[BlockId]) -> Result<Vec<u8>, EngineError>;
 
-    /// Replaces the contents of `blocks`, which no sequence reads, by what [`Self::read_blocks`] gave for as many.
-    fn write_blocks(&mut self, blocks: &[BlockId], data: &[u8]) -> Result<(), EngineError>;
+    /// Replaces the contents of `blocks`, which no sequence reads, by those of as many others in `data`, which
+    /// [`Self::read_blocks`] gave, after the first `skip` of them.
+    fn write_blocks(&mut self, skip: usize, blocks: &[BlockId], data: &[u8]) -> Result<(), EngineError>;
 }
 
 /// Errors of the [`Engine`] port.

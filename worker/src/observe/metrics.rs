@@ -37,6 +37,10 @@ const FIRST_TOKEN_BUCKETS: &[f64] =
 /// Under 0.025 is faster than people read; over 0.25 they notice.
 const INTER_TOKEN_BUCKETS: &[f64] = &[0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0];
 
+/// From a few blocks in the page cache to a long conversation in a slow store.
+const RESTORE_BUCKETS: &[f64] =
+    &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
+
 macro_rules! metrics {
     ($($constant:ident = $kind:expr, $name:literal, $help:literal;)+) => {
         $(#[doc = $help] pub const $constant: &str = $name;)+
@@ -96,6 +100,16 @@ metrics! {
         "Bytes of runs that wait to be written or are being written.";
     HOST_CACHE_HITS = Kind::Counter, "turnmill_host_cache_hits_total",
         "Runs of KV blocks found in the host cache.";
+    RESTORES = Kind::Counter, "turnmill_restores_total",
+        "Turns with stored runs, by what was decided: to restore them, or to prefill because that was expected to be faster, and how a restore ended.";
+    RESTORED_TOKENS = Kind::Counter, "turnmill_restored_tokens_total",
+        "Tokens whose KV came back from host cache or object store.";
+    RESTORE_SECONDS = Kind::Histogram(RESTORE_BUCKETS), "turnmill_restore_seconds",
+        "From room in the pool to the last run that came back, for each restored turn.";
+    OFFLOADED = Kind::Counter, "turnmill_offloaded_blocks_total",
+        "Blocks of preempted sequences that were copied out of the pool.";
+    BROUGHT_BACK = Kind::Counter, "turnmill_offloaded_blocks_restored_total",
+        "Those of them that came back.";
     HOST_CACHE = Kind::Gauge, "turnmill_host_cache_bytes",
         "Bytes of stored runs that the host cache holds.";
 
@@ -104,6 +118,9 @@ metrics! {
     INTER_TOKEN_SECONDS = Kind::Histogram(INTER_TOKEN_BUCKETS), "turnmill_inter_token_seconds",
         "Between two tokens of a turn.";
 }
+
+/// What may become of a turn with stored runs.
+pub const RESTORE_OUTCOMES: [&str; 5] = ["restored", "partly", "missed", "timed_out", "prefilled"];
 
 /// Makes this process record metrics. Once a process.
 pub fn install() -> Result<PrometheusHandle, ObserveError> {
@@ -134,7 +151,7 @@ fn announce() {
     }
     let outcomes = [Outcome::Completed, Outcome::Failed, Outcome::Cancelled, Outcome::Expired];
     outcomes.iter().for_each(|outcome| counter!(TURNS_ENDED, "outcome" => outcome.as_str()).absolute(0));
-    for fate in ["saved", "dropped", "failed"] {
+    for fate in ["saved", "dropped", "failed", "evicted"] {
         for name in [STORE_SAVES, STORE_SAVE_BYTES] {
             counter!(name, "outcome" => fate).absolute(0);
         }
@@ -143,7 +160,10 @@ fn announce() {
     for reason in ["absent", "unreachable", "timed_out"] {
         counter!(STORE_MISSES, "reason" => reason).absolute(0);
     }
-    let labelled = [TURNS_ENDED, STORE_SAVES, STORE_SAVE_BYTES, STORE_MISSES];
+    for outcome in RESTORE_OUTCOMES {
+        counter!(RESTORES, "outcome" => outcome).absolute(0);
+    }
+    let labelled = [TURNS_ENDED, STORE_SAVES, STORE_SAVE_BYTES, STORE_MISSES, RESTORES];
     for Metric { name, .. } in
         METRICS.iter().filter(|m| matches!(m.kind, Kind::Counter) && !labelled.contains(&m.name))
     {
@@ -224,6 +244,11 @@ pub fn run_failed(bytes: usize) {
     run_ended("failed", bytes);
 }
 
+/// A run that was to be saved was evicted from the pool before it was copied.
+pub fn run_withdrawn() {
+    run_ended("evicted", 0);
+}
+
 fn run_ended(outcome: &'static str, bytes: usize) {
     counter!(STORE_SAVES, "outcome" => outcome).increment(1);
     counter!(STORE_SAVE_BYTES, "outcome" => outcome).increment(bytes as u64);
@@ -248,6 +273,27 @@ pub fn run_missed(reason: &'static str) {
 /// A run was found in the host cache.
 pub fn host_cache_hit() {
     counter!(HOST_CACHE_HITS).increment(1);
+}
+
+/// It was decided how a turn with stored runs gets its blocks; `what` comes from a closed list.
+pub fn restore_decided(what: &'static str) {
+    counter!(RESTORES, "outcome" => what).increment(1);
+}
+
+/// A turn got the KV of so many tokens back, in so much time.
+pub fn restored(tokens: usize, took: Duration) {
+    counter!(RESTORED_TOKENS).increment(tokens as u64);
+    histogram!(RESTORE_SECONDS).record(took);
+}
+
+/// A preempted sequence's block was copied out of the pool.
+pub fn block_offloaded() {
+    counter!(OFFLOADED).increment(1);
+}
+
+/// A preempted sequence's block came back.
+pub fn block_brought_back() {
+    counter!(BROUGHT_BACK).increment(1);
 }
 
 /// The host cache holds so many bytes.

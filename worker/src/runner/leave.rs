@@ -5,15 +5,14 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
-use turnmill_schema::{DeadReason, End, Message, Outcome, Role, Timing, TranscriptEntry, Usage};
+use turnmill_schema::{DeadReason, End, Manifest, Message, Outcome, Role, Timing, TranscriptEntry, Usage};
 
 use super::held::HeldToken;
 use super::payload;
 use super::publish::{Publisher, persist};
-use super::turn::{Attempt, Runner};
+use super::turn::{Attempt, Kept, Runner};
 use crate::broker::{Advice, Broker, BrokerError, Ending, Lease, Retry};
 use crate::engine::Reply;
-use crate::model::Prompt;
 use crate::observe::metrics;
 
 /// How a turn leaves.
@@ -48,13 +47,13 @@ impl<B: Broker> Runner<B> {
         attempt: Attempt,
         publisher: &mut Publisher<B>,
         leaving: Leaving,
-        kept: Option<(Vec<Message>, Prompt)>,
+        kept: Option<Kept>,
         lost: &CancellationToken,
     ) -> Option<HeldToken> {
         let published = publisher.published();
         let ending = match leaving {
             Leaving::Lost => return self.lose(),
-            Leaving::GivenBack => return self.release(&attempt.lease, lost).await,
+            Leaving::GivenBack => return self.give_back(&attempt, kept, lost).await,
             Leaving::Failed(failure) => return self.retry(&attempt.lease, failure, lost).await,
             Leaving::Rejected(text) => {
                 warn!(reason = %text, "the turn can never run");
@@ -68,8 +67,9 @@ impl<B: Broker> Runner<B> {
             Leaving::Completed(reply) => {
                 let mut end = self.end(&attempt, published, Outcome::Completed, None);
                 end.finish = reply.finish();
-                let entry = kept.map(|(messages, prompt)| entry(&attempt.lease, messages, &prompt, &reply));
-                Ending { entry, ..self.ending(published, end) }
+                let manifest = self.manifest(&attempt, kept.as_ref(), &reply).await;
+                let entry = kept.map(|kept| entry(&attempt.lease, kept, &reply));
+                Ending { entry, manifest, ..self.ending(published, end) }
             }
         };
         let entry = ending.entry.filter(|_| !attempt.lease.token.agent.is_lone());
@@ -105,7 +105,7 @@ impl<B: Broker> Runner<B> {
             }
             Err(error @ BrokerError::Gap { .. }) => {
                 warn!(%error, "published tokens are gone; the turn is given back to go on before them");
-                self.release(lease, lost).await
+                self.release(lease, None, lost).await
             }
             Err(error) => {
                 warn!(%error, "the turn could not be ended");
@@ -142,13 +142,46 @@ impl<B: Broker> Runner<B> {
         None
     }
 
-    async fn release(&self, lease: &Lease, lost: &CancellationToken) -> Option<HeldToken> {
+    /// What is stored of the agent's K and V now that the turn is completed.
+    async fn manifest(&self, attempt: &Attempt, kept: Option<&Kept>, reply: &Reply) -> Option<Manifest> {
+        let keeper = self.keeper.as_ref().filter(|_| !attempt.lease.token.agent.is_lone())?;
+        let Kept { prompt, conversation, .. } = kept?;
+        let tokens = [&prompt.tokens[..], reply.kept_tokens()].concat();
+        // The last token was sampled, and never computed.
+        let computed = tokens.len().min((prompt.tokens.len() + reply.tokens().len()).saturating_sub(1));
+        keeper.end(&self.broker, &attempt.lease, conversation.as_ref()?, (&tokens, computed)).await
+    }
+
+    /// Gives the turn back with what is stored of it, which is what the next worker goes on from.
+    async fn give_back(
+        &self,
+        attempt: &Attempt,
+        kept: Option<Kept>,
+        lost: &CancellationToken,
+    ) -> Option<HeldToken> {
+        let conversation = kept.and_then(|kept| kept.conversation);
+        let manifest = match (&self.keeper, conversation) {
+            (Some(keeper), Some(conversation)) => tokio::select! {
+                manifest = keeper.give_back(&conversation, &attempt.tokens) => manifest,
+                () = lost.cancelled() => return self.lose(),
+            },
+            _ => None,
+        };
+        self.release(&attempt.lease, manifest, lost).await
+    }
+
+    async fn release(
+        &self,
+        lease: &Lease,
+        manifest: Option<Manifest>,
+        lost: &CancellationToken,
+    ) -> Option<HeldToken> {
         if self.engine.is_gone() {
             // The turn may be what ended it: the lease runs out, and the attempt counts.
             return None;
         }
         let released = tokio::select! {
-            released = persist(&self.link, || self.broker.release(lease, None)) => released,
+            released = persist(&self.link, || self.broker.release(lease, manifest.as_ref())) => released,
             () = lost.cancelled() => return self.lose(),
         };
         match released {
@@ -180,8 +213,8 @@ impl<B: Broker> Runner<B> {
 }
 
 /// What a completed turn adds to its agent's history.
-fn entry(lease: &Lease, messages: Vec<Message>, prompt: &Prompt, reply: &Reply) -> TranscriptEntry {
-    let mut messages = messages;
+fn entry(lease: &Lease, kept: Kept, reply: &Reply) -> TranscriptEntry {
+    let Kept { mut messages, prompt, .. } = kept;
     messages.push(Message::new(Role::Assistant, reply.text()));
     let tokens = [&prompt.tokens[prompt.kept..], reply.kept_tokens()].concat();
     TranscriptEntry { turn: lease.turn, messages, keep: prompt.kept as u32, tokens }

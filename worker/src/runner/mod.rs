@@ -4,6 +4,9 @@
 //! |---|---|
 //! | `intake` | reads, reclaims and leases while there is room |
 //! | `turn` | one turn's life: prompt, engine, publishing |
+//! | `conversation` | its tokens as the object store knows them |
+//! | `restore` | its stored K and V come back before it runs |
+//! | `keep` | what is stored of it when it leaves, and who is told |
 //! | `leave` | its end: the terminal result, or giving it back |
 //! | `payload` | the turn's own text, where it is too large for Redis |
 //! | `publish` | a result stream's next deltas, through outages |
@@ -18,23 +21,29 @@
 //! ended, released or lost, so that heartbeats cover exactly that; a task that dies drops its entry, and after
 //! a lease another worker takes the turn.
 
+mod conversation;
 mod heartbeat;
 mod held;
 mod intake;
+mod keep;
 mod leave;
 mod link;
 mod notices;
 mod payload;
 mod publish;
 mod registry;
+mod restore;
 mod retries;
 mod turn;
 
+pub use conversation::Conversation;
 pub use heartbeat::heartbeat;
 pub use held::Held;
 pub use intake::Intake;
+pub use keep::Keeper;
 pub use link::Link;
 pub use notices::notices;
 pub use registry::Registry;
+pub use restore::{RestoreSettings, Restored, Restorer};
 pub use retries::Retries;
 pub use turn::{Prompting, Runner, RunnerSettings};

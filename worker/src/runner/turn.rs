@@ -6,18 +6,21 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 use tracing::{Instrument, info, info_span, warn};
-use turnmill_schema::{DeadReason, PayloadReference, StoredTurn, Turn, Usage};
+use turnmill_schema::{DeadReason, Message, PayloadReference, StoredTurn, Turn, Usage};
 
+use super::conversation::{Conversation, Known};
 use super::held::{HeldLease, HeldToken};
+use super::keep::Keeper;
 use super::leave::{Leaving, lost_to};
 use super::publish::Publisher;
 use super::retries::Retries;
 use super::{Held, Link};
 use crate::broker::{Broker, Claim, Lease};
-use crate::engine::{EngineHandle, MadeToken, Progress, Reply, Start};
-use crate::kv::Namespace;
-use crate::model::{ChatTemplate, Prompt, Tokenizer, prompt};
+use crate::engine::{EngineHandle, MadeToken, Progress, Reply, Saving, Start};
+use crate::kv::{Namespace, Run};
+use crate::model::{ChatTemplate, Prompt, PromptError, Tokenizer, prompt};
 use crate::schedule::SequenceId;
 use crate::store::Payloads;
 
@@ -33,6 +36,15 @@ pub struct Prompting {
     pub context_tokens: u32,
     /// Tokens that the whole pool holds.
     pub pool_tokens: u32,
+    /// Tokens a block.
+    pub block_tokens: usize,
+}
+
+impl Prompting {
+    /// The block after the run's last.
+    fn end(&self, run: &Run) -> usize {
+        run.first_block + run.tokens.len() / self.block_tokens
+    }
 }
 
 /// What a runner is told.
@@ -56,6 +68,8 @@ pub struct Runner<B> {
     pub prompting: Arc<Prompting>,
     /// Where turns too large for Redis are.
     pub payloads: Option<Payloads>,
+    /// Where K and V are kept outside the pool.
+    pub keeper: Option<Arc<Keeper>>,
     /// What is held.
     pub held: Held,
     /// Whether the queue answers.
@@ -81,6 +95,8 @@ pub(super) struct Attempt {
     /// Milliseconds from enqueue to the first token, where an earlier attempt published it.
     pub(super) first_token_ms: Option<u64>,
     pub(super) usage: Usage,
+    /// Prompt and reply so far.
+    pub(super) tokens: Vec<u32>,
 }
 
 /// A prompt and what is left to make.
@@ -89,7 +105,18 @@ struct Work {
     prompt: Prompt,
     reply: Reply,
     max_total_tokens: u32,
+    conversation: Option<Conversation>,
 }
+
+/// What is still wanted of a turn when it leaves.
+pub(super) struct Kept {
+    pub(super) messages: Vec<Message>,
+    pub(super) prompt: Prompt,
+    pub(super) conversation: Option<Conversation>,
+}
+
+/// A turn that has no room in the pool for so long gets its stored runs read into the host cache.
+const PREFETCH_AFTER: Duration = Duration::from_millis(20);
 
 impl<B: Broker> Runner<B> {
     /// Runs a leased turn to its end. `token` is what it was leased with; the one returned stands for the agent's next
@@ -111,6 +138,7 @@ impl<B: Broker> Runner<B> {
             deadline: claim.expires_in.and_then(|left| Instant::now().checked_add(left)),
             first_token_ms: claim.first_token_ms,
             usage: Usage::default(),
+            tokens: Vec::new(),
         };
         let mut publisher = Publisher::new(
             self.broker.clone(),
@@ -124,7 +152,11 @@ impl<B: Broker> Runner<B> {
             Err(leaving) => (leaving, None),
             Ok(work) => {
                 attempt.usage.prompt_tokens = work.prompt.tokens.len() as u32;
-                let kept = (work.turn.messages.clone(), work.prompt.clone());
+                let kept = Kept {
+                    messages: work.turn.messages.clone(),
+                    prompt: work.prompt.clone(),
+                    conversation: work.conversation.clone(),
+                };
                 let leaving = self.compute(&mut attempt, &mut publisher, work, alone, &held.lost).await;
                 (leaving, Some(kept))
             }
@@ -144,16 +176,32 @@ impl<B: Broker> Runner<B> {
         let turn = self.fetch(stored, lost).await?;
         turn.validate().map_err(|error| Leaving::Rejected(error.to_string()))?;
         let prompting = self.prompting.clone();
+        let published: Vec<u32> = claim.published.into_iter().flat_map(|delta| delta.tokens).collect();
+        let keeper = self.keeper.as_ref().filter(|keeper| keeper.serves(turn.tenant.as_str()));
+        let is_stored = keeper.is_some();
+        let (manifest, attempt) = (claim.manifest, claim.lease.attempt);
         // Tokenising a long conversation takes milliseconds of pure computing.
         let made = tokio::task::spawn_blocking(move || {
-            let made = prompt(&prompting.tokenizer, &prompting.template, &claim.history, &turn.messages);
-            made.map(|prompt| (turn, prompt))
+            let prompt = prompt(&prompting.tokenizer, &prompting.template, &claim.history, &turn.messages)?;
+            let conversation = is_stored.then(|| {
+                let known = Known {
+                    tenant: turn.tenant.as_str(),
+                    messages: &[&claim.history.messages[..], &turn.messages].concat(),
+                    tokens: &[&prompt.tokens[..], &published].concat(),
+                    manifest,
+                    has_history: !claim.history.tokens.is_empty(),
+                    resumed: attempt > 1 || !published.is_empty(),
+                };
+                Conversation::new(&prompting, &known)
+            });
+            Ok::<_, PromptError>((turn, prompt, published, conversation))
         });
         let made = made.await.map_err(|_| {
             let text = "the prompt could not be made: a bug in the worker; please report its log";
             Leaving::failed(DeadReason::Attempts, text.to_owned())
         })?;
-        let (turn, prompt) = made.map_err(|error| Leaving::Rejected(error.to_string()))?;
+        let (turn, prompt, published, conversation) =
+            made.map_err(|error| Leaving::Rejected(error.to_string()))?;
         if prompt.retokenised && claim.lease.attempt == 1 {
             info!(kept = prompt.kept, "the template rewrote the history; it was tokenised again");
         }
@@ -161,9 +209,8 @@ impl<B: Broker> Runner<B> {
             self.max_total_tokens(&turn, prompt.tokens.len() as u32).map_err(Leaving::Rejected)?;
         let max_tokens = max_total_tokens - prompt.tokens.len() as u32;
         let mut reply = Reply::new(self.prompting.tokenizer.clone(), &turn.sampling, max_tokens);
-        let published: Vec<u32> = claim.published.into_iter().flat_map(|delta| delta.tokens).collect();
         self.replay(&mut reply, &published).map_err(|text| Leaving::failed(DeadReason::Unreadable, text))?;
-        Ok(Work { turn, prompt, reply, max_total_tokens })
+        Ok(Work { turn, prompt, reply, max_total_tokens, conversation })
     }
 
     /// Restores the state after the tokens that earlier attempts published. Another model, or a smaller context
@@ -212,7 +259,13 @@ impl<B: Broker> Runner<B> {
         let id = SequenceId(self.sequences.fetch_add(1, Ordering::Relaxed));
         let left =
             work.max_total_tokens as usize - work.prompt.tokens.len().min(work.max_total_tokens as usize);
-        let (sender, mut progress) = mpsc::channel(left + 2);
+        let (sender, mut progress) = mpsc::channel(left + 3);
+        attempt.tokens = [&work.prompt.tokens[..], work.reply.tokens()].concat();
+        let stored = work.conversation.as_ref().map_or_else(Vec::new, |of| of.stored.clone());
+        let saving = work.conversation.map(|conversation| Saving {
+            grid: conversation.grid,
+            only_shared: attempt.lease.token.agent.is_lone(),
+        });
         let start = Start {
             id,
             prompt: work.prompt.tokens,
@@ -222,6 +275,8 @@ impl<B: Broker> Runner<B> {
             namespace: self.prompting.namespace.for_tenant(work.turn.tenant.as_str()),
             priority: work.turn.priority,
             alone,
+            restorable_blocks: stored.last().map_or(0, |run| self.prompting.end(run)),
+            saving,
             progress: sender,
         };
         if self.engine.start(start).await.is_err() {
@@ -229,28 +284,31 @@ impl<B: Broker> Runner<B> {
         }
         let expires = attempt.deadline;
         let leaving = tokio::select! {
-            leaving = self.receive(attempt, publisher, &mut progress) => leaving,
+            leaving = self.receive(attempt, publisher, &mut progress, (id, stored)) => leaving,
             () = lost.cancelled() => Leaving::Lost,
             () = self.give_back.cancelled() => Leaving::GivenBack,
             () = until(expires) => Leaving::Expired,
         };
         if matches!(leaving, Leaving::GivenBack | Leaving::Lost | Leaving::Expired) {
             // An engine that is gone needs no stopping.
-            let _ = self.engine.stop(id).await;
+            let _ = self.engine.stop(id, matches!(leaving, Leaving::GivenBack)).await;
         }
         if matches!(leaving, Leaving::GivenBack | Leaving::Expired | Leaving::Failed(_)) {
-            self.publish_rest(publisher, &mut progress, lost).await;
+            self.publish_rest(attempt, publisher, &mut progress, lost).await;
         }
         leaving
     }
 
-    /// Publishes tokens as they come, until the turn is over.
+    /// Publishes tokens as they come, until the turn is over. Before the first one the `stored` runs come back, where the
+    /// pool lacks them.
     async fn receive(
         &self,
         attempt: &mut Attempt,
         publisher: &mut Publisher<B>,
         progress: &mut mpsc::Receiver<Progress>,
+        (id, stored): (SequenceId, Vec<Arc<Run>>),
     ) -> Leaving {
+        let mut prefetch = self.prefetch(&stored);
         loop {
             let flush = until(publisher.due());
             let next = tokio::select! {
@@ -262,8 +320,21 @@ impl<B: Broker> Runner<B> {
                 },
             };
             match next {
-                Some(Progress::Admitted { cached_tokens }) => attempt.usage.cached_tokens = cached_tokens,
+                Some(Progress::Room { blocks }) => {
+                    drop(prefetch.take());
+                    if let Some(keeper) = &self.keeper {
+                        keeper.restorer.restore(id, &stored, blocks).await;
+                    }
+                    if self.engine.end_restore(id).await.is_err() {
+                        return Leaving::GivenBack;
+                    }
+                }
+                Some(Progress::Admitted { cached_tokens }) => {
+                    drop(prefetch.take());
+                    attempt.usage.cached_tokens = cached_tokens;
+                }
                 Some(Progress::Token(token)) => {
+                    attempt.tokens.push(token.id);
                     publisher.push(&token);
                     let MadeToken { reply: Some(reply), .. } = token else { continue };
                     return match publisher.flush().await {
@@ -278,15 +349,27 @@ impl<B: Broker> Runner<B> {
         }
     }
 
+    /// Brings stored runs into the host cache while the turn waits for room; until the handle is dropped.
+    fn prefetch(&self, stored: &[Arc<Run>]) -> Option<AbortOnDropHandle<()>> {
+        let keeper = self.keeper.clone().filter(|_| !stored.is_empty())?;
+        let stored = stored.to_vec();
+        Some(AbortOnDropHandle::new(tokio::spawn(async move {
+            tokio::time::sleep(PREFETCH_AFTER).await;
+            keeper.restorer.prefetch(&stored).await;
+        })))
+    }
+
     /// What the engine made before it was stopped is published too: the next worker goes on after it.
     async fn publish_rest(
         &self,
+        attempt: &mut Attempt,
         publisher: &mut Publisher<B>,
         progress: &mut mpsc::Receiver<Progress>,
         lost: &CancellationToken,
     ) {
         while let Some(next) = progress.recv().await {
             if let Progress::Token(token) = next {
+                attempt.tokens.push(token.id);
                 publisher.push(&token);
             }
         }

@@ -31,10 +31,11 @@ impl Draft {
         self.completing.contains(hash)
     }
 
-    /// Plans as many of the sequence's pending tokens as the budget allows. Its blocks hold them already.
+    /// Plans as many of the sequence's pending tokens as the budget allows; none of one that still waits for blocks. Its
+    /// blocks have room for all of them.
     pub fn push(&mut self, sequence: &mut Sequence) {
         let rows = sequence.pending().min(self.budget);
-        if rows == 0 {
+        if rows == 0 || sequence.restoring {
             return;
         }
         let (first, context) = (sequence.computed, sequence.computed + rows);

@@ -14,4 +14,4 @@ mod waiting;
 pub use limits::{Limits, Refused};
 pub use plan::{PlannedSequence, SequenceId, StepPlan};
 pub use scheduler::{Counts, Scheduler};
-pub use sequence::{NewSequence, Sampled};
+pub use sequence::{Left, NewSequence, Sampled};

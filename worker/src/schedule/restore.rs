@@ -1,57 +1,59 @@
-//! Prefixes that come back from outside the pool, block by block.
+//! Blocks that come back from outside the pool, into a sequence that was admitted and is not planned until they have.
 //!
-//! Invariant: a restore's table holds a prefix without gaps, so that what is cached when it ends is reachable.
+//! Invariants: a restored block is one of the sequence's own and is sealed in order, so that what comes back is a prefix
+//! without gaps; the block of the last token never comes back, since a step has to compute that token.
 
+use std::ops::Range;
+
+use super::sequence::Sequence;
 use super::{Scheduler, SequenceId};
-use crate::kv::{BlockId, BlockTable, PrefixHash};
-
-/// A prefix on its way back.
-#[derive(Debug)]
-pub(super) struct Restore {
-    pub id: SequenceId,
-    pub table: BlockTable,
-}
+use crate::kv::{BlockId, PrefixHash};
 
 impl Scheduler {
-    /// Blocks to be written with the last `count` of `prefix`, for a sequence that is added later; to be followed by
-    /// [`Self::seal_restored`]. None: there is no room, or the blocks before them are not there. Either way what it holds is
-    /// held until [`Self::end_restore`].
-    pub fn restore(&mut self, id: SequenceId, prefix: &[PrefixHash], count: usize) -> Option<Vec<BlockId>> {
-        let before = prefix.len().checked_sub(count)?;
-        let index = self.restore_index(id, &prefix[..before])?;
-        let reserve = self.running.len() + 1;
-        let fits = self.restores[index].table.len() == before && self.pool.available() >= count + reserve;
-        let blocks = if fits { self.pool.allocate(count)? } else { return None };
-        let ids = blocks.iter().map(|block| block.id()).collect();
-        self.restores[index].table.grow(blocks);
-        Some(ids)
+    /// The sequences that hold their blocks and wait for what lies in them, with the number of blocks each has already.
+    pub fn restoring(&self) -> impl Iterator<Item = (SequenceId, usize)> {
+        let restoring = self.running.iter().filter(|sequence| sequence.restoring);
+        restoring.map(|sequence| (sequence.id, sequence.table.sealed_blocks()))
     }
 
-    /// The blocks that [`Self::restore`] gave hold `hashes` now.
-    pub fn seal_restored(&mut self, id: SequenceId, hashes: &[PrefixHash]) {
-        if let Some(restore) = self.restores.iter_mut().find(|restore| restore.id == id) {
-            hashes.iter().for_each(|hash| restore.table.seal_next(&mut self.pool, *hash));
-        }
-    }
-
-    /// All that comes has come: it is cached from here on, until somebody wants it or its room.
-    pub fn end_restore(&mut self, id: SequenceId) {
-        if let Some(index) = self.restores.iter().position(|restore| restore.id == id) {
-            self.restores.remove(index).table.release(&mut self.pool);
-        }
-    }
-
-    /// Finds the sequence's restore, or begins one with what the pool has, which must be all of `before`.
-    fn restore_index(&mut self, id: SequenceId, before: &[PrefixHash]) -> Option<usize> {
-        if let Some(index) = self.restores.iter().position(|restore| restore.id == id) {
-            return Some(index);
-        }
-        let mut table = BlockTable::with_prefix(self.pool.block_tokens(), self.pool.match_prefix(before));
-        if table.len() < before.len() {
-            table.release(&mut self.pool);
+    /// Where those of the sequence's `blocks` go that it lacks and may get; to be followed by [`Self::seal_restored`].
+    /// None: it does not wait for them (any more), or blocks before them are missing.
+    pub fn restore(&mut self, id: SequenceId, blocks: &Range<usize>) -> Option<Vec<BlockId>> {
+        let sequence = self.find_restoring(id)?;
+        let sealed = sequence.table.sealed_blocks();
+        if blocks.start > sealed {
             return None;
         }
-        self.restores.push(Restore { id, table });
-        Some(self.restores.len() - 1)
+        let missing = blocks.end.saturating_sub(sealed).min(sequence.wanted().len());
+        Some(sequence.table.mutable_blocks().take(missing).collect())
+    }
+
+    /// The first `count` blocks that the sequence lacked hold what they should.
+    pub fn seal_restored(&mut self, id: SequenceId, count: usize) {
+        let Some(index) = self.running.iter().position(|sequence| sequence.id == id) else { return };
+        self.running[index].seal_restored(count, &mut self.pool);
+    }
+
+    /// All that comes has come: the sequence is planned from now on, or once it is admitted.
+    pub fn end_restore(&mut self, id: SequenceId) {
+        if let Some(sequence) = self.running.iter_mut().find(|sequence| sequence.id == id) {
+            sequence.end_restore();
+        } else if let Some(sequence) = self.waiting.find(id) {
+            sequence.end_restore();
+        }
+    }
+
+    /// The hashes of all full blocks of a sequence that is here.
+    pub fn hashes(&self, id: SequenceId) -> Option<&[PrefixHash]> {
+        self.sequences().find(|sequence| sequence.id == id).map(Sequence::hashes)
+    }
+
+    /// Hashes of the blocks that preempted sequences had and will want again.
+    pub fn wanted_back(&self) -> impl Iterator<Item = &PrefixHash> {
+        self.waiting.iter().filter(|sequence| sequence.is_preempted()).flat_map(Sequence::wanted)
+    }
+
+    fn find_restoring(&mut self, id: SequenceId) -> Option<&mut Sequence> {
+        self.running.iter_mut().find(|sequence| sequence.id == id && sequence.restoring)
     }
 }

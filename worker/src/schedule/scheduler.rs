@@ -12,9 +12,8 @@
 //! * **Preemption.** A decoding sequence that needs a block takes it from the least senior one, which may be
 //!   itself. So the most senior always makes progress, and since no sequence can outgrow the pool, everyone
 //!   ends.
-//! * **Restores.** Blocks that come back from elsewhere are held for their sequence until all are there, then cached like
-//!   any others; the sequence is added afterwards and finds them. They never take what running sequences need to
-//!   grow, and are the first to go where those are short.
+//! * **Restores.** A sequence whose blocks come back from elsewhere is admitted like any other, with room for all its
+//!   tokens, and is not planned until they have come. It counts as running, and gives way like any running one.
 //! * **Alone.** While a sequence that runs alone is there, every other step is that of the most senior such
 //!   sequence, and the steps between are for all others.
 //!
@@ -22,11 +21,10 @@
 //! no sealed block is written; `check_integrity` after any call is sound.
 
 use super::draft::Draft;
-use super::restore::Restore;
-use super::sequence::{NewSequence, Sampled, Sequence};
+use super::sequence::{Left, NewSequence, Sampled, Sequence};
 use super::waiting::Waiting;
 use super::{Limits, Refused, SequenceId, StepPlan};
-use crate::kv::BlockPool;
+use crate::kv::{BlockId, BlockPool, PrefixHash};
 
 /// How many sequences are where.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -46,9 +44,9 @@ pub struct Scheduler {
     pub(super) pool: BlockPool,
     /// Most senior first.
     pub(super) running: Vec<Sequence>,
-    waiting: Waiting,
-    /// Prefixes on their way back, oldest first.
-    pub(super) restores: Vec<Restore>,
+    pub(super) waiting: Waiting,
+    /// Whether somebody keeps the blocks that preempted sequences lose.
+    keeps_preempted: bool,
     preempted_total: u64,
     last_step_alone: bool,
 }
@@ -65,10 +63,16 @@ impl Scheduler {
             pool,
             running: Vec::new(),
             waiting: Waiting::default(),
-            restores: Vec::new(),
+            keeps_preempted: false,
             preempted_total: 0,
             last_step_alone: false,
         }
+    }
+
+    /// From now on preempted sequences wait, once admitted again, for those of their blocks that were evicted: the caller
+    /// copies what [`Self::take_evicted`] names and [`Self::wanted_back`] asks for.
+    pub fn keep_preempted(&mut self) {
+        self.keeps_preempted = true;
     }
 
     /// Queues a sequence, unless it could never run. The caller bounds how many wait.
@@ -102,16 +106,14 @@ impl Scheduler {
 
     /// Takes in what the plan last scheduled computed: one entry for each sequence that samples in it, in any
     /// order. Full blocks are sealed; ended sequences leave. Entries for others are ignored, and a sequence
-    /// that lacks its entry is computed again.
-    pub fn apply(&mut self, sampled: &[Sampled]) {
+    /// that lacks its entry is computed again. Returns the ended ones.
+    pub fn apply(&mut self, sampled: &[Sampled]) -> Vec<Left> {
         let pool = &mut self.pool;
-        self.running.retain_mut(|sequence| {
-            let ended = sequence.advance(sampled.iter().find(|sample| sample.id == sequence.id), pool);
-            if ended {
-                sequence.release(pool);
-            }
-            !ended
+        let ended = self.running.extract_if(.., |sequence| {
+            sequence.advance(sampled.iter().find(|sample| sample.id == sequence.id), pool)
         });
+        let ended: Vec<Sequence> = ended.collect();
+        ended.into_iter().map(|sequence| sequence.leave(&mut self.pool)).collect()
     }
 
     /// The plan last scheduled failed: its sequences leave, since what they wrote cannot be trusted. Returns
@@ -130,13 +132,19 @@ impl Scheduler {
         failed
     }
 
-    /// Drops a sequence that was cancelled or lost, also while a plan with it runs. False: it was not here.
-    pub fn remove(&mut self, id: SequenceId) -> bool {
-        match self.running.iter().position(|sequence| sequence.id == id) {
-            Some(index) => self.running.remove(index).release(&mut self.pool),
-            None => return self.waiting.remove(id).is_some(),
-        }
-        true
+    /// Drops a sequence that was cancelled or lost, also while a plan with it runs. None: it was not here.
+    pub fn remove(&mut self, id: SequenceId) -> Option<Left> {
+        let sequence = match self.running.iter().position(|sequence| sequence.id == id) {
+            Some(index) => self.running.remove(index),
+            None => self.waiting.remove(id)?,
+        };
+        Some(sequence.leave(&mut self.pool))
+    }
+
+    /// The tokens of a running sequence, and the hashes of its full blocks that are computed.
+    pub fn computed(&self, id: SequenceId) -> Option<(&[u32], &[PrefixHash])> {
+        let sequence = self.running.iter().find(|sequence| sequence.id == id)?;
+        Some((&sequence.tokens, sequence.sealed()))
     }
 
     /// How many tokens of the sequence were found in the pool instead of computed when it was first admitted.
@@ -151,7 +159,7 @@ impl Scheduler {
         Counts { running, waiting, preempted_total: self.preempted_total }
     }
 
-    /// Whether [`Self::schedule`] would return a plan.
+    /// Whether any sequence is here. Where none is restoring, [`Self::schedule`] returns a plan then.
     pub fn has_work(&self) -> bool {
         self.sequences().next().is_some()
     }
@@ -159,6 +167,12 @@ impl Scheduler {
     /// The pool, to be looked at.
     pub fn pool(&self) -> &BlockPool {
         &self.pool
+    }
+
+    /// Which cached blocks were evicted since this was last called; to be looked at before the next plan is computed, which
+    /// writes them.
+    pub fn take_evicted(&mut self) -> Vec<(PrefixHash, BlockId)> {
+        self.pool.take_evicted()
     }
 
     /// Forgets every cached block: what follows is computed as on a fresh worker.
@@ -169,7 +183,7 @@ impl Scheduler {
     /// Whether pool, tables and queues agree.
     pub fn check_integrity(&self) -> Result<(), String> {
         let tables = self.running.iter().map(|sequence| &sequence.table);
-        self.pool.check_integrity(tables.chain(self.restores.iter().map(|restore| &restore.table)))?;
+        self.pool.check_integrity(tables)?;
         self.sequences().try_for_each(Sequence::check_integrity)?;
         if self.waiting.iter().any(|sequence| !sequence.table.is_empty()) {
             return Err("a waiting sequence holds blocks".into());
@@ -186,7 +200,8 @@ impl Scheduler {
         let mut index = 0;
         while index < self.running.len() && draft.has_room() {
             let sequence = &self.running[index];
-            if !sequence.alone && sequence.pending() == 1 && self.make_room(index) {
+            let decodes = sequence.pending() == 1 && !sequence.restoring;
+            if !sequence.alone && decodes && self.make_room(index) {
                 draft.push(&mut self.running[index]);
             }
             index += 1;
@@ -204,7 +219,8 @@ impl Scheduler {
         if self.waiting.head().is_some_and(|head| head.alone) {
             self.admit_head(draft);
         }
-        let Some(index) = self.running.iter().position(|sequence| sequence.alone) else { return };
+        let ready = |sequence: &Sequence| sequence.alone && !sequence.restoring;
+        let Some(index) = self.running.iter().position(ready) else { return };
         if self.make_room(index) {
             draft.push(&mut self.running[index]);
         }
@@ -216,15 +232,6 @@ impl Scheduler {
             return None;
         }
         let head = self.waiting.head()?;
-        if self.running.is_empty() {
-            // Somebody must make progress, and what is on its way back is not running.
-            let wanted = head.missing_blocks();
-            while self.pool.available() < wanted
-                && let Some(mut restore) = self.restores.pop()
-            {
-                restore.table.release(&mut self.pool);
-            }
-        }
         head.find_prefix(&mut self.pool);
         // Every running sequence and the new one can grow by a block; the only one may have the whole pool.
         let reserve = if self.running.is_empty() { 0 } else { self.running.len() + 1 };
@@ -251,12 +258,8 @@ impl Scheduler {
                 self.running[index].table.grow(blocks);
                 return true;
             }
-            if let Some(mut restore) = self.restores.pop() {
-                restore.table.release(&mut self.pool);
-                continue;
-            }
             if let Some(mut victim) = self.running.pop() {
-                victim.preempt(&mut self.pool);
+                victim.preempt(self.keeps_preempted, &mut self.pool);
                 self.waiting.put_back(victim);
                 self.preempted_total += 1;
             }
@@ -264,7 +267,7 @@ impl Scheduler {
         false
     }
 
-    fn sequences(&self) -> impl Iterator<Item = &Sequence> {
+    pub(super) fn sequences(&self) -> impl Iterator<Item = &Sequence> {
         self.running.iter().chain(self.waiting.iter())
     }
 }

@@ -25,6 +25,9 @@ pub struct NewSequence {
     pub priority: Priority,
     /// Give it steps of its own, so that whatever it does to a step hurts no other turn.
     pub alone: bool,
+    /// So many of its first blocks may come from elsewhere: where fewer are in the pool when it is admitted, it waits for
+    /// the rest until [`super::Scheduler::end_restore`]. 0: none.
+    pub restorable_blocks: usize,
 }
 
 /// What a step sampled for a sequence.
@@ -36,6 +39,17 @@ pub struct Sampled {
     pub token: u32,
     /// Whether the sequence ends with it.
     pub finished: bool,
+}
+
+/// A sequence that left: what it knew, of which the pool may still hold the full blocks.
+#[derive(Clone, Debug)]
+pub struct Left {
+    /// Which.
+    pub id: SequenceId,
+    /// Its tokens, the last one sampled included.
+    pub tokens: Vec<u32>,
+    /// Hashes of all its full blocks, first to last, computed or not.
+    pub hashes: Vec<PrefixHash>,
 }
 
 /// A running or waiting sequence. A waiting one holds no block and has nothing computed.
@@ -54,6 +68,9 @@ pub(super) struct Sequence {
     pub computed: usize,
     /// Its rows in the plan that is running.
     pub planned: usize,
+    /// It holds its blocks and is not planned, because what lies in them comes from elsewhere.
+    pub restoring: bool,
+    restorable_blocks: usize,
     hashes: HashChain,
     max_total_tokens: usize,
     preempted: bool,
@@ -73,6 +90,8 @@ impl Sequence {
             table: BlockTable::new(block_tokens),
             computed: 0,
             planned: 0,
+            restoring: false,
+            restorable_blocks: new.restorable_blocks,
             hashes,
             max_total_tokens: new.max_total_tokens as usize,
             preempted: false,
@@ -99,13 +118,28 @@ impl Sequence {
     /// from the first unsealed one on, but never the block of the last token.
     pub fn wanted(&self) -> &[PrefixHash] {
         let full_before_last = (self.tokens.len() - 1) / self.block_tokens();
-        &self.hashes.hashes()[self.table.sealed_blocks()..full_before_last]
+        &self.hashes()[self.table.sealed_blocks()..full_before_last]
     }
 
     /// Hashes of the blocks that are full once `rows` more tokens are computed.
     pub fn completed_by(&self, rows: usize) -> &[PrefixHash] {
         let full = (self.computed + rows) / self.block_tokens();
-        &self.hashes.hashes()[self.table.sealed_blocks()..full]
+        &self.hashes()[self.table.sealed_blocks()..full]
+    }
+
+    /// Hashes of all its full blocks.
+    pub fn hashes(&self) -> &[PrefixHash] {
+        self.hashes.hashes()
+    }
+
+    /// Hashes of its full blocks that are computed.
+    pub fn sealed(&self) -> &[PrefixHash] {
+        &self.hashes()[..self.table.sealed_blocks()]
+    }
+
+    /// Whether it had blocks and lost them.
+    pub fn is_preempted(&self) -> bool {
+        self.preempted
     }
 
     /// Starts a waiting sequence's table with what the pool knows of its tokens.
@@ -113,6 +147,7 @@ impl Sequence {
         let found = pool.match_prefix(self.wanted());
         self.table = BlockTable::with_prefix(pool.block_tokens(), found);
         self.computed = self.table.sealed_tokens();
+        self.restoring = self.restorable_blocks > self.table.sealed_blocks() && !self.wanted().is_empty();
         if !self.preempted {
             self.cached_tokens = self.computed as u32;
         }
@@ -137,23 +172,53 @@ impl Sequence {
         sampled.finished || self.tokens.len() >= self.max_total_tokens
     }
 
+    /// Its next `count` blocks came back from elsewhere.
+    pub fn seal_restored(&mut self, count: usize, pool: &mut BlockPool) {
+        let sealed = self.table.sealed_blocks();
+        for index in sealed..sealed + count {
+            self.table.seal_next(pool, self.hashes.hashes()[index]);
+        }
+        self.computed = self.table.sealed_tokens();
+    }
+
+    /// Nothing more comes back.
+    pub fn end_restore(&mut self) {
+        self.restoring = false;
+        self.restorable_blocks = 0;
+        if !self.preempted {
+            self.cached_tokens = self.computed as u32;
+        }
+    }
+
+    /// Gives its blocks back for good.
+    pub fn leave(mut self, pool: &mut BlockPool) -> Left {
+        self.release(pool);
+        Left { id: self.id, tokens: self.tokens, hashes: self.hashes.into_hashes() }
+    }
+
     /// Gives its blocks back; what was sealed stays findable.
     pub fn release(&mut self, pool: &mut BlockPool) {
         self.table.release(pool);
         self.computed = 0;
         self.planned = 0;
+        self.restoring = false;
     }
 
-    /// Gives its blocks back to a sequence that goes first; it will be computed again.
-    pub fn preempt(&mut self, pool: &mut BlockPool) {
+    /// Gives its blocks back to a sequence that goes first. When it is admitted again it waits for those of them that
+    /// were evicted, where somebody `keeps` such blocks; what nobody has is computed again.
+    pub fn preempt(&mut self, keeps: bool, pool: &mut BlockPool) {
         self.release(pool);
         self.preempted = true;
+        if keeps {
+            self.restorable_blocks = usize::MAX;
+        }
     }
 
     /// Whether its own books agree.
     pub fn check_integrity(&self) -> Result<(), String> {
         let block_tokens = self.block_tokens();
         let sound = self.computed + self.planned <= self.tokens.len()
+            && !(self.restoring && self.planned > 0)
             && self.computed < self.tokens.len()
             && self.computed / block_tokens == self.table.sealed_blocks()
             && self.computed <= self.table.len() * block_tokens

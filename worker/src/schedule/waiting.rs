@@ -68,6 +68,11 @@ impl Waiting {
         self.interactive.pop_front()
     }
 
+    /// Shows a sequence, wherever it stands.
+    pub fn find(&mut self, id: SequenceId) -> Option<&mut Sequence> {
+        self.interactive.iter_mut().chain(&mut self.batch).find(|sequence| sequence.id == id)
+    }
+
     /// Takes out a sequence.
     pub fn remove(&mut self, id: SequenceId) -> Option<Sequence> {
         [&mut self.interactive, &mut self.batch]

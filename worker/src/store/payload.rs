@@ -1,18 +1,13 @@
 //! Turns too large for Redis: reading what producers wrote, and removing it when nobody needs it any more.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use object_store::path::Path;
 use object_store::{Error, ObjectStore, ObjectStoreExt};
-use turnmill_schema::payload::FOLDER;
 use turnmill_schema::{Name, PayloadError, PayloadReference, Turn};
 
 use super::{StoreError, open};
 use crate::config::StoreUrl;
-
-/// How long a check waits; clients of remote stores would try again for minutes.
-const CHECK: Duration = Duration::from_secs(10);
 
 /// The payloads of one queue.
 #[derive(Clone, Debug)]
@@ -26,18 +21,6 @@ impl Payloads {
     /// Opens the store at `url`. A folder is made where there is none; other stores are not asked yet.
     pub fn open(url: &StoreUrl, queue: &Name) -> Result<Self, StoreError> {
         Ok(Self { store: open(url)?, url: url.clone(), queue: queue.clone() })
-    }
-
-    /// Asks the store whether we may see what is there.
-    pub async fn check(&self) -> Result<(), StoreError> {
-        let folder = Path::from(FOLDER);
-        match tokio::time::timeout(CHECK, self.store.list_with_delimiter(None)).await {
-            Ok(listed) => listed.map(drop).map_err(|error| self.error(&folder, &error)),
-            Err(_) => {
-                let reason = format!("no answer within {} s", CHECK.as_secs());
-                Err(StoreError::Unreachable { url: self.url.clone(), path: folder.to_string(), reason })
-            }
-        }
     }
 
     /// The turn that `reference` names, whole and as it was written.
@@ -145,7 +128,7 @@ mod tests {
         let url = StoreUrl::from(format!("file://{}", folder.path().display()));
         let payloads = Payloads::open(&url, &Name::new("q").expect("a name")).expect("opens");
         // A file where a folder should be.
-        std::fs::write(folder.path().join(FOLDER), "").expect("written");
+        std::fs::write(folder.path().join(turnmill_schema::payload::FOLDER), "").expect("written");
         let error = payloads.get(&large(&turn()).0).await.expect_err("refused");
         assert!(matches!(error, StoreError::Unreachable { .. }) && error.may_pass(), "{error}");
     }

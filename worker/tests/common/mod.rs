@@ -156,8 +156,7 @@ pub fn tokens(seed: u64, count: usize, vocabulary: usize) -> Vec<u32> {
 
 /// Loads `path` with room for `pool_tokens` tokens.
 pub fn load(path: &Path, weights: WeightsMode, kv_dtype: KvDtype, pool_tokens: usize) -> Model {
-    let mut options =
-        LoadOptions { weights, kv_dtype, block_tokens: 16, pool_bytes: 0, max_context_tokens: 0 };
+    let mut options = LoadOptions::new(weights, kv_dtype);
     options.pool_bytes = pool_tokens * options.token_bytes(path).expect("the header is readable");
     Model::load(path, &options, &|_, _| ()).expect("the model loads")
 }
@@ -203,6 +202,7 @@ pub fn run(model: &mut Model, sequences: &[Known], cut: &Cut) -> (BTreeMap<(usiz
                 namespace: model.namespace,
                 priority: Priority::Interactive,
                 alone: false,
+                restorable_blocks: 0,
             };
             scheduler.add(new).expect("it fits");
         }

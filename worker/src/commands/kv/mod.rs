@@ -33,13 +33,13 @@ pub fn run(args: &KvArgs, matches: &ArgMatches) -> Result<ExitCode, CommandError
     // Settings ask the matches of the command that has them where each value came from.
     let own = matches.subcommand().map(|(_, own)| own.clone()).unwrap_or_default();
     let (settings, _) = Settings::load(&own)?;
-    let url = settings.store.as_ref().ok_or(CommandError::NoStore)?;
-    let inventory = Inventory::open(url, &settings.queue)?;
+    let url = settings.store.for_kv().ok_or(CommandError::NoStore)?;
+    let inventory = Inventory::open(&url, &settings.queue)?;
     let runtime = super::runtime()?;
     runtime.block_on(async {
         match &args.what {
             What::Ls(args) => ls::run(args, &settings, &inventory).await,
-            What::Verify(args) => verify::run(args, &inventory).await,
+            What::Verify(args) => verify::run(args, &settings, &inventory).await,
             What::Gc(args) => gc::run(args, &settings, &inventory).await,
         }
     })

@@ -1,11 +1,10 @@
 //! `turnmill-worker kv verify`: reading everything back.
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
 use indicatif::BinaryBytes;
-use turnmill_worker::config::SettingsArgs;
+use turnmill_worker::config::{Settings, SettingsArgs};
 use turnmill_worker::store::inventory::{DamagedRun, Inventory, Verified, count, verify};
 use turnmill_worker::store::keys::Keys;
 
@@ -16,9 +15,6 @@ use super::super::{CommandError, print_json, progress_bar};
 pub struct VerifyArgs {
     #[command(flatten)]
     _settings: SettingsArgs,
-    /// The folder with the tenants' keys, where runs are encrypted.
-    #[arg(long, value_name = "FOLDER")]
-    kv_keys: Option<PathBuf>,
     /// Objects read at once.
     #[arg(long, value_name = "N", default_value = "8")]
     parallel: u16,
@@ -28,8 +24,12 @@ pub struct VerifyArgs {
 }
 
 /// Runs the command.
-pub async fn run(args: &VerifyArgs, inventory: &Inventory) -> Result<ExitCode, CommandError> {
-    let keys = args.kv_keys.as_deref().map(Keys::open).transpose()?;
+pub async fn run(
+    args: &VerifyArgs,
+    settings: &Settings,
+    inventory: &Inventory,
+) -> Result<ExitCode, CommandError> {
+    let keys = settings.kv_keys.as_deref().map(Keys::open).transpose()?;
     let bar = progress_bar("verifying", "runs");
     let (counts, _) = count(inventory).await?;
     bar.set_length(counts.values().map(|count| count.objects).sum());

@@ -40,7 +40,7 @@ impl KvTensors {
                 CpuStorage::F32(pool) => cast_slice(pool),
                 _ => bail!("the block pool is f16, bf16 or f32"),
             };
-            self.pieces(blocks, |to, from, bytes| {
+            self.pieces((0, blocks.len()), blocks, |to, from, bytes| {
                 staging[to..][..bytes].copy_from_slice(&pool[from..][..bytes])
             });
             Ok(())
@@ -48,18 +48,19 @@ impl KvTensors {
         Ok(staging)
     }
 
-    /// Replaces the contents of `blocks`, which nobody reads, by those in `staging`.
-    pub fn write_blocks(&self, blocks: &[BlockId], staging: &[u8]) -> Result<()> {
-        let bytes = blocks.len() * self.block_bytes();
-        if staging.len() != bytes {
-            bail!("{} blocks take {bytes} bytes, not {}", blocks.len(), staging.len());
+    /// Replaces the contents of `blocks`, which nobody reads, by those in `staging` after its first `skip` blocks.
+    pub fn write_blocks(&self, skip: usize, blocks: &[BlockId], staging: &[u8]) -> Result<()> {
+        let count = staging.len() / self.block_bytes();
+        if !staging.len().is_multiple_of(self.block_bytes()) || skip + blocks.len() > count {
+            let wanted = skip + blocks.len();
+            bail!("{} bytes are not {wanted} blocks of {} or more", staging.len(), self.block_bytes());
         }
         if blocks.is_empty() {
             return Ok(());
         }
-        let layer_bytes = bytes / self.layers.len();
+        let layer_bytes = staging.len() / self.layers.len();
         staging.par_chunks_exact(layer_bytes).zip(&self.layers).try_for_each(|(staging, layer)| {
-            layer.inplace_op1(&WriteBlocks { tensors: self, blocks, staging })
+            layer.inplace_op1(&WriteBlocks { tensors: self, place: (skip, count), blocks, staging })
         })
     }
 
@@ -68,12 +69,13 @@ impl KvTensors {
         self.layers.par_iter().try_for_each(|layer| layer.inplace_op1(&Touch))
     }
 
-    /// Calls `copy` with the offset in staging, the offset in the pool and the length in bytes of every piece.
-    fn pieces(&self, blocks: &[BlockId], mut copy: impl FnMut(usize, usize, usize)) {
-        let bytes = self.half_block_bytes();
+    /// Calls `copy` with the offset in a layer's staging, the offset in the layer and the length in bytes of every piece of
+    /// `blocks`. Staging has `place.1` blocks, of which `place.0` come before these.
+    fn pieces(&self, place: (usize, usize), blocks: &[BlockId], mut copy: impl FnMut(usize, usize, usize)) {
+        let (bytes, (skip, count)) = (self.half_block_bytes(), place);
         for (half, start) in [0, self.shape.half_elements() * self.element_bytes].into_iter().enumerate() {
             for (index, block) in blocks.iter().enumerate() {
-                copy((half * blocks.len() + index) * bytes, start + block.0 as usize * bytes, bytes);
+                copy((half * count + skip + index) * bytes, start + block.0 as usize * bytes, bytes);
             }
         }
     }
@@ -82,6 +84,7 @@ impl KvTensors {
 /// One layer's share of [`KvTensors::write_blocks`].
 struct WriteBlocks<'a> {
     tensors: &'a KvTensors,
+    place: (usize, usize),
     blocks: &'a [BlockId],
     staging: &'a [u8],
 }
@@ -93,7 +96,7 @@ impl InplaceOp1 for WriteBlocks<'_> {
 
     fn cpu_fwd(&self, pool: &mut CpuStorage, _: &Layout) -> Result<()> {
         let pool = bytes_mut(pool)?;
-        self.tensors.pieces(self.blocks, |from, to, bytes| {
+        self.tensors.pieces(self.place, self.blocks, |from, to, bytes| {
             pool[to..][..bytes].copy_from_slice(&self.staging[from..][..bytes]);
         });
         Ok(())
@@ -141,14 +144,20 @@ mod tests {
             let fill = |seed: usize, blocks: usize| -> Vec<u8> {
                 (0..blocks * bytes).map(|i| ((i * 31 + seed) % 61) as u8).collect()
             };
-            pool.write_blocks(&ids(&[0, 1, 2, 3, 4]), &fill(1, 5)).expect("written");
+            pool.write_blocks(0, &ids(&[0, 1, 2, 3, 4]), &fill(1, 5)).expect("written");
             let before = pool.read_blocks(&ids(&[0, 2, 4])).expect("read");
-            pool.write_blocks(&ids(&[3, 1]), &fill(7, 2)).expect("written");
+            pool.write_blocks(0, &ids(&[3, 1]), &fill(7, 2)).expect("written");
             assert_eq!(pool.read_blocks(&ids(&[3, 1])).expect("read"), fill(7, 2));
             assert_ne!(pool.read_blocks(&ids(&[1, 3])).expect("read"), fill(7, 2));
             assert_eq!(pool.read_blocks(&ids(&[0, 2, 4])).expect("read"), before);
             assert!(pool.read_blocks(&[]).expect("read").is_empty());
-            assert!(pool.write_blocks(&ids(&[1]), &[0; 3]).is_err());
+            assert!(pool.write_blocks(0, &ids(&[1]), &[0; 3]).is_err());
+            // One of the middle.
+            let read = pool.read_blocks(&ids(&[4, 3, 0])).expect("read");
+            pool.write_blocks(1, &ids(&[1]), &read).expect("written");
+            assert!(pool.write_blocks(2, &ids(&[1, 2]), &read).is_err());
+            let both = |blocks: &[u32]| pool.read_blocks(&ids(blocks)).expect("read");
+            assert_eq!(both(&[1, 4]), both(&[3, 4]));
         }
     }
 }

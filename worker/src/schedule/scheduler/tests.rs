@@ -73,6 +73,7 @@ fn an_id_is_scheduled_once() {
         namespace: crate::kv::Namespace::new(&crate::kv::Identity::example()),
         priority: turnmill_schema::Priority::Batch,
         alone: false,
+        restorable_blocks: 0,
     };
     assert_eq!(world.scheduler.add(again), Err(Refused::Duplicate(id)));
 }
@@ -257,45 +258,80 @@ fn a_failed_step_takes_its_own_sequences_and_leaves_nothing_findable() {
     assert_eq!(step(&mut world), [(waiting, 8)]);
 }
 
+/// A turn that is not planned until its blocks have come.
+fn restoring(turn: Turn) -> Turn {
+    Turn { restoring: true, ..turn }
+}
+
 #[test]
-fn what_came_back_is_found_and_not_computed() {
+fn what_came_back_is_not_computed_and_others_go_on_meanwhile() {
     let mut world = world(20);
-    let turn = Turn::new(tokens(0..14), 2);
-    assert_eq!(world.restore(&turn, 9), 3);
-    // Held until the restore ends, so that nobody takes its room.
-    assert_eq!(world.scheduler.pool().counts().held, 3);
+    let id = world.must_add(restoring(Turn::new(tokens(0..14), 2)));
+    let other = world.must_add(Turn::new(tokens(100..103), 9));
+    assert_eq!(step(&mut world), [(other, 3)]);
+    world.restore(id, 2);
+    assert_eq!(step(&mut world), [(other, 1)]);
+    // Three full blocks; the fourth is the last token's.
+    world.restore(id, 9);
     world.end_restores();
-    let id = world.must_add(turn);
-    assert_eq!(step(&mut world), [(id, 2)]);
+    assert_eq!(step(&mut world), [(other, 1), (id, 2)]);
     assert_eq!(world.scheduler.cached_tokens(id), Some(12));
     world.finish();
 }
 
 #[test]
-fn what_comes_back_leaves_running_sequences_room_to_grow_and_goes_first_when_they_need_more() {
-    let mut world = world(6);
-    let id = world.must_add(Turn::new(tokens(0..6), 17));
-    world.step();
-    // Two of six blocks run; one is kept for growth, and one for the sequence that comes.
-    assert_eq!(world.restore(&Turn::new(tokens(100..140), 1), 9), 2);
-    while world.live[&id].tokens.len() < 22 {
-        assert_eq!(step(&mut world), [(id, 1)]);
-    }
-    assert_eq!(world.scheduler.counts().preempted_total, 0);
+fn a_restore_that_ends_early_leaves_a_shorter_prefix() {
+    let mut world = world(20);
+    let id = world.must_add(restoring(Turn::new(tokens(0..14), 2)));
+    assert_eq!(world.step(), None);
+    world.restore(id, 1);
+    world.end_restores();
+    assert_eq!(step(&mut world), [(id, 10)]);
+    // Too late.
+    assert_eq!(world.scheduler.restore(id, &(1..2)), None);
     world.finish();
 }
 
 #[test]
-fn a_prefix_with_a_gap_is_not_restored() {
+fn the_block_of_the_last_token_and_blocks_after_a_gap_do_not_come_back() {
     let mut world = world(20);
-    let mut chain = crate::kv::HashChain::new(crate::kv::Namespace::new(&crate::kv::Identity::example()), 4);
-    chain.extend(&tokens(0..12));
-    let id = SequenceId(7);
-    assert!(world.scheduler.restore(id, chain.hashes(), 1).is_none());
-    assert!(world.scheduler.restore(id, &chain.hashes()[..1], 1).is_some());
-    world.scheduler.seal_restored(id, &chain.hashes()[..1]);
-    assert!(world.scheduler.restore(id, chain.hashes(), 1).is_none());
-    assert_eq!(world.scheduler.pool().counts().held, 1);
-    world.scheduler.end_restore(id);
-    assert_eq!(world.scheduler.pool().counts().cached, 1);
+    let id = world.must_add(restoring(Turn::new(tokens(0..12), 2)));
+    assert_eq!(world.step(), None);
+    assert_eq!(world.scheduler.restore(id, &(1..3)), None, "the first block is missing");
+    assert_eq!(world.scheduler.restore(id, &(0..3)).map(|blocks| blocks.len()), Some(2));
+    world.restore(id, 9);
+    world.end_restores();
+    assert_eq!(step(&mut world), [(id, 4)]);
+    world.finish();
+}
+
+#[test]
+fn a_restoring_sequence_gives_way_and_is_computed_once_its_restore_has_ended() {
+    let mut world = world(6);
+    let old = world.must_add(Turn::new(tokens(0..6), 17));
+    world.step();
+    let young = world.must_add(restoring(Turn::new(tokens(100..107), 1)));
+    world.step();
+    assert_eq!(world.scheduler.restoring().collect::<Vec<_>>(), [(young, 0)]);
+    while world.live[&old].tokens.len() < 20 {
+        assert_eq!(step(&mut world), [(old, 1)]);
+    }
+    assert_eq!(world.scheduler.counts().preempted_total, 1);
+    assert_eq!(world.scheduler.restore(young, &(0..1)), None, "it has no blocks any more");
+    world.finish();
+}
+
+#[test]
+fn a_preempted_sequence_gets_its_evicted_blocks_back() {
+    let mut world = World::keeping(LIMITS, 6, 4);
+    let old = world.must_add(Turn::new(tokens(0..6), 17));
+    let young = world.must_add(Turn::new(tokens(100..106), 12));
+    while world.scheduler.counts().preempted_total == 0 {
+        world.step();
+    }
+    while !world.finished.contains(&old) {
+        world.step();
+    }
+    world.finish();
+    assert!(world.finished.contains(&young) && world.came_back > 0, "{}", world.came_back);
 }

@@ -131,6 +131,20 @@ async fn read(shared: &Arc<Shared>, run: &Arc<Run>) -> Result<(Bytes, RunData), 
     Ok((object, data))
 }
 
+/// The object's bytes and nothing else: how many there are.
+pub(super) async fn read_only(shared: Arc<Shared>, run: Arc<Run>) -> Result<usize, Miss> {
+    let _permit = shared.parallel.acquire().await;
+    let unreachable = |error: &dyn ToString| Miss::Unreachable(error.to_string());
+    let object = shared.objects.get(&run.id).await.map_err(|error| unreachable(&error))?;
+    let source = Source::of(object, shared.most_bytes(&run)).await.map_err(|fault| match fault {
+        Fault::Absent => Miss::Absent,
+        Fault::Damaged(damage) => Miss::Damaged(damage),
+        Fault::Failed(reason) => Miss::Unreachable(reason),
+    })?;
+    let read = tokio::task::spawn_blocking(move || source.bytes().map(|object| object.len())).await;
+    read.map_err(|error| unreachable(&error))?.map_err(|error| unreachable(&error))
+}
+
 /// Where an object's bytes come from.
 enum Source {
     Memory(Bytes),

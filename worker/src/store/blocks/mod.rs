@@ -15,6 +15,7 @@ mod ledger;
 mod objects;
 mod reads_first;
 mod saver;
+mod sink;
 mod threads;
 
 use std::fmt::{Debug, Formatter};
@@ -38,6 +39,7 @@ use super::StoreError;
 use super::keys::{Keys, TenantKey};
 use super::object::Damage;
 use crate::config::{KvCodec, StoreUrl};
+use crate::kv::codec::Coding;
 use crate::kv::{BlockShape, Run, RunData, RunId};
 
 pub use cost::FetchCost;
@@ -177,7 +179,20 @@ impl BlockStore {
     /// Takes a run to be written, unless it is stored or on its way. Never waits, so the engine may call it. False:
     /// the queue is full; the run is dropped and counted.
     pub fn save(&self, data: RunData) -> bool {
-        self.0.saver.save(self.shared(), data)
+        !self.shared().ledger.begin(data.run.id) || self.0.saver.save(self.shared(), data)
+    }
+
+    /// Whether anything of this tenant may be stored: where there are keys, it needs one.
+    pub fn serves(&self, tenant: &str) -> bool {
+        self.shared().keys.as_ref().is_none_or(|keys| keys.get(tenant).is_some())
+    }
+
+    /// Bytes of a run's object, roughly: as many as its codec makes of its blocks.
+    pub fn stored_bytes(&self, run: &Run) -> usize {
+        let BlockStoreSettings { shape, codec, .. } = &self.shared().settings;
+        let blocks = run.tokens.len() / shape.block_tokens;
+        let elements = blocks * shape.block_bytes() / shape.element_bytes();
+        Coding::new(*codec, shape).encoded_bytes(elements).unwrap_or(usize::MAX)
     }
 
     /// Whether the run is stored, queued or being written, as far as is remembered: no need to save it.
@@ -204,6 +219,15 @@ impl BlockStore {
     pub async fn fetch(&self, run: &Arc<Run>) -> Result<RunData, Miss> {
         let fetch = fetch::fetch(self.shared().clone(), run.clone());
         self.run(fetch).await.unwrap_or_else(|reason| Err(Miss::Unreachable(reason)))
+    }
+
+    /// Reads the run's object from the store and drops it: what a fetch costs without all that it is for. Bytes read.
+    ///
+    /// # Errors
+    /// Why it cannot be read.
+    pub async fn read_only(&self, run: &Arc<Run>) -> Result<usize, Miss> {
+        let read = fetch::read_only(self.shared().clone(), run.clone());
+        self.run(read).await.unwrap_or_else(|reason| Err(Miss::Unreachable(reason)))
     }
 
     /// Waits until the store has acknowledged `runs`, at most for `within`. How many of them, from the first on, it

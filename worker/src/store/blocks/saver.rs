@@ -92,12 +92,9 @@ impl Saver {
         Self(queue)
     }
 
-    /// Takes a run, unless it is known already. False: there is no room, and it is dropped.
+    /// Takes a run that the ledger says is on its way. False: there is no room, and it is dropped.
     pub fn save(&self, shared: &Arc<Shared>, data: RunData) -> bool {
         let (id, bytes) = (data.run.id, data.data.len());
-        if !shared.ledger.begin(id) {
-            return true;
-        }
         if !shared.room.take(bytes) {
             metrics::run_dropped(bytes);
             shared.ledger.end(id, false);

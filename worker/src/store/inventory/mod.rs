@@ -76,6 +76,12 @@ impl Inventory {
         &self.queue
     }
 
+    /// Removes every run, for tools whose queue is their own.
+    pub async fn clear(&self) -> Result<(), StoreError> {
+        let paths = self.list(Folder::Runs).map_ok(|object| object.path).try_collect().await?;
+        self.remove(paths).await.error.map_or(Ok(()), Err)
+    }
+
     /// Where the objects are.
     pub fn url(&self) -> &StoreUrl {
         &self.url

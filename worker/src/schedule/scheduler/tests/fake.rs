@@ -4,13 +4,13 @@
 //! read. So a wrong block, a stale slot or a write into somebody else's block changes tokens, and the checks
 //! name where.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use turnmill_schema::Priority;
 
 use super::super::Scheduler;
-use crate::kv::{BlockId, BlockPool, HashChain, Identity, Namespace};
+use crate::kv::{BlockId, BlockPool, Identity, Namespace, PrefixHash};
 use crate::schedule::{Limits, NewSequence, PlannedSequence, Refused, Sampled, SequenceId, StepPlan};
 
 /// Few token ids, so that different turns often share prefixes by chance too.
@@ -37,12 +37,14 @@ pub struct Turn {
     pub tenant: u8,
     /// Some contexts end it before it made all its tokens.
     pub may_stop: bool,
+    /// Blocks of it come back from elsewhere before it is planned.
+    pub restoring: bool,
 }
 
 impl Turn {
     pub fn new(prompt: impl Into<Vec<u32>>, make: u32) -> Self {
         let (priority, prompt) = (Priority::Interactive, prompt.into());
-        Self { prompt, make, priority, alone: false, tenant: 0, may_stop: false }
+        Self { prompt, make, priority, alone: false, tenant: 0, may_stop: false, restoring: false }
     }
 
     pub fn batch(self) -> Self {
@@ -103,7 +105,10 @@ pub struct World {
     block_tokens: u32,
     kv: Vec<Option<u64>>,
     next_id: u64,
-    restoring: Vec<SequenceId>,
+    /// Evicted blocks of preempted sequences.
+    kept: HashMap<PrefixHash, Vec<u64>>,
+    /// How many of them came back.
+    pub came_back: usize,
 }
 
 impl World {
@@ -116,40 +121,83 @@ impl World {
             block_tokens,
             kv: vec![None; (blocks * block_tokens) as usize],
             next_id: 0,
-            restoring: Vec::new(),
+            kept: HashMap::new(),
+            came_back: 0,
         }
     }
 
-    /// Brings back up to `blocks` blocks of the turn's prompt, one by one, as whoever stored them would; the restore goes on
-    /// until [`Self::end_restores`]. Returns how many came.
-    pub fn restore(&mut self, turn: &Turn, blocks: usize) -> usize {
-        let id = SequenceId(self.next_id);
-        self.next_id += 1;
-        self.restoring.push(id);
-        let mut chain = HashChain::new(namespace(turn), self.block_tokens);
-        chain.extend(&turn.prompt);
-        let (hashes, digests) = (chain.hashes(), turn.digests(&turn.prompt));
-        let known = self.scheduler.pool().known_prefix(hashes);
-        for end in known + 1..=hashes.len().min(known + blocks) {
-            let Some(written) = self.scheduler.restore(id, &hashes[..end], 1) else { return end - 1 - known };
-            self.write(written[0], &digests[..end * self.block_tokens as usize]);
-            self.scheduler.seal_restored(id, &hashes[end - 1..end]);
+    /// The same, where preempted sequences keep their blocks.
+    pub fn keeping(limits: Limits, blocks: u32, block_tokens: u32) -> Self {
+        let mut world = Self::new(limits, blocks, block_tokens);
+        world.scheduler.keep_preempted();
+        world
+    }
+
+    /// Brings back up to `blocks` blocks of a sequence that waits for them, one by one, as whoever stored them would.
+    pub fn restore(&mut self, id: SequenceId, blocks: usize) {
+        for _ in 0..blocks {
+            let Some(sealed) = self.restoring_at(id) else { return };
+            let Live { turn, tokens } = &self.live[&id];
+            let digests = turn.digests(tokens);
+            let own = digests.chunks(self.block_tokens as usize).nth(sealed).unwrap_or_default().to_vec();
+            let Some(&[block]) = self.scheduler.restore(id, &(sealed..sealed + 1)).as_deref() else { return };
+            self.write(block, &own);
+            self.scheduler.seal_restored(id, 1);
             self.check();
         }
-        hashes.len().min(known + blocks) - known
+    }
+
+    /// Gives preempted sequences back what was kept of them.
+    fn bring_back(&mut self) {
+        let preempted = |id: &SequenceId| !self.live[id].turn.restoring;
+        let ids: Vec<SequenceId> = self.scheduler.restoring().map(|(id, _)| id).filter(preempted).collect();
+        for id in ids {
+            while let Some(sealed) = self.restoring_at(id) {
+                let hash = self.scheduler.hashes(id).and_then(|hashes| hashes.get(sealed).copied());
+                let Some(kept) = hash.and_then(|hash| self.kept.get(&hash).cloned()) else { break };
+                let Some(&[block]) = self.scheduler.restore(id, &(sealed..sealed + 1)).as_deref() else {
+                    break;
+                };
+                self.write(block, &kept);
+                self.scheduler.seal_restored(id, 1);
+                self.came_back += 1;
+            }
+            self.scheduler.end_restore(id);
+            self.check();
+        }
+    }
+
+    /// Copies what preempted sequences lost, before anybody writes there.
+    fn keep_evicted(&mut self) {
+        let wanted: HashSet<PrefixHash> = self.scheduler.wanted_back().copied().collect();
+        for (hash, block) in self.scheduler.take_evicted() {
+            if wanted.contains(&hash) {
+                let first = (block.0 * self.block_tokens) as usize;
+                let slots = &self.kv[first..first + self.block_tokens as usize];
+                let held = slots.iter().map(|slot| slot.expect("a sealed block is written")).collect();
+                self.kept.insert(hash, held);
+            }
+        }
+    }
+
+    fn restoring_at(&self, id: SequenceId) -> Option<usize> {
+        self.scheduler.restoring().find(|(other, _)| *other == id).map(|(_, sealed)| sealed)
     }
 
     fn write(&mut self, block: BlockId, digests: &[u64]) {
-        let tokens = self.block_tokens as usize;
-        let from = &digests[digests.len() - tokens..];
-        for (slot, digest) in self.kv[block.0 as usize * tokens..].iter_mut().zip(from) {
+        let first = (block.0 * self.block_tokens) as usize;
+        for (slot, digest) in self.kv[first..].iter_mut().zip(digests) {
             *slot = Some(*digest);
         }
     }
 
-    /// All that was to come back has come.
+    /// All that was to come back has come, also for those that are not admitted yet.
     pub fn end_restores(&mut self) {
-        self.restoring.drain(..).for_each(|id| self.scheduler.end_restore(id));
+        for (id, live) in &mut self.live {
+            if std::mem::take(&mut live.turn.restoring) {
+                self.scheduler.end_restore(*id);
+            }
+        }
         self.check();
     }
 
@@ -162,6 +210,7 @@ impl World {
             namespace: namespace(&turn),
             priority: turn.priority,
             alone: turn.alone,
+            restorable_blocks: if turn.restoring { usize::MAX } else { 0 },
         })?;
         self.next_id += 1;
         self.live.insert(id, Live { tokens: turn.prompt.clone(), turn });
@@ -184,7 +233,7 @@ impl World {
     pub fn finish(&mut self) {
         self.end_restores();
         let mut steps = 0;
-        while self.step().is_some() {
+        while self.step().is_some() || self.scheduler.has_work() {
             steps += 1;
             assert!(steps < 20_000, "no end in sight: {:?}", self.scheduler.counts());
         }
@@ -195,10 +244,13 @@ impl World {
     /// Plans a step and checks what can be told before it runs.
     pub fn schedule(&mut self) -> Option<StepPlan> {
         assert_eq!(self.scheduler.has_work(), !self.live.is_empty());
+        self.bring_back();
         let plan = self.scheduler.schedule();
+        self.keep_evicted();
         self.check();
         let Some(plan) = plan else {
-            assert!(self.live.is_empty(), "there is work and no plan");
+            let restoring = self.scheduler.restoring().next().is_some();
+            assert!(self.live.is_empty() || restoring, "there is work and no plan");
             return None;
         };
         self.check_plan(&plan);
@@ -220,6 +272,7 @@ impl World {
             let first = context - planned.query_tokens as usize;
             assert!(planned.query_tokens > 0);
             assert_eq!(plan.tokens[range.clone()], tokens[first..context]);
+            assert_eq!(self.restoring_at(planned.id), None, "it is planned before its blocks have come");
             assert_eq!(planned.samples, context == tokens.len());
             assert_eq!(planned.blocks.len(), context.div_ceil(self.block_tokens as usize));
             for (row, position) in range.zip(first..) {
@@ -314,7 +367,7 @@ impl World {
     }
 
     pub fn remove(&mut self, id: SequenceId) {
-        assert_eq!(self.scheduler.remove(id), self.live.remove(&id).is_some());
+        assert_eq!(self.scheduler.remove(id).is_some(), self.live.remove(&id).is_some());
         self.check();
     }
 

@@ -20,8 +20,8 @@ enum Operation {
     /// A step's last sample gets lost.
     LoseSample,
     EvictCached,
-    /// Blocks of a turn come back from elsewhere.
-    Restore(Turn, usize),
+    /// Some blocks of a turn come back from elsewhere.
+    Restore(usize, usize),
     EndRestores,
 }
 
@@ -33,10 +33,11 @@ fn turns() -> impl Strategy<Value = Turn> {
             prompt.extend(own);
             prompt
         });
-    (prompt, 1u32..14, any::<bool>(), prop::bool::weighted(0.15), 0u8..2).prop_map(
-        |(prompt, make, interactive, alone, tenant)| {
+    let restoring = prop::bool::weighted(0.3);
+    (prompt, 1u32..14, any::<bool>(), prop::bool::weighted(0.15), 0u8..2, restoring).prop_map(
+        |(prompt, make, interactive, alone, tenant, restoring)| {
             let priority = if interactive { Priority::Interactive } else { Priority::Batch };
-            Turn { prompt, make, priority, alone, tenant, may_stop: true }
+            Turn { prompt, make, priority, alone, tenant, may_stop: true, restoring }
         },
     )
 }
@@ -51,7 +52,7 @@ fn operations() -> impl Strategy<Value = Vec<Operation>> {
         1 => Just(Operation::Abandon),
         1 => Just(Operation::LoseSample),
         1 => Just(Operation::EvictCached),
-        2 => (turns(), 1usize..6).prop_map(|(turn, blocks)| Operation::Restore(turn, blocks)),
+        3 => (0usize..8, 1usize..6).prop_map(|(index, blocks)| Operation::Restore(index, blocks)),
         1 => Just(Operation::EndRestores),
     ];
     prop::collection::vec(operation, 1..80)
@@ -81,8 +82,9 @@ fn perform(world: &mut World, operation: Operation) {
             sampled.pop();
             world.apply(&sampled);
         }
-        Operation::Restore(turn, blocks) => {
-            world.restore(&turn, blocks);
+        Operation::Restore(index, blocks) => {
+            let id = pick(world, index);
+            world.restore(id, blocks);
         }
         Operation::EndRestores => world.end_restores(),
         Operation::EvictCached => world.scheduler.evict_cached(),
@@ -103,9 +105,11 @@ proptest! {
         batch_tokens in 1usize..24,
         blocks in 2u32..24,
         block_tokens in 1u32..5,
+        keeping: bool,
     ) {
         let limits = Limits { max_sequences, batch_tokens, max_context_tokens: 40 };
-        let mut world = World::new(limits, blocks, block_tokens);
+        let make = if keeping { World::keeping } else { World::new };
+        let mut world = make(limits, blocks, block_tokens);
         for operation in operations {
             perform(&mut world, operation);
         }

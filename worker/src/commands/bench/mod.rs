@@ -8,6 +8,9 @@ use comfy_table::presets::UTF8_FULL_CONDENSED;
 use turnmill_worker::bench::{drift, engine, queue};
 use turnmill_worker::config::{KvCodec, RedisUrl};
 
+mod restore;
+mod stall;
+
 use super::model_args::ModelArgs;
 use super::{CommandError, print_json, progress_bar, runtime, spinner};
 
@@ -23,6 +26,8 @@ enum What {
     Drift(DriftArgs),
     Engine(EngineArgs),
     Queue(QueueArgs),
+    Restore(restore::RestoreArgs),
+    Stall(stall::StallArgs),
 }
 
 /// Turns and token frames per second of the queue alone, with an engine that does nothing.
@@ -94,6 +99,8 @@ pub fn run(args: BenchArgs) -> Result<ExitCode, CommandError> {
         What::Drift(args) => run_drift(args),
         What::Engine(args) => run_engine(args),
         What::Queue(args) => run_queue(args),
+        What::Restore(args) => restore::run(args),
+        What::Stall(args) => stall::run(&args),
     }
 }
 

@@ -1,0 +1,124 @@
+//! What becomes of a turn's K and V when it leaves: the manifest that its end or its release commits, and the one that
+//! follows where the store takes longer.
+//!
+//! Invariant: a manifest names only runs that the store has acknowledged, from the first one on.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+use tokio_util::task::TaskTracker;
+use tracing::debug;
+use turnmill_schema::Manifest;
+
+use super::Restorer;
+use super::conversation::Conversation;
+use crate::broker::{Broker, Lease};
+use crate::kv::RunId;
+use crate::store::BlockStore;
+
+/// Turns whose manifest may still be waited for after they have left.
+const LATE: usize = 256;
+/// How long it is waited for.
+const LATEST: Duration = Duration::from_secs(30);
+
+/// A worker's side of what is kept outside its pool; shared by all turns.
+pub struct Keeper {
+    /// Brings it back.
+    pub restorer: Restorer,
+    /// How long an ended turn waits for its last runs.
+    pub persist_wait: Duration,
+    /// How long a turn that is given back does: the next worker wants all of it.
+    pub give_back_wait: Duration,
+    /// Waits for what comes later.
+    late: TaskTracker,
+    places: Arc<Semaphore>,
+}
+
+/// The runs of a conversation that the engine has announced, with the number of blocks up to each one's end.
+struct Runs {
+    conversation: Conversation,
+    ids: Vec<RunId>,
+    ends: Vec<usize>,
+}
+
+impl Runs {
+    fn new(conversation: &Conversation, tokens: &[u32], computed: usize) -> Self {
+        let blocks = computed / conversation.grid.block_tokens;
+        let (ids, ends) = conversation.runs(tokens, blocks).into_iter().unzip();
+        Self { conversation: conversation.clone(), ids, ends }
+    }
+
+    /// What to say now that the first `stored` runs are stored; none where nothing new is to be said.
+    fn manifest(&self, stored: usize) -> Option<Manifest> {
+        let last = stored.checked_sub(1)?;
+        let manifest = self.conversation.manifest_of(&self.ids[last], self.ends[last]);
+        let longer = |said: Manifest| manifest.tokens > said.tokens;
+        self.conversation.manifest.is_none_or(longer).then_some(manifest)
+    }
+}
+
+impl Keeper {
+    /// A keeper over `restorer`'s store.
+    pub fn new(restorer: Restorer, persist_wait: Duration, give_back_wait: Duration) -> Self {
+        let places = Arc::new(Semaphore::new(LATE));
+        Self { restorer, persist_wait, give_back_wait, late: TaskTracker::new(), places }
+    }
+
+    /// Whether anything of this tenant is kept.
+    pub(super) fn serves(&self, tenant: &str) -> bool {
+        self.store().serves(tenant)
+    }
+
+    fn store(&self) -> &BlockStore {
+        self.restorer.store()
+    }
+
+    /// The manifest of a turn that ends with `tokens`, of which the first `computed` have K and V. Where the store has not
+    /// acknowledged everything in time, the rest is committed once it has.
+    pub(super) async fn end<B: Broker>(
+        &self,
+        broker: &Arc<B>,
+        lease: &Lease,
+        conversation: &Conversation,
+        (tokens, computed): (&[u32], usize),
+    ) -> Option<Manifest> {
+        let runs = Runs::new(conversation, tokens, computed);
+        let stored = self.store().saved(&runs.ids, self.persist_wait).await;
+        let manifest = runs.manifest(stored);
+        if stored < runs.ids.len() && self.store().is_saved(&runs.ids[stored]) {
+            self.later(broker.clone(), lease.clone(), runs, stored);
+        }
+        manifest
+    }
+
+    /// The manifest of a turn that is given back.
+    pub(super) async fn give_back(&self, conversation: &Conversation, tokens: &[u32]) -> Option<Manifest> {
+        let runs = Runs::new(conversation, tokens, tokens.len().saturating_sub(1));
+        let stored = self.store().saved(&runs.ids, self.give_back_wait).await;
+        runs.manifest(stored)
+    }
+
+    /// Waits until what is on its way is stored and noted, at most for `within`.
+    pub async fn flush(&self, within: Duration) {
+        self.late.close();
+        self.store().flush(within).await;
+        if tokio::time::timeout(within, self.late.wait()).await.is_err() {
+            debug!("not everything that was stored late is noted");
+        }
+    }
+
+    fn later<B: Broker>(&self, broker: Arc<B>, lease: Lease, runs: Runs, stored: usize) {
+        let Ok(place) = self.places.clone().try_acquire_owned() else { return };
+        let store = self.store().clone();
+        self.late.spawn(async move {
+            let now = store.saved(&runs.ids, LATEST).await;
+            if let Some(manifest) = runs.manifest(now).filter(|_| now > stored)
+                && let Err(error) = broker.advance(&lease, &manifest).await
+            {
+                debug!(%error, "what was stored late is not noted; it is computed again, or found by its name");
+            }
+            drop(place);
+        });
+    }
+}

@@ -1,0 +1,182 @@
+//! Brings a turn's stored runs back into the pool, where that is expected to be faster than computing them.
+//!
+//! Invariants: runs come into the pool in order, and the first one that is missing is the last that is asked for; at most
+//! `parallel` runs of all turns together are in memory at once; every restore ends by its deadline; what did not come is
+//! computed.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio_util::task::AbortOnDropHandle;
+use tracing::info;
+
+use crate::engine::EngineHandle;
+use crate::kv::{Run, RunData};
+use crate::observe::metrics;
+use crate::schedule::SequenceId;
+use crate::store::{BlockStore, Miss};
+
+/// What a [`Restorer`] is told.
+#[derive(Clone, Copy, Debug)]
+pub struct RestoreSettings {
+    /// Tokens a block.
+    pub block_tokens: usize,
+    /// Runs in memory at once.
+    pub parallel: usize,
+    /// How long a restore may take, besides the time in which its tokens would be computed.
+    pub base: Duration,
+    /// Bytes that the host cache holds.
+    pub host_cache_bytes: usize,
+}
+
+/// Between store and engine; shared by all turns.
+pub struct Restorer {
+    store: BlockStore,
+    engine: EngineHandle,
+    in_memory: Arc<Semaphore>,
+    settings: RestoreSettings,
+}
+
+/// What came of a restore.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Restored {
+    /// Tokens whose K and V came back.
+    pub tokens: usize,
+    /// How it ended; one of [`metrics::RESTORE_OUTCOMES`].
+    pub outcome: &'static str,
+}
+
+/// What restoring and computing are expected to take.
+#[derive(Clone, Copy, Debug)]
+struct Estimate {
+    restore: Duration,
+    prefill: Duration,
+}
+
+/// A run that is being fetched; it holds its place in memory until it is in the pool.
+type Fetch = (AbortOnDropHandle<Result<RunData, Miss>>, OwnedSemaphorePermit);
+
+impl Restorer {
+    /// Fetches from `store` for turns in `engine`.
+    pub fn new(store: BlockStore, engine: EngineHandle, settings: RestoreSettings) -> Self {
+        Self { store, engine, in_memory: Arc::new(Semaphore::new(settings.parallel.max(1))), settings }
+    }
+
+    /// The store it fetches from.
+    pub fn store(&self) -> &BlockStore {
+        &self.store
+    }
+
+    /// Brings back those of `runs` that are not among the turn's first `known` blocks, and lets the turn run. To be called
+    /// when the engine says that there is room.
+    pub async fn restore(&self, id: SequenceId, runs: &[Arc<Run>], known: usize) -> Restored {
+        let began = Instant::now();
+        let missing: Vec<Arc<Run>> = runs.iter().filter(|run| self.end(run) > known).cloned().collect();
+        let estimate = self.estimate(&missing, known);
+        let restored = if estimate.restore > estimate.prefill {
+            Restored { tokens: 0, outcome: "prefilled" }
+        } else {
+            self.bring(id, missing, known, began + self.settings.base + estimate.prefill).await
+        };
+        let (took, Estimate { restore, prefill }) = (began.elapsed(), estimate);
+        metrics::restore_decided(restored.outcome);
+        if restored.tokens > 0 {
+            metrics::restored(restored.tokens, took);
+        }
+        info!(
+            outcome = restored.outcome, tokens = restored.tokens, known_blocks = known,
+            ?took, expected = ?restore, expected_prefill = ?prefill,
+            "the turn's stored K and V"
+        );
+        restored
+    }
+
+    /// Reads runs that are not in the host cache yet into it, for a turn that has no room in the pool.
+    pub async fn prefetch(&self, runs: &[Arc<Run>]) {
+        // Others wait as well; what is read last must not push out what is read first.
+        let mut room = self.settings.host_cache_bytes / 2;
+        for run in runs {
+            let bytes = self.store.stored_bytes(run);
+            if bytes > room {
+                return;
+            }
+            room -= bytes;
+            if !self.store.is_cached(&run.id) {
+                let _place = self.in_memory.acquire().await;
+                if self.store.fetch(run).await.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+
+    async fn bring(&self, id: SequenceId, runs: Vec<Arc<Run>>, known: usize, deadline: Instant) -> Restored {
+        let mut end = known;
+        let wanted = runs.len();
+        let mut fetches = self.fetch_all(runs.clone());
+        let in_order = async {
+            for (count, run) in runs.iter().enumerate() {
+                let Some((fetch, place)) = fetches.recv().await else { return count };
+                // A panic in the store is a miss.
+                let Ok(Ok(data)) = fetch.await else { return count };
+                if !matches!(self.engine.import(id, data).await, Ok(true)) {
+                    return count;
+                }
+                drop(place);
+                end = self.end(run);
+            }
+            wanted
+        };
+        let came = tokio::time::timeout_at(deadline.into(), in_order).await;
+        let outcome = match came {
+            Ok(count) if count == wanted => "restored",
+            Ok(0) => "missed",
+            Ok(_) => "partly",
+            Err(_) => "timed_out",
+        };
+        Restored { tokens: (end - known) * self.settings.block_tokens, outcome }
+    }
+
+    /// Begins fetching in order, as many at once as may be in memory. Dropping what is returned ends it.
+    fn fetch_all(&self, runs: Vec<Arc<Run>>) -> mpsc::Receiver<Fetch> {
+        let (sender, receiver) = mpsc::channel(self.settings.parallel.max(1));
+        let (store, in_memory) = (self.store.clone(), self.in_memory.clone());
+        tokio::spawn(async move {
+            for run in runs {
+                let place = tokio::select! {
+                    place = in_memory.clone().acquire_owned() => place.expect("the semaphore is never closed"),
+                    () = sender.closed() => return,
+                };
+                let store = store.clone();
+                let fetch = tokio::spawn(async move { store.fetch(&run).await });
+                if sender.send((AbortOnDropHandle::new(fetch), place)).await.is_err() {
+                    return;
+                }
+            }
+        });
+        receiver
+    }
+
+    fn estimate(&self, runs: &[Arc<Run>], known: usize) -> Estimate {
+        let tokens = runs.last().map_or(0, |run| (self.end(run) - known) * self.settings.block_tokens);
+        let prefill = Duration::from_secs_f64(tokens as f64 / self.engine.prefill_rate());
+        let far: Vec<_> = runs.iter().filter(|run| !self.store.is_cached(&run.id)).collect();
+        if far.is_empty() {
+            return Estimate { restore: Duration::ZERO, prefill };
+        }
+        let cost = self.store.fetch_cost();
+        let bytes: usize = far.iter().map(|run| self.store.stored_bytes(run)).sum();
+        let rounds = far.len().div_ceil(self.settings.parallel.max(1)) as u32;
+        let transfer = Duration::try_from_secs_f64(bytes as f64 / cost.bytes_per_second);
+        Estimate {
+            restore: (cost.latency * rounds).saturating_add(transfer.unwrap_or(Duration::MAX)),
+            prefill,
+        }
+    }
+
+    /// The block after the run's last.
+    fn end(&self, run: &Run) -> usize {
+        run.first_block + run.tokens.len() / self.settings.block_tokens
+    }
+}
