@@ -5,9 +5,11 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::kept;
 use crate::proxy::{Hold, Proxy};
 use crate::worker::Worker;
 
@@ -22,7 +24,7 @@ const RESTART_AFTER: Duration = Duration::from_millis(500);
 
 /// Small workers that share a small machine and hold several turns each. A turn may be killed before its first token
 /// many times in a row here, which is no reason to give it up.
-const FLAGS: [&str; 20] = [
+const FLAGS: [&str; 22] = [
     "--queue",
     QUEUE,
     "--lease-ms",
@@ -33,6 +35,9 @@ const FLAGS: [&str; 20] = [
     "4",
     "--pool-bytes",
     "64MiB",
+    // A few runs, so that most of what comes back is read from the store.
+    "--host-cache-bytes",
+    "16MiB",
     "--drain-ms",
     "300",
     "--max-attempts",
@@ -56,6 +61,8 @@ struct Slot {
     number: usize,
     generation: u32,
     proxy: Arc<Proxy>,
+    /// Where K and V are kept.
+    store: String,
     worker: Worker,
     state: State,
 }
@@ -71,10 +78,10 @@ enum State {
 }
 
 impl Slot {
-    async fn start(number: usize, redis: SocketAddr) -> io::Result<Self> {
+    async fn start(number: usize, redis: SocketAddr, store: String) -> io::Result<Self> {
         let proxy = Arc::new(Proxy::start(redis).await?);
-        let worker = launch(&proxy, number, 1);
-        Ok(Self { number, generation: 1, proxy, worker, state: State::Running })
+        let worker = launch(&proxy, &store, &name(number, 1));
+        Ok(Self { number, generation: 1, proxy, store, worker, state: State::Running })
     }
 
     fn name(&self) -> String {
@@ -85,7 +92,7 @@ impl Slot {
     fn replace(&mut self) -> (String, String) {
         let log = (self.name(), self.worker.log());
         self.generation += 1;
-        self.worker = launch(&self.proxy, self.number, self.generation);
+        self.worker = launch(&self.proxy, &self.store, &self.name());
         self.state = State::Running;
         log
     }
@@ -95,17 +102,16 @@ fn name(slot: usize, generation: u32) -> String {
     format!("w{slot}-{generation}")
 }
 
-fn launch(proxy: &Proxy, slot: usize, generation: u32) -> Worker {
-    let name = name(slot, generation);
-    Worker::launch(&proxy.url(), &[&FLAGS[..], &["--worker-name", &name]].concat())
+fn launch(proxy: &Proxy, store: &str, name: &str) -> Worker {
+    Worker::launch(&proxy.url(), &[&FLAGS[..], &["--worker-name", name, "--store", store]].concat())
 }
 
 impl Fleet {
-    /// `workers` workers of the queue at `redis`, ready.
-    pub async fn start(redis: SocketAddr, workers: usize) -> io::Result<Self> {
+    /// `workers` workers of the queue at `redis`, ready, that keep K and V in the folder `store`.
+    pub async fn start(redis: SocketAddr, workers: usize, store: &Path) -> io::Result<Self> {
         let mut slots = Vec::new();
         for number in 0..workers {
-            slots.push(Slot::start(number, redis).await?);
+            slots.push(Slot::start(number, redis, kept::url(store)).await?);
         }
         tokio::task::block_in_place(|| slots.iter_mut().for_each(|slot| slot.worker.until_ready()));
         Ok(Self { slots, logs: Vec::new() })

@@ -9,6 +9,7 @@
 //! | `fleet` | worker processes and their proxies |
 //! | `storm`, `cut`, `power` | makes the faults happen: to processes, connections, Redis's disk |
 //! | `store`, `stored` | what Redis holds: the only place that knows its keys; the same as plain values |
+//! | `kept` | what the object store holds, as plain values |
 //! | `undisturbed` | the same turns with nothing in their way |
 //! | `audit`, `report` | what is broken, and how it is told |
 //!
@@ -18,6 +19,7 @@ pub mod audit;
 pub mod cut;
 pub mod dice;
 pub mod fleet;
+pub mod kept;
 pub mod ledger;
 pub mod plan;
 pub mod power;
@@ -30,21 +32,25 @@ pub mod undisturbed;
 pub mod workload;
 
 use std::fmt;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use turnmill::ProducerError;
 use turnmill_schema::Name;
+use turnmill_worker::store::StoreError;
 
 use crate::proxy::Proxy;
 use crate::redis_server::RedisServer;
 use audit::Finding;
 use fleet::Fleet;
+use kept::Kept;
 use ledger::Ledger;
 use power::Unsynced;
 use producers::Producers;
 use report::Report;
 use store::Store;
+use stored::Stored;
 use storm::{Storm, Tally};
 
 /// How long turns may take to end after the last fault.
@@ -95,6 +101,12 @@ pub enum ChaosError {
     /// Ports or files.
     #[error("the machine does not let the run go on: {0}")]
     Io(#[from] std::io::Error),
+    /// The folder with K and V.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The same, while it is read.
+    #[error("the folder with K and V cannot be read: {0}")]
+    Objects(#[from] object_store::Error),
     /// What Redis holds is not what this version writes.
     #[error("{what} cannot be read ({reason}); are all parts of one version?")]
     Unreadable {
@@ -119,7 +131,9 @@ pub async fn run(settings: ChaosSettings) -> Result<Outcome, ChaosError> {
     let began = Instant::now();
     let queue = Name::new(fleet::QUEUE).expect("letters make a name");
     let ledger = Arc::new(Ledger::default());
-    let mut storm = gather(settings, &queue, began).await?;
+    // Before the workers, so that it goes after them.
+    let folder = tempfile::tempdir()?;
+    let mut storm = gather(settings, &queue, folder.path(), began).await?;
     let forgetful = storm.unsynced.is_some();
     let url = storm.door.url();
     let mut producers = Producers::start(&url, &queue, settings.seed, ledger.clone(), forgetful).await?;
@@ -133,11 +147,11 @@ pub async fn run(settings: ChaosSettings) -> Result<Outcome, ChaosError> {
 
     let Storm { redis: _redis, fleet, store, tally, .. } = storm;
     let logs = tokio::task::block_in_place(|| fleet.end());
-    let stored = store.snapshot().await?;
+    let (stored, kept) = left(&store, folder.path(), &queue).await?;
     let turns = ledger.turns();
     let undisturbed = undisturbed::undisturbed(&turns, &queue).await?;
 
-    let findings = audit::audit(&turns, &stored, &undisturbed);
+    let findings = audit::audit(&turns, &stored, &kept, &undisturbed);
     let resumed = audit::resumed(&turns, &stored);
     let mut report = Report::new(settings.seed, turns.len(), resumed, tally).with(&findings);
     report.re_enqueued = forgetful.then(|| ledger.re_enqueued());
@@ -145,14 +159,27 @@ pub async fn run(settings: ChaosSettings) -> Result<Outcome, ChaosError> {
     Ok(Outcome { report, findings, logs })
 }
 
+/// What Redis and the object store hold. How much is kept is said, since nothing kept is nothing broken.
+async fn left(store: &Store, folder: &Path, queue: &Name) -> Result<(Stored, Kept), ChaosError> {
+    let (stored, kept) = (store.snapshot().await?, Kept::read(folder, queue).await?);
+    let manifests = stored.agents.values().filter(|agent| agent.manifest.is_some()).count();
+    eprintln!("{manifests} agents have a manifest; {} objects are in the store", kept.objects.len());
+    Ok((stored, kept))
+}
+
 /// Redis, workers and proxies, all ready.
-async fn gather(settings: ChaosSettings, queue: &Name, began: Instant) -> Result<Storm, ChaosError> {
+async fn gather(
+    settings: ChaosSettings,
+    queue: &Name,
+    folder: &Path,
+    began: Instant,
+) -> Result<Storm, ChaosError> {
     let (appendfsync, unsynced) = match settings.appendfsync {
         AppendFsync::Always => ("always", None),
         AppendFsync::Everysec => ("everysec", Some(Unsynced::default())),
     };
     let redis = RedisServer::start_with(&["--appendonly", "yes", "--appendfsync", appendfsync]);
-    let fleet = Fleet::start(redis.address(), settings.workers).await?;
+    let fleet = Fleet::start(redis.address(), settings.workers, folder).await?;
     let door = Arc::new(Proxy::start(redis.address()).await?);
     let store = Store::open(&redis.url(), queue)?;
     let tally = Tally::default();

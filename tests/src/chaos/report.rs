@@ -34,6 +34,8 @@ pub struct Report {
     pub diverged: usize,
     /// See [`Violation::PostFence`].
     pub post_fence_writes: usize,
+    /// See [`Violation::Manifest`].
+    pub broken_manifests: usize,
     /// Turns enqueued again because Redis forgot them; only where it syncs every second.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub re_enqueued: Option<u64>,
@@ -57,6 +59,7 @@ impl Report {
             out_of_order: 0,
             diverged: 0,
             post_fence_writes: 0,
+            broken_manifests: 0,
             re_enqueued: None,
         }
     }
@@ -70,6 +73,7 @@ impl Report {
                 Violation::OutOfOrder => &mut self.out_of_order,
                 Violation::Diverged => &mut self.diverged,
                 Violation::PostFence => &mut self.post_fence_writes,
+                Violation::Manifest => &mut self.broken_manifests,
             } += 1;
         }
         self
@@ -93,10 +97,14 @@ mod tests {
             Violation::Diverged,
             Violation::PostFence,
             Violation::PostFence,
+            Violation::Manifest,
+            Violation::Manifest,
+            Violation::Manifest,
+            Violation::Manifest,
         ];
         let finding = |violation| Finding { violation, subject: "t".into(), detail: "d".into() };
         let mut report = Report::new(7, 40, 6, tally).with(&kinds.map(finding));
-        let expected = r#"{"seed":7,"seconds":0,"turns":40,"kills":1,"stops":2,"redis_restarts":3,"drains":4,"resumed":6,"lost":1,"duplicated":2,"out_of_order":3,"diverged":1,"post_fence_writes":2}"#;
+        let expected = r#"{"seed":7,"seconds":0,"turns":40,"kills":1,"stops":2,"redis_restarts":3,"drains":4,"resumed":6,"lost":1,"duplicated":2,"out_of_order":3,"diverged":1,"post_fence_writes":2,"broken_manifests":4}"#;
         assert_eq!(serde_json::to_string(&report).expect("JSON"), expected);
         report.re_enqueued = Some(1);
         assert!(serde_json::to_string(&report).expect("JSON").ends_with(r#","re_enqueued":1}"#));

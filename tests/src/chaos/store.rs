@@ -11,7 +11,7 @@ use redis::aio::MultiplexedConnection;
 use redis::streams::{StreamId, StreamInfoGroupsReply, StreamRangeReply};
 use redis::{AsyncCommands, AsyncConnectionConfig, RedisResult};
 use turnmill_schema::envelope::decode;
-use turnmill_schema::keys::{BacklogEntry, FIELD_EVENT, GROUP, Keys, counter};
+use turnmill_schema::keys::{BacklogEntry, FIELD_EVENT, FIELD_MANIFEST, GROUP, Keys, counter};
 use turnmill_schema::{AgentId, Name, Priority, TranscriptEntry, TurnId};
 
 use super::ChaosError;
@@ -135,12 +135,16 @@ impl Store {
             let unreadable = |error| ChaosError::unreadable(format!("the transcript of {agent}"), error);
             decode::<TranscriptEntry>(entry).map_err(unreadable)
         };
+        let manifest: Option<Vec<u8>> = redis.hget(self.keys.agent(agent), FIELD_MANIFEST).await?;
+        let manifest = manifest.filter(|manifest| !manifest.is_empty());
+        let unreadable = |error| ChaosError::unreadable(format!("the manifest of {agent}"), error);
         Ok(StoredAgent {
             state: next(),
             owner: next(),
             token: next(),
             backlog: redis.llen(self.keys.backlog(agent)).await?,
             transcript: transcript.iter().map(read).collect::<Result<_, _>>()?,
+            manifest: manifest.map(|manifest| decode(&manifest).map_err(unreadable)).transpose()?,
         })
     }
 
@@ -184,7 +188,7 @@ fn split_id(entry: &StreamId) -> Option<(u64, u64)> {
 #[cfg(test)]
 mod tests {
     use turnmill_schema::envelope::encode;
-    use turnmill_schema::{Begin, Event};
+    use turnmill_schema::{Begin, Digest, Event, Manifest};
 
     use super::*;
     use crate::redis_server::RedisServer;
@@ -231,6 +235,12 @@ mod tests {
         let mut redis = store.connection().await.expect("Redis answers");
         let stray = AgentId::from_wire("t/stray".into());
         let _length: u64 = redis.rpush(store.keys.backlog(&stray), "x").await.expect("RPUSH");
+        let (namespace, last) = (Digest([1; 32]), Digest([2; 32]));
+        let manifest = Manifest { namespace, tokens: 16, shared_tokens: 0, last };
+        let bytes = encode(&manifest).expect("encodes");
+        let _new: u64 = redis.hset(store.keys.agent(&agent), FIELD_MANIFEST, bytes).await.expect("HSET");
+        // Empty is none.
+        let _new: u64 = redis.hset(store.keys.agent(&stray), FIELD_MANIFEST, "").await.expect("HSET");
         let stored = store.snapshot().await.expect("read");
         let counters = BTreeMap::from([(counter::open(Priority::Batch), 1)]);
         let queue = StoredQueue { counters, open: 1, tokens: 1, ..StoredQueue::default() };
@@ -240,5 +250,6 @@ mod tests {
         let (agent, stray) = (&stored.agents[&agent], &stored.agents[&stray]);
         assert_eq!((agent.owner.as_deref(), agent.backlog), (Some("w1:x"), 1));
         assert_eq!((stray.state.as_deref(), stray.backlog), (None, 1));
+        assert_eq!((agent.manifest, stray.manifest), (Some(manifest), None));
     }
 }

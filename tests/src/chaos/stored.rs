@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use turnmill_schema::{AgentId, Begin, End, Event, TranscriptEntry, TurnId};
+use turnmill_schema::{AgentId, Begin, End, Event, Manifest, TranscriptEntry, TurnId};
 
 use super::ledger::Words;
 
@@ -50,6 +50,8 @@ pub struct StoredAgent {
     pub backlog: usize,
     /// Its history.
     pub transcript: Vec<TranscriptEntry>,
+    /// What the object store has of its K and V.
+    pub manifest: Option<Manifest>,
 }
 
 /// Counts of the whole queue.

@@ -1,4 +1,7 @@
 //! The same turns, in the same order, on one worker that nothing happens to, in a Redis of its own.
+//!
+//! Invariant: it has no object store, so that every word is computed: K and V that came back in the storm are right where
+//! the words are equal.
 
 use turnmill::{Producer, ProducerSettings};
 use turnmill_schema::Name;

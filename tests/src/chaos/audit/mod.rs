@@ -1,9 +1,11 @@
-//! What a run broke: every result stream and transcript against the ledger and an undisturbed run.
+//! What a run broke: every result stream and transcript against the ledger and an undisturbed run, every manifest
+//! against the object store.
 //!
-//! Pure: plain values in, findings out. A finding is one fault of one turn (or of an agent or the queue, where no turn
-//! can be named). KV manifests do not exist yet, so none are looked at.
+//! Pure: plain values in, findings out. A finding is one fault of one turn (or of an agent, an object or the queue,
+//! where no turn can be named).
 
 mod agents;
+mod manifests;
 mod rest;
 mod streams;
 mod words;
@@ -16,6 +18,7 @@ use std::fmt;
 
 use turnmill_schema::{AgentId, TurnId};
 
+use super::kept::Kept;
 use super::ledger::Acknowledged;
 use super::stored::Stored;
 
@@ -32,6 +35,8 @@ pub enum Violation {
     Diverged,
     /// Written by a worker that had lost its lease, or after the End; or keys that contradict the end.
     PostFence,
+    /// Names a run that is not in the store, or leads nowhere; or an object that is no whole run.
+    Manifest,
 }
 
 /// A broken promise.
@@ -39,7 +44,7 @@ pub enum Violation {
 pub struct Finding {
     /// Which.
     pub violation: Violation,
-    /// The turn, or else the agent or the queue.
+    /// The turn, or else the agent, the object or the queue.
     pub subject: String,
     /// What was found.
     pub detail: String,
@@ -59,6 +64,7 @@ impl fmt::Display for Finding {
             Violation::OutOfOrder => "out of order",
             Violation::Diverged => "diverged",
             Violation::PostFence => "post-fence write",
+            Violation::Manifest => "broken manifest",
         };
         write!(f, "{kind}: {}: {}", self.subject, self.detail)
     }
@@ -73,8 +79,13 @@ pub struct Undisturbed {
     pub stored: Stored,
 }
 
-/// Everything that is wrong with `stored`.
-pub fn audit(ledger: &[Acknowledged], stored: &Stored, undisturbed: &Undisturbed) -> Vec<Finding> {
+/// Everything that is wrong with `stored`, whose K and V are `kept`.
+pub fn audit(
+    ledger: &[Acknowledged],
+    stored: &Stored,
+    kept: &Kept,
+    undisturbed: &Undisturbed,
+) -> Vec<Finding> {
     let mut findings = Vec::new();
     for known in ledger {
         findings.extend(streams::check(known.turn, stored.turns.get(&known.turn)));
@@ -82,6 +93,7 @@ pub fn audit(ledger: &[Acknowledged], stored: &Stored, undisturbed: &Undisturbed
     for (agent, turns) in by_agent(ledger) {
         findings.extend(agents::check(agent, &turns, stored));
     }
+    findings.extend(manifests::check(stored, kept));
     findings.extend(rest::check(ledger, stored));
     findings.extend(words::check(ledger, stored, undisturbed));
     findings

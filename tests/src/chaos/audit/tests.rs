@@ -1,18 +1,25 @@
 //! Hand-made histories: one that keeps every promise, and the same with one thing wrong each.
 
+use std::ops::Range;
+
 use turnmill::NewTurn;
+use turnmill_schema::kv_object::HeaderStart;
 use turnmill_schema::{
-    Begin, Delta, End, Event, FinishReason, Message, Name, Outcome, Role, Timing, TranscriptEntry, Usage,
+    Begin, Delta, Digest, End, Event, FinishReason, Manifest, Message, Name, Outcome, Role, Timing,
+    TranscriptEntry, Usage,
 };
 
 use super::*;
+use crate::chaos::kept::KeptRun;
 use crate::chaos::ledger::Words;
 use crate::chaos::stored::{Entry, StoredAgent, StoredTurn};
 
-/// A run of three turns: two of one agent, of which the first was resumed, and one that stands alone.
+/// A run of three turns: two of one agent, of which the first was resumed, and one that stands alone. Of the agent two
+/// runs are kept, and one that its manifest does not know.
 struct Run {
     ledger: Vec<Acknowledged>,
     stored: Stored,
+    kept: Kept,
     undisturbed: Undisturbed,
 }
 
@@ -35,7 +42,26 @@ impl Run {
         let turns = vec![TurnId::new(0), TurnId::new(0), TurnId::new(0)];
         let mut there = queue(&ledger, [plain(5), plain(7), plain(5)]);
         rename(&mut there, &ids, &turns);
-        Self { ledger, stored, undisturbed: Undisturbed { turns, stored: there } }
+        let kept = Kept { queue: tenant, objects: BTreeMap::new() };
+        let mut run = Self { ledger, stored, kept, undisturbed: Undisturbed { turns, stored: there } };
+        for kept in
+            [kept_run(None, 1, 0..256), kept_run(Some(1), 2, 256..272), kept_run(Some(2), 3, 272..288)]
+        {
+            run.keep(kept.start.hash, Ok(kept));
+        }
+        run.agent().manifest = Some(manifest());
+        run
+    }
+
+    /// Puts an object where the run `hash` has to be.
+    fn keep(&mut self, hash: Digest, object: Result<KeptRun, String>) {
+        self.kept.objects.insert(self.kept.path(&NAMESPACE, &hash), object);
+    }
+
+    /// Removes that object.
+    fn lose(&mut self, hash: u8) {
+        let lost = self.kept.objects.remove(&self.kept.path(&NAMESPACE, &Digest([hash; 32])));
+        lost.expect("it was kept").expect("it was whole");
     }
 
     fn id(&self, place: usize) -> TurnId {
@@ -56,8 +82,23 @@ impl Run {
     }
 
     fn findings(&self) -> Vec<Finding> {
-        audit(&self.ledger, &self.stored, &self.undisturbed)
+        audit(&self.ledger, &self.stored, &self.kept, &self.undisturbed)
     }
+}
+
+const NAMESPACE: Digest = Digest([9; 32]);
+
+/// A run whose name and whose parent's name are one byte each, many times.
+fn kept_run(parent: Option<u8>, hash: u8, tokens: Range<usize>) -> KeptRun {
+    let parent = parent.map(|parent| Digest([parent; 32]));
+    KeptRun {
+        start: HeaderStart { flags: 0, namespace: NAMESPACE, parent, hash: Digest([hash; 32]) },
+        tokens,
+    }
+}
+
+fn manifest() -> Manifest {
+    Manifest { namespace: NAMESPACE, tokens: 272, shared_tokens: 0, last: Digest([2; 32]) }
 }
 
 fn entry(epoch: u64, event: Event) -> Entry {
@@ -137,7 +178,7 @@ fn expect(change: impl FnOnce(&mut Run), expected: &[(Violation, Option<usize>)]
     assert_eq!(told, expected, "{found:#?}");
 }
 
-use Violation::{Diverged, Duplicated, Lost, OutOfOrder, PostFence};
+use Violation::{Diverged, Duplicated, Lost, Manifest as Broken, OutOfOrder, PostFence};
 
 #[test]
 fn a_sound_run_has_no_findings_and_one_resumed_turn() {
@@ -264,4 +305,72 @@ fn post_fence_is_also_what_contradicts_the_end() {
     }
     expect(|run| run.stored.queue.counters.extend([("t:leased".into(), -1)]), &[(PostFence, None)]);
     expect(|run| run.stored.queue.pending = 1, &[(PostFence, None)]);
+}
+
+#[test]
+fn a_manifest_is_sound_whatever_else_is_kept_and_one_may_be_missing() {
+    expect(|run| run.lose(3), &[]);
+    expect(|run| run.agent().manifest = None, &[]);
+    let older = |run: &mut Run| {
+        run.agent().manifest = Some(Manifest { tokens: 256, last: Digest([1; 32]), ..manifest() });
+    };
+    expect(older, &[]);
+}
+
+#[test]
+fn a_manifest_is_broken_that_names_what_is_not_there() {
+    expect(|run| run.lose(1), &[(Broken, None)]);
+    expect(|run| run.lose(2), &[(Broken, None)]);
+    let changes: [fn(&mut Manifest); 4] = [
+        |manifest| manifest.last = Digest([8; 32]),
+        |manifest| manifest.namespace = Digest([8; 32]),
+        |manifest| manifest.tokens = 256,
+        |manifest| manifest.tokens = 288,
+    ];
+    for change in changes {
+        expect(|run| change(run.agent().manifest.as_mut().expect("it has one")), &[(Broken, None)]);
+    }
+    let lone = |run: &mut Run| {
+        let agent = run.ledger[2].agent.clone();
+        run.stored.agents.insert(agent, StoredAgent { manifest: Some(manifest()), ..StoredAgent::default() });
+    };
+    expect(lone, &[(PostFence, None), (Broken, None)]);
+}
+
+#[test]
+fn a_manifest_is_broken_whose_runs_do_not_lead_to_the_first_token() {
+    let chains = [
+        // The first one begins late; a gap; an overlap; a run without tokens, which names itself.
+        kept_run(None, 2, 256..272),
+        kept_run(Some(1), 2, 257..272),
+        kept_run(Some(1), 2, 240..272),
+        kept_run(Some(2), 2, 272..272),
+        kept_run(Some(3), 2, 256..272),
+        kept_run(Some(7), 2, 256..272),
+        // There is nothing before the first token.
+        kept_run(Some(1), 2, 0..272),
+    ];
+    for chain in chains {
+        expect(|run| run.keep(Digest([2; 32]), Ok(chain)), &[(Broken, None)]);
+    }
+}
+
+#[test]
+fn an_object_is_a_finding_that_is_damaged_or_another_run_and_so_is_the_manifest_that_names_it() {
+    for (hash, findings) in [(1, 2), (2, 2), (3, 1)] {
+        let expected = vec![(Broken, None); findings];
+        let name = Digest([hash; 32]);
+        expect(|run| run.keep(name, Err("its bytes have changed".into())), &expected);
+        let other = |run: &mut Run, change: fn(&mut HeaderStart)| {
+            let mut kept = run.kept.objects[&run.kept.path(&NAMESPACE, &name)].clone();
+            change(&mut kept.as_mut().expect("it is whole").start);
+            run.keep(name, kept);
+        };
+        expect(|run| other(run, |start| start.namespace = Digest([8; 32])), &expected);
+        expect(|run| other(run, |start| start.hash = Digest([8; 32])), &expected);
+    }
+    let elsewhere = |run: &mut Run| {
+        run.kept.objects.insert("kv-damaged/t/x".into(), Ok(kept_run(None, 1, 0..256)));
+    };
+    expect(elsewhere, &[(Broken, None)]);
 }
