@@ -12,9 +12,9 @@ use tokio::process::Command;
 use tokio::sync::{Mutex, MutexGuard};
 use tokio::time::timeout;
 use turnmill::{NewTurn, Producer, ProducerSettings, TurnResult};
-use turnmill_schema::keys::{FIELD_EVENT, Keys};
+use turnmill_schema::keys::{FIELD_EVENT, FIELD_MANIFEST, Keys};
 use turnmill_schema::scripts::DepthLimits;
-use turnmill_schema::{AgentId, Event, Name, Sampling, Turn, TurnId, envelope, scripts};
+use turnmill_schema::{AgentId, Event, Manifest, Name, Sampling, Turn, TurnId, envelope, scripts};
 
 use crate::redis_server::RedisServer;
 use crate::told::Told;
@@ -126,6 +126,27 @@ impl Line {
     pub async fn transcript(&self, agent: &str) -> Vec<Vec<u8>> {
         let agent = AgentId::named(&name("default"), &name(agent));
         self.command(&["LRANGE", &self.keys.transcript(&agent), "0", "-1"]).await
+    }
+
+    /// What the agent's manifest says is stored.
+    pub async fn manifest(&self, agent: &str) -> Option<Manifest> {
+        let agent = AgentId::named(&name("default"), &name(agent));
+        let bytes: Option<Vec<u8>> = self.command(&["HGET", &self.keys.agent(&agent), FIELD_MANIFEST]).await;
+        let bytes = bytes.filter(|bytes| !bytes.is_empty());
+        bytes.map(|bytes| envelope::decode(&bytes).expect("manifests can be read"))
+    }
+
+    /// Waits until the agent's manifest says that at least `tokens` are stored.
+    pub async fn until_stored(&self, agent: &str, tokens: u32) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let stored = self.manifest(agent).await.map_or(0, |manifest| manifest.tokens);
+            if stored >= tokens {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{stored} tokens of {agent} are stored, not {tokens}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 
     /// Every key of the queue.

@@ -124,6 +124,17 @@ impl Worker {
         }
     }
 
+    /// The sum of a metric's values over all its labels, or over those that have all of `labels`, as `outcome="saved"`.
+    pub fn metric(&self, name: &str, labels: &[&str]) -> f64 {
+        let (_, text) = self.get("/metrics");
+        let of_it = |line: &&str| {
+            let end = line.find(['{', ' ']).unwrap_or(line.len());
+            &line[..end] == name && labels.iter().all(|label| line.contains(label))
+        };
+        let value = |line: &str| line.rsplit(' ').next().and_then(|value| value.parse::<f64>().ok());
+        text.lines().filter(of_it).filter_map(value).sum()
+    }
+
     fn try_get(&self, path: &str) -> Option<(u16, String)> {
         let mut stream = TcpStream::connect(self.http).ok()?;
         stream.set_read_timeout(Some(START_TIMEOUT)).ok()?;

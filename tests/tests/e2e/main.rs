@@ -8,3 +8,5 @@ mod line;
 mod payloads;
 mod queue;
 mod same_words;
+mod store_faults;
+mod stored;

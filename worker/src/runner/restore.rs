@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::task::AbortOnDropHandle;
-use tracing::info;
+use tracing::{debug, info};
 
 use crate::engine::EngineHandle;
 use crate::kv::{Run, RunData};
@@ -118,9 +118,16 @@ impl Restorer {
         let in_order = async {
             for (count, run) in runs.iter().enumerate() {
                 let Some((fetch, place)) = fetches.recv().await else { return count };
-                // A panic in the store is a miss.
-                let Ok(Ok(data)) = fetch.await else { return count };
+                let fetched = fetch.await.unwrap_or_else(|error| Err(Miss::Unreachable(error.to_string())));
+                let data = match fetched {
+                    Ok(data) => data,
+                    Err(miss) => {
+                        debug!(run = %run.id.last, %miss, "the turn is computed from here on");
+                        return count;
+                    }
+                };
                 if !matches!(self.engine.import(id, data).await, Ok(true)) {
+                    debug!(run = %run.id.last, "the turn gave way, and is computed from here on");
                     return count;
                 }
                 drop(place);

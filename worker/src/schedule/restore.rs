@@ -48,9 +48,11 @@ impl Scheduler {
         self.sequences().find(|sequence| sequence.id == id).map(Sequence::hashes)
     }
 
-    /// Hashes of the blocks that preempted sequences had and will want again.
+    /// Hashes of the blocks that preempted sequences had and want again, once they are admitted or now.
     pub fn wanted_back(&self) -> impl Iterator<Item = &PrefixHash> {
-        self.waiting.iter().filter(|sequence| sequence.is_preempted()).flat_map(Sequence::wanted)
+        let admitted = self.running.iter().filter(|sequence| sequence.restoring);
+        let preempted = self.waiting.iter().chain(admitted).filter(|sequence| sequence.is_preempted());
+        preempted.flat_map(Sequence::wanted)
     }
 
     fn find_restoring(&mut self, id: SequenceId) -> Option<&mut Sequence> {
