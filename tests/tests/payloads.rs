@@ -228,9 +228,12 @@ async fn the_command_takes_a_large_line_where_a_store_is_named() {
         command.env_remove("TURNMILL_STORE").args(store.map(|url| format!("--store={url}")));
         command.output().expect("the command runs")
     };
-    let refused = submit(None);
-    let said = String::from_utf8_lossy(&refused.stderr);
-    assert!(refused.status.code() == Some(2) && said.contains("--store"), "{said}");
+    // The words that a worker knows stand for no place of the producers'.
+    for none in [None, Some("none".into()), Some("auto".into())] {
+        let refused = submit(none);
+        let said = String::from_utf8_lossy(&refused.stderr);
+        assert!(refused.status.code() == Some(2) && said.contains("--store"), "{said}");
+    }
     let taken = submit(Some(place.url()));
     assert_eq!((taken.status.code(), String::from_utf8_lossy(&taken.stderr).as_ref()), (Some(0), ""));
     assert_eq!(files(&place.store()).len(), 1);

@@ -29,7 +29,7 @@ use crate::observe::http::{self, HttpState};
 use crate::observe::{ObserveError, QueueGauges, logs, metrics};
 use crate::runner::{
     Held, Intake, Keeper, Link, Prompting, Registry, RestoreSettings, Restorer, Retries, Runner,
-    RunnerSettings, heartbeat, notices,
+    RunnerSettings, heartbeat, notices, trim,
 };
 use crate::schedule::Limits;
 use crate::store::{BlockStore, BlockStoreSettings, Payloads, StoreError};
@@ -153,6 +153,12 @@ fn engine_settings(settings: &Settings, model: &Model) -> EngineSettings {
         transfer_bytes: settings.transfer_bytes.bytes() as usize,
         offload_bytes: settings.offload_bytes.bytes() as usize,
     }
+}
+
+/// Bytes that the folder with K and V may take; none where it is no folder, or may take any.
+fn folder_limit(settings: &Settings) -> Option<u64> {
+    let limit = settings.store_max_bytes.bytes();
+    settings.store.for_kv().filter(|url| url.is_folder() && limit > 0).map(|_| limit)
 }
 
 fn keeper(settings: &Settings, store: BlockStore, engine: EngineHandle) -> Keeper {
@@ -281,6 +287,7 @@ impl Worker {
             let lifecycle = lifecycle.clone();
             store.on_trouble(move |trouble| lifecycle.set_store_trouble(trouble));
         }
+        let limited = store.clone().zip(folder_limit(settings));
         let sink = store.clone().map(|store| Arc::new(store) as Arc<dyn RunSink>);
         let engine_settings = engine_settings(settings, &model);
         let (engine, _thread) = engine::spawn(model.engine, engine_settings, sink, lifecycle.clone())
@@ -346,6 +353,9 @@ impl Worker {
             drain: worker.drain.clone(),
         };
         worker.background.spawn(registry.run(interval, stop.clone()));
+        if let Some((store, limit)) = limited {
+            worker.background.spawn(trim(store, limit, stop.clone()));
+        }
         worker.background.spawn(count(broker.clone(), http.queue.clone(), stop.clone()));
         worker.background.spawn(notices(broker.clone(), held.clone(), link.clone(), stop.clone()));
         worker.background.spawn(heartbeat(broker, held, link, lifecycle, interval, stop));

@@ -1,5 +1,6 @@
-//! A thousand stored objects, each damaged at random: none is used, each is a counted miss, and every reply is the one that
-//! was computed. Prints its seed; `TURNMILL_FUZZ_SEED` reruns it.
+//! Stored K and V under a small model: what another way of computing wrote is never found, and of a thousand objects, each
+//! damaged at random, none is used: each is a counted miss, and every reply is the one that was computed. The fuzz prints its
+//! seed; `TURNMILL_FUZZ_SEED` reruns it.
 
 mod common;
 
@@ -14,7 +15,7 @@ use turnmill_worker::config::{KvCodec, KvDtype, StoreUrl, WeightsMode};
 use turnmill_worker::engine::{self, EngineHandle, EngineSettings, Progress, Reply, Saving, Start};
 use turnmill_worker::kv::{HashChain, Namespace, Run, RunGrid};
 use turnmill_worker::lifecycle::{HeadroomLimits, Lifecycle};
-use turnmill_worker::model::Tokenizer;
+use turnmill_worker::model::{LoadOptions, Model, Tokenizer};
 use turnmill_worker::observe::metrics;
 use turnmill_worker::runner::{RestoreSettings, Restored, Restorer};
 use turnmill_worker::schedule::{Limits, SequenceId};
@@ -233,4 +234,35 @@ async fn a_thousand_damaged_objects_are_a_thousand_misses() {
     let verified = verify(&inventory, None, 4, |run| panic!("{run:?}"), |_| ()).await.expect("it is read");
     assert_eq!(verified.good, OBJECTS as u64);
     assert_eq!(files(&folder.join("kv-damaged")).len(), OBJECTS);
+}
+
+#[test]
+fn whatever_changes_blocks_changes_their_namespace() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let other_directory = tempfile::tempdir().expect("a temporary directory");
+    let model = Tiny::default().write(directory.path());
+    let other_model = Tiny { intermediate: 128, ..Tiny::default() }.write(other_directory.path());
+    let namespace = |model: &Path, change: &dyn Fn(&mut LoadOptions)| {
+        let mut options =
+            LoadOptions { pool_bytes: 1 << 20, ..LoadOptions::new(WeightsMode::F32, KvDtype::F16) };
+        change(&mut options);
+        Model::load(model, &options, &|_, _| ()).expect("the model loads").namespace
+    };
+    let changes: [&dyn Fn(&mut LoadOptions); 6] = [
+        &|_| (),
+        &|options| options.weights = WeightsMode::AsIs,
+        &|options| options.kv_dtype = KvDtype::F32,
+        &|options| options.kv_codec = KvCodec::Q8,
+        &|options| options.block_tokens = 32,
+        &|options| options.kv_any_compute = true,
+    ];
+    let mut all: Vec<Namespace> = changes.iter().map(|change| namespace(&model, change)).collect();
+    all.push(namespace(&other_model, &|_| ()));
+    for (i, one) in all.iter().enumerate() {
+        assert!(all[..i].iter().all(|other| other != one), "number {i}");
+        assert_ne!(one.for_tenant("a"), one.for_tenant("b"));
+    }
+    // What does not change them: how many there are, and how long a conversation may get.
+    let same = namespace(&model, &|options| (options.pool_bytes, options.max_context_tokens) = (2 << 20, 64));
+    assert_eq!(same, all[0]);
 }

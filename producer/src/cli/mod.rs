@@ -78,7 +78,8 @@ struct Global {
     /// Whose turns these are; tenants never share anything.
     #[arg(long, global = true, env = "TURNMILL_TENANT", default_value = "default", value_name = "NAME")]
     tenant: Name,
-    /// Where turns too large for Redis go, as in file:///var/lib/turnmill or s3://bucket/prefix.
+    /// Where turns too large for Redis go, as in file:///var/lib/turnmill or s3://bucket/prefix; none and auto, which
+    /// workers know too, are no such place.
     #[arg(long, global = true, env = "TURNMILL_STORE", value_name = "URL", hide_env_values = true)]
     store: Option<String>,
     /// For rediss://: trust the authorities in this PEM file instead of the system's.
@@ -168,6 +169,8 @@ impl Global {
 
     fn settings(&self) -> ProducerSettings {
         let settings = ProducerSettings::new(self.queue.clone(), self.tenant.clone());
-        ProducerSettings { ca_file: self.redis_ca.clone(), store: self.store.clone(), ..settings }
+        // One variable serves both sides: a worker's own folder is nothing that a producer can rely on.
+        let store = self.store.clone().filter(|store| !["auto", "none"].contains(&store.as_str()));
+        ProducerSettings { ca_file: self.redis_ca.clone(), store, ..settings }
     }
 }

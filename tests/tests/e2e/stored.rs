@@ -283,3 +283,37 @@ async fn turns_that_have_to_give_way_go_on_where_they_were() {
     let came_back = tight.metric("turnmill_offloaded_blocks_restored_total", &[]);
     assert!(came_back > 0.0 && came_back <= offloaded, "{came_back} of {offloaded} blocks came back");
 }
+
+#[tokio::test]
+async fn with_keys_only_tenants_that_have_one_are_kept_and_only_keys_open_them() {
+    let line = Line::start().await;
+    let (folder, store) = folder();
+    let keys = TempDir::new().expect("the temporary directory is writable");
+    std::fs::write(keys.path().join("default.key"), "a1".repeat(32)).expect("written");
+    let keys = keys.path().display().to_string();
+    let turn = |text: &str| NewTurn::user(text).agent(name("a")).sampling(greedy(20));
+    let mut other = ProducerSettings::new(name("default"), name("default"));
+    other.tenant = name("other");
+    let other = Producer::connect(&line.redis.url(), other).await.expect("Redis answers");
+    {
+        let worker = line.worker(&["--store", &store, "--kv-keys", &keys]);
+        let kept_not = other.enqueue(turn("Tell me about keys.")).await.expect("enqueued");
+        other.wait(kept_not).await.expect("the result can be read");
+        until_saved(&worker).await;
+        assert_eq!(objects(folder.path()), 0, "a tenant without a key is kept in the clear");
+        line.run(turn("Tell me about keys.")).await;
+        line.until_stored("a", BLOCK).await;
+        until_saved(&worker).await;
+        assert_eq!(objects(folder.path()), 1);
+    }
+    {
+        let _keyed = line.worker(&["--store", &store, "--kv-keys", &keys]);
+        assert!(line.run(turn("And about locks?")).await.usage.cached_tokens > 0);
+        line.until_stored("a", 3 * BLOCK).await;
+    }
+    // It has no keys: what it cannot open it leaves alone.
+    let worker = line.worker(&["--store", &store]);
+    assert_eq!(line.run(turn("And doors?")).await.usage.cached_tokens, 0);
+    assert_eq!(worker.metric("turnmill_store_misses_total", &["reason=\"key_missing\""]), 1.0);
+    assert!(!folder.path().join("kv-damaged").exists());
+}

@@ -102,6 +102,8 @@ settings! {
     ["TURNMILL_OFFLOAD_BYTES"] offload_bytes: ByteSize = "64MiB";
     /// Bytes copied between pool and memory between two steps, at most.
     ["TURNMILL_TRANSFER_BYTES"] transfer_bytes: ByteSize = "8MiB";
+    /// Bytes of K and V that a queue keeps in a folder; beyond it the oldest go. 0 is no limit; buckets have their own.
+    ["TURNMILL_STORE_MAX_BYTES"] store_max_bytes: ByteSize = "16GiB";
     /// Objects of the store that are read at once.
     ["TURNMILL_STORE_PARALLEL"] store_parallel: u32 = "8";
     /// Longest time that reading one object may take.

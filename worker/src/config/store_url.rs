@@ -26,6 +26,11 @@ impl StoreUrl {
         &self.0
     }
 
+    /// Whether it is a folder of this machine.
+    pub fn is_folder(&self) -> bool {
+        self.0.starts_with("file:///")
+    }
+
     /// Whether it names a store of a kind that we can open.
     pub(super) fn has_known_scheme(&self) -> bool {
         STARTS.iter().any(|start| self.0.starts_with(start))
@@ -158,6 +163,8 @@ mod tests {
     fn only_stores_that_can_be_opened_are_known() {
         let known = |url: &str| StoreUrl::from(url.to_owned()).has_known_scheme();
         assert!(STARTS.into_iter().all(known));
+        let folder = |url: &&str| StoreUrl::from((*url).to_owned()).is_folder();
+        assert_eq!(STARTS.iter().filter(|url| folder(url)).count(), 1);
         for url in ["file://var/lib", "/var/lib", "s3:bucket", "redis://h", ""] {
             assert!(!known(url), "{url}");
         }

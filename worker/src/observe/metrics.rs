@@ -96,6 +96,8 @@ metrics! {
         "Bytes of those runs as they are stored.";
     STORE_MISSES = Kind::Counter, "turnmill_store_misses_total",
         "Runs of KV blocks that were asked for and not had, by reason.";
+    STORE_TRIMMED = Kind::Counter, "turnmill_store_trimmed_bytes_total",
+        "Bytes of stored runs that this worker removed because their folder was over its limit.";
     STORE_QUEUE = Kind::Gauge, "turnmill_store_save_queue_bytes",
         "Bytes of runs that wait to be written or are being written.";
     HOST_CACHE_HITS = Kind::Counter, "turnmill_host_cache_hits_total",
@@ -275,6 +277,11 @@ pub fn host_cache_hit() {
     counter!(HOST_CACHE_HITS).increment(1);
 }
 
+/// So many bytes of stored runs were removed for their folder's limit.
+pub fn store_trimmed(bytes: u64) {
+    counter!(STORE_TRIMMED).increment(bytes);
+}
+
 /// It was decided how a turn with stored runs gets its blocks; `what` comes from a closed list.
 pub fn restore_decided(what: &'static str) {
     counter!(RESTORES, "outcome" => what).increment(1);
@@ -366,6 +373,12 @@ pub(super) mod tests {
             run_missed("checksum");
             host_cache_hit();
             host_cache(60);
+            run_withdrawn();
+            store_trimmed(70);
+            restore_decided("partly");
+            restored(80, Duration::from_millis(30));
+            block_offloaded();
+            block_brought_back();
             first_token(Duration::from_millis(300));
             inter_token(Duration::from_millis(9));
         })
@@ -405,6 +418,14 @@ pub(super) mod tests {
                 "turnmill_store_misses_total{reason=\"checksum\"} 1",
                 "turnmill_host_cache_hits_total 1",
                 "turnmill_host_cache_bytes 60",
+                "turnmill_store_saves_total{outcome=\"evicted\"} 1",
+                "turnmill_store_trimmed_bytes_total 70",
+                "turnmill_restores_total{outcome=\"partly\"} 1",
+                "turnmill_restores_total{outcome=\"restored\"} 0",
+                "turnmill_restored_tokens_total 80",
+                "turnmill_restore_seconds_bucket{le=\"0.05\"} 1",
+                "turnmill_offloaded_blocks_total 1",
+                "turnmill_offloaded_blocks_restored_total 1",
                 "turnmill_first_token_seconds_bucket{le=\"0.25\"} 0",
                 "turnmill_first_token_seconds_count 1",
                 "turnmill_inter_token_seconds_bucket{le=\"0.01\"} 1",

@@ -14,6 +14,7 @@
 //! | `retries` | pauses before another attempt |
 //! | `notices` | cancelled turns stop at once |
 //! | `registry` | who this worker is, and what it is told |
+//! | `trim` | the folder with K and V keeps to its limit |
 //! | `held` | the list of what is held |
 //! | `link` | whether Redis answers, said once |
 //!
@@ -34,6 +35,7 @@ mod publish;
 mod registry;
 mod restore;
 mod retries;
+mod trim;
 mod turn;
 
 pub use conversation::Conversation;
@@ -46,4 +48,5 @@ pub use notices::notices;
 pub use registry::Registry;
 pub use restore::{RestoreSettings, Restored, Restorer};
 pub use retries::Retries;
+pub use trim::trim;
 pub use turn::{Prompting, Runner, RunnerSettings};

@@ -10,6 +10,7 @@ pub mod keys;
 pub mod object;
 mod open;
 mod payload;
+mod trim;
 
 use turnmill_schema::PayloadError;
 
@@ -18,6 +19,7 @@ use crate::config::StoreUrl;
 pub use blocks::{BlockStore, BlockStoreSettings, FetchCost, Miss};
 pub use open::open;
 pub use payload::Payloads;
+pub use trim::{Trimmed, trim};
 
 /// Where damaged runs are put, under the same names: out of the way of what is written anew, until they are collected.
 const DAMAGED: &str = "kv-damaged";

@@ -35,9 +35,10 @@ use self::ledger::Ledger;
 use self::objects::Objects;
 use self::reads_first::ReadsFirst;
 use self::saver::{Room, Saver};
-use super::StoreError;
+use super::inventory::Inventory;
 use super::keys::{Keys, TenantKey};
 use super::object::Damage;
+use super::{StoreError, Trimmed, trim};
 use crate::config::{KvCodec, StoreUrl};
 use crate::kv::codec::Coding;
 use crate::kv::{BlockShape, Run, RunData, RunId};
@@ -256,6 +257,20 @@ impl BlockStore {
 
     fn shared(&self) -> &Arc<Shared> {
         &self.0.shared
+    }
+
+    /// Keeps a folder within `limit` bytes; see [`trim`](super::trim()).
+    ///
+    /// # Errors
+    /// The folder cannot be read, or not everything removed.
+    pub async fn trim(&self, limit: u64) -> Result<Trimmed, StoreError> {
+        let settings = &self.shared().settings;
+        let inventory = Inventory::open(&settings.url, &settings.queue)?;
+        let trimmed = self.run(async move { trim(&inventory, limit).await }).await;
+        trimmed.unwrap_or_else(|reason| {
+            let url = self.shared().settings.url.clone();
+            Err(StoreError::Unreachable { url, path: "the folder's limit".into(), reason })
+        })
     }
 
     /// Runs `work` on the store's threads; it ends when the caller no longer waits for it.

@@ -1,0 +1,77 @@
+//! A folder keeps to its limit: what was stored longest ago goes first.
+//!
+//! Invariant: only folders are trimmed, and only runs are removed. A run that goes costs prefill, like any that is
+//! missing; buckets have rules of their own for what grows old, and `kv gc` knows what nobody needs.
+
+use futures::TryStreamExt;
+
+use super::StoreError;
+use super::inventory::{Folder, Inventory, Object};
+
+/// What is left, of a hundred parts of the limit, so that not every new run costs an old one.
+const LEFT_PERCENT: u64 = 90;
+
+/// What was removed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Trimmed {
+    /// Objects.
+    pub objects: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+/// Removes the oldest runs where all of the queue's take more than `limit` bytes, until they take a tenth less.
+pub async fn trim(inventory: &Inventory, limit: u64) -> Result<Trimmed, StoreError> {
+    let mut objects: Vec<Object> = inventory.list(Folder::Damaged).try_collect().await?;
+    objects.extend(inventory.list(Folder::Runs).try_collect::<Vec<_>>().await?);
+    let mut total: u64 = objects.iter().map(|object| object.bytes).sum();
+    if total <= limit {
+        return Ok(Trimmed::default());
+    }
+    objects.sort_by_key(|object| object.modified_ms);
+    let (mut trimmed, mut paths) = (Trimmed::default(), Vec::new());
+    for object in objects {
+        if total <= limit / 100 * LEFT_PERCENT {
+            break;
+        }
+        total -= object.bytes;
+        trimmed = Trimmed { objects: trimmed.objects + 1, bytes: trimmed.bytes + object.bytes };
+        paths.push(object.path);
+    }
+    match inventory.remove(paths).await.error {
+        Some(error) => Err(error),
+        None => Ok(trimmed),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::time::{Duration, SystemTime};
+
+    use turnmill_schema::Name;
+
+    use super::*;
+    use crate::config::StoreUrl;
+
+    /// A file of 100 bytes that was written so many hours ago.
+    fn write(folder: &Path, name: &str, hours: u64) {
+        let path = folder.join("kv/q").join(name);
+        std::fs::create_dir_all(path.parent().expect("it is in a folder")).expect("made");
+        std::fs::write(&path, [0; 100]).expect("written");
+        let file = std::fs::File::options().write(true).open(&path).expect("opened");
+        file.set_modified(SystemTime::now() - Duration::from_secs(3600 * hours)).expect("dated");
+    }
+
+    #[tokio::test]
+    async fn the_oldest_runs_go_until_a_tenth_of_the_limit_is_free() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        (1..=10).for_each(|hours| write(folder.path(), &format!("n/aa/{hours}"), hours));
+        let url = StoreUrl::from(format!("file://{}", folder.path().display()));
+        let inventory = Inventory::open(&url, &Name::new("q").expect("a name")).expect("opens");
+        assert_eq!(trim(&inventory, 1000).await.expect("listed"), Trimmed::default());
+        assert_eq!(trim(&inventory, 600).await.expect("trimmed"), Trimmed { objects: 5, bytes: 500 });
+        let is_there = |hours: u64| folder.path().join(format!("kv/q/n/aa/{hours}")).exists();
+        assert!((1..=5).all(is_there) && !(6..=10).any(is_there));
+    }
+}
