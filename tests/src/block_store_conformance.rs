@@ -56,7 +56,7 @@ macro_rules! block_store_conformance {
             two_writers_of_one_run_both_succeed
             the_host_cache_answers_without_the_store
             many_fetches_share_few_reads
-            a_manifests_word_is_believed_until_a_fetch
+            what_a_limit_removes_is_saved_again
             a_check_leaves_nothing_behind
             a_tenants_key_is_needed_to_read
             what_is_absent_is_a_miss

@@ -19,9 +19,9 @@ use turnmill_schema::WorkerStatus;
 
 use crate::broker::redis::{BrokerSettings, RedisBroker};
 use crate::broker::{Broker as _, BrokerError};
-use crate::config::{ConfigError, Settings, StoreSetting};
+use crate::config::{ConfigError, KvDtype, Settings, StoreSetting};
 use crate::engine::{self, EngineGone, EngineHandle, EngineSettings, RunSink};
-use crate::kv::BlockShape;
+use crate::kv::{BlockShape, CHUNK_TOKENS};
 use crate::lifecycle::{HeadroomLimits, Lifecycle, Phase};
 use crate::model::gguf::Gguf;
 use crate::model::{EngineError, LoadOptions, Model, ModelError};
@@ -126,6 +126,18 @@ pub fn open_blocks(settings: &Settings, shape: BlockShape) -> Result<Option<Bloc
         }
         return Ok(None);
     };
+    let run_bytes = CHUNK_TOKENS / shape.block_tokens.clamp(1, CHUNK_TOKENS) * shape.block_bytes();
+    if run_bytes as u64 > settings.save_queue_bytes.bytes() {
+        warn!(
+            run_bytes,
+            "a full run does not fit save_queue_bytes, so none is kept; allow twice as much or more"
+        );
+    }
+    if settings.kv_dtype != KvDtype::F16 {
+        warn!(
+            "K and V come back rounded, and words may differ from computed ones: only a pool in f16 is kept exactly"
+        );
+    }
     let store = BlockStore::open(BlockStoreSettings {
         url,
         queue: settings.queue.clone(),
@@ -167,6 +179,7 @@ fn keeper(settings: &Settings, store: BlockStore, engine: EngineHandle) -> Keepe
         parallel: settings.store_parallel as usize,
         base: Duration::from_millis(settings.restore_base_ms),
         host_cache_bytes: settings.host_cache_bytes.bytes() as usize,
+        choose: true,
     };
     let persist_wait = Duration::from_millis(settings.persist_wait_ms);
     Keeper::new(Restorer::new(store, engine, restore), persist_wait, GIVE_BACK_PERSIST)

@@ -66,8 +66,14 @@ impl Inside {
         let sink = Some(Arc::new(store.clone()) as _);
         let (engine, _thread) =
             engine::spawn(model.engine, settings, sink, lifecycle).expect("a thread can be started");
-        let restore =
-            RestoreSettings { block_tokens: BLOCK_TOKENS, parallel: 4, base: PATIENCE, host_cache_bytes: 0 };
+        // A machine that hiccups must not make prefilling look better.
+        let restore = RestoreSettings {
+            block_tokens: BLOCK_TOKENS,
+            parallel: 4,
+            base: PATIENCE,
+            host_cache_bytes: 0,
+            choose: false,
+        };
         Self {
             restorer: Restorer::new(store, engine.clone(), restore),
             engine,

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use turnmill_schema::Name;
 use uuid::Uuid;
 
-use super::stored::{BLOCK_TOKENS, BenchError, Inside, Prompt, Subject};
+use super::stored::{BLOCK_TOKENS, BenchError, Inside, Kept, Prompt, Subject};
 use crate::config::{KvCodec, StoreUrl};
 use crate::kv::RunId;
 use crate::store::inventory::Inventory;
@@ -148,10 +148,10 @@ pub async fn run_one(part: Part, subject: &Subject, context: usize) -> Result<Pa
 }
 
 async fn store(inside: &mut Inside, prompt: &Prompt) -> Result<PartFigures, BenchError> {
-    let (cold, _) = inside.first_token(prompt, false).await?;
+    let (cold, _) = inside.first_token(prompt, Kept::Computed).await?;
     let mut hot = Vec::new();
     for _ in 0..REPETITIONS {
-        hot.push(milliseconds(inside.first_token(prompt, true).await?.0));
+        hot.push(milliseconds(inside.first_token(prompt, Kept::Stored).await?.0));
     }
     let ids: Vec<RunId> = prompt.runs.iter().map(|run| run.id).collect();
     let stored = inside.restorer.store().saved(&ids, STORE_TIMEOUT).await;
@@ -165,7 +165,7 @@ async fn store(inside: &mut Inside, prompt: &Prompt) -> Result<PartFigures, Benc
 
 async fn restore(inside: &mut Inside, prompt: &Prompt) -> Result<PartFigures, BenchError> {
     let wanted = prompt.runs.iter().map(|run| run.tokens.len()).sum();
-    let (warm, came) = inside.first_token(prompt, true).await?;
+    let (warm, came) = inside.first_token(prompt, Kept::Stored).await?;
     if came < wanted {
         return Err(BenchError::NotThere { came, wanted });
     }

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use turnmill_schema::Name;
 use uuid::Uuid;
 
-use super::stored::{BLOCK_TOKENS, BenchError, Inside, Prompt, Subject};
+use super::stored::{BLOCK_TOKENS, BenchError, Inside, Kept, Prompt, Subject};
 use crate::engine::{EngineGone, Progress, RunSink};
 use crate::kv::{PrefixHash, Run, RunData, RunId};
 use crate::store::BlockStore;
@@ -30,7 +30,7 @@ const CONVERSATIONS: u64 = 6;
 /// Steps before anything is counted.
 const SETTLING: usize = 8;
 /// Times that each of the two is measured.
-const ROUNDS: usize = 3;
+const ROUNDS: usize = 5;
 /// How long what was computed may take to be stored.
 const STORE_TIMEOUT: Duration = Duration::from_secs(120);
 
@@ -86,8 +86,7 @@ async fn measure(options: &Options, progress: &dyn Fn(&'static str)) -> Result<R
     let pool_tokens = decoding + 2 * CONVERSATION + 4 * BLOCK_TOKENS;
     let mut renaming = None;
     let mut inside = Inside::start(&options.subject, pool_tokens, options.sequences + 1, |store| {
-        let (count, saved) = (AtomicU64::new(0), AtomicUsize::new(0));
-        let sink = Arc::new(Renaming { store: store.clone(), count, saved });
+        let sink = Arc::new(Renaming::new(store.clone()));
         renaming = Some(sink.clone());
         sink
     })?;
@@ -118,9 +117,12 @@ async fn measure(options: &Options, progress: &dyn Fn(&'static str)) -> Result<R
         (traffic, came) = running.await.map_err(|panic| BenchError::Failed(panic.to_string()))??;
         restored += came;
     }
-    // Before the engine computes this it has copied what it was told to keep.
-    let last = traffic.inside.fresh_prompt(PROMPT);
-    traffic.inside.first_token(&last, false).await?;
+    // Once the engine computes this, which fills no block, it has taken every order before; then what it announced comes.
+    let last = traffic.inside.fresh_prompt(BLOCK_TOKENS / 2);
+    traffic.inside.first_token(&last, Kept::Nowhere).await?;
+    while sink.announced.load(Ordering::Relaxed) > 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
     sink.store.flush(STORE_TIMEOUT).await;
     let (idle, busy) = (percentiles(idle), percentiles(busy));
     let mb_per_s = |bytes: usize| bytes as f64 / 1e6 / seconds;
@@ -138,7 +140,7 @@ async fn store_all(inside: &mut Inside, sink: &Renaming) -> Result<Vec<Prompt>, 
     let mut conversations = Vec::new();
     for number in 0..CONVERSATIONS {
         let prompt = inside.prompt(1 << 20 | number, CONVERSATION);
-        inside.first_token(&prompt, false).await?;
+        inside.first_token(&prompt, Kept::Computed).await?;
         conversations.push(prompt);
     }
     sink.store.flush(STORE_TIMEOUT).await;
@@ -153,7 +155,8 @@ async fn begin_all(
     for _ in 0..options.sequences {
         let prompt = inside.fresh_prompt(PROMPT);
         let tokens = (options.tokens + SETTLING) as u32;
-        replies.push(inside.begin(&prompt, tokens, false).await?.1);
+        // Their own blocks are not saved: undisturbed means that nothing is copied.
+        replies.push(inside.begin(&prompt, tokens, Kept::Nowhere).await?.1);
     }
     Ok(replies)
 }
@@ -212,7 +215,7 @@ impl Traffic {
 
     async fn come_and_go(&mut self, index: usize) -> Result<usize, BenchError> {
         let conversation = &self.conversations[index];
-        let (id, mut progress) = self.inside.begin(conversation, 1, true).await?;
+        let (id, mut progress) = self.inside.begin(conversation, 1, Kept::Stored).await?;
         let mut bytes = 0;
         if let Some(Progress::Room { blocks }) = progress.recv().await {
             let restored = self.inside.restorer.restore(id, &conversation.runs, blocks).await;
@@ -230,15 +233,30 @@ struct Renaming {
     store: BlockStore,
     count: AtomicU64,
     saved: AtomicUsize,
+    /// Runs that were announced, and neither saved nor withdrawn yet.
+    announced: AtomicUsize,
+}
+
+impl Renaming {
+    fn new(store: BlockStore) -> Self {
+        let (saved, announced) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        Self { store, count: AtomicU64::new(0), saved, announced }
+    }
 }
 
 impl RunSink for Renaming {
     fn announce(&self, _: &RunId) -> bool {
+        self.announced.fetch_add(1, Ordering::Relaxed);
         true
+    }
+
+    fn has_room(&self, run: &Run) -> bool {
+        self.store.has_room(run)
     }
 
     fn save(&self, data: RunData) {
         self.saved.fetch_add(data.data.len(), Ordering::Relaxed);
+        self.announced.fetch_sub(1, Ordering::Relaxed);
         if !self.store.is_saved(&data.run.id) {
             self.store.save(data);
             return;
@@ -250,7 +268,9 @@ impl RunSink for Renaming {
         self.store.save(RunData { run, data: data.data });
     }
 
-    fn withdraw(&self, _: &RunId) {}
+    fn withdraw(&self, _: &RunId) {
+        self.announced.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 fn percentiles(mut times: Vec<Duration>) -> InterToken {

@@ -84,6 +84,17 @@ pub enum BenchError {
     NotShared(StoreUrl),
 }
 
+/// Where a prompt's blocks come from and go to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kept {
+    /// They are computed, and gone with the pool.
+    Nowhere,
+    /// They are computed and saved.
+    Computed,
+    /// They come back from the store where the pool lacks them, and what is new is saved.
+    Stored,
+}
+
 /// A worker's inside.
 pub(super) struct Inside {
     pub engine: EngineHandle,
@@ -146,6 +157,7 @@ impl Inside {
             parallel: PARALLEL,
             base: TIMEOUT,
             host_cache_bytes: HOST_CACHE_BYTES,
+            choose: false,
         };
         Ok(Self {
             restorer: Restorer::new(store, engine.clone(), restore),
@@ -179,12 +191,12 @@ impl Inside {
         self.prompt(self.fresh, tokens)
     }
 
-    /// Starts a turn over the prompt that makes `replies` tokens; `restoring`: after its runs came back.
+    /// Starts a turn over the prompt that makes `replies` tokens.
     pub async fn begin(
         &mut self,
         prompt: &Prompt,
         replies: u32,
-        restoring: bool,
+        kept: Kept,
     ) -> Result<(SequenceId, mpsc::Receiver<Progress>), EngineGone> {
         self.sequences += 1;
         let id = SequenceId(self.sequences);
@@ -199,8 +211,8 @@ impl Inside {
             namespace: self.namespace,
             priority: Priority::Interactive,
             alone: false,
-            restorable_blocks: if restoring { usize::MAX } else { 0 },
-            saving: Some(Saving { grid: prompt.grid.clone(), only_shared: false }),
+            restorable_blocks: if kept == Kept::Stored { usize::MAX } else { 0 },
+            saving: (kept != Kept::Nowhere).then(|| Saving { grid: prompt.grid.clone(), only_shared: false }),
             progress: sender,
         };
         self.engine.start(start).await?;
@@ -211,10 +223,10 @@ impl Inside {
     pub async fn first_token(
         &mut self,
         prompt: &Prompt,
-        restoring: bool,
+        kept: Kept,
     ) -> Result<(Duration, usize), BenchError> {
         let began = Instant::now();
-        let (id, mut progress) = self.begin(prompt, 1, restoring).await?;
+        let (id, mut progress) = self.begin(prompt, 1, kept).await?;
         let mut came = 0;
         loop {
             match progress.recv().await {

@@ -87,7 +87,7 @@ settings! {
     /// Threads that compute; 0 is all cores.
     ["TURNMILL_THREADS"] threads: u32 = "0";
 
-    /// How K and V are kept: f16 is exact, q8 and q4 are smaller and change words.
+    /// How K and V are kept: f16 is exact where the pool is in f16 too; q8 and q4 are smaller and change words.
     ["TURNMILL_KV_CODEC"] kv_codec: KvCodec = "f16";
     /// A folder with a file <tenant>.key a tenant, 64 hexadecimal digits: K and V are kept encrypted, and only those of
     /// tenants with a key.

@@ -90,6 +90,11 @@ impl Exports {
         self.queue.is_empty()
     }
 
+    /// Whether the sink has no room for the next run.
+    pub fn is_held_up(&self) -> bool {
+        self.queue.front().is_some_and(|next| !next.sink.has_room(&next.run))
+    }
+
     /// Queues the wanted runs of a sequence whose full blocks have `hashes`, from block `from` on, but for those that are
     /// kept already. Returns the first block that is not in a final run.
     pub fn offer(
@@ -106,13 +111,20 @@ impl Exports {
         let mut next = from;
         for run in grid.bounds(blocks) {
             let is_final = grid.is_final(&run);
-            if run.start < from || (wanted == Wanted::Final && !is_final) {
+            if (is_final && run.end <= from) || (wanted == Wanted::Final && !is_final) {
                 continue;
+            }
+            if self.queue.len() >= LONGEST {
+                // Offered again after the next step, unless this was the last.
+                if wanted != Wanted::Final {
+                    metrics::run_withdrawn();
+                }
+                break;
             }
             if is_final {
                 next = run.end;
             }
-            if self.queue.len() < LONGEST && sink.announce(&grid.id(hashes, &run)) {
+            if sink.announce(&grid.id(hashes, &run)) {
                 let export = Export {
                     sink: sink.clone(),
                     blocks: hashes[run.clone()].to_vec(),
@@ -128,6 +140,7 @@ impl Exports {
     /// Copies queued runs out of the pool while there is budget.
     pub fn copy(&mut self, pool: &BlockPool, model: &impl Engine, budget: &mut Budget) {
         while budget.is_left()
+            && !self.is_held_up()
             && let Some(mut export) = self.queue.pop_front()
         {
             // Evicted meanwhile: whoever needs it computes it.

@@ -52,7 +52,7 @@ pub struct Start {
     pub restorable_blocks: usize,
     /// What of its blocks is kept outside the pool; none: nothing.
     pub saving: Option<Saving>,
-    /// Where its progress goes; with room for every token it may make, and two more entries.
+    /// Where its progress goes; with room for every token it may make, and three more entries.
     pub progress: mpsc::Sender<Progress>,
 }
 

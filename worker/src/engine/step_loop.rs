@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::{Receiver, Sender};
 
@@ -17,6 +17,9 @@ use crate::lifecycle::Lifecycle;
 use crate::model::{Engine, EngineError, Logits, Sampler};
 use crate::observe::metrics;
 use crate::schedule::{Left, NewSequence, Sampled, Scheduler, SequenceId, StepPlan};
+
+/// Between two looks whether a full sink takes runs again, while there is nothing else to do.
+const HELD_UP: Duration = Duration::from_millis(1);
 
 /// Everything the engine's thread owns.
 pub(super) struct StepLoop<E> {
@@ -109,7 +112,7 @@ impl<E: Engine> StepLoop<E> {
             // Before the step writes them.
             self.offload.keep(self.scheduler.take_evicted(), &self.scheduler, &self.model);
             self.waits = plan.is_none();
-            self.announce_room();
+            self.announce_room(&mut budget);
             if let Some(plan) = plan {
                 self.step(&plan);
             }
@@ -130,6 +133,9 @@ impl<E: Engine> StepLoop<E> {
     /// Waits for a command while there is nothing to do. False: nobody will send any more.
     fn take_commands(&mut self) -> bool {
         let computes = self.scheduler.has_work() && !self.waits;
+        if !computes && !self.exports.is_empty() && self.exports.is_held_up() {
+            std::thread::sleep(HELD_UP);
+        }
         if !computes && self.imports.is_empty() && self.exports.is_empty() {
             // What waits for blocks waits for others, who see to it that it does not wait for ever.
             self.lifecycle.engine().set_busy(false, Instant::now());
@@ -196,7 +202,7 @@ impl<E: Engine> StepLoop<E> {
 
     /// Tells turns that were admitted and wait for blocks from elsewhere that there is room for them. Those that were
     /// preempted get what was kept of their blocks.
-    fn announce_room(&mut self) {
+    fn announce_room(&mut self, budget: &mut Budget) {
         let restoring: Vec<_> = self.scheduler.restoring().collect();
         for (id, blocks) in restoring {
             let Some(turn) = self.turns.get_mut(&id) else { continue };
@@ -207,7 +213,7 @@ impl<E: Engine> StepLoop<E> {
                 }
                 Restore::Told => {}
                 Restore::Over => {
-                    self.offload.bring_back(id, &mut self.scheduler, &mut self.model);
+                    self.offload.bring_back(id, &mut self.scheduler, &mut self.model, budget);
                     self.waits = false;
                 }
             }

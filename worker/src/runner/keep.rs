@@ -42,6 +42,12 @@ struct Runs {
     ends: Vec<usize>,
 }
 
+/// Runs of an ended turn that are still on their way, after the first `stored` ones.
+pub(super) struct Late {
+    runs: Runs,
+    stored: usize,
+}
+
 impl Runs {
     fn new(conversation: &Conversation, tokens: &[u32], computed: usize) -> Self {
         let blocks = computed / conversation.grid.block_tokens;
@@ -74,22 +80,18 @@ impl Keeper {
         self.restorer.store()
     }
 
-    /// The manifest of a turn that ends with `tokens`, of which the first `computed` have K and V. Where the store has not
-    /// acknowledged everything in time, the rest is committed once it has.
-    pub(super) async fn end<B: Broker>(
+    /// The manifest of a turn that ends with `tokens`, of which the first `computed` have K and V; and what the store has
+    /// not acknowledged in time, to be given to [`Self::later`] once the turn has ended.
+    pub(super) async fn end(
         &self,
-        broker: &Arc<B>,
-        lease: &Lease,
         conversation: &Conversation,
         (tokens, computed): (&[u32], usize),
-    ) -> Option<Manifest> {
+    ) -> (Option<Manifest>, Option<Late>) {
         let runs = Runs::new(conversation, tokens, computed);
         let stored = self.store().saved(&runs.ids, self.persist_wait).await;
         let manifest = runs.manifest(stored);
-        if stored < runs.ids.len() && self.store().is_saved(&runs.ids[stored]) {
-            self.later(broker.clone(), lease.clone(), runs, stored);
-        }
-        manifest
+        let comes = runs.ids.get(stored).is_some_and(|next| self.store().is_saved(next));
+        (manifest, comes.then_some(Late { runs, stored }))
     }
 
     /// The manifest of a turn that is given back.
@@ -102,13 +104,18 @@ impl Keeper {
     /// Waits until what is on its way is stored and noted, at most for `within`.
     pub async fn flush(&self, within: Duration) {
         self.late.close();
-        self.store().flush(within).await;
-        if tokio::time::timeout(within, self.late.wait()).await.is_err() {
+        let all = async {
+            self.store().flush(within).await;
+            self.late.wait().await;
+        };
+        if tokio::time::timeout(within, all).await.is_err() {
             debug!("not everything that was stored late is noted");
         }
     }
 
-    fn later<B: Broker>(&self, broker: Arc<B>, lease: Lease, runs: Runs, stored: usize) {
+    /// Commits what the store acknowledges after the turn of `lease` has ended.
+    pub(super) fn later<B: Broker>(&self, broker: Arc<B>, lease: Lease, late: Late) {
+        let Late { runs, stored } = late;
         let Ok(place) = self.places.clone().try_acquire_owned() else { return };
         let store = self.store().clone();
         self.late.spawn(async move {

@@ -8,6 +8,7 @@ use tracing::{info, warn};
 use turnmill_schema::{DeadReason, End, Manifest, Message, Outcome, Role, Timing, TranscriptEntry, Usage};
 
 use super::held::HeldToken;
+use super::keep::Late;
 use super::payload;
 use super::publish::{Publisher, persist};
 use super::turn::{Attempt, Kept, Runner};
@@ -51,6 +52,7 @@ impl<B: Broker> Runner<B> {
         lost: &CancellationToken,
     ) -> Option<HeldToken> {
         let published = publisher.published();
+        let mut late = None;
         let ending = match leaving {
             Leaving::Lost => return self.lose(),
             Leaving::GivenBack => return self.give_back(&attempt, kept, lost).await,
@@ -67,20 +69,22 @@ impl<B: Broker> Runner<B> {
             Leaving::Completed(reply) => {
                 let mut end = self.end(&attempt, published, Outcome::Completed, None);
                 end.finish = reply.finish();
-                let manifest = self.manifest(&attempt, kept.as_ref(), &reply).await;
+                let manifest;
+                (manifest, late) = self.manifest(&attempt, kept.as_ref(), &reply).await;
                 let entry = kept.map(|kept| entry(&attempt.lease, kept, &reply));
                 Ending { entry, manifest, ..self.ending(published, end) }
             }
         };
         let entry = ending.entry.filter(|_| !attempt.lease.token.agent.is_lone());
         let ending = Ending { entry, reply: publisher.take_short_reply(), ..ending };
-        self.finish(&attempt, &ending, lost).await
+        self.finish(&attempt, &ending, late, lost).await
     }
 
     async fn finish(
         &self,
         attempt: &Attempt,
         ending: &Ending,
+        late: Option<Late>,
         lost: &CancellationToken,
     ) -> Option<HeldToken> {
         let lease = &attempt.lease;
@@ -100,6 +104,9 @@ impl<B: Broker> Runner<B> {
                     metrics::first_token(Duration::from_millis(ms));
                 }
                 info!(?outcome, ?usage, ?timing, "the turn has ended");
+                if let (Some(keeper), Some(late)) = (&self.keeper, late) {
+                    keeper.later(self.broker.clone(), lease.clone(), late);
+                }
                 payload::remove(self.payloads.as_ref(), attempt.payload.as_ref(), *outcome).await;
                 next
             }
@@ -143,13 +150,21 @@ impl<B: Broker> Runner<B> {
     }
 
     /// What is stored of the agent's K and V now that the turn is completed.
-    async fn manifest(&self, attempt: &Attempt, kept: Option<&Kept>, reply: &Reply) -> Option<Manifest> {
-        let keeper = self.keeper.as_ref().filter(|_| !attempt.lease.token.agent.is_lone())?;
-        let Kept { prompt, conversation, .. } = kept?;
+    async fn manifest(
+        &self,
+        attempt: &Attempt,
+        kept: Option<&Kept>,
+        reply: &Reply,
+    ) -> (Option<Manifest>, Option<Late>) {
+        let keeper = self.keeper.as_ref().filter(|_| !attempt.lease.token.agent.is_lone());
+        let (Some(keeper), Some(Kept { prompt, conversation: Some(conversation), .. })) = (keeper, kept)
+        else {
+            return (None, None);
+        };
         let tokens = [&prompt.tokens[..], reply.kept_tokens()].concat();
         // The last token was sampled, and never computed.
         let computed = tokens.len().min((prompt.tokens.len() + reply.tokens().len()).saturating_sub(1));
-        keeper.end(&self.broker, &attempt.lease, conversation.as_ref()?, (&tokens, computed)).await
+        keeper.end(conversation, (&tokens, computed)).await
     }
 
     /// Gives the turn back with what is stored of it, which is what the next worker goes on from.

@@ -28,6 +28,8 @@ pub struct RestoreSettings {
     pub base: Duration,
     /// Bytes that the host cache holds.
     pub host_cache_bytes: usize,
+    /// Whether to compute what that is expected to bring back sooner; otherwise everything stored is restored.
+    pub choose: bool,
 }
 
 /// Between store and engine; shared by all turns.
@@ -73,8 +75,11 @@ impl Restorer {
     pub async fn restore(&self, id: SequenceId, runs: &[Arc<Run>], known: usize) -> Restored {
         let began = Instant::now();
         let missing: Vec<Arc<Run>> = runs.iter().filter(|run| self.end(run) > known).cloned().collect();
+        if missing.is_empty() {
+            return Restored { tokens: 0, outcome: "restored" };
+        }
         let estimate = self.estimate(&missing, known);
-        let restored = if estimate.restore > estimate.prefill {
+        let restored = if self.settings.choose && estimate.restore > estimate.prefill {
             Restored { tokens: 0, outcome: "prefilled" }
         } else {
             self.bring(id, missing, known, began + self.settings.base + estimate.prefill).await

@@ -20,7 +20,11 @@ pub async fn trim(store: BlockStore, limit: u64, stop: CancellationToken) {
             () = stop.cancelled() => return,
             _ = ticks.tick() => {}
         }
-        match store.trim(limit).await {
+        let trimmed = tokio::select! {
+            () = stop.cancelled() => return,
+            trimmed = store.trim(limit) => trimmed,
+        };
+        match trimmed {
             Ok(trimmed) if trimmed.objects > 0 => {
                 metrics::store_trimmed(trimmed.bytes);
                 info!(

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
@@ -282,6 +283,7 @@ impl<B: Broker> Runner<B> {
         if self.engine.start(start).await.is_err() {
             return Leaving::GivenBack;
         }
+        let guard = StopOnDrop { engine: Some(self.engine.clone()), id };
         let expires = attempt.deadline;
         let leaving = tokio::select! {
             leaving = self.receive(attempt, publisher, &mut progress, (id, stored)) => leaving,
@@ -289,6 +291,7 @@ impl<B: Broker> Runner<B> {
             () = self.give_back.cancelled() => Leaving::GivenBack,
             () = until(expires) => Leaving::Expired,
         };
+        guard.disarm();
         if matches!(leaving, Leaving::GivenBack | Leaving::Lost | Leaving::Expired) {
             // An engine that is gone needs no stopping.
             let _ = self.engine.stop(id, matches!(leaving, Leaving::GivenBack)).await;
@@ -378,6 +381,28 @@ impl<B: Broker> Runner<B> {
                 warn!(%error, "the last tokens were not published; the next worker makes them again");
             },
             () = lost.cancelled() => {}
+        }
+    }
+}
+
+/// Takes a turn whose task dies out of the engine, where it would wait for its blocks for ever.
+struct StopOnDrop {
+    engine: Option<EngineHandle>,
+    id: SequenceId,
+}
+
+impl StopOnDrop {
+    fn disarm(mut self) {
+        self.engine = None;
+    }
+}
+
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        if let (Some(engine), Ok(runtime)) = (self.engine.take(), Handle::try_current()) {
+            let id = self.id;
+            // An engine that is gone needs no stopping.
+            runtime.spawn(async move { engine.stop(id, false).await.ok() });
         }
     }
 }

@@ -3,21 +3,26 @@
 //! Invariant: only folders are trimmed, and only runs are removed. A run that goes costs prefill, like any that is
 //! missing; buckets have rules of their own for what grows old, and `kv gc` knows what nobody needs.
 
+use std::collections::HashSet;
+
 use futures::TryStreamExt;
 
 use super::StoreError;
 use super::inventory::{Folder, Inventory, Object};
+use crate::kv::PrefixHash;
 
 /// What is left, of a hundred parts of the limit, so that not every new run costs an old one.
 const LEFT_PERCENT: u64 = 90;
 
-/// What was removed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// What was removed, and what is left.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Trimmed {
     /// Objects.
     pub objects: u64,
     /// Their bytes.
     pub bytes: u64,
+    /// The last blocks of the runs that are left.
+    pub left: HashSet<PrefixHash>,
 }
 
 /// Removes the oldest runs where all of the queue's take more than `limit` bytes, until they take a tenth less.
@@ -25,18 +30,18 @@ pub async fn trim(inventory: &Inventory, limit: u64) -> Result<Trimmed, StoreErr
     let mut objects: Vec<Object> = inventory.list(Folder::Damaged).try_collect().await?;
     objects.extend(inventory.list(Folder::Runs).try_collect::<Vec<_>>().await?);
     let mut total: u64 = objects.iter().map(|object| object.bytes).sum();
-    if total <= limit {
-        return Ok(Trimmed::default());
-    }
     objects.sort_by_key(|object| object.modified_ms);
+    let target = if total > limit { limit / 100 * LEFT_PERCENT } else { total };
     let (mut trimmed, mut paths) = (Trimmed::default(), Vec::new());
     for object in objects {
-        if total <= limit / 100 * LEFT_PERCENT {
-            break;
+        if total > target {
+            total -= object.bytes;
+            trimmed.objects += 1;
+            trimmed.bytes += object.bytes;
+            paths.push(object.path);
+        } else if let Some(name) = inventory.run_at(&object.path) {
+            trimmed.left.insert(PrefixHash(name.hash.0));
         }
-        total -= object.bytes;
-        trimmed = Trimmed { objects: trimmed.objects + 1, bytes: trimmed.bytes + object.bytes };
-        paths.push(object.path);
     }
     match inventory.remove(paths).await.error {
         Some(error) => Err(error),
@@ -66,12 +71,15 @@ mod tests {
     #[tokio::test]
     async fn the_oldest_runs_go_until_a_tenth_of_the_limit_is_free() {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        (1..=10).for_each(|hours| write(folder.path(), &format!("n/aa/{hours}"), hours));
+        let name = |hours: u64| format!("{}/00/00{hours:062}", "ab".repeat(32));
+        (1..=10).for_each(|hours| write(folder.path(), &name(hours), hours));
         let url = StoreUrl::from(format!("file://{}", folder.path().display()));
         let inventory = Inventory::open(&url, &Name::new("q").expect("a name")).expect("opens");
-        assert_eq!(trim(&inventory, 1000).await.expect("listed"), Trimmed::default());
-        assert_eq!(trim(&inventory, 600).await.expect("trimmed"), Trimmed { objects: 5, bytes: 500 });
-        let is_there = |hours: u64| folder.path().join(format!("kv/q/n/aa/{hours}")).exists();
+        let whole = trim(&inventory, 1000).await.expect("listed");
+        assert_eq!((whole.objects, whole.bytes, whole.left.len()), (0, 0, 10));
+        let trimmed = trim(&inventory, 600).await.expect("trimmed");
+        assert_eq!((trimmed.objects, trimmed.bytes, trimmed.left.len()), (5, 500, 5));
+        let is_there = |hours: u64| folder.path().join("kv/q").join(name(hours)).exists();
         assert!((1..=5).all(is_there) && !(6..=10).any(is_there));
     }
 }

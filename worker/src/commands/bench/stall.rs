@@ -27,7 +27,7 @@ pub struct StallArgs {
     /// Sequences that decode.
     #[arg(long, value_name = "N", default_value = "8")]
     sequences: usize,
-    /// Tokens each makes, in each of three rounds undisturbed and disturbed.
+    /// Tokens each makes, in each round undisturbed and disturbed.
     #[arg(long = "gen", value_name = "TOKENS", default_value = "150")]
     tokens: usize,
     /// Bytes a second that come and go, together.

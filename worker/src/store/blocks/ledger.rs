@@ -1,14 +1,20 @@
 //! Which runs are on their way to the store and which are there.
 //!
 //! Invariants: a run is in the store only once the store said so; one that failed is unknown again, so that it may be
-//! saved again; what is remembered of stored runs is bounded, and forgetting one costs a put of what is there already.
+//! saved again; what is remembered of stored runs is bounded in number and in time, since others may remove them, and
+//! forgetting one costs a put of what is there already.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
-use crate::kv::RunId;
+use crate::kv::{PrefixHash, RunId};
+
+/// After so long a stored run is put again where somebody has it: a bucket's rules, a collector or a folder's limit may have
+/// removed it, and nobody tells.
+const BELIEVED: Duration = Duration::from_secs(3600);
 
 #[derive(Debug)]
 pub(super) struct Ledger {
@@ -28,17 +34,23 @@ struct State {
 /// forgotten and the young grow old.
 #[derive(Debug)]
 struct Recent {
-    young: HashSet<RunId>,
-    old: HashSet<RunId>,
+    /// Each with the moment at which it was known to be there.
+    young: HashMap<RunId, Instant>,
+    old: HashMap<RunId, Instant>,
     limit: usize,
 }
 
 impl Recent {
     fn insert(&mut self, id: RunId) {
-        if self.young.len() >= self.limit && !self.young.contains(&id) {
+        if self.young.len() >= self.limit && !self.young.contains_key(&id) {
             self.old = std::mem::take(&mut self.young);
         }
-        self.young.insert(id);
+        self.young.insert(id, Instant::now());
+    }
+
+    fn retain(&mut self, stays: impl Fn(&RunId, &Instant) -> bool) {
+        self.young.retain(|id, at| stays(id, at));
+        self.old.retain(|id, at| stays(id, at));
     }
 
     fn remove(&mut self, id: &RunId) {
@@ -47,14 +59,15 @@ impl Recent {
     }
 
     fn contains(&self, id: &RunId) -> bool {
-        self.young.contains(id) || self.old.contains(id)
+        let known = self.young.get(id).or_else(|| self.old.get(id));
+        known.is_some_and(|at| at.elapsed() < BELIEVED)
     }
 }
 
 impl Ledger {
     /// A ledger that remembers the last `limit` runs stored.
     pub fn new(limit: usize) -> Self {
-        let stored = Recent { young: HashSet::new(), old: HashSet::new(), limit };
+        let stored = Recent { young: HashMap::new(), old: HashMap::new(), limit };
         Self { state: Mutex::new(State { pending: HashSet::new(), stored }), changed: Notify::new() }
     }
 
@@ -84,6 +97,11 @@ impl Ledger {
     /// Somebody looked and the run was not there, or not whole. A write that is under way goes on.
     pub fn lost(&self, id: &RunId) {
         self.lock().stored.remove(id);
+    }
+
+    /// Somebody listed the store from `since` on and found only `these` last blocks' runs.
+    pub fn listed(&self, these: &HashSet<PrefixHash>, since: Instant) {
+        self.lock().stored.retain(|id, at| *at >= since || these.contains(&id.last));
     }
 
     /// Whether the run is stored or on its way.
@@ -181,6 +199,16 @@ mod tests {
         assert!(ledger.begin(id(1)));
         ledger.lost(&id(1));
         assert!(ledger.is_known(&id(1)));
+    }
+
+    #[test]
+    fn what_a_listing_does_not_show_is_forgotten_unless_it_came_meanwhile() {
+        let ledger = Ledger::new(10);
+        [1, 2].map(id).into_iter().for_each(|id| ledger.found(id));
+        let since = Instant::now();
+        ledger.found(id(3));
+        ledger.listed(&HashSet::from([id(1).last]), since);
+        assert_eq!([1, 2, 3].map(|number| ledger.is_known(&id(number))), [true, false, true]);
     }
 
     #[test]

@@ -201,11 +201,6 @@ impl BlockStore {
         self.shared().ledger.is_known(id)
     }
 
-    /// Remembers that the run is in the store, because a manifest says so.
-    pub fn noted(&self, id: RunId) {
-        self.shared().ledger.found(id);
-    }
-
     /// Whether the run is in the host cache.
     pub fn is_cached(&self, id: &RunId) -> bool {
         self.shared().cache.contains(id)
@@ -259,18 +254,21 @@ impl BlockStore {
         &self.0.shared
     }
 
-    /// Keeps a folder within `limit` bytes; see [`trim`](super::trim()).
+    /// Keeps a folder within `limit` bytes, see [`trim`](super::trim()), and forgets which runs were there and are not.
     ///
     /// # Errors
     /// The folder cannot be read, or not everything removed.
     pub async fn trim(&self, limit: u64) -> Result<Trimmed, StoreError> {
         let settings = &self.shared().settings;
         let inventory = Inventory::open(&settings.url, &settings.queue)?;
+        let began = Instant::now();
         let trimmed = self.run(async move { trim(&inventory, limit).await }).await;
-        trimmed.unwrap_or_else(|reason| {
+        let trimmed = trimmed.unwrap_or_else(|reason| {
             let url = self.shared().settings.url.clone();
             Err(StoreError::Unreachable { url, path: "the folder's limit".into(), reason })
-        })
+        })?;
+        self.shared().ledger.listed(&trimmed.left, began);
+        Ok(trimmed)
     }
 
     /// Runs `work` on the store's threads; it ends when the caller no longer waits for it.

@@ -1,5 +1,8 @@
 //! Write-behind: runs wait in a bounded queue, and a few writers bring them to the store.
 //!
+//! A writer of a folder rests after each run: writing a few megabytes is work of the kernel's, which no priority takes from
+//! a core, and a step waits for its slowest core. Without rests, steps took twice as long while a conversation was saved.
+//!
 //! Invariants: giving a run never waits; the queue holds at most its bytes; every run that was taken ends exactly once,
 //! as saved or as failed, even if its writer panics; a run is acknowledged, and in the host cache, only once the store
 //! has it.
@@ -11,6 +14,7 @@ use bytes::Bytes;
 use tokio::runtime::Handle;
 use tokio::sync::Mutex;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::time::Instant;
 
 use super::Shared;
 use crate::kv::{RunData, RunId};
@@ -19,6 +23,8 @@ use crate::store::object;
 
 /// Runs written at once. One would wait for a remote store most of the time; many would keep reads from the network.
 pub(super) const WRITERS: usize = 2;
+/// How much longer than a write in a folder the rest after it is.
+const REST: u32 = 5;
 
 /// Bytes that may still be queued.
 #[derive(Debug)]
@@ -30,6 +36,11 @@ pub(super) struct Room {
 impl Room {
     pub fn new(limit: usize) -> Self {
         Self { used: AtomicUsize::new(0), limit }
+    }
+
+    /// Whether so many bytes fit now, or never do.
+    pub fn has(&self, bytes: usize) -> bool {
+        bytes > self.limit || self.used.load(Ordering::Relaxed) + bytes <= self.limit
     }
 
     fn take(&self, bytes: usize) -> bool {
@@ -86,7 +97,8 @@ impl Saver {
     pub fn start(shared: &Arc<Shared>, runtime: &Handle) -> Self {
         let (queue, runs) = unbounded_channel();
         let runs = Arc::new(Mutex::new(runs));
-        for _ in 0..WRITERS {
+        let writers = if shared.settings.url.is_folder() { 1 } else { WRITERS };
+        for _ in 0..writers {
             runtime.spawn(write_all(shared.clone(), runs.clone()));
         }
         Self(queue)
@@ -107,17 +119,23 @@ impl Saver {
 }
 
 async fn write_all(shared: Arc<Shared>, runs: Arc<Mutex<UnboundedReceiver<Queued>>>) {
+    let mut rested = Instant::now();
     loop {
         // The other writer waits for the lock instead of for a run.
         let next = runs.lock().await.recv().await;
         let Some(Queued { data, ticket }) = next else { return };
+        tokio::time::sleep_until(rested).await;
         shared.reads_first.give_way().await;
+        let began = Instant::now();
         match write(&shared, data).await {
             Ok(()) => {
                 shared.health.written();
                 ticket.saved();
             }
             Err(reason) => shared.health.write_failed(&reason),
+        }
+        if shared.settings.url.is_folder() {
+            rested = Instant::now() + REST * began.elapsed();
         }
     }
 }

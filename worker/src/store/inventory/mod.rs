@@ -1,7 +1,7 @@
 //! What one queue has in the object store, for the commands that count, check and remove it.
 //!
 //! Invariants: a listing is read as it comes, however long it is; what is not named as this queue's objects are is left
-//! alone; nothing here is asked for while turns run.
+//! alone; nothing here is asked for on behalf of a turn.
 
 mod count;
 mod verify;

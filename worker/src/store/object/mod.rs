@@ -54,8 +54,13 @@ pub fn encode(data: &RunData, shape: &BlockShape, codec: KvCodec, key: Option<&T
 
     let mut object = Vec::with_capacity(payload + shape.layers * layer + TAG_BYTES);
     Header { encrypted: key.is_some(), id: run.id }.write(&mut object);
-    object.resize(payload + shape.layers * layer, 0);
-    coding.encode(data, &mut object[payload..]);
+    object.resize(payload, 0);
+    if coding.is_verbatim() {
+        object.extend_from_slice(data);
+    } else {
+        object.resize(payload + shape.layers * layer, 0);
+        coding.encode(data, &mut object[payload..]);
+    }
     let (start, place) = (&object[..HEADER_BYTES], (run.first_block, &run.tokens[..]));
     let fields = fields::write(start, (codec, shape), place, object[payload..].chunks_exact(layer));
     object[body..payload].copy_from_slice(&fields);
