@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use turnmill_schema::{Digest, Manifest, Message, Role};
 
-use super::turn::Prompting;
+use super::prepare::Prompting;
 use crate::kv::{HashChain, PrefixHash, Run, RunGrid, RunId};
 
 /// A turn's tokens, cut into runs.

@@ -3,7 +3,8 @@
 //! | file | owns |
 //! |---|---|
 //! | `intake` | reads, reclaims and leases while there is room |
-//! | `turn` | one turn's life: prompt, engine, publishing |
+//! | `turn` | one turn's life: engine, publishing |
+//! | `prepare` | its prompt, and what earlier attempts published |
 //! | `conversation` | its tokens as the object store knows them |
 //! | `restore` | its stored K and V come back before it runs |
 //! | `keep` | what is stored of it when it leaves, and who is told |
@@ -31,6 +32,7 @@ mod leave;
 mod link;
 mod notices;
 mod payload;
+mod prepare;
 mod publish;
 mod registry;
 mod restore;
@@ -45,8 +47,9 @@ pub use intake::Intake;
 pub use keep::Keeper;
 pub use link::Link;
 pub use notices::notices;
+pub use prepare::Prompting;
 pub use registry::Registry;
 pub use restore::{RestoreSettings, Restored, Restorer};
 pub use retries::Retries;
 pub use trim::trim;
-pub use turn::{Prompting, Runner, RunnerSettings};
+pub use turn::{Runner, RunnerSettings};

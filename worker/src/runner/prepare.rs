@@ -1,0 +1,128 @@
+//! From a claimed turn to what the engine is given: its prompt, the reply so far, and its tokens as the store knows them.
+//!
+//! Invariant: what earlier attempts published is replayed here and nowhere else, so that a turn that had ended already is
+//! not computed.
+
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+use turnmill_schema::{DeadReason, Turn};
+
+use super::Runner;
+use super::conversation::{Conversation, Known};
+use super::leave::Leaving;
+use crate::broker::{Broker, Claim};
+use crate::engine::Reply;
+use crate::kv::{Namespace, Run};
+use crate::model::{ChatTemplate, Prompt, PromptError, Tokenizer, prompt};
+
+/// What is needed of a model to make prompts.
+pub struct Prompting {
+    /// Text to tokens.
+    pub tokenizer: Arc<Tokenizer>,
+    /// Conversation to text.
+    pub template: ChatTemplate,
+    /// Identity of the model's blocks, before the tenant.
+    pub namespace: Namespace,
+    /// Longest context, in tokens.
+    pub context_tokens: u32,
+    /// Tokens that the whole pool holds.
+    pub pool_tokens: u32,
+    /// Tokens a block.
+    pub block_tokens: usize,
+}
+
+impl Prompting {
+    /// The block after the run's last.
+    pub(super) fn end(&self, run: &Run) -> usize {
+        run.first_block + run.tokens.len() / self.block_tokens
+    }
+}
+
+/// A prompt and what is left to make.
+pub(super) struct Work {
+    pub(super) turn: Turn,
+    pub(super) prompt: Prompt,
+    pub(super) reply: Reply,
+    pub(super) max_total_tokens: u32,
+    pub(super) conversation: Option<Conversation>,
+}
+
+impl<B: Broker> Runner<B> {
+    /// Makes the prompt and replays what is published. The error is how the turn leaves instead.
+    pub(super) async fn prepare(&self, claim: Claim, lost: &CancellationToken) -> Result<Work, Leaving> {
+        // Another worker may be of a version that reads it.
+        let stored =
+            claim.turn.map_err(|error| Leaving::failed(DeadReason::Unreadable, error.to_string()))?;
+        let turn = self.fetch(stored, lost).await?;
+        turn.validate().map_err(|error| Leaving::Rejected(error.to_string()))?;
+        let prompting = self.prompting.clone();
+        let published: Vec<u32> = claim.published.into_iter().flat_map(|delta| delta.tokens).collect();
+        let keeper = self.keeper.as_ref().filter(|keeper| keeper.serves(turn.tenant.as_str()));
+        let is_stored = keeper.is_some();
+        let (manifest, attempt) = (claim.manifest, claim.lease.attempt);
+        // Tokenising a long conversation takes milliseconds of pure computing.
+        let made = tokio::task::spawn_blocking(move || {
+            let prompt = prompt(&prompting.tokenizer, &prompting.template, &claim.history, &turn.messages)?;
+            let conversation = is_stored.then(|| {
+                let known = Known {
+                    tenant: turn.tenant.as_str(),
+                    messages: &[&claim.history.messages[..], &turn.messages].concat(),
+                    tokens: &[&prompt.tokens[..], &published].concat(),
+                    manifest,
+                    has_history: !claim.history.tokens.is_empty(),
+                    resumed: attempt > 1 || !published.is_empty(),
+                };
+                Conversation::new(&prompting, &known)
+            });
+            Ok::<_, PromptError>((turn, prompt, published, conversation))
+        });
+        let made = made.await.map_err(|_| {
+            let text = "the prompt could not be made: a bug in the worker; please report its log";
+            Leaving::failed(DeadReason::Attempts, text.to_owned())
+        })?;
+        let (turn, prompt, published, conversation) =
+            made.map_err(|error| Leaving::Rejected(error.to_string()))?;
+        if prompt.retokenised && claim.lease.attempt == 1 {
+            info!(kept = prompt.kept, "the template rewrote the history; it was tokenised again");
+        }
+        let max_total_tokens =
+            self.max_total_tokens(&turn, prompt.tokens.len() as u32).map_err(Leaving::Rejected)?;
+        let max_tokens = max_total_tokens - prompt.tokens.len() as u32;
+        let mut reply = Reply::new(self.prompting.tokenizer.clone(), &turn.sampling, max_tokens);
+        self.replay(&mut reply, &published).map_err(|text| Leaving::failed(DeadReason::Unreadable, text))?;
+        Ok(Work { turn, prompt, reply, max_total_tokens, conversation })
+    }
+
+    /// Restores the state after the tokens that earlier attempts published. Another model, or a smaller context
+    /// or pool than theirs, cannot go on from there.
+    fn replay(&self, reply: &mut Reply, published: &[u32]) -> Result<(), String> {
+        let vocabulary = self.prompting.tokenizer.vocabulary() as u32;
+        for (index, token) in published.iter().enumerate() {
+            if *token >= vocabulary || reply.finish().is_some() {
+                return Err(format!(
+                    "{} tokens were published by a worker with another model, or with more context or pool, and \
+                     this one cannot follow them past {index}; give the workers of a queue the same settings",
+                    published.len()
+                ));
+            }
+            reply.push(*token);
+        }
+        Ok(())
+    }
+
+    /// Prompt and reply at most. A turn that names no limit gets what context and pool leave.
+    fn max_total_tokens(&self, turn: &Turn, prompt: u32) -> Result<u32, String> {
+        let (context, pool) = (self.prompting.context_tokens, self.prompting.pool_tokens);
+        let room = context.min(pool);
+        match turn.sampling.max_tokens {
+            Some(max_tokens) => Ok(prompt.saturating_add(max_tokens)),
+            None if prompt < room => Ok(room),
+            None => Err(format!(
+                "the prompt has {prompt} tokens; the context holds {context} and the worker's pool {pool}, \
+                 reply included: shorten it, or start a new session"
+            )),
+        }
+    }
+}
