@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Mutex, mpsc};
 use turnmill_schema::{Priority, Sampling};
 use turnmill_worker::config::{KvDtype, WeightsMode};
-use turnmill_worker::engine::{self, EngineHandle, EngineSettings, Progress, Reply, Start};
-use turnmill_worker::kv::BlockId;
+use turnmill_worker::engine::{self, EngineHandle, EngineSettings, Progress, Reply, RunSink, Saving, Start};
+use turnmill_worker::kv::{BlockId, Run, RunData, RunGrid, RunId};
 use turnmill_worker::lifecycle::{HeadroomLimits, Lifecycle};
 use turnmill_worker::model::{Engine, EngineError, Logits, Tokenizer};
 use turnmill_worker::schedule::{Limits, SequenceId, StepPlan};
@@ -54,8 +54,31 @@ struct Line {
     steps: Arc<AtomicU64>,
 }
 
+/// A sink that is full for ever.
+struct Full;
+
+impl RunSink for Full {
+    fn announce(&self, _: &RunId) -> bool {
+        true
+    }
+
+    fn has_room(&self, _: &Run) -> bool {
+        false
+    }
+
+    fn save(&self, _: RunData) {
+        panic!("there is no room");
+    }
+
+    fn withdraw(&self, _: &RunId) {}
+}
+
 impl Line {
     fn start() -> Self {
+        Self::start_with(None)
+    }
+
+    fn start_with(sink: Option<Arc<dyn RunSink>>) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let path = Tiny::default().write(directory.path());
         let model = load(&path, WeightsMode::F32, KvDtype::F32, 4096);
@@ -73,9 +96,16 @@ impl Line {
             offload_bytes: 0,
         };
         let (engine, _thread) =
-            engine::spawn(fragile, settings, None, lifecycle.clone()).expect("a thread can be started");
+            engine::spawn(fragile, settings, sink, lifecycle.clone()).expect("a thread can be started");
         let tokenizer = Arc::new(model.tokenizer);
         Self { engine, lifecycle, tokenizer, namespace: model.namespace, steps }
+    }
+
+    /// Everything a turn computes; where there is no sink, nothing.
+    fn saving(&self) -> Saving {
+        let namespace = self.namespace.for_tenant("t");
+        let grid = RunGrid { namespace, tenant: "t".into(), block_tokens: 16, shared_blocks: 0 };
+        Saving { grid, only_shared: false }
     }
 
     /// Starts a turn that makes `tokens` tokens whatever the model says.
@@ -92,7 +122,7 @@ impl Line {
             priority: Priority::Interactive,
             alone: false,
             restorable_blocks: 0,
-            saving: None,
+            saving: Some(self.saving()),
             progress,
         };
         self.engine.start(start).await.expect("the engine runs");
@@ -140,6 +170,18 @@ async fn stopping_a_turn_frees_its_blocks_within_a_step() {
     let steps = line.steps.load(Ordering::SeqCst);
     until(&line, |line| line.lifecycle.headroom() == 1.0).await;
     assert!(line.steps.load(Ordering::SeqCst) <= steps + 1, "the step under way is the last one");
+}
+
+#[tokio::test]
+async fn a_store_without_room_does_not_make_the_engine_look_hung() {
+    let _only_me = COMPUTING.lock().await;
+    let line = Line::start_with(Some(Arc::new(Full)));
+    let hangs = |line: &Line| line.lifecycle.engine_stalled(Instant::now() + 100 * PATIENCE);
+    for id in 0..3 {
+        let turn = line.turn(id, vec![id as u32 + 1; 40], 4).await;
+        assert_eq!(outcome(turn).await, (4, None));
+        until(&line, |line| !hangs(line)).await;
+    }
 }
 
 async fn until(line: &Line, holds: impl Fn(&Line) -> bool) {

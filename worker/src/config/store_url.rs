@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::fmt;
 use std::str::FromStr;
 
+use etcetera::base_strategy::{BaseStrategy as _, choose_native_strategy};
 use serde::{Deserialize, Serialize, Serializer};
 
 use url::Url;
@@ -105,7 +106,7 @@ impl StoreSetting {
 
 /// `turnmill/store` where the system has its user's caches: losing what is there costs time and nothing else.
 fn cache_folder() -> Option<StoreUrl> {
-    let folder = dirs::cache_dir()?.join("turnmill").join("store");
+    let folder = choose_native_strategy().ok()?.cache_dir().join("turnmill").join("store");
     Some(StoreUrl(Url::from_file_path(folder).ok()?.into()))
 }
 

@@ -134,6 +134,8 @@ impl<E: Engine> StepLoop<E> {
     fn take_commands(&mut self) -> bool {
         let computes = self.scheduler.has_work() && !self.waits;
         if !computes && !self.exports.is_empty() && self.exports.is_held_up() {
+            // A store that hangs is no engine that hangs.
+            self.lifecycle.engine().set_busy(false, Instant::now());
             std::thread::sleep(HELD_UP);
         }
         if !computes && self.imports.is_empty() && self.exports.is_empty() {
@@ -145,6 +147,9 @@ impl<E: Engine> StepLoop<E> {
         }
         while let Ok(command) = self.inbox.try_recv() {
             self.take(command);
+        }
+        if self.scheduler.has_work() && !self.waits {
+            self.lifecycle.engine().set_busy(true, Instant::now());
         }
         true
     }
