@@ -384,6 +384,9 @@ impl Worker {
             () = tokio::time::sleep(window) => {}
             () = signals.next() => info!("a second signal: what runs is given back now"),
         }
+        if let Some(keeper) = &self.keeper {
+            keeper.hurry();
+        }
         self.give_back.cancel();
         if tokio::time::timeout(GIVE_BACK, self.turns.wait()).await.is_err() {
             error!("not every turn could be given back; other workers take them after a lease");

@@ -21,6 +21,7 @@ mod threads;
 use std::fmt::{Debug, Formatter};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::runtime::{Handle, Runtime};
@@ -113,6 +114,8 @@ struct Shared {
     reads_first: ReadsFirst,
     cost: CostMeter,
     health: Health,
+    /// No step is held up any more.
+    hurries: AtomicBool,
 }
 
 impl Shared {
@@ -127,6 +130,7 @@ impl Shared {
             reads_first: ReadsFirst::new(),
             cost: CostMeter::new(Instant::now()),
             health: Health::new(settings.url.clone()),
+            hurries: AtomicBool::new(false),
             settings,
         })
     }
@@ -230,6 +234,11 @@ impl BlockStore {
     /// has: a failed one, or one that was never saved, ends the count and the wait.
     pub async fn saved(&self, runs: &[RunId], within: Duration) -> usize {
         self.shared().ledger.settled(runs, tokio::time::sleep(within)).await
+    }
+
+    /// From now on writers do not rest: the worker stops, and no step can be held up.
+    pub fn hurry(&self) {
+        self.shared().hurries.store(true, Ordering::Relaxed);
     }
 
     /// Waits until nothing is queued or being written, at most for `within`.
