@@ -89,7 +89,7 @@ settings! {
 
     /// How K and V are kept: f16 is exact where the pool is in f16 too; q8 and q4 are smaller and change words.
     ["TURNMILL_KV_CODEC"] kv_codec: KvCodec = "f16";
-    /// A folder with a file <tenant>.key a tenant, 64 hexadecimal digits: K and V are kept encrypted, and only those of
+    /// A folder with a file TENANT.key a tenant, 64 hexadecimal digits: K and V are kept encrypted, and only those of
     /// tenants with a key.
     ["TURNMILL_KV_KEYS"] kv_keys: Option<PathBuf>;
     /// Take K and V that other kinds of machine computed; greedy text may then differ from one computed here.
