@@ -73,6 +73,13 @@ pub struct Run {
     pub tokens: Vec<u32>,
 }
 
+impl Run {
+    /// The block of the sequence after its last one; a block has `block_tokens` tokens.
+    pub fn end_block(&self, block_tokens: usize) -> usize {
+        self.first_block + self.tokens.len() / block_tokens
+    }
+}
+
 /// A run as the pool has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RunData {

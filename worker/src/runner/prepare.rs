@@ -14,7 +14,7 @@ use super::conversation::{Conversation, Known};
 use super::leave::Leaving;
 use crate::broker::{Broker, Claim};
 use crate::engine::Reply;
-use crate::kv::{Namespace, Run};
+use crate::kv::Namespace;
 use crate::model::{ChatTemplate, Prompt, PromptError, Tokenizer, prompt};
 
 /// What is needed of a model to make prompts.
@@ -31,13 +31,6 @@ pub struct Prompting {
     pub pool_tokens: u32,
     /// Tokens a block.
     pub block_tokens: usize,
-}
-
-impl Prompting {
-    /// The block after the run's last.
-    pub(super) fn end(&self, run: &Run) -> usize {
-        run.first_block + run.tokens.len() / self.block_tokens
-    }
 }
 
 /// A prompt and what is left to make.

@@ -74,7 +74,8 @@ impl Restorer {
     /// when the engine says that there is room.
     pub async fn restore(&self, id: SequenceId, runs: &[Arc<Run>], known: usize) -> Restored {
         let began = Instant::now();
-        let missing: Vec<Arc<Run>> = runs.iter().filter(|run| self.end(run) > known).cloned().collect();
+        let missing: Vec<Arc<Run>> =
+            runs.iter().filter(|run| run.end_block(self.settings.block_tokens) > known).cloned().collect();
         if missing.is_empty() {
             return Restored { tokens: 0, outcome: "restored" };
         }
@@ -136,7 +137,7 @@ impl Restorer {
                     return count;
                 }
                 drop(place);
-                end = self.end(run);
+                end = run.end_block(self.settings.block_tokens);
             }
             wanted
         };
@@ -171,7 +172,9 @@ impl Restorer {
     }
 
     fn estimate(&self, runs: &[Arc<Run>], known: usize) -> Estimate {
-        let tokens = runs.last().map_or(0, |run| (self.end(run) - known) * self.settings.block_tokens);
+        let tokens = runs.last().map_or(0, |run| {
+            (run.end_block(self.settings.block_tokens) - known) * self.settings.block_tokens
+        });
         let prefill = Duration::from_secs_f64(tokens as f64 / self.engine.prefill_rate());
         let far: Vec<_> = runs.iter().filter(|run| !self.store.is_cached(&run.id)).collect();
         if far.is_empty() {
@@ -185,10 +188,5 @@ impl Restorer {
             restore: (cost.latency * rounds).saturating_add(transfer.unwrap_or(Duration::MAX)),
             prefill,
         }
-    }
-
-    /// The block after the run's last.
-    fn end(&self, run: &Run) -> usize {
-        run.first_block + run.tokens.len() / self.settings.block_tokens
     }
 }

@@ -169,7 +169,7 @@ impl<B: Broker> Runner<B> {
             namespace: self.prompting.namespace.for_tenant(work.turn.tenant.as_str()),
             priority: work.turn.priority,
             alone,
-            restorable_blocks: stored.last().map_or(0, |run| self.prompting.end(run)),
+            restorable_blocks: stored.last().map_or(0, |run| run.end_block(self.prompting.block_tokens)),
             saving,
             progress: sender,
         };
