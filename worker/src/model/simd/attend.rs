@@ -8,6 +8,7 @@ use std::ops::Range;
 
 use half::{bf16, f16};
 
+use super::vector::prefetch;
 use super::{LANES, Lanes, Vector, for_each_isa};
 
 /// Positions whose K and V are widened together; they and the vectors' sums stay in the first-level cache.
@@ -157,6 +158,9 @@ fn attend_split<V: Vector, E: KvElement>(
 
     for base in strips.clone() {
         let strip = base..seen.end.min(base + STRIP);
+        let next = strip.end..seen.end.min(strip.end + STRIP);
+        fetch(split.keys, &split.offsets[next], queries.head_dim);
+        fetch(split.values, &split.offsets[strip.clone()], queries.head_dim);
         load_columns::<V, E>(split, &strip, &mut scratch.columns);
         let (columns, weights) = (&scratch.columns, &mut scratch.weights);
         in_pieces!(count, [8, 4, 3, 2, 1], |first| scores(queries, first, &strip, columns, weights, chunks));
@@ -179,6 +183,14 @@ fn attend_split<V: Vector, E: KvElement>(
             chunks * LANES,
             out
         ));
+    }
+}
+
+/// Asks for the vectors of some positions ahead of their use: they lie too far apart for the processor to guess.
+#[inline(always)]
+fn fetch<E>(pool: &[E], offsets: &[usize], head_dim: usize) {
+    for offset in offsets {
+        prefetch(&pool[*offset..*offset + head_dim]);
     }
 }
 
