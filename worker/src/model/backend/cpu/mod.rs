@@ -82,7 +82,7 @@ impl Backend for CpuBackend {
     type Step = StepAddresses;
 
     fn linear(&self, parts: Vec<QTensor>, bias: Option<Vec<f32>>) -> Result<Linear> {
-        Linear::new(parts, bias, self.mode)
+        Linear::new(self.isa, parts, bias, self.mode)
     }
 
     fn norm(&self, weight: Vec<f32>) -> Result<Vec<f32>> {
