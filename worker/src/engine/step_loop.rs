@@ -230,10 +230,9 @@ impl<E: Engine> StepLoop<E> {
         self.announce_admissions(plan);
         match self.forward(plan) {
             Ok(mut logits) => {
-                let sampling = plan.sequences.iter().filter(|sequence| sequence.samples);
                 let (mut sampled, mut ended) = (Vec::new(), Vec::new());
-                for (sequence, row) in sampling.zip(logits.rows_mut()) {
-                    sampled.extend(self.sample(sequence.id, row, &mut ended));
+                for ((id, _), row) in plan.sampling().zip(logits.rows_mut()) {
+                    sampled.extend(self.sample(id, row, &mut ended));
                 }
                 let left = self.scheduler.apply(&sampled);
                 self.offer_computed(plan);

@@ -44,7 +44,7 @@ impl CandleEngine {
                     query_tokens: rows as u32,
                     context_tokens: rows as u32,
                     blocks: vec![BlockId(0)],
-                    samples: true,
+                    samples: 1,
                 }],
             })?;
         }

@@ -47,7 +47,7 @@ impl Draft {
             query_tokens: rows as u32,
             context_tokens: context as u32,
             blocks: sequence.table.blocks(context),
-            samples: context == sequence.tokens.len(),
+            samples: u32::from(context == sequence.tokens.len()),
         });
         self.completing.extend(sequence.completed_by(rows));
         self.budget -= rows;

@@ -273,7 +273,7 @@ impl World {
             assert!(planned.query_tokens > 0);
             assert_eq!(plan.tokens[range.clone()], tokens[first..context]);
             assert_eq!(self.restoring_at(planned.id), None, "it is planned before its blocks have come");
-            assert_eq!(planned.samples, context == tokens.len());
+            assert_eq!(planned.samples, u32::from(context == tokens.len()));
             assert_eq!(planned.blocks.len(), context.div_ceil(self.block_tokens as usize));
             for (row, position) in range.zip(first..) {
                 assert_eq!(plan.positions[row], position as u32);
@@ -318,7 +318,7 @@ impl World {
                 let found = self.kv[self.slot(planned, position) as usize];
                 assert_eq!(found, Some(*expected), "{:?} reads a wrong slot at {position}", planned.id);
             }
-            if planned.samples {
+            if planned.samples > 0 {
                 let read = self.kv[self.slot(planned, context - 1) as usize].expect("just written");
                 let finished = turn.ends(read, context + 1);
                 sampled.push(Sampled { id: planned.id, token: sample(read), finished });
