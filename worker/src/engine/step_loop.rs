@@ -88,6 +88,9 @@ impl<E: Engine> StepLoop<E> {
         if settings.offload_bytes > 0 {
             scheduler.keep_preempted();
         }
+        if let Some(speculation) = settings.speculation {
+            scheduler.speculate(speculation);
+        }
         Self {
             inbox,
             model,
@@ -231,8 +234,11 @@ impl<E: Engine> StepLoop<E> {
         match self.forward(plan) {
             Ok(mut logits) => {
                 let (mut sampled, mut ended) = (Vec::new(), Vec::new());
-                for ((id, _), row) in plan.sampling().zip(logits.rows_mut()) {
-                    sampled.extend(self.sample(id, row, &mut ended));
+                let mut rows = logits.rows_mut();
+                for (id, tokens) in plan.sampling() {
+                    // All of them, so that the next turn's come after them.
+                    let own = rows.by_ref().take(tokens.len()).collect();
+                    self.sample_rows(id, tokens, own, (&mut sampled, &mut ended));
                 }
                 let left = self.scheduler.apply(&sampled);
                 self.offer_computed(plan);
@@ -306,6 +312,26 @@ impl<E: Engine> StepLoop<E> {
             metrics::prompt_admitted(turn.prompt_tokens, cached);
             send(&turn.progress, Progress::Admitted { cached_tokens: cached });
         }
+    }
+
+    /// Samples a turn's next tokens from the rows of `tokens`: its last one, and those proposed to follow it. A row counts
+    /// where its token is what was sampled before it; so these are the tokens that it would make row by row.
+    fn sample_rows(
+        &mut self,
+        id: SequenceId,
+        tokens: &[u32],
+        rows: Vec<&mut [f32]>,
+        (sampled, ended): (&mut Vec<Sampled>, &mut Vec<Ended>),
+    ) {
+        let first = sampled.len();
+        for (row, logits) in rows.into_iter().enumerate() {
+            let Some(next) = self.sample(id, logits, ended) else { break };
+            sampled.push(next);
+            if next.finished || tokens.get(row + 1) != Some(&next.token) {
+                break;
+            }
+        }
+        metrics::speculated(tokens.len() - 1, (sampled.len() - first).saturating_sub(1));
     }
 
     /// Samples a turn's next token; none where the turn is over without one.
