@@ -128,9 +128,12 @@ mod tests {
 
     /// The same without an index.
     fn slow(tokens: &[u32], most: usize) -> Vec<u32> {
-        let lengths = (LEAST..tokens.len()).map(|end| (shared_end(&tokens[..end], tokens, most.max(LEAST)), end));
+        let lengths =
+            (LEAST..tokens.len()).map(|end| (shared_end(&tokens[..end], tokens, most.max(LEAST)), end));
         // The last of the longest ones.
-        let Some((length, end)) = lengths.filter(|(length, _)| *length >= LEAST).max() else { return Vec::new() };
+        let Some((length, end)) = lengths.filter(|(length, _)| *length >= LEAST).max() else {
+            return Vec::new();
+        };
         let mut all = tokens.to_vec();
         (0..length.min(most)).for_each(|i| all.push(all[end + i]));
         all.split_off(tokens.len())

@@ -60,7 +60,10 @@ impl Scheduler {
         let spare = self.pool.available().saturating_sub(self.running.len());
         let sequence = &mut self.running[index];
         let missing = sequence.table.missing_blocks(sequence.tokens.len() + wanted);
-        if nobody_waits && missing <= spare && let Some(blocks) = self.pool.allocate(missing) {
+        if nobody_waits
+            && missing <= spare
+            && let Some(blocks) = self.pool.allocate(missing)
+        {
             sequence.table.grow(blocks);
         }
         let capacity = sequence.table.len() * self.pool.block_tokens() as usize;

@@ -430,7 +430,8 @@ impl World {
             let Some(Live { turn, tokens }) = self.live.get(&sequence.id) else { continue };
             let sealed = sequence.table.sealed_tokens();
             let blocks = sequence.table.shared_blocks();
-            let slots = blocks.flat_map(|block| (0..self.block_tokens).map(move |i| block.0 * self.block_tokens + i));
+            let slots =
+                blocks.flat_map(|block| (0..self.block_tokens).map(move |i| block.0 * self.block_tokens + i));
             let held: Vec<_> = slots.map(|slot| self.kv[slot as usize]).collect();
             let expected: Vec<_> = turn.digests(&tokens[..sealed]).into_iter().map(Some).collect();
             assert_eq!(held, expected, "{:?}: a sealed block holds something else", sequence.id);
