@@ -34,10 +34,11 @@ struct Counts {
     proposed: AtomicUsize,
 }
 
-/// An engine that counts.
+/// An engine that counts, and makes no sense after so many tokens of a sequence.
 struct Counting<E> {
     engine: E,
     counts: Arc<Counts>,
+    nonsense_after: u32,
 }
 
 impl<E: Engine> Engine for Counting<E> {
@@ -45,7 +46,13 @@ impl<E: Engine> Engine for Counting<E> {
         let proposed: usize = plan.sampling().map(|(_, tokens)| tokens.len() - 1).sum();
         self.counts.steps.fetch_add(1, Ordering::SeqCst);
         self.counts.proposed.fetch_add(proposed, Ordering::SeqCst);
-        self.engine.forward(plan)
+        let mut logits = self.engine.forward(plan)?;
+        for (row, logits) in plan.sampled_rows().into_iter().zip(logits.rows_mut()) {
+            if plan.positions[row as usize] >= self.nonsense_after {
+                logits.fill(f32::NAN);
+            }
+        }
+        Ok(logits)
     }
 
     fn read_blocks(&self, blocks: &[BlockId]) -> Result<Vec<u8>, EngineError> {
@@ -100,6 +107,7 @@ struct Said {
     finish: Option<FinishReason>,
     kept: Vec<u32>,
     text: String,
+    failed: bool,
 }
 
 /// An engine with a model.
@@ -115,6 +123,17 @@ struct Line {
 
 impl Line {
     fn start(path: &Path, weights: WeightsMode, pool: usize, speculation: Option<Speculation>) -> Self {
+        Self::start_sound(path, weights, pool, speculation, u32::MAX)
+    }
+
+    /// With a model that makes no sense after so many tokens of a sequence.
+    fn start_sound(
+        path: &Path,
+        weights: WeightsMode,
+        pool: usize,
+        speculation: Option<Speculation>,
+        nonsense_after: u32,
+    ) -> Self {
         let model = load(path, weights, KvDtype::F16, pool);
         let counts = Arc::new(Counts::default());
         let limits = HeadroomLimits { low: 0.05, high: 0.1 };
@@ -131,7 +150,7 @@ impl Line {
             offload_bytes: 1 << 20,
             speculation,
         };
-        let counting = Counting { engine: model.engine, counts: counts.clone() };
+        let counting = Counting { engine: model.engine, counts: counts.clone(), nonsense_after };
         let kept = Arc::new(Keeping::default());
         let sink: Arc<dyn RunSink> = kept.clone();
         let (engine, _thread) = engine::spawn(counting, settings, Some(sink), lifecycle.clone())
@@ -206,7 +225,8 @@ async fn said(mut progress: mpsc::Receiver<Progress>) -> Said {
                     said.text = reply.text().to_owned();
                 }
             }
-            Progress::Failed(text) | Progress::Refused(text) => panic!("{text}"),
+            Progress::Failed(_) => said.failed = true,
+            Progress::Refused(text) => panic!("{text}"),
             Progress::Admitted { .. } | Progress::Room { .. } => {}
         }
     }
@@ -367,4 +387,21 @@ async fn a_turn_that_is_stopped_goes_on_where_it_was() {
             assert_eq!((said.finish, said.kept), (expected.finish, expected.kept.clone()));
         }
     }
+}
+
+#[tokio::test]
+async fn a_turn_that_fails_within_a_step_has_said_what_it_could() {
+    let _only_me = COMPUTING.lock().await;
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let path = Tiny::default().write(directory.path());
+    let wishes = tiny_wishes(60);
+    let mut said = Vec::new();
+    for speculation in [None, LOOKUP] {
+        let mut line = Line::start_sound(&path, WeightsMode::F32, 8192, speculation, 70);
+        said.push(line.make(&wishes).await);
+        line.idle().await;
+    }
+    assert!(said[0].iter().all(|said| said.failed || said.finish == Some(FinishReason::Stop)), "{said:?}");
+    assert!(said[0].iter().any(|said| said.failed && said.tokens.len() == 30));
+    assert_eq!(said[1], said[0]);
 }

@@ -88,9 +88,7 @@ impl<E: Engine> StepLoop<E> {
         if settings.offload_bytes > 0 {
             scheduler.keep_preempted();
         }
-        if let Some(speculation) = settings.speculation {
-            scheduler.speculate(speculation);
-        }
+        scheduler.speculate(settings.speculation);
         Self {
             inbox,
             model,

@@ -32,9 +32,9 @@ impl Speculation {
 }
 
 impl Scheduler {
-    /// From now on decoding sequences get proposals.
-    pub fn speculate(&mut self, speculation: Speculation) {
-        self.speculation = Some(speculation);
+    /// From now on decoding sequences get so many proposals, or none.
+    pub fn speculate(&mut self, speculation: Option<Speculation>) {
+        self.speculation = speculation;
     }
 
     /// Shares out rows among what decoding sequences of the plan may go on with.

@@ -2,8 +2,8 @@
 //! questions, one at a time and several at once.
 //!
 //! Scheduler, steps and sampler as a worker has them, no queue. The two take turns, first one first and then the other;
-//! each figure is the median of its rounds, and the ratio is that of the two. Prompts are not counted. Both say the same,
-//! which is checked.
+//! each figure is the median of its rounds, and the ratio is that of the two. Prompts are not counted, and mostly found in
+//! the pool. Both say the same, which is checked.
 
 mod tasks;
 
@@ -109,7 +109,10 @@ pub fn run(options: &Options, progress: &dyn Fn(String)) -> Result<Vec<Figure>, 
 
 struct Bench {
     model: Model,
+    scheduler: Scheduler,
     options: Options,
+    /// Turns so far.
+    turns: u64,
 }
 
 /// What the turns of one measurement said, and how long it took.
@@ -135,11 +138,18 @@ impl Bench {
         let load = LoadOptions::new(options.weights, options.kv_dtype);
         let mut load = LoadOptions { block_tokens: BLOCK_TOKENS, ..load };
         let turns = options.batch.iter().copied().max().unwrap_or(1);
-        // No task has so many tokens.
-        load.pool_bytes = turns * (1024 + options.generate) * load.token_bytes(&options.model)?;
+        // No task has so many tokens, and all of a kind are found again.
+        load.pool_bytes =
+            turns.max(tasks::AGENT.len()) * (1024 + options.generate) * load.token_bytes(&options.model)?;
         let mut model = Model::load(&options.model, &load, &|_, _| ())?;
         model.warm_up()?;
-        Ok(Self { model, options: options.clone() })
+        let limits = Limits {
+            max_sequences: turns,
+            batch_tokens: BATCH_TOKENS.max(turns),
+            max_context_tokens: model.context_tokens as u32,
+        };
+        let scheduler = Scheduler::new(limits, BlockPool::new(model.blocks as u32, BLOCK_TOKENS as u32));
+        Ok(Self { model, scheduler, options: options.clone(), turns: 0 })
     }
 
     fn prompts(&self, tasks: &[&str]) -> Result<Vec<Vec<u32>>, SpeculationError> {
@@ -187,7 +197,8 @@ impl Bench {
             (0..).zip(prompts.iter().cycle().take(batch.max(prompts.len()))).collect();
         let mut all = Made::default();
         for together in turns.chunks(batch) {
-            let made = Together::new(self, together, speculation)?.run()?;
+            self.scheduler.speculate(speculation);
+            let made = Together::new(self, together)?.run()?;
             all.said.extend(made.said);
             all.tokens += made.tokens;
             all.took += made.took;
@@ -200,47 +211,33 @@ impl Bench {
 
 /// Turns that are made at once.
 struct Together<'a> {
-    model: &'a mut Model,
-    scheduler: Scheduler,
+    bench: &'a mut Bench,
+    /// Id of the first.
+    first: u64,
     samplers: Vec<Sampler>,
-    generate: usize,
     made: Made,
 }
 
 impl<'a> Together<'a> {
-    fn new(
-        bench: &'a mut Bench,
-        turns: &[(u64, &Vec<u32>)],
-        speculation: Option<Speculation>,
-    ) -> Result<Self, SpeculationError> {
-        let Bench { model, options } = bench;
-        let limits = Limits {
-            max_sequences: turns.len(),
-            batch_tokens: BATCH_TOKENS.max(turns.len()),
-            max_context_tokens: model.context_tokens as u32,
-        };
-        let pool = BlockPool::new(model.blocks as u32, BLOCK_TOKENS as u32);
-        let mut scheduler = Scheduler::new(limits, pool);
-        if let Some(speculation) = speculation {
-            scheduler.speculate(speculation);
-        }
-        let mut samplers = Vec::new();
-        for (index, (seed, prompt)) in turns.iter().enumerate() {
-            scheduler.add(NewSequence {
-                id: SequenceId(index as u64),
+    fn new(bench: &'a mut Bench, turns: &[(u64, &Vec<u32>)]) -> Result<Self, SpeculationError> {
+        let (first, mut samplers) = (bench.turns, Vec::new());
+        for (seed, prompt) in turns {
+            bench.scheduler.add(NewSequence {
+                id: SequenceId(bench.turns),
                 tokens: prompt.to_vec(),
-                max_total_tokens: (prompt.len() + options.generate) as u32,
-                namespace: model.namespace,
+                max_total_tokens: (prompt.len() + bench.options.generate) as u32,
+                namespace: bench.model.namespace,
                 priority: Priority::Interactive,
                 alone: false,
                 restorable_blocks: 0,
             })?;
-            let temperature = options.temperature;
+            bench.turns += 1;
+            let temperature = bench.options.temperature;
             let sampling = Sampling { temperature, seed: Some(*seed), ..Sampling::default() };
             samplers.push(Sampler::new(sampling, prompt, &[]));
         }
         let made = Made { said: vec![Vec::new(); turns.len()], ..Made::default() };
-        Ok(Self { model, scheduler, samplers, generate: options.generate, made })
+        Ok(Self { bench, first, samplers, made })
     }
 
     /// Time counts once every turn has said something.
@@ -251,7 +248,7 @@ impl<'a> Together<'a> {
         let before: usize = self.made.said.iter().map(Vec::len).sum();
         (self.made.proposed, self.made.accepted) = (0, 0);
         let began = Instant::now();
-        while self.scheduler.has_work() {
+        while self.bench.scheduler.has_work() {
             self.step()?;
         }
         self.made.took = began.elapsed();
@@ -260,19 +257,20 @@ impl<'a> Together<'a> {
     }
 
     fn step(&mut self) -> Result<(), SpeculationError> {
-        let plan = self.scheduler.schedule().expect("nothing waits for anybody else");
-        let mut logits = self.model.engine.forward(&plan)?;
+        let Bench { model, scheduler, options, .. } = &mut *self.bench;
+        let plan = scheduler.schedule().expect("nothing waits for anybody else");
+        let mut logits = model.engine.forward(&plan)?;
         let mut rows = logits.rows_mut();
         let mut sampled = Vec::new();
         for (id, tokens) in plan.sampling() {
-            let turn = id.0 as usize;
+            let turn = (id.0 - self.first) as usize;
             let own: Vec<_> = rows.by_ref().take(tokens.len()).collect();
             self.made.proposed += tokens.len() - 1;
             for (row, logits) in own.into_iter().enumerate() {
                 let token = self.samplers[turn].sample(logits, &[])?.token;
                 self.made.said[turn].push(token);
-                let ends = self.model.tokenizer.ends().contains(&token);
-                let finished = ends || self.made.said[turn].len() == self.generate;
+                let ends = model.tokenizer.ends().contains(&token);
+                let finished = ends || self.made.said[turn].len() == options.generate;
                 sampled.push(Sampled { id, token, finished });
                 if finished || tokens.get(row + 1) != Some(&token) {
                     break;
@@ -280,7 +278,7 @@ impl<'a> Together<'a> {
                 self.made.accepted += 1;
             }
         }
-        self.scheduler.apply(&sampled);
+        scheduler.apply(&sampled);
         Ok(())
     }
 }

@@ -146,7 +146,7 @@ impl World {
     }
 
     /// The same, where tokens are proposed.
-    pub fn speculating(mut self, speculation: Speculation) -> Self {
+    pub fn speculating(mut self, speculation: Option<Speculation>) -> Self {
         self.scheduler.speculate(speculation);
         self
     }

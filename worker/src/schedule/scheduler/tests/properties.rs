@@ -111,10 +111,8 @@ proptest! {
     ) {
         let limits = Limits { max_sequences, batch_tokens, max_context_tokens: 40 };
         let make = if keeping { World::keeping } else { World::new };
-        let mut world = make(limits, blocks, block_tokens);
-        if let Some((tokens, rows)) = speculation {
-            world = world.speculating(Speculation { tokens, rows });
-        }
+        let speculation = speculation.map(|(tokens, rows)| Speculation { tokens, rows });
+        let mut world = make(limits, blocks, block_tokens).speculating(speculation);
         for operation in operations {
             perform(&mut world, operation);
         }

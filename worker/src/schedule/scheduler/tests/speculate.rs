@@ -10,7 +10,7 @@ const PROMPT: [u32; 10] = [1, 2, 3, 4, 5, 6, 7, 8, 9, 1];
 
 fn scheduler(limits: Limits, blocks: u32) -> Scheduler {
     let mut scheduler = Scheduler::new(limits, BlockPool::new(blocks, 4));
-    scheduler.speculate(SPECULATION);
+    scheduler.speculate(Some(SPECULATION));
     scheduler
 }
 
@@ -135,7 +135,7 @@ fn prompts_and_others_tokens_go_first() {
 #[test]
 fn rows_are_shared_and_a_step_with_many_has_no_proposals() {
     let mut scheduler = scheduler(LIMITS, 100);
-    scheduler.speculate(Speculation { rows: 8, ..SPECULATION });
+    scheduler.speculate(Some(Speculation { rows: 8, ..SPECULATION }));
     let ids = [1, 2, 3].map(|id| decoding(&mut scheduler, id, 100));
     // The first ones waited for the last with samples of theirs that were lost.
     let plan = scheduler.schedule().expect("there is work");
@@ -203,7 +203,7 @@ fn a_preempted_turn_forgets_what_was_proposed_and_goes_on() {
 fn fewer_steps_make_the_same_tokens() {
     let turn = Turn::new([0, 1, 2, 0, 1, 2, 0, 1, 2], 600);
     let mut steps = 0;
-    let mut world = World::new(LIMITS, 200, 4).speculating(SPECULATION);
+    let mut world = World::new(LIMITS, 200, 4).speculating(Some(SPECULATION));
     world.must_add(turn);
     while world.step().is_some() {
         steps += 1;
