@@ -31,7 +31,7 @@ use crate::runner::{
     Held, Intake, Keeper, Link, Prompting, Registry, RestoreSettings, Restorer, Retries, Runner,
     RunnerSettings, heartbeat, notices, trim,
 };
-use crate::schedule::Limits;
+use crate::schedule::{Limits, Speculation};
 use crate::store::{BlockStore, BlockStoreSettings, Payloads, StoreError};
 
 /// Time between two looks at the queue's counts.
@@ -154,6 +154,7 @@ pub fn open_blocks(settings: &Settings, shape: BlockShape) -> Result<Option<Bloc
 
 /// Extent and limits of the engine over a pool of `blocks` blocks, from settings.
 fn engine_settings(settings: &Settings, model: &Model) -> EngineSettings {
+    let speculates = settings.speculation.looks_up();
     EngineSettings {
         limits: Limits {
             max_sequences: settings.max_sequences as usize,
@@ -164,6 +165,7 @@ fn engine_settings(settings: &Settings, model: &Model) -> EngineSettings {
         block_tokens: settings.block_tokens,
         transfer_bytes: settings.transfer_bytes.bytes() as usize,
         offload_bytes: settings.offload_bytes.bytes() as usize,
+        speculation: speculates.then(|| Speculation::new(settings.speculation_tokens as usize)),
     }
 }
 

@@ -8,7 +8,7 @@ use turnmill_schema::Name;
 
 use super::{
     ByteSize, ConfigError, Effective, KvCodec, KvDtype, LogFilter, LogFormat, ModelDigest, RedisUrl, Source,
-    StoreSetting, WeightsMode, WorkerName,
+    SpeculationMode, StoreSetting, WeightsMode, WorkerName,
 };
 
 /// Makes of each entry a flag (`--redis-url`), an environment variable and a key of the TOML file, and of all
@@ -86,6 +86,10 @@ settings! {
     ["TURNMILL_MAX_CONTEXT_TOKENS"] max_context_tokens: u32 = "0";
     /// Threads that compute; 0 is all cores.
     ["TURNMILL_THREADS"] threads: u32 = "0";
+    /// Whether tokens that follow like ones in prompt or reply are proposed and verified in one step; words stay the same.
+    ["TURNMILL_SPECULATION"] speculation: SpeculationMode = "auto";
+    /// Tokens that are proposed for a turn in a step, at most.
+    ["TURNMILL_SPECULATION_TOKENS"] speculation_tokens: u32 = "7";
 
     /// How K and V are kept: f16 is exact where the pool is in f16 too; q8 and q4 are smaller and change words.
     ["TURNMILL_KV_CODEC"] kv_codec: KvCodec = "f16";

@@ -42,7 +42,7 @@ impl<B: Backend> Engine for DecoderEngine<B> {
                     query_tokens: rows as u32,
                     context_tokens: rows as u32,
                     blocks: vec![BlockId(0)],
-                    samples: true,
+                    samples: 1,
                 }],
             })?;
         }
