@@ -12,7 +12,7 @@ use uuid::Uuid;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum WeightsMode {
-    /// Re-quantised and padded to the layout the fastest kernels take.
+    /// Rounded to Q8_0 and packed for our own kernels.
     Fast,
     /// Dequantised to f32: slow, the reference.
     F32,
