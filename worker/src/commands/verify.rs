@@ -27,6 +27,7 @@ pub fn run(args: VerifyArgs) -> Result<ExitCode, CommandError> {
     let options = Options {
         model: args.model.model,
         references: args.reference,
+        device: args.model.device,
         weights: args.model.weights,
         kv_dtype: args.model.kv_dtype,
     };
