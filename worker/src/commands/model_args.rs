@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use turnmill_worker::config::{DeviceKind, KvDtype, WeightsMode};
+use turnmill_worker::config::{KvDtype, WeightsMode};
 
 /// Which model, and how it is held.
 #[derive(Args)]
@@ -11,9 +11,6 @@ pub struct ModelArgs {
     /// The model, a GGUF file.
     #[arg(long, value_name = "FILE", env = "TURNMILL_MODEL")]
     pub model: PathBuf,
-    /// What computes.
-    #[arg(long, value_name = "DEVICE", env = "TURNMILL_DEVICE", default_value = "auto")]
-    pub device: DeviceKind,
     /// How weights are held.
     #[arg(long, value_name = "MODE", default_value = "fast")]
     pub weights: WeightsMode,

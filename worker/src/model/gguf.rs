@@ -18,7 +18,6 @@ use super::ModelError;
 /// A model file.
 pub struct Gguf {
     path: PathBuf,
-    bytes: u64,
     reader: BufReader<File>,
     content: Content,
     taken: HashSet<String>,
@@ -42,7 +41,7 @@ impl Gguf {
                 return Err(damaged(path, reason));
             }
         }
-        Ok(Self { path: path.to_owned(), bytes, reader, content, taken: HashSet::new() })
+        Ok(Self { path: path.to_owned(), reader, content, taken: HashSet::new() })
     }
 
     /// Compares the whole file with a SHA-256 in hexadecimal.
@@ -70,11 +69,6 @@ impl Gguf {
             hasher.update(chunk);
         })?;
         Ok(*hasher.finalize().as_bytes())
-    }
-
-    /// Size of the file.
-    pub fn bytes(&self) -> u64 {
-        self.bytes
     }
 
     /// The header, for candle's readers.

@@ -121,7 +121,7 @@ impl Model {
             limit => limit.min(config.context_tokens),
         };
         let pool_bytes = match options.pool_bytes {
-            0 => device.pool_bytes(gguf.bytes()),
+            0 => device.pool_bytes(bytes_of(path)),
             bytes => bytes,
         };
         let blocks = pool_blocks(&config, options, pool_bytes)?;
@@ -171,6 +171,15 @@ fn engine<B: Backend + 'static>(
 ) -> Result<Box<dyn Engine>, ModelError> {
     let decoder = Decoder::load(gguf, config, &backend, context_tokens, done)?;
     Ok(Box::new(DecoderEngine::new(decoder, backend)))
+}
+
+/// Bytes of a file, or of the files in a folder; what cannot be read is refused by whoever needs it.
+fn bytes_of(path: &Path) -> u64 {
+    let length = |path: &Path| path.metadata().map_or(0, |metadata| metadata.len());
+    match path.read_dir() {
+        Ok(entries) => entries.flatten().map(|entry| length(&entry.path())).sum(),
+        Err(_) => length(path),
+    }
 }
 
 /// How many blocks `pool_bytes` holds.

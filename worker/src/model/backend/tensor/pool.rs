@@ -8,6 +8,7 @@ use bytemuck::{NoUninit, cast_slice};
 use candle_core::{DType, Device, Result, Tensor, WithDType, bail};
 use half::{bf16, f16};
 
+use super::metal::zeros;
 use crate::config::KvDtype;
 use crate::kv::BlockId;
 use crate::model::backend::KvShape;
@@ -33,7 +34,7 @@ impl TensorPool {
     /// Allocates the whole pool, filled with zeros.
     pub fn new(shape: KvShape, device: &Device) -> Result<Self> {
         let dims = [2, shape.blocks, shape.block_tokens, shape.kv_heads, shape.head_dim];
-        let layer = |_| Tensor::zeros(&dims, tensor_type(shape.dtype), device);
+        let layer = |_| zeros(&dims, tensor_type(shape.dtype), device);
         Ok(Self { layers: (0..shape.layers).map(layer).collect::<Result<_>>()?, shape })
     }
 

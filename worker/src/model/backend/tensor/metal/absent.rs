@@ -1,6 +1,6 @@
 //! Where there is no Metal there are no kernels.
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 
 use super::super::pool::TensorPool;
 use crate::config::KvDtype;
@@ -45,4 +45,9 @@ impl PagedKernels {
 /// Nothing to compile.
 pub fn compile_all(_: &Device, _: usize, _: KvDtype) -> Vec<(&'static str, std::result::Result<(), String>)> {
     Vec::new()
+}
+
+/// Candle's zeros.
+pub fn zeros(dims: &[usize], dtype: DType, device: &Device) -> Result<Tensor> {
+    Tensor::zeros(dims, dtype, device)
 }

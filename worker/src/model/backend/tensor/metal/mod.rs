@@ -20,11 +20,15 @@ mod kernels;
 #[cfg(all(target_os = "macos", feature = "metal"))]
 mod library;
 #[cfg(all(target_os = "macos", feature = "metal"))]
+mod memory;
+#[cfg(all(target_os = "macos", feature = "metal"))]
 pub use kernels::{PagedKernels, PagedStep};
 #[cfg(all(target_os = "macos", feature = "metal"))]
 pub use library::compile_all;
+#[cfg(all(target_os = "macos", feature = "metal"))]
+pub use memory::zeros;
 
 #[cfg(not(all(target_os = "macos", feature = "metal")))]
 mod absent;
 #[cfg(not(all(target_os = "macos", feature = "metal")))]
-pub use absent::{PagedKernels, PagedStep, compile_all};
+pub use absent::{PagedKernels, PagedStep, compile_all, zeros};
