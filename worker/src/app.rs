@@ -19,7 +19,7 @@ use turnmill_schema::WorkerStatus;
 
 use crate::broker::redis::{BrokerSettings, RedisBroker};
 use crate::broker::{Broker as _, BrokerError};
-use crate::config::{ConfigError, KvDtype, Settings, StoreSetting};
+use crate::config::{AutoByteSize, ConfigError, KvDtype, Settings, StoreSetting};
 use crate::engine::{self, EngineGone, EngineHandle, EngineSettings, RunSink};
 use crate::kv::{BlockShape, CHUNK_TOKENS};
 use crate::lifecycle::{HeadroomLimits, Lifecycle, Phase};
@@ -83,10 +83,14 @@ pub enum AppError {
 /// Options of loading a model, from settings.
 pub fn load_options(settings: &Settings) -> LoadOptions {
     LoadOptions {
+        device: settings.device,
         weights: settings.weights,
         kv_dtype: settings.kv_dtype,
         block_tokens: settings.block_tokens as usize,
-        pool_bytes: settings.pool_bytes.bytes() as usize,
+        pool_bytes: match settings.pool_bytes {
+            AutoByteSize::Auto => 0,
+            AutoByteSize::Size(size) => size.bytes() as usize,
+        },
         max_context_tokens: settings.max_context_tokens as usize,
         kv_codec: settings.kv_codec,
         kv_any_compute: settings.kv_any_compute,

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use turnmill_schema::Name;
 
 use super::{
-    ByteSize, ConfigError, Effective, KvCodec, KvDtype, LogFilter, LogFormat, ModelDigest, RedisUrl, Source,
-    SpeculationMode, StoreSetting, WeightsMode, WorkerName,
+    AutoByteSize, ByteSize, ConfigError, DeviceKind, Effective, KvCodec, KvDtype, LogFilter, LogFormat,
+    ModelDigest, RedisUrl, Source, SpeculationMode, StoreSetting, WeightsMode, WorkerName,
 };
 
 /// Makes of each entry a flag (`--redis-url`), an environment variable and a key of the TOML file, and of all
@@ -57,6 +57,8 @@ settings! {
     ["TURNMILL_MODEL"] model: Option<PathBuf>;
     /// SHA-256 that the model file must have.
     ["TURNMILL_MODEL_SHA256"] model_sha256: Option<ModelDigest>;
+    /// What computes: auto is the GPU that this worker was built for, where there is one, and else the CPU.
+    ["TURNMILL_DEVICE"] device: DeviceKind = "auto";
     /// How weights are kept and multiplied.
     ["TURNMILL_WEIGHTS"] weights: WeightsMode = "fast";
     /// Number format of K and V in the pool.
@@ -76,8 +78,8 @@ settings! {
 
     /// Tokens a KV block holds.
     ["TURNMILL_BLOCK_TOKENS"] block_tokens: u32 = "16";
-    /// Memory for KV blocks, as 268435456 or 256MiB.
-    ["TURNMILL_POOL_BYTES"] pool_bytes: ByteSize = "256MiB";
+    /// Memory for KV blocks, as 268435456 or 256MiB; auto is 256MiB, on Metal a share of what the device recommends.
+    ["TURNMILL_POOL_BYTES"] pool_bytes: AutoByteSize = "auto";
     /// Turns that run at once, at most.
     ["TURNMILL_MAX_SEQUENCES"] max_sequences: u32 = "32";
     /// Token rows a step computes, at most.

@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 
-use super::{ByteSize, ConfigError, Settings, StoreSetting, StoreUrl};
+use super::{AutoByteSize, ByteSize, ConfigError, Settings, StoreSetting, StoreUrl};
 
 const SMALLEST_POOL: ByteSize = ByteSize::new(1 << 20);
 
@@ -37,7 +37,8 @@ impl Settings {
         let block_fits = block_tokens.is_power_of_two() && (8..=256).contains(&block_tokens);
         problems.require(block_fits, "block_tokens", block_tokens, "a power of two from 8 to 256");
         let rule = format!("at least {SMALLEST_POOL}");
-        problems.require(pool_bytes >= SMALLEST_POOL, "pool_bytes", pool_bytes, rule);
+        let pool_fits = !matches!(pool_bytes, AutoByteSize::Size(size) if size < SMALLEST_POOL);
+        problems.require(pool_fits, "pool_bytes", pool_bytes, rule);
         problems.require(max_sequences >= 1, "max_sequences", max_sequences, "at least 1");
         // Every running sequence gets its token in every step, so the budget must hold one for each.
         let rule = format!("at least max_sequences ({max_sequences})");

@@ -20,6 +20,20 @@ pub enum WeightsMode {
     AsIs,
 }
 
+/// What computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum DeviceKind {
+    /// The GPU that this worker was built for, where the machine has one; else the CPU.
+    Auto,
+    /// The CPU, with kernels of our own.
+    Cpu,
+    /// An Apple GPU.
+    Metal,
+    /// An NVIDIA GPU.
+    Cuda,
+}
+
 /// The number format of K and V in the pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
@@ -67,7 +81,13 @@ impl SpeculationMode {
     }
 }
 
-// The names of all three are part of the KV namespace; the one spelling is the command line's.
+impl fmt::Display for DeviceKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write_name(self, f)
+    }
+}
+
+// The names of these three are part of the KV namespace; the one spelling is the command line's.
 impl fmt::Display for WeightsMode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write_name(self, f)

@@ -34,6 +34,9 @@ pub enum ModelError {
     /// A model family that the decoder does not cover.
     #[error("the model's architecture is {0:?}; this version runs \"llama\" (SmolLM2, for example)")]
     Architecture(String),
+    /// The device that was asked for is not there.
+    #[error("{0}")]
+    Device(String),
     /// Something the family needs is missing or odd.
     #[error("the model cannot be used: {0}")]
     Unusable(String),

@@ -8,6 +8,7 @@
 mod backend;
 mod config;
 mod decoder;
+mod device;
 mod error;
 pub mod gguf;
 mod load;
@@ -24,8 +25,9 @@ use crate::kv::BlockId;
 use crate::schedule::StepPlan;
 
 pub use config::DecoderConfig;
+pub use device::{CompiledKernel, ComputeDevice};
 pub use error::ModelError;
-pub use load::{LoadOptions, Model, compute_kind};
+pub use load::{LoadOptions, Model};
 pub use prompt::{Prompt, PromptError, prompt};
 pub use sampler::{Choice, NoLogits, Sampler, likeliest, log_sum_exp};
 pub use template::{ChatTemplate, TemplateError};

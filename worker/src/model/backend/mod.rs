@@ -7,6 +7,7 @@
 //! rows are.
 
 pub mod cpu;
+pub mod tensor;
 
 use candle_core::Result;
 use candle_core::quantized::QTensor;
