@@ -25,7 +25,7 @@ pub struct VerifyArgs {
 /// Runs the command; exit status 1 where something differs more than rounding explains.
 pub fn run(args: VerifyArgs) -> Result<ExitCode, CommandError> {
     let options = Options {
-        model: args.model.model,
+        model: args.model.path()?,
         references: args.reference,
         weights: args.model.weights,
         kv_dtype: args.model.kv_dtype,

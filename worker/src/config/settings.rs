@@ -53,9 +53,10 @@ macro_rules! settings {
 }
 
 settings! {
-    /// The model: a GGUF file.
+    /// The model: a GGUF file, a folder with safetensors, or a name on Hugging Face's hub: hf:OWNER/NAME, with @REVISION
+    /// and /FILE.gguf where they are needed.
     ["TURNMILL_MODEL"] model: Option<PathBuf>;
-    /// SHA-256 that the model file must have.
+    /// SHA-256 that the model file must have; of a folder: its safetensors files one after another.
     ["TURNMILL_MODEL_SHA256"] model_sha256: Option<ModelDigest>;
     /// How weights are kept and multiplied.
     ["TURNMILL_WEIGHTS"] weights: WeightsMode = "fast";
@@ -155,7 +156,7 @@ settings! {
 }
 
 impl Settings {
-    /// The model's file, for commands that cannot do without.
+    /// The model, for commands that cannot do without.
     pub fn model_path(&self) -> Result<&Path, ConfigError> {
         self.model.as_deref().ok_or(ConfigError::NoModel)
     }

@@ -9,9 +9,9 @@ use candle_nn::ops::{rms_norm, silu};
 use candle_nn::rotary_emb::rope_thd;
 
 use super::ModelError;
+use super::checkpoint::{Checkpoint, Part, Role};
 use super::config::DecoderConfig;
-use super::gguf::Gguf;
-use super::linear::{Linear, unpermute_rope_rows};
+use super::linear::Linear;
 use super::paged::{KvTensors, PagedAttention, StepAddresses, WriteKv};
 use crate::config::WeightsMode;
 use crate::schedule::StepPlan;
@@ -48,29 +48,26 @@ impl Decoder {
     /// Loads every tensor of `gguf` in `mode`, for contexts up to `context_tokens`; calls `progress` with the
     /// layers done so far.
     pub fn load(
-        gguf: &mut Gguf,
-        config: DecoderConfig,
+        checkpoint: &mut Checkpoint,
         mode: WeightsMode,
         context_tokens: usize,
         progress: &dyn Fn(usize),
     ) -> std::result::Result<Self, ModelError> {
+        let config = checkpoint.config().clone();
         let mut layers = Vec::with_capacity(config.layers);
         for index in 0..config.layers {
-            layers.push(Layer::load(gguf, &config, mode, index)?);
+            layers.push(Layer::load(checkpoint, mode, index)?);
             progress(index + 1);
         }
-        let table = [config.vocabulary, config.hidden];
-        let embedding = gguf.tensor("token_embd.weight", &table)?;
-        gguf.check_all_taken()?;
-        // Small models tie the output head to the embedding.
-        let tied = !gguf.has("output.weight");
-        let head = gguf.tensor(if tied { "token_embd.weight" } else { "output.weight" }, &table)?;
+        let embedding = checkpoint.matrix(Role::Embedding)?;
+        checkpoint.check_all_taken()?;
+        let head = checkpoint.head()?;
         Ok(Self {
             embedding,
             layers,
-            norm: norm(gguf, "output_norm.weight", config.hidden)?,
+            norm: norm(checkpoint, Role::OutputNorm)?,
             head: Linear::new(head, mode)?,
-            rope: Rope::new(gguf, &config, context_tokens)?,
+            rope: Rope::new(&config, context_tokens)?,
             config,
         })
     }
@@ -119,63 +116,36 @@ impl Decoder {
 
 impl Layer {
     fn load(
-        gguf: &mut Gguf,
-        config: &DecoderConfig,
+        checkpoint: &mut Checkpoint,
         mode: WeightsMode,
         index: usize,
     ) -> std::result::Result<Self, ModelError> {
-        let (hidden, intermediate) = (config.hidden, config.intermediate);
-        let query_width = config.heads * config.head_dim;
-        let kv_width = config.kv_heads * config.head_dim;
-        let name = |part: &str| format!("blk.{index}.{part}.weight");
-        let mut linear = |part: &str, outputs: usize, inputs: usize, rope_heads: Option<usize>| {
-            let mut tensor = gguf.tensor(&name(part), &[outputs, inputs])?;
-            if let Some(heads) = rope_heads {
-                tensor = unpermute_rope_rows(tensor, heads, config.head_dim)?;
-            }
-            Ok::<_, ModelError>(Linear::new(tensor, mode)?)
+        let mut linear = |part: Part| {
+            Ok::<_, ModelError>(Linear::new(checkpoint.matrix(Role::Layer(index, part))?, mode)?)
         };
         Ok(Self {
-            query: linear("attn_q", query_width, hidden, Some(config.heads))?,
-            key: linear("attn_k", kv_width, hidden, Some(config.kv_heads))?,
-            value: linear("attn_v", kv_width, hidden, None)?,
-            attention_output: linear("attn_output", hidden, query_width, None)?,
-            gate: linear("ffn_gate", intermediate, hidden, None)?,
-            up: linear("ffn_up", intermediate, hidden, None)?,
-            down: linear("ffn_down", hidden, intermediate, None)?,
-            attention_norm: norm(gguf, &name("attn_norm"), hidden)?,
-            mlp_norm: norm(gguf, &name("ffn_norm"), hidden)?,
+            query: linear(Part::Query)?,
+            key: linear(Part::Key)?,
+            value: linear(Part::Value)?,
+            attention_output: linear(Part::AttentionOutput)?,
+            gate: linear(Part::Gate)?,
+            up: linear(Part::Up)?,
+            down: linear(Part::Down)?,
+            attention_norm: norm(checkpoint, Role::Layer(index, Part::AttentionNorm))?,
+            mlp_norm: norm(checkpoint, Role::Layer(index, Part::MlpNorm))?,
         })
     }
 }
 
-fn norm(gguf: &mut Gguf, name: &str, width: usize) -> std::result::Result<Tensor, ModelError> {
-    Ok(gguf.tensor(name, &[width])?.dequantize(&Device::Cpu)?)
+fn norm(checkpoint: &mut Checkpoint, role: Role) -> std::result::Result<Tensor, ModelError> {
+    Ok(Tensor::new(checkpoint.vector(role)?, &Device::Cpu)?)
 }
 
 impl Rope {
-    /// Angles are computed in f64 and rounded once. Llama 3's files carry a divisor for each frequency.
-    fn new(
-        gguf: &mut Gguf,
-        config: &DecoderConfig,
-        context_tokens: usize,
-    ) -> std::result::Result<Self, ModelError> {
-        let half = config.head_dim / 2;
-        let divisors = if gguf.has("rope_freqs.weight") {
-            norm(gguf, "rope_freqs.weight", half)?.to_vec1::<f32>()?
-        } else {
-            vec![1.0; half]
-        };
-        let frequency = |i: usize| {
-            config.rope_base.powf(-2.0 * i as f64 / config.head_dim as f64) / f64::from(divisors[i])
-        };
-        let frequencies: Vec<f64> = (0..half).map(frequency).collect();
-        let table = |function: fn(f64) -> f64| {
-            let angles = (0..context_tokens).flat_map(|p| frequencies.iter().map(move |f| p as f64 * f));
-            let values: Vec<f32> = angles.map(|angle| function(angle) as f32).collect();
-            Tensor::from_vec(values, (context_tokens, half), &Device::Cpu)
-        };
-        Ok(Self { cos: table(f64::cos)?, sin: table(f64::sin)? })
+    fn new(config: &DecoderConfig, context_tokens: usize) -> Result<Self> {
+        let (cos, sin) = config.rope.tables(config.head_dim, context_tokens);
+        let table = |values| Tensor::from_vec(values, (context_tokens, config.head_dim / 2), &Device::Cpu);
+        Ok(Self { cos: table(cos)?, sin: table(sin)? })
     }
 
     /// Rows of both tables, `[T, head_dim / 2]`.

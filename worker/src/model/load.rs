@@ -1,11 +1,11 @@
-//! From a model file to everything a worker needs of it.
+//! From a checkpoint to everything a worker needs of it.
 
 use std::path::Path;
 
 use super::candle_engine::CandleEngine;
+use super::checkpoint::Checkpoint;
 use super::config::DecoderConfig;
 use super::decoder::Decoder;
-use super::gguf::Gguf;
 use super::paged::KvShape;
 use super::template::ChatTemplate;
 use super::tokenizer::Tokenizer;
@@ -53,7 +53,7 @@ impl LoadOptions {
 
     /// Bytes of the pool that a token of the model at `path` takes.
     pub fn token_bytes(&self, path: &Path) -> Result<usize, ModelError> {
-        Ok(self.token_bytes_of(&DecoderConfig::from_gguf(&Gguf::open(path)?)?))
+        Ok(self.token_bytes_of(Checkpoint::open(path)?.config()))
     }
 
     fn token_bytes_of(&self, config: &DecoderConfig) -> usize {
@@ -82,25 +82,25 @@ pub struct Model {
 }
 
 impl Model {
-    /// Loads the GGUF file `path`; `progress` is called with layers done and layers in all.
+    /// Loads the GGUF file or the safetensors folder `path`; `progress` is called with layers done and layers in all.
     pub fn load(
         path: &Path,
         options: &LoadOptions,
         progress: &dyn Fn(usize, usize),
     ) -> Result<Self, ModelError> {
-        let mut gguf = Gguf::open(path)?;
-        let config = DecoderConfig::from_gguf(&gguf)?;
-        let tokenizer = Tokenizer::from_gguf(&gguf)?;
-        let template = ChatTemplate::from_gguf(&gguf, &tokenizer)?;
+        let mut checkpoint = Checkpoint::open(path)?;
+        let config = checkpoint.config().clone();
+        let tokenizer = checkpoint.tokenizer()?;
+        let template = checkpoint.template(&tokenizer)?;
         let context_tokens = match options.max_context_tokens {
             0 => config.context_tokens,
             limit => limit.min(config.context_tokens),
         };
         let blocks = pool_blocks(&config, options)?;
-        let namespace = namespace(&gguf, &config, &tokenizer, options)?;
+        let namespace = namespace(&checkpoint, &tokenizer, options)?;
         let layers = config.layers;
         let done = |layer| progress(layer, layers);
-        let decoder = Decoder::load(&mut gguf, config.clone(), options.weights, context_tokens, &done)?;
+        let decoder = Decoder::load(&mut checkpoint, options.weights, context_tokens, &done)?;
         let engine = CandleEngine::new(decoder, blocks, options.block_tokens, options.kv_dtype)?;
         let block_shape = BlockShape {
             layers,
@@ -135,17 +135,15 @@ fn pool_blocks(config: &DecoderConfig, options: &LoadOptions) -> Result<usize, M
 }
 
 fn namespace(
-    gguf: &Gguf,
-    config: &DecoderConfig,
+    checkpoint: &Checkpoint,
     tokenizer: &Tokenizer,
     options: &LoadOptions,
 ) -> Result<Namespace, ModelError> {
-    let rope = (config.rope_base, config.head_dim, config.norm_epsilon);
     Ok(Namespace::new(&Identity {
-        weights_digest: gguf.weights_digest()?,
+        weights_digest: checkpoint.weights_digest()?,
         weights_mode: &options.weights.to_string(),
         tokenizer_digest: tokenizer.digest(),
-        rope_and_window: &format!("rope {rope:?}, no window"),
+        rope_and_window: &checkpoint.config().identity(),
         kv_dtype: &options.kv_dtype.to_string(),
         codec: &options.kv_codec.to_string(),
         compute_kind: if options.kv_any_compute { "any" } else { compute_kind() },

@@ -7,10 +7,10 @@
 //! prefilled in chunks, or over blocks another sequence wrote. ADR 0003 lists the rules that make it so.
 
 mod candle_engine;
+mod checkpoint;
 mod config;
 mod decoder;
 mod error;
-pub mod gguf;
 mod linear;
 mod load;
 mod paged;
@@ -23,7 +23,8 @@ use crate::kv::BlockId;
 use crate::schedule::StepPlan;
 
 pub use candle_engine::CandleEngine;
-pub use config::DecoderConfig;
+pub use checkpoint::Checkpoint;
+pub use config::{Activation, DecoderConfig, Family, RopeConfig, RopeScaling};
 pub use error::ModelError;
 pub use load::{LoadOptions, Model, compute_kind};
 pub use prompt::{Prompt, PromptError, prompt};
