@@ -37,6 +37,10 @@ impl<E: Engine> Engine for Fragile<E> {
         self.engine.forward(plan)
     }
 
+    fn warm_up(&mut self) -> Result<(), EngineError> {
+        self.engine.warm_up()
+    }
+
     fn read_blocks(&self, blocks: &[BlockId]) -> Result<Vec<u8>, EngineError> {
         self.engine.read_blocks(blocks)
     }

@@ -2,19 +2,19 @@
 
 use std::path::Path;
 
-use super::candle_engine::CandleEngine;
+use super::backend::KvShape;
+use super::backend::cpu::CpuBackend;
 use super::checkpoint::Checkpoint;
 use super::config::DecoderConfig;
-use super::decoder::Decoder;
-use super::paged::KvShape;
+use super::decoder::{Decoder, DecoderEngine};
 use super::template::ChatTemplate;
 use super::tokenizer::Tokenizer;
-use super::{EngineError, ModelError};
+use super::{Engine, EngineError, ModelError};
 use crate::config::{KvCodec, KvDtype, WeightsMode};
 use crate::kv::{BlockShape, CHUNK_TOKENS, Identity, Namespace};
 
 /// Bumped when a kernel changes the bits it computes, so that stored blocks of older workers are not mixed in.
-const NUMERICS_REVISION: u32 = 1;
+const NUMERICS_REVISION: u32 = 2;
 /// Version of the order of elements within a block.
 const LAYOUT_VERSION: u32 = 1;
 
@@ -53,18 +53,25 @@ impl LoadOptions {
 
     /// Bytes of the pool that a token of the model at `path` takes.
     pub fn token_bytes(&self, path: &Path) -> Result<usize, ModelError> {
-        Ok(self.token_bytes_of(Checkpoint::open(path)?.config()))
+        Ok(self.kv_shape(Checkpoint::open(path)?.config(), 0).token_bytes())
     }
 
-    fn token_bytes_of(&self, config: &DecoderConfig) -> usize {
-        KvShape::token_bytes(config.layers, config.kv_heads, config.head_dim, self.kv_dtype)
+    fn kv_shape(&self, config: &DecoderConfig, blocks: usize) -> KvShape {
+        KvShape {
+            layers: config.layers,
+            blocks,
+            block_tokens: self.block_tokens,
+            kv_heads: config.kv_heads,
+            head_dim: config.head_dim,
+            dtype: self.kv_dtype,
+        }
     }
 }
 
 /// A loaded model.
 pub struct Model {
     /// Runs steps.
-    pub engine: CandleEngine,
+    pub engine: Box<dyn Engine>,
     /// Text to tokens and back.
     pub tokenizer: Tokenizer,
     /// Conversation to text.
@@ -100,8 +107,9 @@ impl Model {
         let namespace = namespace(&checkpoint, &tokenizer, options)?;
         let layers = config.layers;
         let done = |layer| progress(layer, layers);
-        let decoder = Decoder::load(&mut checkpoint, options.weights, context_tokens, &done)?;
-        let engine = CandleEngine::new(decoder, blocks, options.block_tokens, options.kv_dtype)?;
+        let backend = CpuBackend::new(options.kv_shape(&config, blocks), options.weights);
+        let decoder = Decoder::load(&mut checkpoint, &backend, context_tokens, &done)?;
+        let engine = Box::new(DecoderEngine::new(decoder, backend));
         let block_shape = BlockShape {
             layers,
             block_tokens: options.block_tokens,
@@ -112,7 +120,7 @@ impl Model {
         Ok(Self { engine, tokenizer, template, namespace, context_tokens, blocks, config, block_shape })
     }
 
-    /// Makes the first steps fast; see [`CandleEngine::warm_up`].
+    /// Makes the first steps as fast as later ones.
     pub fn warm_up(&mut self) -> Result<(), EngineError> {
         self.engine.warm_up()
     }
@@ -120,7 +128,7 @@ impl Model {
 
 /// How many blocks `pool_bytes` holds.
 fn pool_blocks(config: &DecoderConfig, options: &LoadOptions) -> Result<usize, ModelError> {
-    let token = options.token_bytes_of(config);
+    let token = options.kv_shape(config, 0).token_bytes();
     let blocks = options.pool_bytes / (token * options.block_tokens);
     // Two blocks are the least that lets a turn grow past a prompt of one.
     if blocks < 2 || blocks > u32::MAX as usize / options.block_tokens {

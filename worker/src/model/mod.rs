@@ -1,28 +1,26 @@
 //! The port to the model: one forward pass over a ragged batch. The only room that knows candle.
 //!
-//! Owns: loading, the decoder, attention, sampling, the tokenizer and the chat template. K and V live in
-//! candle tensors that only the custom ops in `paged` touch, so Metal becomes a second `…_fwd`.
+//! Owns: loading, the decoder and its backends, sampling, the tokenizer and the chat template.
 //!
 //! Invariant (x86-64; unmeasured on other CPUs): a token's logits have the same bits however it was reached: decoded alone, in a batch,
 //! prefilled in chunks, or over blocks another sequence wrote. ADR 0003 lists the rules that make it so.
 
-mod candle_engine;
+mod backend;
 mod checkpoint;
 mod config;
 mod decoder;
 mod error;
-mod linear;
 mod load;
-mod paged;
+mod matrix;
 mod prompt;
 mod sampler;
+mod simd;
 mod template;
 mod tokenizer;
 
 use crate::kv::BlockId;
 use crate::schedule::StepPlan;
 
-pub use candle_engine::CandleEngine;
 pub use checkpoint::Checkpoint;
 pub use config::{Activation, DecoderConfig, Family, RopeConfig, RopeScaling};
 pub use error::ModelError;
@@ -63,6 +61,9 @@ pub trait Engine: Send {
     /// Writes the K and V of every row into its slot and returns the logits of the rows that sample.
     fn forward(&mut self, plan: &StepPlan) -> Result<Logits, EngineError>;
 
+    /// Makes the first steps as fast as later ones. To be called before any block is in use.
+    fn warm_up(&mut self) -> Result<(), EngineError>;
+
     /// The contents of `blocks`: for each layer all K and then all V, each `[blocks, block_tokens, kv_heads, head_dim]` in
     /// the pool's element type, little endian.
     fn read_blocks(&self, blocks: &[BlockId]) -> Result<Vec<u8>, EngineError>;
@@ -70,6 +71,24 @@ pub trait Engine: Send {
     /// Replaces the contents of `blocks`, which no sequence reads, by those of as many others in `data`, which
     /// [`Self::read_blocks`] gave, after the first `skip` of them.
     fn write_blocks(&mut self, skip: usize, blocks: &[BlockId], data: &[u8]) -> Result<(), EngineError>;
+}
+
+impl Engine for Box<dyn Engine> {
+    fn forward(&mut self, plan: &StepPlan) -> Result<Logits, EngineError> {
+        (**self).forward(plan)
+    }
+
+    fn warm_up(&mut self) -> Result<(), EngineError> {
+        (**self).warm_up()
+    }
+
+    fn read_blocks(&self, blocks: &[BlockId]) -> Result<Vec<u8>, EngineError> {
+        (**self).read_blocks(blocks)
+    }
+
+    fn write_blocks(&mut self, skip: usize, blocks: &[BlockId], data: &[u8]) -> Result<(), EngineError> {
+        (**self).write_blocks(skip, blocks, data)
+    }
 }
 
 /// Errors of the [`Engine`] port.

@@ -17,7 +17,7 @@ use candle_core::quantized::QTensor;
 
 use super::ModelError;
 use super::config::{DecoderConfig, Family};
-use super::linear::unpermute_rope_rows;
+use super::matrix::unpermute_rope_rows;
 use super::template::ChatTemplate;
 use super::tokenizer::Tokenizer;
 use gguf::Gguf;
@@ -87,7 +87,7 @@ impl Checkpoint {
         if let Some(heads) = self.interleaved_heads(role) {
             vector = halves(&vector, heads, self.config.head_dim);
         }
-        if self.norms_lack_one() {
+        if self.norms_lack_one() && role.is_norm() {
             vector.iter_mut().for_each(|weight| *weight += 1.0);
         }
         Ok(vector)

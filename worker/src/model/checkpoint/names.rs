@@ -76,6 +76,23 @@ impl Role {
         }
     }
 
+    /// Whether it is the weight of an RMSNorm.
+    pub fn is_norm(self) -> bool {
+        match self {
+            Self::Embedding | Self::Head => false,
+            Self::OutputNorm => true,
+            Self::Layer(_, part) => matches!(
+                part,
+                Part::AttentionNorm
+                    | Part::AttentionPostNorm
+                    | Part::MlpNorm
+                    | Part::MlpPostNorm
+                    | Part::QueryNorm
+                    | Part::KeyNorm
+            ),
+        }
+    }
+
     /// Heads whose rows lie interleaved for rope in llama.cpp's files of the llama family (ADR 0007); none for other tensors.
     pub fn rope_heads(self, config: &DecoderConfig) -> Option<usize> {
         match self {

@@ -9,6 +9,7 @@ mod rope;
 
 use super::ModelError;
 
+pub use super::backend::Activation;
 pub use rope::{RopeConfig, RopeScaling};
 
 /// Elements of all heads of a layer together, and layers, beyond which a file is taken for damaged.
@@ -30,15 +31,6 @@ pub enum Family {
     Qwen3,
     /// Gemma 3, text only: norms on both sides, local and global layers, a scaled embedding.
     Gemma3,
-}
-
-/// What the gate of the MLP goes through.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Activation {
-    /// `x · sigmoid(x)`.
-    Silu,
-    /// GELU in its tanh form.
-    GeluTanh,
 }
 
 /// Shape of a decoder.
@@ -96,6 +88,11 @@ impl DecoderConfig {
     /// How many tokens a row of `layer` sees, itself included; none where it sees all.
     pub fn window(&self, layer: usize) -> Option<usize> {
         self.window.filter(|_| self.windowed[layer])
+    }
+
+    /// Every rope that layers turn by, that of windowed layers second.
+    pub fn ropes(&self) -> impl Iterator<Item = &RopeConfig> {
+        std::iter::once(&self.rope).chain(&self.windowed_rope)
     }
 
     /// Whether `layer` turns by [`Self::windowed_rope`].

@@ -1,4 +1,4 @@
-//! A weight matrix in one of the three modes, and its product with rows of activations.
+//! A weight matrix multiplied by candle: dense, or in the quantisation its file has.
 //!
 //! Invariant: a row's product has the same bits whatever the other rows are. Candle's kernels take other paths
 //! for very few rows, so few rows are computed with rows of zeros beside them (rule 1 of ADR 0003).
@@ -7,7 +7,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use candle_core::quantized::{GgmlDType, QStorage, QTensor};
-use candle_core::{D, Device, Result, Tensor};
+use candle_core::{Device, Result, Tensor};
 
 use crate::config::WeightsMode;
 
@@ -19,10 +19,8 @@ const REPACKED_N: usize = 16;
 const GEMM_SMALL: usize = 16 * 16;
 
 /// `y = x · Wᵀ`, with `W` of `[outputs, inputs]`.
-pub struct Linear {
+pub struct CandleMatrix {
     weight: Weight,
-    /// Inner dimension as stored; activations are padded with zeros up to it.
-    stored_inputs: usize,
     /// Rows from which on the kernel adds in one order.
     min_rows: usize,
 }
@@ -32,46 +30,35 @@ enum Weight {
     Quantised(Arc<QTensor>),
 }
 
-impl Linear {
-    /// Takes a tensor of the model file into `mode`.
+impl CandleMatrix {
+    /// Takes a tensor of the model file: dense in f32, or as it is.
     pub fn new(tensor: QTensor, mode: WeightsMode) -> Result<Self> {
         match mode {
             WeightsMode::F32 => Self::dense(&tensor),
-            WeightsMode::AsIs => Self::as_is(tensor),
-            WeightsMode::Fast => Self::fast(&tensor),
+            WeightsMode::AsIs | WeightsMode::Fast => Self::as_is(tensor),
         }
     }
 
     fn dense(tensor: &QTensor) -> Result<Self> {
         let weight = tensor.dequantize(&tensor.device())?;
-        let (outputs, stored_inputs) = weight.dims2()?;
+        let (outputs, _) = weight.dims2()?;
         let min_rows = (GEMM_SMALL / outputs + 1).max(2);
-        Ok(Self { weight: Weight::Dense(weight.t()?), stored_inputs, min_rows })
+        Ok(Self { weight: Weight::Dense(weight.t()?), min_rows })
     }
 
     fn as_is(tensor: QTensor) -> Result<Self> {
         if matches!(tensor.dtype(), GgmlDType::F32 | GgmlDType::F16 | GgmlDType::BF16) {
             return Self::dense(&tensor);
         }
-        let (outputs, stored_inputs) = tensor.shape().dims2()?;
-        let min_rows = if single_row_is_exact(tensor.dtype(), outputs, stored_inputs) { 1 } else { 2 };
-        Ok(Self { weight: Weight::Quantised(Arc::new(tensor)), stored_inputs, min_rows })
-    }
-
-    /// Q8_0 with the inner dimension padded with zeros, which is what candle's repacked kernel takes.
-    fn fast(tensor: &QTensor) -> Result<Self> {
-        let weight = tensor.dequantize(&tensor.device())?;
-        let inputs = weight.dim(D::Minus1)?;
-        let padding = inputs.next_multiple_of(REPACKED_K) - inputs;
-        let weight = weight.pad_with_zeros(D::Minus1, 0, padding)?;
-        Self::as_is(QTensor::quantize(&weight, GgmlDType::Q8_0)?)
+        let (outputs, inputs) = tensor.shape().dims2()?;
+        let min_rows = if single_row_is_exact(tensor.dtype(), outputs, inputs) { 1 } else { 2 };
+        Ok(Self { weight: Weight::Quantised(Arc::new(tensor)), min_rows })
     }
 
     /// `[rows, inputs]` to `[rows, outputs]`, f32.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let (rows, inputs) = x.dims2()?;
-        let padding = self.min_rows.saturating_sub(rows);
-        let x = x.pad_with_zeros(D::Minus1, 0, self.stored_inputs - inputs)?.pad_with_zeros(0, 0, padding)?;
+        let (rows, _) = x.dims2()?;
+        let x = x.pad_with_zeros(0, 0, self.min_rows.saturating_sub(rows))?;
         let y = match &self.weight {
             Weight::Dense(weight) => x.matmul(weight)?,
             Weight::Quantised(weight) => x.apply_op1_no_bwd(weight.as_ref())?,
@@ -144,7 +131,7 @@ mod tests {
     }
 
     /// Where a row's product depends on the number of rows.
-    fn differences(linear: &Linear, inputs: usize) -> Vec<usize> {
+    fn differences(linear: &CandleMatrix, inputs: usize) -> Vec<usize> {
         let x = matrix(513, inputs, 1);
         let expected = bits(&linear.forward(&x).expect("a product"));
         let outputs = expected.len() / 513;
@@ -161,9 +148,9 @@ mod tests {
         for (outputs, inputs) in SHAPES {
             let weight = matrix(outputs, inputs, 2);
             for dtype in TYPES.into_iter().filter(|dtype| inputs.is_multiple_of(dtype.block_size())) {
-                for mode in [WeightsMode::F32, WeightsMode::AsIs, WeightsMode::Fast] {
+                for mode in [WeightsMode::F32, WeightsMode::AsIs] {
                     let tensor = QTensor::quantize(&weight, dtype).expect("the type takes the shape");
-                    let linear = Linear::new(tensor, mode).expect("a matrix");
+                    let linear = CandleMatrix::new(tensor, mode).expect("a matrix");
                     let rows = differences(&linear, inputs);
                     if !rows.is_empty() {
                         found.push(format!("{outputs}x{inputs} {dtype:?} {mode:?} at rows {rows:?}"));

@@ -1,0 +1,119 @@
+//! The block pool's memory: for each layer `[2, blocks, block_tokens, kv_heads, head_dim]`, where 0 is K and 1 is V.
+//!
+//! Invariants: attention reads K and V only from here, after rounding to the pool's type, also within its own step;
+//! slots that hold nothing yet are never read.
+
+use bytemuck::allocation::zeroed_vec;
+use bytemuck::{cast_slice, cast_slice_mut};
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+use rayon::prelude::*;
+
+use super::memory::Rows;
+use super::{AttentionShape, KvShape};
+use crate::config::KvDtype;
+
+/// Rows from which on K and V are written by two threads.
+const SHARED_ROWS: usize = 64;
+
+/// All layers.
+pub struct Pool {
+    shape: KvShape,
+    layers: Vec<Elements>,
+}
+
+/// One layer.
+pub enum Elements {
+    /// The default.
+    F16(Vec<f16>),
+    /// For models trained in it.
+    Bf16(Vec<bf16>),
+    /// For comparisons.
+    F32(Vec<f32>),
+}
+
+impl Pool {
+    /// A pool that nothing was written to.
+    pub fn new(shape: KvShape) -> Self {
+        let count = 2 * shape.half_elements();
+        let layer = |_| match shape.dtype {
+            KvDtype::F16 => Elements::F16(zeroed_vec(count)),
+            KvDtype::Bf16 => Elements::Bf16(zeroed_vec(count)),
+            KvDtype::F32 => Elements::F32(zeroed_vec(count)),
+        };
+        Self { shape, layers: (0..shape.layers).map(layer).collect() }
+    }
+
+    /// Its extent.
+    pub fn shape(&self) -> KvShape {
+        self.shape
+    }
+
+    /// One layer.
+    pub fn layer(&self, index: usize) -> &Elements {
+        &self.layers[index]
+    }
+
+    /// The bytes of every layer.
+    pub(super) fn bytes(&self) -> impl IndexedParallelIterator<Item = &[u8]> {
+        self.layers.par_iter().map(|layer| match layer {
+            Elements::F16(elements) => cast_slice(elements),
+            Elements::Bf16(elements) => cast_slice(elements),
+            Elements::F32(elements) => cast_slice(elements),
+        })
+    }
+
+    /// The same, to be written.
+    pub(super) fn bytes_mut(&mut self) -> impl IndexedParallelIterator<Item = &mut [u8]> {
+        self.layers.par_iter_mut().map(|layer| match layer {
+            Elements::F16(elements) => cast_slice_mut(elements),
+            Elements::Bf16(elements) => cast_slice_mut(elements),
+            Elements::F32(elements) => cast_slice_mut(elements),
+        })
+    }
+
+    /// Writes zeros everywhere, so that the system hands out the memory now and not within somebody's first step.
+    pub fn touch(&mut self) {
+        self.bytes_mut().for_each(|bytes| bytes.fill(0));
+    }
+
+    /// Writes K and V of every row of `qkv` into its slot of `shape`'s layer.
+    pub fn write(&mut self, shape: &AttentionShape, slots: &[u32], qkv: &Rows) {
+        let at = Scatter { shape, slots, qkv, half: self.shape.half_elements() };
+        match &mut self.layers[shape.layer] {
+            Elements::F16(elements) => at.run(elements, |to, from| to.convert_from_f32_slice(from)),
+            Elements::Bf16(elements) => at.run(elements, |to, from| to.convert_from_f32_slice(from)),
+            Elements::F32(elements) => at.run(elements, |to, from| to.copy_from_slice(from)),
+        }
+    }
+}
+
+struct Scatter<'a> {
+    shape: &'a AttentionShape,
+    slots: &'a [u32],
+    qkv: &'a Rows,
+    /// Elements of all of K.
+    half: usize,
+}
+
+impl Scatter<'_> {
+    fn run<E: Send>(&self, elements: &mut [E], store: impl Fn(&mut [E], &[f32]) + Sync) {
+        let (keys, values) = elements.split_at_mut(self.half);
+        let width = self.shape.kv_width();
+        let first = self.shape.query_width();
+        let write = |elements: &mut [E], column: usize| {
+            for (row, slot) in self.slots.iter().enumerate() {
+                store(
+                    &mut elements[*slot as usize * width..][..width],
+                    &self.qkv.row(row)[column..column + width],
+                );
+            }
+        };
+        if self.slots.len() < SHARED_ROWS {
+            write(keys, first);
+            write(values, first + width);
+        } else {
+            rayon::join(|| write(keys, first), || write(values, first + width));
+        }
+    }
+}

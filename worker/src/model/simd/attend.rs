@@ -1,0 +1,506 @@
+//! Attention of some query vectors over one context split.
+//!
+//! The canonical order: a score is a chain of fused multiply-adds over the head's elements, from 0; softmax weights are summed
+//! in 16 lanes by position within the split and then pairwise; values are accumulated by fused multiply-adds in position
+//! order. What a vector must not see is skipped, never multiplied.
+
+use std::ops::Range;
+
+use half::{bf16, f16};
+
+use super::{LANES, Lanes, Vector, for_each_isa};
+
+/// Positions whose K and V are widened together; they and the vectors' sums stay in the first-level cache.
+const STRIP: usize = 2 * LANES;
+
+/// An element type of the block pool.
+pub trait KvElement: Copy + Send + Sync + 'static {
+    /// Widened; exact.
+    fn widen<V: Vector>(from: &[Self; LANES]) -> V;
+}
+
+impl KvElement for f16 {
+    #[inline(always)]
+    fn widen<V: Vector>(from: &[Self; LANES]) -> V {
+        V::from_f16(from)
+    }
+}
+
+impl KvElement for bf16 {
+    #[inline(always)]
+    fn widen<V: Vector>(from: &[Self; LANES]) -> V {
+        V::from_bf16(from)
+    }
+}
+
+impl KvElement for f32 {
+    #[inline(always)]
+    fn widen<V: Vector>(from: &[Self; LANES]) -> V {
+        V::load(from)
+    }
+}
+
+/// Query vectors of one KV head that read the same context split.
+pub struct Queries<'a> {
+    /// `[vectors, head_dim]`, scaled.
+    pub vectors: &'a [f32],
+    /// Which positions of the split each vector sees.
+    pub visible: &'a [Range<usize>],
+    /// Elements of a head, a multiple of 16.
+    pub head_dim: usize,
+    /// Scores become `cap * tanh(score / cap)`.
+    pub soft_cap: Option<f32>,
+}
+
+impl Queries<'_> {
+    fn vector(&self, index: usize) -> &[f32] {
+        &self.vectors[index * self.head_dim..][..self.head_dim]
+    }
+
+    /// What all of some vectors see of `strip`, and what any of them sees.
+    fn seen(&self, vectors: Range<usize>, strip: &Range<usize>) -> (Range<usize>, Range<usize>) {
+        let clamp = |position: usize| position.clamp(strip.start, strip.end);
+        let ranges = self.visible[vectors].iter().map(|range| clamp(range.start)..clamp(range.end));
+        ranges.fold((strip.clone(), strip.end..strip.start), |(all, any), range| {
+            let all = all.start.max(range.start)..all.end.min(range.end);
+            if range.is_empty() {
+                (all, any)
+            } else {
+                (all, any.start.min(range.start)..any.end.max(range.end))
+            }
+        })
+    }
+}
+
+/// Where a split's positions are in the pool.
+pub struct Split<'a, E> {
+    /// K of the whole layer.
+    pub keys: &'a [E],
+    /// V of the whole layer.
+    pub values: &'a [E],
+    /// Element offset of each position's head vector, the same in K and V; at least as many as any vector sees.
+    pub offsets: &'a [usize],
+}
+
+/// Softmax state of each query vector over one or more splits.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Partial {
+    /// Largest score; minus infinity where nothing was seen.
+    pub max: Vec<f32>,
+    /// Sum of `exp(score - max)`.
+    pub sum: Vec<f32>,
+    /// Values weighted by `exp(score - max)`, `[vectors, head_dim]`.
+    pub weighted: Vec<f32>,
+}
+
+impl Partial {
+    /// Forgets everything and takes the state of `vectors` vectors that have seen nothing.
+    pub fn reset(&mut self, vectors: usize, head_dim: usize) {
+        for (values, count, value) in [
+            (&mut self.max, vectors, f32::NEG_INFINITY),
+            (&mut self.sum, vectors, 0.0),
+            (&mut self.weighted, vectors * head_dim, 0.0),
+        ] {
+            values.clear();
+            values.resize(count, value);
+        }
+    }
+}
+
+/// Memory that a thread keeps between splits.
+#[derive(Default)]
+pub struct Scratch {
+    /// Scores, then weights: `[vectors, positions]`.
+    weights: Vec<Lanes>,
+    /// K of a strip: `[head_dim, 2]` vectors of 16 positions.
+    columns: Vec<[Lanes; 2]>,
+    /// V of a strip: `[STRIP, head_dim / 16]`.
+    rows: Vec<Lanes>,
+}
+
+for_each_isa! {
+    /// Attention of `queries` over `split`, into `partial`.
+    pub fn attend<E: KvElement>(queries: &Queries<'_>, split: &Split<'_, E>, scratch: &mut Scratch, partial: &mut Partial) = attend_split
+}
+
+/// Calls `$piece` for vectors `0..$count` in pieces for which it is compiled, largest first.
+macro_rules! in_pieces {
+    ($count:expr, [$($size:literal),+], |$first:ident| $piece:ident $arguments:tt) => {
+        let mut $first = 0;
+        $(
+            while $count - $first >= $size {
+                $piece::<V, $size> $arguments;
+                $first += $size;
+            }
+        )+
+    };
+}
+
+#[inline(always)]
+fn attend_split<V: Vector, E: KvElement>(
+    queries: &Queries<'_>,
+    split: &Split<'_, E>,
+    scratch: &mut Scratch,
+    partial: &mut Partial,
+) {
+    let (count, parts) = (queries.visible.len(), queries.head_dim / LANES);
+    partial.reset(count, queries.head_dim);
+    let seen = queries.visible.iter().filter(|visible| !visible.is_empty());
+    let all = |all: Range<usize>, one: Range<usize>| all.start.min(one.start)..all.end.max(one.end);
+    let Some(seen) = seen.cloned().reduce(all) else { return };
+    // Strips begin at multiples of their length, so that a position's lane does not depend on who else looks.
+    let strips = (seen.start / STRIP * STRIP..seen.end).step_by(STRIP);
+    let chunks = seen.end.div_ceil(STRIP) * 2;
+    scratch.weights.resize(scratch.weights.len().max(count * chunks), [0.0; LANES]);
+    scratch.columns.resize(queries.head_dim, [[0.0; LANES]; 2]);
+    scratch.rows.resize(STRIP * parts, [0.0; LANES]);
+
+    for base in strips.clone() {
+        let strip = base..seen.end.min(base + STRIP);
+        load_columns::<V, E>(split, &strip, &mut scratch.columns);
+        let (columns, weights) = (&scratch.columns, &mut scratch.weights);
+        in_pieces!(count, [8, 4, 3, 2, 1], |first| scores(queries, first, &strip, columns, weights, chunks));
+    }
+    for (vector, visible) in queries.visible.iter().enumerate().filter(|(_, visible)| !visible.is_empty()) {
+        let weights = &mut scratch.weights[vector * chunks..][..chunks];
+        (partial.max[vector], partial.sum[vector]) = softmax_weights::<V>(weights, visible, queries.soft_cap);
+    }
+    for base in strips {
+        let strip = base..seen.end.min(base + STRIP);
+        load_rows::<V, E>(split, &strip, parts, &mut scratch.rows);
+        let (rows, weights) = (&scratch.rows, scratch.weights.as_flattened());
+        let out = partial.weighted.as_chunks_mut().0;
+        in_pieces!(count, [4, 3, 2, 1], |first| accumulate(
+            queries,
+            first,
+            &strip,
+            rows,
+            weights,
+            chunks * LANES,
+            out
+        ));
+    }
+}
+
+/// Widens K of a strip and turns positions into lanes; positions that are not there read as zero.
+#[inline(always)]
+fn load_columns<V: Vector, E: KvElement>(
+    split: &Split<'_, E>,
+    strip: &Range<usize>,
+    columns: &mut [[Lanes; 2]],
+) {
+    for half in 0..2 {
+        let first = strip.start + half * LANES;
+        let offsets = &split.offsets[first.min(strip.end)..strip.end.min(first + LANES)];
+        for part in (0..columns.len()).step_by(LANES) {
+            let mut rows = [V::zero(); LANES];
+            for (row, offset) in rows.iter_mut().zip(offsets) {
+                *row = E::widen(sixteen(&split.keys[offset + part..]));
+            }
+            V::transpose(&mut rows);
+            for (column, row) in columns[part..part + LANES].iter_mut().zip(rows) {
+                row.store(&mut column[half]);
+            }
+        }
+    }
+}
+
+/// Widens V of a strip.
+#[inline(always)]
+fn load_rows<V: Vector, E: KvElement>(
+    split: &Split<'_, E>,
+    strip: &Range<usize>,
+    parts: usize,
+    rows: &mut [Lanes],
+) {
+    for (row, offset) in rows.chunks_exact_mut(parts).zip(&split.offsets[strip.clone()]) {
+        for (part, lanes) in row.iter_mut().enumerate() {
+            E::widen::<V>(sixteen(&split.values[offset + part * LANES..])).store(lanes);
+        }
+    }
+}
+
+#[inline(always)]
+fn sixteen<E>(from: &[E]) -> &[E; LANES] {
+    from.first_chunk().expect("a head has whole vectors")
+}
+
+/// Scores of `U` vectors for a strip.
+#[inline(always)]
+fn scores<V: Vector, const U: usize>(
+    queries: &Queries<'_>,
+    first: usize,
+    strip: &Range<usize>,
+    columns: &[[Lanes; 2]],
+    weights: &mut [Lanes],
+    chunks: usize,
+) {
+    if queries.seen(first..first + U, strip).1.is_empty() {
+        return;
+    }
+    let vectors: [&[f32]; U] = std::array::from_fn(|u| &queries.vector(first + u)[..columns.len()]);
+    let mut sums = [[V::zero(); 2]; U];
+    for (i, [low, high]) in columns.iter().enumerate() {
+        let (low, high) = (V::load(low), V::load(high));
+        for u in 0..U {
+            let q = V::splat(vectors[u][i]);
+            sums[u] = [q.mul_add(low, sums[u][0]), q.mul_add(high, sums[u][1])];
+        }
+    }
+    for u in 0..U {
+        let at = (first + u) * chunks + strip.start / LANES;
+        sums[u][0].store(&mut weights[at]);
+        sums[u][1].store(&mut weights[at + 1]);
+    }
+}
+
+/// Turns scores into `exp(score - max)`, with zero for what is not visible; returns max and sum.
+#[inline(always)]
+fn softmax_weights<V: Vector>(
+    scores: &mut [Lanes],
+    visible: &Range<usize>,
+    soft_cap: Option<f32>,
+) -> (f32, f32) {
+    let chunks = visible.start / LANES..visible.end.div_ceil(LANES);
+    let mut largest = V::splat(f32::NEG_INFINITY);
+    for index in chunks.clone() {
+        if let Some(cap) = soft_cap {
+            V::load(&scores[index]).capped(cap).store(&mut scores[index]);
+        }
+        hide(&mut scores[index], index * LANES, visible, f32::NEG_INFINITY);
+        largest = V::load(&scores[index]).max(largest);
+    }
+    let max = largest.largest();
+    let mut sums = V::zero();
+    for index in chunks {
+        V::load(&scores[index]).sub(V::splat(max)).exp().store(&mut scores[index]);
+        hide(&mut scores[index], index * LANES, visible, 0.0);
+        sums = sums.add(V::load(&scores[index]));
+    }
+    (max, sums.sum())
+}
+
+/// Replaces what is not visible of the 16 positions from `base` on.
+#[inline(always)]
+fn hide(lanes: &mut Lanes, base: usize, visible: &Range<usize>, value: f32) {
+    if visible.start > base || visible.end < base + LANES {
+        for (lane, at) in lanes.iter_mut().zip(base..) {
+            if !visible.contains(&at) {
+                *lane = value;
+            }
+        }
+    }
+}
+
+/// Adds the weighted values of a strip to the sums of `U` vectors.
+#[inline(always)]
+fn accumulate<V: Vector, const U: usize>(
+    queries: &Queries<'_>,
+    first: usize,
+    strip: &Range<usize>,
+    rows: &[Lanes],
+    weights: &[f32],
+    stride: usize,
+    out: &mut [Lanes],
+) {
+    let (all, any) = queries.seen(first..first + U, strip);
+    if any.is_empty() {
+        return;
+    }
+    let parts = queries.head_dim / LANES;
+    let mut part = 0;
+    let at = Block { queries, first, start: strip.start, parts, stride, all: &all, any: &any };
+    while part + 4 <= parts {
+        accumulate_parts::<V, U, 4>(&at, part, rows, weights, out);
+        part += 4;
+    }
+    while part < parts {
+        accumulate_parts::<V, U, 1>(&at, part, rows, weights, out);
+        part += 1;
+    }
+}
+
+/// A few vectors before a strip.
+struct Block<'a> {
+    queries: &'a Queries<'a>,
+    first: usize,
+    /// Position of the strip's first row.
+    start: usize,
+    parts: usize,
+    /// Weights a vector.
+    stride: usize,
+    /// What all the vectors see of the strip.
+    all: &'a Range<usize>,
+    /// What any of them sees.
+    any: &'a Range<usize>,
+}
+
+#[inline(always)]
+fn accumulate_parts<V: Vector, const U: usize, const P: usize>(
+    at: &Block<'_>,
+    part: usize,
+    rows: &[Lanes],
+    weights: &[f32],
+    out: &mut [Lanes],
+) {
+    let place = |u: usize, p: usize| (at.first + u) * at.parts + part + p;
+    let mut sums = [[V::zero(); P]; U];
+    for u in 0..U {
+        for p in 0..P {
+            sums[u][p] = V::load(&out[place(u, p)]);
+        }
+    }
+    for position in at.any.clone() {
+        let row = &rows[(position - at.start) * at.parts + part..][..P];
+        let everyone = at.all.contains(&position);
+        for u in 0..U {
+            if everyone || at.queries.visible[at.first + u].contains(&position) {
+                let weight = V::splat(weights[(at.first + u) * at.stride + position]);
+                for p in 0..P {
+                    sums[u][p] = weight.mul_add(V::load(&row[p]), sums[u][p]);
+                }
+            }
+        }
+    }
+    for u in 0..U {
+        for p in 0..P {
+            sums[u][p].store(&mut out[place(u, p)]);
+        }
+    }
+}
+
+for_each_isa! {
+    /// Joins the state of the next split to that of the splits before it. Splits are joined in position order, whoever
+    /// computed them.
+    pub fn join(partial: &mut Partial, next: &Partial) = join_next
+}
+
+#[inline(always)]
+fn join_next<V: Vector>(partial: &mut Partial, next: &Partial) {
+    let head_dim = partial.weighted.len() / partial.max.len();
+    for (vector, max) in next.max.iter().enumerate() {
+        if *max == f32::NEG_INFINITY {
+            continue;
+        }
+        let joined = if partial.max[vector] > *max { partial.max[vector] } else { *max };
+        let factor = |max: f32| V::splat(max - joined).exp();
+        let (ours, theirs) = (factor(partial.max[vector]), factor(*max));
+        partial.max[vector] = joined;
+        let sum = theirs.mul_add(V::splat(next.sum[vector]), ours.mul(V::splat(partial.sum[vector])));
+        partial.sum[vector] = first_lane(sum);
+        let range = vector * head_dim..(vector + 1) * head_dim;
+        let theirs_weighted = next.weighted[range.clone()].as_chunks().0;
+        for (a, b) in partial.weighted[range].as_chunks_mut().0.iter_mut().zip(theirs_weighted) {
+            theirs.mul_add(V::load(b), ours.mul(V::load(a))).store(a);
+        }
+    }
+}
+
+#[inline(always)]
+fn first_lane<V: Vector>(vector: V) -> f32 {
+    let mut lanes = [0.0; LANES];
+    vector.store(&mut lanes);
+    lanes[0]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::simd::Isa;
+    use crate::model::simd::testing::floats;
+
+    fn attended<E: KvElement>(isa: Isa, queries: &Queries<'_>, split: &Split<'_, E>) -> Partial {
+        let (mut scratch, mut partial) = (Scratch::default(), Partial::default());
+        attend(isa, queries, split, &mut scratch, &mut partial);
+        partial
+    }
+
+    #[test]
+    fn attention_equals_a_plain_f64_softmax() {
+        for (head_dim, soft_cap) in [(32, None), (64, None), (80, Some(2.0)), (16, None)] {
+            let visible = [0..37usize, 0..5, 3..21, 0..0, 33..40];
+            let vectors = floats(1, 5 * head_dim);
+            let (keys, values) = (floats(2, 40 * head_dim), floats(3, 40 * head_dim));
+            let offsets: Vec<usize> = (0..40).rev().map(|i| i * head_dim).collect();
+            let queries = Queries { vectors: &vectors, visible: &visible, head_dim, soft_cap };
+            let split = Split { keys: &keys, values: &values, offsets: &offsets };
+            let partial = attended(Isa::detect(), &queries, &split);
+            for (index, visible) in visible.iter().enumerate().filter(|(_, v)| !v.is_empty()) {
+                let query = queries.vector(index);
+                let score = |o: &usize| -> f64 {
+                    let dot: f64 =
+                        query.iter().zip(&keys[*o..]).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+                    soft_cap.map_or(dot, |cap| f64::from(cap) * (dot / f64::from(cap)).tanh())
+                };
+                let offsets = &offsets[visible.clone()];
+                let weights: Vec<f64> = offsets.iter().map(|o| score(o).exp()).collect();
+                let total: f64 = weights.iter().sum();
+                for i in 0..head_dim {
+                    let weighted = weights.iter().zip(offsets).map(|(w, o)| w * f64::from(values[o + i]));
+                    let expected = weighted.sum::<f64>() / total;
+                    let found = partial.weighted[index * head_dim + i] / partial.sum[index];
+                    assert!((f64::from(found) - expected).abs() < 1e-5, "{found} is not {expected}");
+                }
+            }
+            assert_eq!(partial.max[3], f32::NEG_INFINITY);
+        }
+    }
+
+    #[test]
+    fn same_bits_on_every_instruction_set_and_in_every_company() {
+        let head_dim = 96;
+        let visible = [0..200usize, 0..199, 0..16, 0..1, 0..0, 60..77, 31..200, 0..3, 0..64, 199..200, 5..6];
+        let vectors = floats(4, visible.len() * head_dim);
+        let convert =
+            |seed| -> Vec<f16> { floats(seed, 256 * head_dim).into_iter().map(f16::from_f32).collect() };
+        let (keys, values) = (convert(5), convert(6));
+        let offsets: Vec<usize> = (0..200).map(|i| (i * 7 % 256) * head_dim).collect();
+        let queries = Queries { vectors: &vectors, visible: &visible, head_dim, soft_cap: None };
+        let split = Split { keys: &keys, values: &values, offsets: &offsets };
+        let portable = attended(Isa::Portable, &queries, &split);
+        let join_twice = |isa, mut partial: Partial| {
+            join(isa, &mut partial, &portable);
+            partial
+        };
+        for isa in Isa::all_here() {
+            assert_eq!(attended(isa, &queries, &split), portable, "{isa:?}");
+            let joined = join_twice(isa, portable.clone());
+            assert_eq!(joined, join_twice(Isa::Portable, portable.clone()), "{isa:?}");
+            for (index, visible) in visible.iter().enumerate() {
+                let alone = Queries {
+                    vectors: queries.vector(index),
+                    visible: std::slice::from_ref(visible),
+                    head_dim,
+                    soft_cap: None,
+                };
+                let alone = attended(isa, &alone, &split);
+                assert_eq!((alone.max[0], alone.sum[0]), (portable.max[index], portable.sum[index]));
+                assert_eq!(
+                    alone.weighted,
+                    portable.weighted[index * head_dim..][..head_dim],
+                    "{isa:?} {index}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_visible_is_not_touched() {
+        let head_dim = 16;
+        let vectors = floats(7, 4 * head_dim);
+        let mut keys = floats(8, 16 * head_dim);
+        let mut values = floats(9, 16 * head_dim);
+        keys[2 * head_dim..].fill(f32::NAN);
+        values[2 * head_dim..].fill(f32::NAN);
+        let offsets: Vec<usize> = (0..16).map(|i| i * head_dim).collect();
+        // The second vector sees a position that the first must not: its NaN stays with the second.
+        let queries =
+            Queries { vectors: &vectors, visible: &[0..2, 0..3, 0..0, 1..2], head_dim, soft_cap: None };
+        let split = Split { keys: &keys, values: &values, offsets: &offsets };
+        let partial = attended(Isa::detect(), &queries, &split);
+        assert!(partial.weighted[..head_dim].iter().all(|x| x.is_finite()));
+        assert!(partial.sum[0].is_finite());
+        assert!(partial.weighted[head_dim..2 * head_dim].iter().all(|x| x.is_nan()));
+        assert!(partial.weighted[3 * head_dim..].iter().all(|x| x.is_finite()));
+    }
+}

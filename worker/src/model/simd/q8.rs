@@ -1,0 +1,215 @@
+//! The quantised product: Q8_0 weights, activations quantised in the same groups of 32, `y = x · Wᵀ`.
+//!
+//! The weights lie in panels of 16 outputs. A panel has, for each group of 32 inputs, eight lines of 64 bytes; a line holds 4
+//! consecutive inputs of each of the 16 outputs, so that one byte dot product advances 16 results by 4 inputs with the
+//! activations broadcast. Weights are kept as `w + 128`, unsigned, which is what x86 multiplies with signed
+//! bytes; the surplus, 128 times the sum of a group's activations, is taken off by starting the group's integer sum below
+//! zero.
+//!
+//! The canonical order: `y = fold over groups g of fma(int_g as f32 * weight_scale_g, activation_scale_g, y)`, from 0. The
+//! integer dot products are exact, so every instruction set gives the same bits.
+
+mod kernels;
+
+use bytemuck::{Pod, Zeroable};
+use half::f16;
+
+use super::Isa;
+use super::tiles::Tile;
+
+/// Inputs that share a scale.
+pub const GROUP: usize = 32;
+/// Outputs in a panel.
+pub const PANEL: usize = 16;
+/// Lines in a group of a panel.
+const GROUP_LINES: usize = GROUP / 4;
+
+/// Four inputs of each of a panel's outputs.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct Line([u8; 64]);
+
+/// The format of GGUF's `Q8_0`: `w = scale * value`.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+pub struct BlockQ8_0 {
+    /// The scale, f16.
+    pub scale: u16,
+    /// The values.
+    pub values: [i8; GROUP],
+}
+
+impl BlockQ8_0 {
+    /// Rounds 32 weights as llama.cpp does: the scale is a 127th of the largest magnitude.
+    pub fn round(weights: &[f32]) -> Self {
+        let largest = weights.iter().fold(0.0f32, |largest, weight| largest.max(weight.abs()));
+        let scale = largest / 127.0;
+        let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
+        let mut values = [0; GROUP];
+        for (value, weight) in values.iter_mut().zip(weights) {
+            *value = (weight * inverse).round() as i8;
+        }
+        Self { scale: f16::from_f32(scale).to_bits(), values }
+    }
+}
+
+/// A packed weight matrix `[outputs, inputs]`.
+pub struct PackedQ8 {
+    outputs: usize,
+    groups: usize,
+    /// `[panels, groups, GROUP_LINES]`.
+    lines: Vec<Line>,
+    /// `[panels, groups]`.
+    scales: Vec<[f16; PANEL]>,
+}
+
+impl PackedQ8 {
+    /// Memory for `outputs` rows of `inputs` weights, all zero. `inputs` is a multiple of [`GROUP`]; the last panel is padded.
+    pub fn zeroed(outputs: usize, inputs: usize) -> Self {
+        assert!(inputs.is_multiple_of(GROUP), "groups are whole");
+        let (panels, groups) = (outputs.div_ceil(PANEL), inputs / GROUP);
+        let zero = Line([128; 64]);
+        Self {
+            outputs,
+            groups,
+            lines: vec![zero; panels * groups * GROUP_LINES],
+            scales: vec![[f16::ZERO; PANEL]; panels * groups],
+        }
+    }
+
+    /// Rows of the matrix.
+    pub fn outputs(&self) -> usize {
+        self.outputs
+    }
+
+    /// The memory of each panel, to be filled by [`PanelMut::set`], also by several threads.
+    pub fn panels_mut(&mut self) -> impl Iterator<Item = PanelMut<'_>> {
+        let groups = self.groups;
+        let lines = self.lines.chunks_exact_mut(groups * GROUP_LINES);
+        lines.zip(self.scales.chunks_exact_mut(groups)).map(|(lines, scales)| PanelMut { lines, scales })
+    }
+}
+
+/// One panel while it is filled.
+pub struct PanelMut<'a> {
+    lines: &'a mut [Line],
+    scales: &'a mut [[f16; PANEL]],
+}
+
+impl PanelMut<'_> {
+    /// Sets the weights of the panel's output number `column`, all groups.
+    pub fn set(&mut self, column: usize, blocks: &[BlockQ8_0]) {
+        assert!(column < PANEL && blocks.len() == self.scales.len(), "a row has as many groups as the panel");
+        for (group, block) in blocks.iter().enumerate() {
+            self.scales[group][column] = f16::from_bits(block.scale);
+            let lines = &mut self.lines[group * GROUP_LINES..][..GROUP_LINES];
+            for (line, values) in lines.iter_mut().zip(block.values.chunks_exact(4)) {
+                for (byte, value) in line.0[column * 4..][..4].iter_mut().zip(values) {
+                    *byte = (*value as u8) ^ 128;
+                }
+            }
+        }
+    }
+}
+
+/// Activations in groups of 32 signed bytes with one scale each.
+#[derive(Default)]
+pub struct QuantisedRows {
+    groups: usize,
+    /// `[rows, groups, GROUP]`.
+    values: Vec<[i8; GROUP]>,
+    /// `[rows, groups]`; not a number where an activation is not finite.
+    scales: Vec<f32>,
+    /// `[rows, groups]`: minus 128 times the sum of the values.
+    starts: Vec<i32>,
+}
+
+/// Some consecutive rows of [`QuantisedRows`] while they are filled.
+pub struct QuantisedRowsMut<'a> {
+    /// `[rows, groups, GROUP]`.
+    pub values: &'a mut [[i8; GROUP]],
+    /// `[rows, groups]`.
+    pub scales: &'a mut [f32],
+    /// `[rows, groups]`.
+    pub starts: &'a mut [i32],
+}
+
+impl QuantisedRows {
+    /// Makes room for `rows` rows of `inputs` activations, keeping the memory it has.
+    pub fn resize(&mut self, rows: usize, inputs: usize) {
+        self.groups = inputs / GROUP;
+        self.values.resize(rows * self.groups, [0; GROUP]);
+        self.scales.resize(rows * self.groups, 0.0);
+        self.starts.resize(rows * self.groups, 0);
+    }
+
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.scales.len() / self.groups.max(1)
+    }
+
+    /// Chunks of `rows` rows, to be filled side by side.
+    pub fn chunks_mut(&mut self, rows: usize) -> Vec<QuantisedRowsMut<'_>> {
+        let chunk = rows * self.groups;
+        let values = self.values.chunks_mut(chunk);
+        let (scales, starts) = (self.scales.chunks_mut(chunk), self.starts.chunks_mut(chunk));
+        let zipped = values.zip(scales).zip(starts);
+        zipped.map(|((values, scales), starts)| QuantisedRowsMut { values, scales, starts }).collect()
+    }
+}
+
+/// What happens to a product's results.
+#[derive(Clone, Copy)]
+pub enum Epilogue<'a> {
+    /// They replace what is there.
+    Replace,
+    /// They replace what is there, plus a bias of one element an output.
+    Bias(&'a [f32]),
+    /// They are added to what is there.
+    Add,
+}
+
+/// Rows and panels that a kernel computes at once.
+#[derive(Clone, Copy)]
+struct At {
+    row: usize,
+    panel: usize,
+}
+
+/// Computes the product of `x` and `weights` for the rows of `tile` and for its columns less `first_column`, which is where this
+/// matrix's outputs begin in the tile's matrix.
+///
+/// # Panics
+/// Where the tile does not begin at a panel, or has more rows or columns than the product.
+pub fn multiply(
+    isa: Isa,
+    weights: &PackedQ8,
+    x: &QuantisedRows,
+    tile: &mut Tile<'_>,
+    first_column: usize,
+    epilogue: Epilogue<'_>,
+) {
+    assert_eq!(weights.groups, x.groups, "the product's inner dimensions agree");
+    let columns = tile.columns().start - first_column..tile.columns().end - first_column;
+    assert!(columns.start.is_multiple_of(PANEL) && columns.end <= weights.outputs, "tiles begin at panels");
+    assert!(tile.rows().end <= x.rows(), "the product has the tile's rows");
+    if columns.is_empty() {
+        return;
+    }
+    let rows = tile.rows();
+    let write = |at: At, sums: &[f32; PANEL]| {
+        let first = at.panel * PANEL;
+        let width = PANEL.min(columns.end - first);
+        let out = &mut tile.row(at.row)[first - columns.start..][..width];
+        match epilogue {
+            Epilogue::Replace => out.copy_from_slice(&sums[..width]),
+            Epilogue::Bias(bias) => {
+                for ((out, sum), bias) in out.iter_mut().zip(sums).zip(&bias[first..]) {
+                    *out = sum + bias;
+                }
+            }
+            Epilogue::Add => out.iter_mut().zip(sums).for_each(|(out, sum)| *out += sum),
+        }
+    };
+    kernels::run(isa, weights, x, rows, columns.start / PANEL..columns.end.div_ceil(PANEL), write);
+}
