@@ -107,6 +107,7 @@ pub fn load_options(settings: &Settings) -> LoadOptions {
         max_context_tokens: settings.max_context_tokens as usize,
         kv_codec: settings.kv_codec,
         kv_any_compute: settings.kv_any_compute,
+        chat_template: settings.chat_template.clone(),
     }
 }
 

@@ -58,6 +58,8 @@ settings! {
     ["TURNMILL_MODEL"] model: Option<PathBuf>;
     /// SHA-256 that the model file must have; of a folder: its safetensors files one after another.
     ["TURNMILL_MODEL_SHA256"] model_sha256: Option<ModelDigest>;
+    /// A file with the chat template (Jinja) to use in place of the model's own.
+    ["TURNMILL_CHAT_TEMPLATE"] chat_template: Option<PathBuf>;
     /// How weights are kept and multiplied.
     ["TURNMILL_WEIGHTS"] weights: WeightsMode = "fast";
     /// Number format of K and V in the pool.

@@ -41,6 +41,14 @@ pub enum ModelError {
          qwen3 and gemma3 (text)"
     )]
     Architecture(String),
+    /// The chat template's file cannot be read.
+    #[error("cannot read the chat template {path}: {reason}; correct chat_template")]
+    Template {
+        /// Which file.
+        path: PathBuf,
+        /// The system's words.
+        reason: String,
+    },
     /// Something the family needs is missing or odd.
     #[error("the model cannot be used: {0}")]
     Unusable(String),

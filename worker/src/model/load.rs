@@ -1,6 +1,6 @@
 //! From a checkpoint to everything a worker needs of it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::backend::KvShape;
 use super::backend::cpu::CpuBackend;
@@ -35,6 +35,8 @@ pub struct LoadOptions {
     pub kv_codec: KvCodec,
     /// Blocks of other kinds of machine are as good.
     pub kv_any_compute: bool,
+    /// A file with the chat template to use in place of the model's own.
+    pub chat_template: Option<PathBuf>,
 }
 
 impl LoadOptions {
@@ -48,6 +50,7 @@ impl LoadOptions {
             max_context_tokens: 0,
             kv_codec: KvCodec::F16,
             kv_any_compute: false,
+            chat_template: None,
         }
     }
 
@@ -98,7 +101,8 @@ impl Model {
         let mut checkpoint = Checkpoint::open(path)?;
         let config = checkpoint.config().clone();
         let tokenizer = checkpoint.tokenizer()?;
-        let template = checkpoint.template(&tokenizer)?;
+        let source = options.chat_template.as_deref().map(read_template).transpose()?;
+        let template = checkpoint.template(&tokenizer, source.as_deref())?;
         let context_tokens = match options.max_context_tokens {
             0 => config.context_tokens,
             limit => limit.min(config.context_tokens),
@@ -124,6 +128,11 @@ impl Model {
     pub fn warm_up(&mut self) -> Result<(), EngineError> {
         self.engine.warm_up()
     }
+}
+
+fn read_template(path: &Path) -> Result<String, ModelError> {
+    let path = path.to_owned();
+    std::fs::read_to_string(&path).map_err(|e| ModelError::Template { path, reason: e.to_string() })
 }
 
 /// How many blocks `pool_bytes` holds.

@@ -21,7 +21,7 @@ mod tokenizer;
 use crate::kv::BlockId;
 use crate::schedule::StepPlan;
 
-pub use checkpoint::Checkpoint;
+pub use checkpoint::{Checkpoint, Part, Role};
 pub use config::{Activation, DecoderConfig, Family, RopeConfig, RopeScaling};
 pub use error::ModelError;
 pub use load::{LoadOptions, Model, compute_kind};

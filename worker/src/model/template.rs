@@ -65,9 +65,9 @@ impl Templates {
 }
 
 impl ChatTemplate {
-    /// Reads the template in a GGUF file's metadata.
-    pub fn from_gguf(gguf: &Gguf, tokenizer: &Tokenizer) -> Result<Self, ModelError> {
-        let source = gguf.text("tokenizer.chat_template").ok_or_else(missing)?;
+    /// Reads the template in a GGUF file's metadata; or takes `source` in its place.
+    pub fn from_gguf(gguf: &Gguf, tokenizer: &Tokenizer, source: Option<&str>) -> Result<Self, ModelError> {
+        let source = source.or_else(|| gguf.text("tokenizer.chat_template")).ok_or_else(missing)?;
         let text = |key: &str| {
             let id = gguf.number(key).and_then(|id| u32::try_from(id).ok());
             id.and_then(|id| tokenizer.token(id)).unwrap_or_default()
@@ -75,14 +75,16 @@ impl ChatTemplate {
         Self::new(source, text("tokenizer.ggml.bos_token_id"), text("tokenizer.ggml.eos_token_id"))
     }
 
-    /// Reads the template of a folder; `text` gives a file's text.
+    /// Reads the template of a folder, whose files `text` gives; or takes `source` in its place.
     pub fn from_folder(
         text: impl Fn(&str) -> Result<Option<String>, ModelError>,
+        source: Option<&str>,
     ) -> Result<Self, ModelError> {
         let configured: Configured = read_json(&text, "tokenizer_config.json")?;
-        let source = match text("chat_template.jinja")? {
-            Some(source) => source,
-            None => configured.chat_template.and_then(Templates::chat).ok_or_else(missing)?,
+        let source = match (source, text("chat_template.jinja")?) {
+            (Some(source), _) => source.to_owned(),
+            (None, Some(source)) => source,
+            (None, None) => configured.chat_template.and_then(Templates::chat).ok_or_else(missing)?,
         };
         let text = |token: Option<TokenText>| token.map(TokenText::text).unwrap_or_default();
         Self::new(&source, text(configured.bos_token), text(configured.eos_token))
@@ -122,7 +124,10 @@ impl ChatTemplate {
 }
 
 fn missing() -> ModelError {
-    ModelError::Unusable("it has no chat template; an instruction-tuned model is needed".to_owned())
+    ModelError::Unusable(
+        "it has no chat template; take an instruction-tuned model, or give one with --chat-template"
+            .to_owned(),
+    )
 }
 
 /// The template refused a conversation.

@@ -121,11 +121,11 @@ impl Checkpoint {
         }
     }
 
-    /// Its chat template.
-    pub fn template(&self, tokenizer: &Tokenizer) -> Result<ChatTemplate, ModelError> {
+    /// Its chat template, or `source` in its place.
+    pub fn template(&self, tokenizer: &Tokenizer, source: Option<&str>) -> Result<ChatTemplate, ModelError> {
         match &self.files {
-            Files::Gguf(gguf) => ChatTemplate::from_gguf(gguf, tokenizer),
-            Files::Safetensors(folder) => ChatTemplate::from_folder(|name| folder.text(name)),
+            Files::Gguf(gguf) => ChatTemplate::from_gguf(gguf, tokenizer, source),
+            Files::Safetensors(folder) => ChatTemplate::from_folder(|name| folder.text(name), source),
         }
     }
 
