@@ -19,9 +19,14 @@ use common::{Cut, Known, Tiny, default_model, load, only_me, run, tokens};
 /// Tokens in the pool of every test here.
 const POOL_TOKENS: usize = 2048;
 
-/// `count` sequences, of which every third continues a common beginning of 40 tokens.
+/// `count` sequences of `length` tokens, of which every third continues a common beginning of 40 tokens.
 fn sequences(count: usize, length: usize, vocabulary: usize) -> Vec<Known> {
-    let common = tokens(99, 40, vocabulary);
+    with_common(40, count, length, vocabulary)
+}
+
+/// The same with a common beginning of `common` tokens.
+fn with_common(common: usize, count: usize, length: usize, vocabulary: usize) -> Vec<Known> {
+    let common = tokens(99, common, vocabulary);
     let sequence = |index: usize| {
         let mut all = tokens(index as u64 + 1, length, vocabulary);
         if index.is_multiple_of(3) {
@@ -134,6 +139,31 @@ fn the_default_model_in_every_mode() {
             let cut = Cut { max_sequences: count, batch_tokens, blocks, gap: 1 };
             for (at, row) in run(&mut model, &sequences, &cut).0 {
                 assert_eq!(bits(&row), bits(&expected[&at]), "{weights:?}, sequence and prefix {at:?}");
+            }
+        }
+    }
+}
+
+/// Decoding sequences that begin with the same blocks read whole splits of their context together.
+#[test]
+fn a_long_beginning_that_many_share() {
+    let _computing = only_me();
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let tiny = Tiny::wide(GgmlDType::F32);
+    let path = tiny.write(directory.path());
+    for weights in [WeightsMode::Fast, WeightsMode::F32] {
+        let mut model = load(&path, weights, KvDtype::F16, 4 * POOL_TOKENS);
+        let mut known = with_common(600, 10, 20, tiny.vocabulary);
+        let expected = alone(&mut model, &known);
+        for sequence in &mut known {
+            sequence.prompt = sequence.tokens.len() - 12;
+        }
+        for batch_tokens in [40, 512] {
+            let cut = Cut { max_sequences: 10, batch_tokens, blocks: 4 * POOL_TOKENS / 16, gap: 3 };
+            let (logits, _) = run(&mut model, &known, &cut);
+            assert!(logits.len() >= 120);
+            for (at, row) in logits {
+                assert!(bits(&row) == bits(&expected[&at]), "{weights:?}, sequence and prefix {at:?}");
             }
         }
     }

@@ -8,6 +8,7 @@ use std::ops::Range;
 
 use half::{bf16, f16};
 
+use super::vector::prefetch;
 use super::{LANES, Lanes, Vector, for_each_isa};
 
 /// Positions whose K and V are widened together; they and the vectors' sums stay in the first-level cache.
@@ -157,6 +158,9 @@ fn attend_split<V: Vector, E: KvElement>(
 
     for base in strips.clone() {
         let strip = base..seen.end.min(base + STRIP);
+        let next = strip.end..seen.end.min(strip.end + STRIP);
+        fetch(split.keys, &split.offsets[next], queries.head_dim);
+        fetch(split.values, &split.offsets[strip.clone()], queries.head_dim);
         load_columns::<V, E>(split, &strip, &mut scratch.columns);
         let (columns, weights) = (&scratch.columns, &mut scratch.weights);
         in_pieces!(count, [8, 4, 3, 2, 1], |first| scores(queries, first, &strip, columns, weights, chunks));
@@ -179,6 +183,14 @@ fn attend_split<V: Vector, E: KvElement>(
             chunks * LANES,
             out
         ));
+    }
+}
+
+/// Asks for the vectors of some positions ahead of their use: they lie too far apart for the processor to guess.
+#[inline(always)]
+fn fetch<E>(pool: &[E], offsets: &[usize], head_dim: usize) {
+    for offset in offsets {
+        prefetch(&pool[*offset..*offset + head_dim]);
     }
 }
 
@@ -370,28 +382,35 @@ fn accumulate_parts<V: Vector, const U: usize, const P: usize>(
 }
 
 for_each_isa! {
-    /// Joins the state of the next split to that of the splits before it. Splits are joined in position order, whoever
-    /// computed them.
-    pub fn join(partial: &mut Partial, next: &Partial) = join_next
+    /// Joins the state of the next split to that of the splits before it: the vectors from `first` on of `next`. Splits are joined
+    /// in position order, whoever computed them.
+    pub fn join(partial: &mut Partial, next: &Partial, first: usize) = join_next
 }
 
 #[inline(always)]
-fn join_next<V: Vector>(partial: &mut Partial, next: &Partial) {
+fn join_next<V: Vector>(partial: &mut Partial, next: &Partial, first: usize) {
     let head_dim = partial.weighted.len() / partial.max.len();
-    for (vector, max) in next.max.iter().enumerate() {
-        if *max == f32::NEG_INFINITY {
+    for vector in 0..partial.max.len() {
+        let (max, theirs) = (next.max[first + vector], first + vector);
+        if max == f32::NEG_INFINITY {
             continue;
         }
-        let joined = if partial.max[vector] > *max { partial.max[vector] } else { *max };
+        if partial.max[vector] == f32::NEG_INFINITY {
+            (partial.max[vector], partial.sum[vector]) = (max, next.sum[theirs]);
+            let theirs = &next.weighted[theirs * head_dim..][..head_dim];
+            partial.weighted[vector * head_dim..][..head_dim].copy_from_slice(theirs);
+            continue;
+        }
+        let joined = if partial.max[vector] > max { partial.max[vector] } else { max };
         let factor = |max: f32| V::splat(max - joined).exp();
-        let (ours, theirs) = (factor(partial.max[vector]), factor(*max));
+        let (our_factor, their_factor) = (factor(partial.max[vector]), factor(max));
         partial.max[vector] = joined;
-        let sum = theirs.mul_add(V::splat(next.sum[vector]), ours.mul(V::splat(partial.sum[vector])));
-        partial.sum[vector] = first_lane(sum);
-        let range = vector * head_dim..(vector + 1) * head_dim;
-        let theirs_weighted = next.weighted[range.clone()].as_chunks().0;
-        for (a, b) in partial.weighted[range].as_chunks_mut().0.iter_mut().zip(theirs_weighted) {
-            theirs.mul_add(V::load(b), ours.mul(V::load(a))).store(a);
+        let ours = our_factor.mul(V::splat(partial.sum[vector]));
+        partial.sum[vector] = first_lane(their_factor.mul_add(V::splat(next.sum[theirs]), ours));
+        let theirs = next.weighted[theirs * head_dim..][..head_dim].as_chunks().0;
+        let ours = partial.weighted[vector * head_dim..][..head_dim].as_chunks_mut().0;
+        for (ours, theirs) in ours.iter_mut().zip(theirs) {
+            their_factor.mul_add(V::load(theirs), our_factor.mul(V::load(ours))).store(ours);
         }
     }
 }
@@ -459,7 +478,7 @@ mod tests {
         let split = Split { keys: &keys, values: &values, offsets: &offsets };
         let portable = attended(Isa::Portable, &queries, &split);
         let join_twice = |isa, mut partial: Partial| {
-            join(isa, &mut partial, &portable);
+            join(isa, &mut partial, &portable, 0);
             partial
         };
         for isa in Isa::all_here() {

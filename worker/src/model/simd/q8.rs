@@ -14,8 +14,8 @@ mod kernels;
 use bytemuck::{Pod, Zeroable};
 use half::f16;
 
-use super::Isa;
 use super::tiles::Tile;
+use super::{Isa, LANES, Lanes, Vector, for_each_isa};
 
 /// Inputs that share a scale.
 pub const GROUP: usize = 32;
@@ -39,17 +39,21 @@ pub struct BlockQ8_0 {
     pub values: [i8; GROUP],
 }
 
-impl BlockQ8_0 {
-    /// Rounds 32 weights as llama.cpp does: the scale is a 127th of the largest magnitude.
-    pub fn round(weights: &[f32]) -> Self {
-        let largest = weights.iter().fold(0.0f32, |largest, weight| largest.max(weight.abs()));
-        let scale = largest / 127.0;
-        let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
-        let mut values = [0; GROUP];
-        for (value, weight) in values.iter_mut().zip(weights) {
-            *value = (weight * inverse).round() as i8;
-        }
-        Self { scale: f16::from_f32(scale).to_bits(), values }
+for_each_isa! {
+    /// Rounds weights in groups of 32: the scale is a 127th of the largest magnitude, as in llama.cpp.
+    pub fn round(weights: &[f32], out: &mut [BlockQ8_0]) = round_groups
+}
+
+#[inline(always)]
+fn round_groups<V: Vector>(weights: &[f32], out: &mut [BlockQ8_0]) {
+    for (weights, out) in weights.as_chunks::<GROUP>().0.iter().zip(out) {
+        let halves: &[Lanes] = weights.as_chunks().0;
+        let (low, high) = (V::load(&halves[0]), V::load(&halves[1]));
+        let scale = low.abs().max(high.abs()).largest() / 127.0;
+        let inverse = V::splat(if scale > 1e-30 { 1.0 / scale } else { 0.0 });
+        out.values[..LANES].copy_from_slice(&low.mul(inverse).to_i8());
+        out.values[LANES..].copy_from_slice(&high.mul(inverse).to_i8());
+        out.scale = f16::from_f32(scale).to_bits();
     }
 }
 
@@ -212,4 +216,36 @@ pub fn multiply(
         }
     };
     kernels::run(isa, weights, x, rows, columns.start / PANEL..columns.end.div_ceil(PANEL), write);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::simd::testing::floats;
+
+    #[test]
+    fn rounded_weights_are_near_and_alike() {
+        let mut weights = floats(8, 4 * GROUP);
+        weights[GROUP..2 * GROUP].fill(0.0);
+        let rounded = |isa| {
+            let mut blocks = vec![BlockQ8_0::zeroed(); 4];
+            round(isa, &weights, &mut blocks);
+            blocks
+        };
+        let plain = rounded(Isa::Portable);
+        for (block, weights) in plain.iter().zip(weights.chunks(GROUP)) {
+            let scale = f16::from_bits(block.scale).to_f32();
+            for (value, weight) in block.values.iter().zip(weights) {
+                // Half a step, and what rounding the scale to f16 moves the largest value by.
+                assert!(
+                    (f32::from(*value) * scale - weight).abs() <= scale * 0.57,
+                    "{value} {scale} {weight}"
+                );
+            }
+        }
+        for isa in Isa::all_here() {
+            let bytes = |blocks: Vec<BlockQ8_0>| bytemuck::cast_slice::<_, u8>(&blocks).to_vec();
+            assert_eq!(bytes(rounded(isa)), bytes(plain.clone()), "{isa:?}");
+        }
+    }
 }

@@ -1,4 +1,5 @@
-//! Paged attention: reads K and V where they lie, through block tables.
+//! Paged attention: reads K and V where they lie, through block tables; sequences that begin with the same blocks read them
+//! together.
 //!
 //! Invariant: context splits lie at fixed absolute positions and are joined in order, the same in decode and prefill; the
 //! load decides only who computes them (rule 2 of ADR 0003).
@@ -9,61 +10,15 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::AttentionShape;
+use super::addresses::{SPLIT_TOKENS, SequenceRows, SharedSplit, StepAddresses};
 use super::memory::Rows;
 use super::pool::{Elements, Pool};
 use crate::model::simd::Isa;
 use crate::model::simd::attend::{KvElement, Partial, Queries, Scratch, Split, attend, join};
 use crate::model::simd::tiles::{Tile, Tiles};
-use crate::schedule::StepPlan;
 
-/// Positions in a context split. Changing it changes bits: bump the numerics revision.
-const SPLIT_TOKENS: usize = 256;
 /// Query vectors that a task takes through a split together; their scores stay in the second-level cache.
 const TILE_VECTORS: usize = 96;
-
-/// A step's addresses, shared by all layers: where rows write and what they read.
-pub struct StepAddresses {
-    /// Position of each row, `[T]`.
-    positions: Vec<u32>,
-    /// Slot of each row, `[T]`.
-    slots: Vec<u32>,
-    sequences: Vec<SequenceRows>,
-}
-
-/// One sequence's rows in a step.
-struct SequenceRows {
-    rows: Range<usize>,
-    /// Position of its first row.
-    first_position: usize,
-    blocks: Vec<u32>,
-}
-
-impl StepAddresses {
-    /// Collects the addresses of `plan`.
-    pub fn new(plan: &StepPlan) -> Self {
-        let mut end = 0;
-        let sequences = plan.sequences.iter().map(|sequence| {
-            let rows = sequence.query_tokens as usize;
-            end += rows;
-            SequenceRows {
-                rows: end - rows..end,
-                first_position: sequence.context_tokens as usize - rows,
-                blocks: sequence.blocks.iter().map(|block| block.0).collect(),
-            }
-        });
-        Self { sequences: sequences.collect(), positions: plan.positions.clone(), slots: plan.slots.clone() }
-    }
-
-    /// Position of each row, `[T]`.
-    pub fn positions(&self) -> &[u32] {
-        &self.positions
-    }
-
-    /// Slot of each row, `[T]`.
-    pub fn slots(&self) -> &[u32] {
-        &self.slots
-    }
-}
 
 /// What a thread keeps between tasks.
 #[derive(Default)]
@@ -101,34 +56,43 @@ struct Layer<'a> {
     block_tokens: usize,
 }
 
-/// A few rows of one sequence for one KV head: the unit of work. Its tile has these rows, and a column for each element of
-/// the query heads that share the KV head.
-struct Task<'a> {
+/// Some rows of one sequence.
+#[derive(Clone)]
+struct Part<'a> {
     sequence: &'a SequenceRows,
+    rows: Range<usize>,
+}
+
+impl Part<'_> {
+    /// Positions up to its last row's.
+    fn context(&self) -> usize {
+        self.sequence.position(self.rows.end)
+    }
+}
+
+/// A part for one KV head, with its rectangle of the output: a column for each element of the query heads that share the head.
+struct Task<'a> {
+    part: Part<'a>,
     kv_head: usize,
     out: Tile<'a>,
 }
 
-impl Task<'_> {
-    /// Position of a row of the step.
-    fn position(&self, row: usize) -> usize {
-        self.sequence.first_position + row - self.sequence.rows.start
-    }
-
-    /// Positions up to its last row's.
-    fn context(&self) -> usize {
-        self.position(self.out.rows().end)
-    }
-}
-
 impl Layer<'_> {
     fn run<E: KvElement>(&self, step: &StepAddresses, pool: KeysValues<'_, E>, out: &mut Rows) {
+        // A window seldom reaches back to what is shared.
+        let together = self.shape.window.is_none();
+        let shared = if together { self.shared_splits(step, pool) } else { Vec::new() };
         let tasks = self.tasks(step, out);
         // Few tasks over long contexts share out their splits. Joined in order either way.
         let share_splits = tasks.len() < 2 * rayon::current_num_threads();
-        tasks.into_par_iter().with_max_len(1).for_each(|mut task| match share_splits {
-            true => self.in_parallel(&mut task, pool),
-            false => self.in_order(&mut task, pool),
+        tasks.into_par_iter().with_max_len(1).for_each(|mut task| {
+            if together && task.part.sequence.shares {
+                self.join_shared(&mut task, step, &shared);
+            } else if share_splits {
+                self.in_parallel(&mut task, pool);
+            } else {
+                self.in_order(&mut task, pool);
+            }
         });
     }
 
@@ -142,19 +106,18 @@ impl Layer<'_> {
                 let rows = first..sequence.rows.end.min(first + tile_rows);
                 for kv_head in 0..self.shape.kv_heads {
                     cuts.push((rows.clone(), kv_head * width..(kv_head + 1) * width));
-                    whose.push((sequence, kv_head));
+                    whose.push((Part { sequence, rows: rows.clone() }, kv_head));
                 }
             }
         }
         let tiles = Tiles::new(&mut out.values, out.width).cut(cuts);
-        let tasks = whose.into_iter().zip(tiles);
-        tasks.map(|((sequence, kv_head), out)| Task { sequence, kv_head, out }).collect()
+        whose.into_iter().zip(tiles).map(|((part, kv_head), out)| Task { part, kv_head, out }).collect()
     }
 
-    /// All splits of the task's context that any of its rows sees.
-    fn splits(&self, task: &Task<'_>) -> Range<usize> {
-        let first = self.visible(task.position(task.out.rows().start)).start;
-        first / SPLIT_TOKENS..task.context().div_ceil(SPLIT_TOKENS)
+    /// All splits of the part's context that any of its rows sees.
+    fn splits(&self, part: &Part<'_>) -> Range<usize> {
+        let first = self.visible(part.sequence.position(part.rows.start)).start;
+        first / SPLIT_TOKENS..part.context().div_ceil(SPLIT_TOKENS)
     }
 
     /// Positions that a row at `position` sees.
@@ -165,77 +128,111 @@ impl Layer<'_> {
 
     fn in_order<E: KvElement>(&self, task: &mut Task<'_>, pool: KeysValues<'_, E>) {
         KEPT.with_borrow_mut(|kept| {
-            self.take_queries(task, &mut kept.queries);
-            let queries = std::mem::take(&mut kept.queries);
             let mut joined = std::mem::take(&mut kept.joined);
-            let splits = self.splits(task);
-            self.split(task, splits.start, &queries, pool, kept, &mut joined);
+            let mut next = std::mem::take(&mut kept.next);
+            let splits = self.splits(&task.part);
+            let parts = std::slice::from_ref(&task.part);
+            self.split(parts, task.kv_head, splits.start, pool, kept, &mut joined);
             for split in splits.skip(1) {
-                let mut next = std::mem::take(&mut kept.next);
-                self.split(task, split, &queries, pool, kept, &mut next);
-                join(self.isa, &mut joined, &next);
-                kept.next = next;
+                self.split(parts, task.kv_head, split, pool, kept, &mut next);
+                join(self.isa, &mut joined, &next, 0);
             }
             self.store(task, &joined);
-            (kept.queries, kept.joined) = (queries, joined);
+            (kept.joined, kept.next) = (joined, next);
         });
     }
 
     fn in_parallel<E: KvElement>(&self, task: &mut Task<'_>, pool: KeysValues<'_, E>) {
-        let mut queries = Vec::new();
-        self.take_queries(task, &mut queries);
-        let split = |split: usize| {
-            let mut partial = Partial::default();
-            KEPT.with_borrow_mut(|kept| self.split(task, split, &queries, pool, kept, &mut partial));
-            partial
-        };
-        let partials: Vec<Partial> = self.splits(task).into_par_iter().with_max_len(1).map(split).collect();
+        let parts = std::slice::from_ref(&task.part);
+        let split = |split: usize| self.split_alone(parts, task.kv_head, split, pool);
+        let partials: Vec<Partial> =
+            self.splits(&task.part).into_par_iter().with_max_len(1).map(split).collect();
         let mut partials = partials.into_iter();
         let mut joined = partials.next().expect("a row sees at least itself");
-        partials.for_each(|next| join(self.isa, &mut joined, &next));
+        partials.for_each(|next| join(self.isa, &mut joined, &next, 0));
         self.store(task, &joined);
     }
 
-    /// The task's query vectors times the scale, `[rows, group, head_dim]`.
-    fn take_queries(&self, task: &Task<'_>, queries: &mut Vec<f32>) {
-        queries.clear();
-        for row in task.out.rows() {
-            queries.extend(self.qkv.row(row)[task.out.columns()].iter().map(|q| q * self.shape.scale));
-        }
+    /// Every shared split of the step for every KV head: `[shared, kv_heads]`.
+    fn shared_splits<E: KvElement>(&self, step: &StepAddresses, pool: KeysValues<'_, E>) -> Vec<Partial> {
+        let heads = self.shape.kv_heads;
+        let compute = |index: usize| {
+            let SharedSplit { split, sequences } = &step.shared[index / heads];
+            let part = |sequence: &usize| {
+                let sequence = &step.sequences[*sequence];
+                Part { sequence, rows: sequence.rows.clone() }
+            };
+            let parts: Vec<Part<'_>> = sequences.iter().map(part).collect();
+            self.split_alone(&parts, index % heads, *split, pool)
+        };
+        (0..step.shared.len() * heads).into_par_iter().with_max_len(1).map(compute).collect()
     }
 
-    /// Attention of the task's vectors over one split.
+    /// Joins what [`Self::shared_splits`] found for the task's sequence.
+    fn join_shared(&self, task: &mut Task<'_>, step: &StepAddresses, shared: &[Partial]) {
+        let vectors = task.part.rows.len() * self.shape.group();
+        let mut joined = Partial::default();
+        joined.reset(vectors, self.shape.head_dim);
+        for (found, SharedSplit { sequences, .. }) in shared.chunks(self.shape.kv_heads).zip(&step.shared) {
+            let mut first = 0;
+            for sequence in sequences.iter().map(|index| &step.sequences[*index]) {
+                if std::ptr::eq(sequence, task.part.sequence) {
+                    join(self.isa, &mut joined, &found[task.kv_head], first);
+                }
+                first += sequence.rows.len() * self.shape.group();
+            }
+        }
+        self.store(task, &joined);
+    }
+
+    /// [`Self::split`] with memory of its own.
+    fn split_alone<E: KvElement>(
+        &self,
+        parts: &[Part<'_>],
+        kv_head: usize,
+        split: usize,
+        pool: KeysValues<'_, E>,
+    ) -> Partial {
+        let mut partial = Partial::default();
+        KEPT.with_borrow_mut(|kept| self.split(parts, kv_head, split, pool, kept, &mut partial));
+        partial
+    }
+
+    /// Attention of the vectors of `parts` over one split, which lies in the same blocks for all of them.
     fn split<E: KvElement>(
         &self,
-        task: &Task<'_>,
+        parts: &[Part<'_>],
+        kv_head: usize,
         split: usize,
-        vectors: &[f32],
         (keys, values): KeysValues<'_, E>,
         kept: &mut Kept,
         partial: &mut Partial,
     ) {
+        let (head_dim, group) = (self.shape.head_dim, self.shape.group());
+        let columns = kv_head * group * head_dim..(kv_head + 1) * group * head_dim;
         let start = split * SPLIT_TOKENS;
-        let end = task.context().min(start + SPLIT_TOKENS);
+        let context = parts.iter().map(Part::context).max().unwrap_or(0);
+        let end = context.min(start + SPLIT_TOKENS);
         let relative = |position: usize| position.clamp(start, end) - start;
+        kept.queries.clear();
         kept.visible.clear();
-        for row in task.out.rows() {
-            let visible = self.visible(task.position(row));
+        for (part, row) in parts.iter().flat_map(|part| part.rows.clone().map(move |row| (part, row))) {
+            kept.queries.extend(self.qkv.row(row)[columns.clone()].iter().map(|q| q * self.shape.scale));
+            let visible = self.visible(part.sequence.position(row));
             let visible = relative(visible.start)..relative(visible.end);
-            kept.visible.extend(std::iter::repeat_n(visible, self.shape.group()));
+            kept.visible.extend(std::iter::repeat_n(visible, group));
         }
+        let offset = |position: usize| {
+            let block = parts[0].sequence.blocks[position / self.block_tokens] as usize;
+            let slot = block * self.block_tokens + position % self.block_tokens;
+            slot * self.shape.kv_width() + kv_head * head_dim
+        };
         kept.offsets.clear();
-        kept.offsets.extend((start..end).map(|position| self.offset(task, position)));
-        let (head_dim, soft_cap) = (self.shape.head_dim, self.shape.soft_cap);
-        let queries = Queries { vectors, visible: &kept.visible, head_dim, soft_cap };
+        kept.offsets.extend((start..end).map(offset));
+        let soft_cap = self.shape.soft_cap;
+        let queries = Queries { vectors: &kept.queries, visible: &kept.visible, head_dim, soft_cap };
         let split = Split { keys, values, offsets: &kept.offsets };
         attend(self.isa, &queries, &split, &mut kept.scratch, partial);
-    }
-
-    /// Where the head vector of `position` lies in K (and V) of the layer.
-    fn offset(&self, task: &Task<'_>, position: usize) -> usize {
-        let block = task.sequence.blocks[position / self.block_tokens] as usize;
-        let slot = block * self.block_tokens + position % self.block_tokens;
-        slot * self.shape.kv_width() + task.kv_head * self.shape.head_dim
     }
 
     fn store(&self, task: &mut Task<'_>, joined: &Partial) {

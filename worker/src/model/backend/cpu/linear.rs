@@ -1,5 +1,6 @@
 //! Products of the CPU backend: our own where the weights mode allows, candle's where it does not.
 
+use bytemuck::Zeroable;
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Result, Tensor};
 use rayon::prelude::*;
@@ -8,7 +9,7 @@ use super::ROWS_A_TASK;
 use super::memory::{Memory, Rows};
 use crate::config::WeightsMode;
 use crate::model::matrix::CandleMatrix;
-use crate::model::simd::q8::{BlockQ8_0, Epilogue, GROUP, PANEL, PackedQ8, QuantisedRows, multiply};
+use crate::model::simd::q8::{BlockQ8_0, Epilogue, GROUP, PANEL, PackedQ8, QuantisedRows, multiply, round};
 use crate::model::simd::tiles::Tiles;
 use crate::model::simd::{Isa, rows};
 
@@ -16,6 +17,9 @@ use crate::model::simd::{Isa, rows};
 const PANELS_A_TASK: usize = 4;
 /// Rows that a task takes at most, so that long prefills keep every thread busy to the end.
 const ROWS_A_TILE: usize = 128;
+
+/// Blocks that a thread rounds at a time.
+const BLOCKS_A_TASK: usize = 4096;
 
 /// Stacked matrices that read the same rows.
 pub struct Linear {
@@ -32,7 +36,7 @@ enum Weights {
 
 impl Linear {
     /// Takes matrices of the checkpoint into `mode`.
-    pub fn new(parts: Vec<QTensor>, bias: Option<Vec<f32>>, mode: WeightsMode) -> Result<Self> {
+    pub fn new(isa: Isa, parts: Vec<QTensor>, bias: Option<Vec<f32>>, mode: WeightsMode) -> Result<Self> {
         let (mut outputs, mut inputs) = (0, 0);
         for part in &parts {
             let (part_outputs, part_inputs) = part.shape().dims2()?;
@@ -41,7 +45,7 @@ impl Linear {
         }
         let packs = mode == WeightsMode::Fast && inputs.is_multiple_of(GROUP);
         let weights = match packs {
-            true => Weights::Packed(pack(&parts, outputs, inputs)?),
+            true => Weights::Packed(pack(isa, &parts, outputs, inputs)?),
             // Shapes without whole groups keep their full precision.
             false => {
                 let mode = if mode == WeightsMode::Fast { WeightsMode::F32 } else { mode };
@@ -129,7 +133,7 @@ fn product(isa: Isa, weights: &PackedQ8, x: &QuantisedRows, out: &mut Rows, epil
 }
 
 /// Packs stacked matrices; what is not Q8_0 already is rounded to it.
-fn pack(parts: &[QTensor], outputs: usize, inputs: usize) -> Result<PackedQ8> {
+fn pack(isa: Isa, parts: &[QTensor], outputs: usize, inputs: usize) -> Result<PackedQ8> {
     let mut blocks: Vec<BlockQ8_0> = Vec::with_capacity(outputs * inputs / GROUP);
     for part in parts {
         if part.dtype() == GgmlDType::Q8_0 {
@@ -137,7 +141,11 @@ fn pack(parts: &[QTensor], outputs: usize, inputs: usize) -> Result<PackedQ8> {
             continue;
         }
         let values = part.dequantize(&Device::Cpu)?.flatten_all()?.to_vec1::<f32>()?;
-        blocks.par_extend(values.par_chunks_exact(GROUP).map(BlockQ8_0::round));
+        let first = blocks.len();
+        blocks.resize(first + values.len() / GROUP, BlockQ8_0::zeroed());
+        let chunks =
+            blocks[first..].par_chunks_mut(BLOCKS_A_TASK).zip(values.par_chunks(BLOCKS_A_TASK * GROUP));
+        chunks.for_each(|(blocks, values)| round(isa, values, blocks));
     }
     let mut packed = PackedQ8::zeroed(outputs, inputs);
     let groups = inputs / GROUP;

@@ -7,6 +7,7 @@
 //! Invariant: a row's results have the same bits whatever the other rows are and however work is shared out (ADR 0003);
 //! all float loops are in the SIMD room, which fixes their order.
 
+mod addresses;
 mod attention;
 mod linear;
 mod memory;
@@ -23,7 +24,7 @@ use crate::kv::BlockId;
 use crate::model::simd::{Isa, rows};
 use crate::schedule::StepPlan;
 
-use attention::StepAddresses;
+use addresses::StepAddresses;
 use linear::Linear;
 use memory::Memory;
 use pool::Pool;
@@ -82,7 +83,7 @@ impl Backend for CpuBackend {
     type Step = StepAddresses;
 
     fn linear(&self, parts: Vec<QTensor>, bias: Option<Vec<f32>>) -> Result<Linear> {
-        Linear::new(parts, bias, self.mode)
+        Linear::new(self.isa, parts, bias, self.mode)
     }
 
     fn norm(&self, weight: Vec<f32>) -> Result<Vec<f32>> {
@@ -98,7 +99,7 @@ impl Backend for CpuBackend {
     }
 
     fn begin(&mut self, plan: &StepPlan) -> Result<StepAddresses> {
-        Ok(StepAddresses::new(plan))
+        Ok(StepAddresses::new(plan, self.pool.shape().block_tokens))
     }
 
     fn embed(&mut self, table: &QTensor, tokens: &[u32], scale: f32) -> Result<Rows> {
@@ -130,7 +131,7 @@ impl Backend for CpuBackend {
         let isa = self.isa;
         let width = qkv.width;
         let turn = |(first, chunk): (usize, &mut [f32])| {
-            for (row, position) in chunk.chunks_exact_mut(width).zip(&step.positions()[first..]) {
+            for (row, position) in chunk.chunks_exact_mut(width).zip(&step.positions[first..]) {
                 let (query, rest) = row.split_at_mut(shape.query_width());
                 let key = &mut rest[..shape.kv_width()];
                 if let Some((query_norm, key_norm)) = head_norms {
@@ -148,7 +149,7 @@ impl Backend for CpuBackend {
             let chunks = qkv.values.par_chunks_mut(ROWS_A_TASK * width).enumerate();
             chunks.for_each(|(index, chunk)| turn((index * ROWS_A_TASK, chunk)));
         }
-        self.pool.write(shape, step.slots(), &qkv);
+        self.pool.write(shape, &step.slots, &qkv);
         let mut out = self.memory.take(qkv.rows(), shape.query_width());
         attention::run(isa, shape, step, &self.pool, &qkv, &mut out);
         self.memory.give(qkv);

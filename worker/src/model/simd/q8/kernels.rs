@@ -2,6 +2,9 @@
 
 use std::ops::Range;
 
+#[cfg(target_arch = "aarch64")]
+use half::f16;
+
 use super::{At, GROUP_LINES, PANEL, PackedQ8, QuantisedRows};
 use crate::model::simd::Isa;
 
@@ -62,7 +65,7 @@ fn portable(
 }
 
 /// Takes `$rows` in pieces for which `$tile` is compiled, largest first.
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 macro_rules! in_pieces {
     ($rows:expr, [$($size:literal),+], |$row:ident| $tile:ident $arguments:tt) => {
         let mut $row = $rows.start;
@@ -271,6 +274,114 @@ mod avx2 {
             unsafe {
                 _mm256_storeu_ps(out.as_mut_ptr(), sums[r][0]);
                 _mm256_storeu_ps(out.as_mut_ptr().add(8), sums[r][1]);
+            }
+            write(At { row: row + r, panel }, &out);
+        }
+    }
+}
+
+#[cfg(target_arch = "aarch64")]
+mod dotprod {
+    use std::arch::aarch64::*;
+    use std::arch::asm;
+
+    use super::*;
+
+    #[target_feature(enable = "neon,dotprod")]
+    pub unsafe fn run(
+        weights: &PackedQ8,
+        x: &QuantisedRows,
+        rows: Range<usize>,
+        panels: Range<usize>,
+        write: &mut impl FnMut(At, &[f32; PANEL]),
+    ) {
+        for panel in panels {
+            // SAFETY: forwarded from the caller; the panel exists.
+            unsafe {
+                in_pieces!(rows, [2, 1], |row| tile(weights, x, write, panel, row));
+            }
+        }
+    }
+
+    /// Adds to four results the products of four signed bytes each with bytes `4 * QUAD..` of `x`. The intrinsic
+    /// (`vdotq_laneq_s32`) is not stable in Rust.
+    #[inline]
+    #[target_feature(enable = "neon,dotprod")]
+    fn dot<const QUAD: usize>(sum: int32x4_t, w: int8x16_t, x: int8x16_t) -> int32x4_t {
+        let mut sum = sum;
+        // SAFETY: one instruction on registers, of an extension that the function requires.
+        unsafe {
+            asm!(
+                "sdot {sum:v}.4s, {w:v}.16b, {x:v}.4b[{quad}]",
+                sum = inout(vreg) sum, w = in(vreg) w, x = in(vreg) x, quad = const QUAD,
+                options(pure, nomem, nostack, preserves_flags)
+            );
+        }
+        sum
+    }
+
+    /// Adds four lines of a group, whose activations `x` holds.
+    #[inline]
+    #[target_feature(enable = "neon,dotprod")]
+    fn quad<const QUAD: usize>(dots: &mut [int32x4_t; 4], w: [int8x16_t; 4], x: int8x16_t) {
+        for part in 0..4 {
+            dots[part] = dot::<QUAD>(dots[part], w[part], x);
+        }
+    }
+
+    /// `R` rows by one panel. Both factors are signed here, so the weights lose their surplus and sums start from 0.
+    #[inline]
+    #[target_feature(enable = "neon,dotprod")]
+    unsafe fn tile<const R: usize>(
+        weights: &PackedQ8,
+        x: &QuantisedRows,
+        write: &mut impl FnMut(At, &[f32; PANEL]),
+        panel: usize,
+        row: usize,
+    ) {
+        let groups = weights.groups;
+        let mut sums = [[vdupq_n_f32(0.0); 4]; R];
+        // SAFETY: as in the AVX-512 kernel: panel and rows exist, each of `groups` groups.
+        unsafe {
+            let lines = weights.lines.as_ptr().add(panel * groups * GROUP_LINES);
+            for group in 0..groups {
+                let mut dots = [[vdupq_n_s32(0); 4]; R];
+                for half in 0..2 {
+                    let x: [int8x16_t; R] = std::array::from_fn(|r| {
+                        let values = x.values.as_ptr().add((row + r) * groups + group);
+                        vld1q_s8(values.cast::<i8>().add(half * 16))
+                    });
+                    let line = |index: usize| {
+                        let bytes = lines.add(group * GROUP_LINES + half * 4 + index).cast::<u8>();
+                        let signed = |part: usize| {
+                            vreinterpretq_s8_u8(veorq_u8(vld1q_u8(bytes.add(part * 16)), vdupq_n_u8(128)))
+                        };
+                        [signed(0), signed(1), signed(2), signed(3)]
+                    };
+                    let w = [line(0), line(1), line(2), line(3)];
+                    for r in 0..R {
+                        quad::<0>(&mut dots[r], w[0], x[r]);
+                        quad::<1>(&mut dots[r], w[1], x[r]);
+                        quad::<2>(&mut dots[r], w[2], x[r]);
+                        quad::<3>(&mut dots[r], w[3], x[r]);
+                    }
+                }
+                let scales = weights.scales[panel * groups + group].map(f16::to_f32);
+                for r in 0..R {
+                    let row_scale = x.scales[(row + r) * groups + group];
+                    for part in 0..4 {
+                        let scale = vld1q_f32(scales.as_ptr().add(part * 4));
+                        let scaled = vmulq_f32(vcvtq_f32_s32(dots[r][part]), scale);
+                        sums[r][part] = vfmaq_n_f32(sums[r][part], scaled, row_scale);
+                    }
+                }
+            }
+        }
+        for r in 0..R {
+            let mut out = [0.0; PANEL];
+            for part in 0..4 {
+                // SAFETY: `out` has the four times 16 bytes that are written.
+                unsafe { vst1q_f32(out.as_mut_ptr().add(part * 4), sums[r][part]) };
             }
             write(At { row: row + r, panel }, &out);
         }

@@ -1,0 +1,168 @@
+//! A step's addresses, shared by all layers: where its rows write, what they read, and who reads the same.
+
+use std::collections::HashMap;
+use std::ops::Range;
+
+use crate::schedule::StepPlan;
+
+/// Positions in a context split of attention. Changing it changes bits: bump the numerics revision.
+pub const SPLIT_TOKENS: usize = 256;
+/// A sequence with more rows than this has enough of them to read its context alone.
+const FEW_ROWS: usize = 8;
+/// Rows that read a shared split together at most.
+const ROWS_TOGETHER: usize = 64;
+
+/// Where the rows of a step write and what they read.
+pub struct StepAddresses {
+    /// Position of each row, `[T]`.
+    pub positions: Vec<u32>,
+    /// Slot of each row, `[T]`.
+    pub slots: Vec<u32>,
+    /// Whose rows these are, in order.
+    pub sequences: Vec<SequenceRows>,
+    /// The splits of those sequences that share one with another. Every split of such a sequence is here.
+    pub shared: Vec<SharedSplit>,
+}
+
+/// One sequence's rows in a step.
+pub struct SequenceRows {
+    /// Its rows of the step.
+    pub rows: Range<usize>,
+    /// Position of its first row.
+    pub first_position: usize,
+    /// Its blocks.
+    pub blocks: Vec<u32>,
+    /// Whether its splits are among the shared ones.
+    pub shares: bool,
+}
+
+/// A split and who reads it together.
+pub struct SharedSplit {
+    /// Which split.
+    pub split: usize,
+    /// Indices of sequences that have the same blocks there.
+    pub sequences: Vec<usize>,
+}
+
+impl SequenceRows {
+    /// Position of a row of the step.
+    pub fn position(&self, row: usize) -> usize {
+        self.first_position + row - self.rows.start
+    }
+
+    /// Its blocks of a split that its first row sees whole, if it does.
+    fn whole_split(&self, split: usize, block_tokens: usize) -> Option<&[u32]> {
+        let (start, end) = (split * SPLIT_TOKENS, (split + 1) * SPLIT_TOKENS);
+        (end <= self.first_position + 1)
+            .then(|| &self.blocks[start / block_tokens..end.div_ceil(block_tokens)])
+    }
+
+    /// Number of splits its last row sees.
+    pub fn splits(&self) -> usize {
+        self.position(self.rows.end).div_ceil(SPLIT_TOKENS)
+    }
+}
+
+impl StepAddresses {
+    /// Collects the addresses of `plan`.
+    pub fn new(plan: &StepPlan, block_tokens: usize) -> Self {
+        let mut end = 0;
+        let sequences = plan.sequences.iter().map(|sequence| {
+            let rows = sequence.query_tokens as usize;
+            end += rows;
+            SequenceRows {
+                rows: end - rows..end,
+                first_position: sequence.context_tokens as usize - rows,
+                blocks: sequence.blocks.iter().map(|block| block.0).collect(),
+                shares: false,
+            }
+        });
+        let mut sequences: Vec<_> = sequences.collect();
+        let shared = shared_splits(&mut sequences, block_tokens);
+        Self { positions: plan.positions.clone(), slots: plan.slots.clone(), sequences, shared }
+    }
+}
+
+/// Finds sequences of few rows that begin with the same blocks, marks them, and lists their splits. A prefix is shared from
+/// its first block on or not at all, so the first split tells.
+fn shared_splits(sequences: &mut [SequenceRows], block_tokens: usize) -> Vec<SharedSplit> {
+    let first_split = |sequence: &SequenceRows| match sequence.rows.len() <= FEW_ROWS {
+        true => sequence.whole_split(0, block_tokens).map(<[u32]>::to_vec),
+        false => None,
+    };
+    let firsts: Vec<Option<Vec<u32>>> = sequences.iter().map(first_split).collect();
+    for (index, first) in firsts.iter().enumerate() {
+        let same = |other: usize| other != index && firsts[other] == *first;
+        sequences[index].shares = first.is_some() && (0..firsts.len()).any(same);
+    }
+    let sharing = || (0..sequences.len()).filter(|index| sequences[*index].shares);
+    let last = sharing().map(|index| sequences[index].splits()).max().unwrap_or(0);
+    let mut shared = Vec::new();
+    for split in 0..last {
+        let mut readers: HashMap<&[u32], Vec<usize>> = HashMap::new();
+        for index in sharing().filter(|index| split < sequences[*index].splits()) {
+            match sequences[index].whole_split(split, block_tokens) {
+                Some(blocks) => readers.entry(blocks).or_default().push(index),
+                None => shared.push(SharedSplit { split, sequences: vec![index] }),
+            }
+        }
+        // In the order of their first sequence, so that a step is the same whenever it is made.
+        let mut readers: Vec<Vec<usize>> = readers.into_values().collect();
+        readers.sort_unstable();
+        let together = ROWS_TOGETHER / FEW_ROWS;
+        for sequences in readers.iter().flat_map(|readers| readers.chunks(together)) {
+            shared.push(SharedSplit { split, sequences: sequences.to_vec() });
+        }
+    }
+    shared
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kv::BlockId;
+    use crate::schedule::{PlannedSequence, SequenceId};
+
+    const BLOCK: usize = 16;
+
+    /// A plan of sequences with so many rows, so much context, and blocks of which the first `common` are everybody's.
+    fn plan(sequences: &[(u32, u32, u32)]) -> StepPlan {
+        let planned = sequences.iter().zip(1..).map(|((rows, context, common), index)| PlannedSequence {
+            id: SequenceId(index),
+            query_tokens: *rows,
+            context_tokens: *context,
+            blocks: (0..context.div_ceil(16))
+                .map(|block| BlockId(if block < *common { block } else { index as u32 * 1000 + block }))
+                .collect(),
+            samples: true,
+        });
+        StepPlan { sequences: planned.collect(), ..StepPlan::default() }
+    }
+
+    fn shared(sequences: &[(u32, u32, u32)]) -> Vec<(usize, Vec<usize>)> {
+        let addresses = StepAddresses::new(&plan(sequences), BLOCK);
+        addresses.shared.into_iter().map(|shared| (shared.split, shared.sequences)).collect()
+    }
+
+    #[test]
+    fn who_has_the_same_blocks_reads_them_together() {
+        // Splits 0 and 1 are everybody's; the third sequence's rows are too many; the fourth shares nothing.
+        let found = shared(&[(1, 700, 32), (2, 600, 40), (9, 700, 40), (1, 700, 0)]);
+        assert_eq!(found, [(0, vec![0, 1]), (1, vec![0, 1]), (2, vec![0]), (2, vec![1])]);
+    }
+
+    #[test]
+    fn a_split_that_is_not_seen_whole_is_read_alone() {
+        // The rows of the second begin at position 254, which does not see 255.
+        assert!(shared(&[(1, 300, 16), (2, 256, 16)]).is_empty());
+        assert_eq!(shared(&[(1, 300, 16), (1, 256, 16)]).len(), 2);
+    }
+
+    #[test]
+    fn many_readers_are_cut_into_groups() {
+        let found = shared(&[(1, 256, 16); 9]);
+        let sizes: Vec<usize> = found.iter().map(|(_, sequences)| sequences.len()).collect();
+        assert_eq!(sizes.iter().sum::<usize>(), 9);
+        assert!(sizes.iter().all(|size| *size <= ROWS_TOGETHER / FEW_ROWS), "{sizes:?}");
+    }
+}
