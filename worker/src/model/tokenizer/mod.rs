@@ -146,3 +146,6 @@ fn ends(
     }
     ends
 }
+
+#[cfg(test)]
+mod tests;
