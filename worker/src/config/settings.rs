@@ -53,12 +53,15 @@ macro_rules! settings {
 }
 
 settings! {
-    /// The model: a GGUF file.
+    /// The model: a GGUF file, a folder with safetensors, or a name on Hugging Face's hub: hf:OWNER/NAME, with @REVISION
+    /// and /FILE.gguf where they are needed.
     ["TURNMILL_MODEL"] model: Option<PathBuf>;
-    /// SHA-256 that the model file must have.
+    /// SHA-256 that the model file must have; of a folder: its safetensors files one after another.
     ["TURNMILL_MODEL_SHA256"] model_sha256: Option<ModelDigest>;
     /// What computes: auto is the GPU that this worker was built for, where there is one, and else the CPU.
     ["TURNMILL_DEVICE"] device: DeviceKind = "auto";
+    /// A file with the chat template (Jinja) to use in place of the model's own.
+    ["TURNMILL_CHAT_TEMPLATE"] chat_template: Option<PathBuf>;
     /// How weights are kept and multiplied.
     ["TURNMILL_WEIGHTS"] weights: WeightsMode = "fast";
     /// Number format of K and V in the pool.
@@ -161,7 +164,7 @@ settings! {
 }
 
 impl Settings {
-    /// The model's file, for commands that cannot do without.
+    /// The model, for commands that cannot do without.
     pub fn model_path(&self) -> Result<&Path, ConfigError> {
         self.model.as_deref().ok_or(ConfigError::NoModel)
     }

@@ -6,11 +6,11 @@
 //! prefilled in chunks, or over blocks another sequence wrote. ADR 0003 lists the rules that make it so.
 
 mod backend;
+mod checkpoint;
 mod config;
 mod decoder;
 mod device;
 mod error;
-pub mod gguf;
 mod load;
 mod matrix;
 mod prompt;
@@ -24,7 +24,8 @@ use std::sync::{Arc, Mutex};
 use crate::kv::BlockId;
 use crate::schedule::StepPlan;
 
-pub use config::DecoderConfig;
+pub use checkpoint::{Checkpoint, Part, Role};
+pub use config::{Activation, DecoderConfig, Family, RopeConfig, RopeScaling};
 pub use device::{CompiledKernel, ComputeDevice};
 pub use error::ModelError;
 pub use load::{LoadOptions, Model};

@@ -109,7 +109,7 @@ pub fn run(args: BenchArgs) -> Result<ExitCode, CommandError> {
 
 fn run_drift(args: DriftArgs) -> Result<ExitCode, CommandError> {
     let options = drift::Options {
-        model: args.model.model,
+        model: args.model.path()?,
         weights: args.model.weights,
         kv_dtype: args.model.kv_dtype,
         codecs: args.codec,
@@ -183,7 +183,7 @@ fn print_queue(report: &queue::Report) {
 
 fn run_engine(args: EngineArgs) -> Result<ExitCode, CommandError> {
     let options = engine::Options {
-        model: args.model.model,
+        model: args.model.path()?,
         weights: args.model.weights,
         kv_dtype: args.model.kv_dtype,
         prefill: args.prefill,
