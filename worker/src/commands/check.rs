@@ -135,7 +135,7 @@ fn check_model(settings: &Settings) -> Vec<Finding> {
             return findings;
         }
     };
-    findings.push(Finding::new::<CommandError>("device", Ok(device.compute_kind().to_owned())));
+    findings.push(Finding::new::<CommandError>("device", Ok(device.to_string())));
     let layers = |done, all| bar.show(Loading::Layers { done, all });
     let model = Model::load_on(&device, &path, &load_options(settings), &layers);
     let described = match model {

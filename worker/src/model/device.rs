@@ -1,5 +1,7 @@
 //! Which device computes: chosen, opened, and asked how much memory it has for K and V.
 
+use std::fmt;
+
 use candle_core::Device;
 
 use super::ModelError;
@@ -59,9 +61,10 @@ impl ComputeDevice {
         Self::Cpu
     }
 
-    /// What kind of machine computes the bits.
-    pub fn compute_kind(&self) -> &'static str {
+    /// What kind of machine computes the bits. `ours` says whether all products are our own, which give the same on every CPU.
+    pub fn compute_kind(&self, ours: bool) -> &'static str {
         match self {
+            Self::Cpu if ours => "cpu",
             Self::Cpu => cpu_kind(),
             Self::Tensor(Device::Cpu) => "candle-cpu",
             Self::Tensor(Device::Metal(_)) => "metal",
@@ -94,6 +97,15 @@ impl ComputeDevice {
             kernels.map(move |(name, outcome)| CompiledKernel { name, head_dim, dtype, outcome })
         };
         KV_DTYPES.into_iter().flat_map(compile).collect()
+    }
+}
+
+impl fmt::Display for ComputeDevice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Cpu => cpu_kind(),
+            _ => self.compute_kind(false),
+        })
     }
 }
 
@@ -138,7 +150,7 @@ fn unopened(way: &str, error: &candle_core::Error) -> String {
     format!("the {way} device cannot be opened ({reason}); set device to cpu")
 }
 
-/// Kinds of CPU: kernels differ by instruction set.
+/// Kinds of CPU: candle's kernels differ by instruction set.
 fn cpu_kind() -> &'static str {
     #[cfg(target_arch = "x86_64")]
     {
@@ -179,7 +191,7 @@ mod tests {
 
     #[test]
     fn kinds_of_machine_have_names_of_their_own() {
-        assert!(ComputeDevice::Cpu.compute_kind().starts_with("cpu-"));
-        assert_eq!(ComputeDevice::Tensor(Device::Cpu).compute_kind(), "candle-cpu");
+        assert!(ComputeDevice::Cpu.compute_kind(false).starts_with("cpu-"));
+        assert_eq!(ComputeDevice::Tensor(Device::Cpu).compute_kind(true), "candle-cpu");
     }
 }

@@ -129,7 +129,9 @@ impl Model {
             bytes => bytes,
         };
         let blocks = pool_blocks(&config, options, pool_bytes)?;
-        let namespace = namespace(&checkpoint, &tokenizer, options, device)?;
+        let ours = options.weights == WeightsMode::Fast && CpuBackend::multiplies(&config);
+        let compute_kind = device.compute_kind(ours);
+        let namespace = namespace(&checkpoint, &tokenizer, options, compute_kind)?;
         let layers = config.layers;
         let done = |layer| progress(layer, layers);
         let (kv, weights, heads) = (options.kv_shape(&config, blocks), options.weights, config.heads);
@@ -147,7 +149,6 @@ impl Model {
             head_dim: config.head_dim,
             dtype: options.kv_dtype,
         };
-        let compute_kind = device.compute_kind();
         Ok(Self {
             engine,
             tokenizer,
@@ -214,7 +215,7 @@ fn namespace(
     checkpoint: &Checkpoint,
     tokenizer: &Tokenizer,
     options: &LoadOptions,
-    device: &ComputeDevice,
+    compute_kind: &str,
 ) -> Result<Namespace, ModelError> {
     Ok(Namespace::new(&Identity {
         weights_digest: checkpoint.weights_digest()?,
@@ -223,7 +224,7 @@ fn namespace(
         rope_and_window: &checkpoint.config().identity(),
         kv_dtype: &options.kv_dtype.to_string(),
         codec: &options.kv_codec.to_string(),
-        compute_kind: if options.kv_any_compute { "any" } else { device.compute_kind() },
+        compute_kind: if options.kv_any_compute { "any" } else { compute_kind },
         numerics_revision: NUMERICS_REVISION,
         block_tokens: options.block_tokens as u32,
         chunk_tokens: CHUNK_TOKENS as u32,

@@ -21,6 +21,7 @@ use rayon::prelude::*;
 use super::{Activation, AttentionShape, Backend, KvShape};
 use crate::config::WeightsMode;
 use crate::kv::BlockId;
+use crate::model::config::DecoderConfig;
 use crate::model::simd::{Isa, rows};
 use crate::schedule::StepPlan;
 
@@ -46,6 +47,11 @@ impl CpuBackend {
     /// A backend with an empty pool of `shape` and weights held in `mode`.
     pub fn new(shape: KvShape, mode: WeightsMode) -> Self {
         Self { isa: Isa::detect(), mode, pool: Pool::new(shape), memory: Memory::default() }
+    }
+
+    /// Whether our own kernels take all matrices of such a model, in the mode `fast`.
+    pub fn multiplies(config: &DecoderConfig) -> bool {
+        [config.hidden, config.intermediate, config.heads * config.head_dim].into_iter().all(linear::packs)
     }
 
     /// `RMSNorm(x) · Wᵀ + bias`, into `out`.
