@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <iterator>
 #include <set>
@@ -28,10 +29,15 @@ int faults = 0;
 
 template <class T, size_t N> T pick(const T (&list)[N], size_t index) { return list[index % N]; }
 
-void describe(const Shape &shape, Route route) {
-    printf("  head_dim %u, format %d, group %u, kv_heads %u, block_tokens %u, window %d, soft cap %g, route %d: ",
+// Reports a fault of `shape`; gives up after many.
+void fault(const Shape &shape, Route route, const char *what, double figure) {
+    printf("  head_dim %u, format %d, group %u, kv_heads %u, block_tokens %u, window %d, soft cap %g, route %d: %s %g\n",
            shape.head_dim, int(shape.format), shape.group, shape.kv_heads, shape.block_tokens, int(shape.window),
-           shape.soft_cap, int(route));
+           shape.soft_cap, int(route), what, figure);
+    if (++faults == 20) {
+        printf("too many faults\n");
+        exit(1);
+    }
 }
 
 // One part of the test: its cases and their largest error.
@@ -50,9 +56,8 @@ struct Part {
             // Also if it is NaN.
             largest_here = error <= largest_here ? largest_here : error;
         }
-        if (!(largest_here <= tolerance) && faults++ < 20) {
-            describe(step.shape, route);
-            printf("error %g\n", largest_here);
+        if (!(largest_here <= tolerance)) {
+            fault(step.shape, route, "error", largest_here);
         }
         largest = largest_here <= largest ? largest : largest_here;
         cases++;
@@ -60,9 +65,8 @@ struct Part {
 
     void run(const Shape &shape, const std::vector<Rows> &rows, Route route) {
         Step step(shape, rows, cases);
-        if (!step.write(cases) && faults++ < 20) {
-            describe(shape, route);
-            printf("reshape_and_cache left a wrong pool\n");
+        if (!step.write(cases)) {
+            fault(shape, route, "reshape_and_cache left a wrong pool with seed", cases);
         }
         compare(step, route, step.attend(route, cases), step.rows);
     }
@@ -182,9 +186,8 @@ void orders_of_threads() {
             step.write(0);
             const std::vector<float> first = step.attend(route, 0);
             for (uint seed = 1; seed < 6; seed++, runs++) {
-                if (!same_bits(first, step.attend(route, seed)) && faults++ < 20) {
-                    describe(step.shape, route);
-                    printf("other bits with seed %u\n", seed);
+                if (!same_bits(first, step.attend(route, seed))) {
+                    fault(step.shape, route, "other bits with seed", seed);
                 }
             }
         }
@@ -202,9 +205,8 @@ void cut_prompts() {
             Step cut = whole;
             cut.sequences = {{0, 7, 250, 0}, {7, 33, 257, 0}};
             runs++;
-            if (!same_bits(whole.attend(route, 1), cut.attend(route, 1)) && faults++ < 20) {
-                describe(whole.shape, route);
-                printf("other bits when the prompt is cut\n");
+            if (!same_bits(whole.attend(route, 1), cut.attend(route, 1))) {
+                fault(whole.shape, route, "other bits when the prompt is cut before row", 7);
             }
         }
     }

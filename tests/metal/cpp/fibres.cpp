@@ -145,6 +145,8 @@ unsigned char *threadgroup_arena() { return arena; }
 
 void threadgroup_barrier(Place place) { wait(State::at_barrier, place); }
 
+void simdgroup_barrier(Place place) { wait(State::at_simd_function, place); }
+
 const unsigned char (*exchange(const void *mine, size_t bytes, Place place))[16] {
     Thread &thread = running->thread;
     auto &values = exchanged[thread.simdgroup_index_in_threadgroup][thread.simd_functions++ % 2];

@@ -68,6 +68,7 @@ void dispatch(Kernel kernel, uint3 grid, uint threads, const Buffers &buffers, u
 Thread &current();
 
 void threadgroup_barrier(Place place);
+void simdgroup_barrier(Place place);
 
 // Gives all lanes' values of this simd function, each in 16 bytes, once all lanes have called it.
 const unsigned char (*exchange(const void *mine, size_t bytes, Place place))[16];
