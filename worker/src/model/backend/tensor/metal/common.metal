@@ -7,7 +7,7 @@
 // line of its own as `name [[buffer(n)]]`, in the order in which the host binds them.
 //
 // Invariants:
-// * Threadgroups have 256 threads, which are 8 simdgroups of 32 lanes.
+// * Threadgroups have 256 threads, which are 8 simdgroups of 32 lanes; the kernels say so to the compiler.
 // * Every sum is in f32; the pool's format is only stored. K and V are read from the pool only.
 // * A slot that no row of the task sees is never read; a position that a row does not see is skipped, never
 //   multiplied by zero: zero times NaN is NaN.
@@ -104,6 +104,9 @@ inline ulong vector_offset(
 inline float capped(float score, float soft_cap) {
     return soft_cap > 0.0f ? soft_cap * precise::tanh(score / soft_cap) : score;
 }
+
+// Before loops over arrays that are to stay in registers: only indices that the compiler knows let them.
+#define UNROLL _Pragma("clang loop unroll(full)")
 
 // Makes the pipeline turnmill_NAME.
 #define INSTANTIATE(NAME)                                          \

@@ -4,6 +4,16 @@
 // largest score and the sum of exp(score - largest), which can be joined. K and V are read through block tables as
 // in PagedAttention (Kwon et al. 2023).
 
+// Loads the elements of a K or V vector that this lane carries; those past the head's end are zero.
+template <typename KV, uint HEAD_DIM>
+inline void load(thread float *elements, const device KV *vector, uint lane) {
+    UNROLL
+    for (uint e = 0; e < elements_per_lane(HEAD_DIM); e++) {
+        const uint element = lane + LANES * e;
+        elements[e] = element < HEAD_DIM ? float(vector[element]) : 0.0f;
+    }
+}
+
 // Grid: (tasks, kv_heads, 1) threadgroups of 256 threads. A task has vectors_per_simdgroup(head_dim) query vectors
 // (fewer at the sequence's end) and one partition. The tasks of the same vectors lie partition after partition,
 // from 0 to that of the vectors' last row, even where a window hides it.
@@ -12,6 +22,7 @@
 // keeps the score of the tile's position i and makes a weight of it. For the output, lanes hold elements of V. At
 // the end the states of the 8 simdgroups are joined, in order, one query vector at a time.
 template <typename KV, uint HEAD_DIM>
+[[max_total_threads_per_threadgroup(256)]]
 [[kernel]] void paged_attention_decode(
     const device float *queries [[buffer(0)]],       // [T, heads, head_dim]
     const device KV *pool [[buffer(1)]],             // [2, blocks, block_tokens, kv_heads, head_dim]
@@ -55,8 +66,10 @@ template <typename KV, uint HEAD_DIM>
 
     float query[VECTORS][ELEMENTS];
     float weighted[VECTORS][ELEMENTS];  // values times exp(score - maximum)
+    UNROLL
     for (uint v = 0; v < VECTORS; v++) {
         const ulong from = vector_offset(sequence, task.first_vector + v, kv_head, parameters, HEAD_DIM);
+        UNROLL
         for (uint e = 0; e < ELEMENTS; e++) {
             const uint element = lane + LANES * e;
             query[v][e] = v < count && element < HEAD_DIM ? queries[from + element] * parameters.scale : 0.0f;
@@ -78,21 +91,20 @@ template <typename KV, uint HEAD_DIM>
     }
 
     float scores[VECTORS];  // of this lane's position
+    UNROLL
     for (uint v = 0; v < VECTORS; v++) {
         scores[v] = LOWEST;
     }
     for (uint p = tile_first; p < tile_end; p++) {
-        const device KV *key = keys + simd_shuffle(slot, ushort(p - tile)) * token_elements;
-        float loaded[ELEMENTS];
-        for (uint e = 0; e < ELEMENTS; e++) {
-            const uint element = lane + LANES * e;
-            loaded[e] = element < HEAD_DIM ? float(key[element]) : 0.0f;
-        }
+        float key[ELEMENTS];
+        load<KV, HEAD_DIM>(key, keys + simd_shuffle(slot, ushort(p - tile)) * token_elements, lane);
+        UNROLL
         for (uint v = 0; v < VECTORS; v++) {
             if (v < count) {
                 float product = 0.0f;
+                UNROLL
                 for (uint e = 0; e < ELEMENTS; e++) {
-                    product = fma(query[v][e], loaded[e], product);
+                    product = fma(query[v][e], key[e], product);
                 }
                 product = simd_sum(product);
                 scores[v] = p == position ? product : scores[v];
@@ -101,6 +113,7 @@ template <typename KV, uint HEAD_DIM>
     }
 
     // Softmax within the tile: weights take the scores' place.
+    UNROLL
     for (uint v = 0; v < VECTORS; v++) {
         if (v < count) {
             const uint end = sequence.first_position + (task.first_vector + v) / group + 1;
@@ -117,57 +130,56 @@ template <typename KV, uint HEAD_DIM>
     }
 
     for (uint p = tile_first; p < tile_end; p++) {
-        const device KV *value = values + simd_shuffle(slot, ushort(p - tile)) * token_elements;
-        float loaded[ELEMENTS];
-        for (uint e = 0; e < ELEMENTS; e++) {
-            const uint element = lane + LANES * e;
-            loaded[e] = element < HEAD_DIM ? float(value[element]) : 0.0f;
-        }
+        float value[ELEMENTS];
+        load<KV, HEAD_DIM>(value, values + simd_shuffle(slot, ushort(p - tile)) * token_elements, lane);
+        UNROLL
         for (uint v = 0; v < VECTORS; v++) {
             if (v < count) {
                 const float weight = simd_shuffle(scores[v], ushort(p - tile));
+                UNROLL
                 for (uint e = 0; e < ELEMENTS; e++) {
-                    weighted[v][e] = weight > 0.0f ? fma(weight, loaded[e], weighted[v][e]) : weighted[v][e];
+                    weighted[v][e] = weight > 0.0f ? fma(weight, value[e], weighted[v][e]) : weighted[v][e];
                 }
             }
         }
     }
 
     const uint thread_index = simdgroup_index * LANES + lane;
+    UNROLL
     for (uint v = 0; v < VECTORS; v++) {
-        if (v >= count) {
-            break;
-        }
-        for (uint e = 0; e < ELEMENTS; e++) {
-            const uint element = lane + LANES * e;
-            if (element < HEAD_DIM) {
-                shared_values[simdgroup_index * HEAD_DIM + element] = weighted[v][e];
+        if (v < count) {
+            UNROLL
+            for (uint e = 0; e < ELEMENTS; e++) {
+                const uint element = lane + LANES * e;
+                if (element < HEAD_DIM) {
+                    shared_values[simdgroup_index * HEAD_DIM + element] = weighted[v][e];
+                }
             }
-        }
-        // After it: the states of all simdgroups are there.
-        threadgroup_barrier(mem_flags::mem_threadgroup);
-        float maximum = LOWEST;
-        for (uint s = 0; s < SIMDGROUPS; s++) {
-            maximum = max(maximum, maxima[s * VECTORS + v]);
-        }
-        float sum = 0.0f;
-        float value = 0.0f;
-        for (uint s = 0; s < SIMDGROUPS; s++) {
-            const float factor = exp(maxima[s * VECTORS + v] - maximum);
-            sum = fma(sums[s * VECTORS + v], factor, sum);
+            // After it: the states of all simdgroups are there.
+            threadgroup_barrier(mem_flags::mem_threadgroup);
+            float maximum = LOWEST;
+            for (uint s = 0; s < SIMDGROUPS; s++) {
+                maximum = max(maximum, maxima[s * VECTORS + v]);
+            }
+            float sum = 0.0f;
+            float value = 0.0f;
+            for (uint s = 0; s < SIMDGROUPS; s++) {
+                const float factor = exp(maxima[s * VECTORS + v] - maximum);
+                sum = fma(sums[s * VECTORS + v], factor, sum);
+                if (thread_index < HEAD_DIM) {
+                    value = fma(shared_values[s * HEAD_DIM + thread_index], factor, value);
+                }
+            }
             if (thread_index < HEAD_DIM) {
-                value = fma(shared_values[s * HEAD_DIM + thread_index], factor, value);
+                partial_values[(first_partial + v) * HEAD_DIM + thread_index] = value;
             }
+            if (thread_index == 0) {
+                partial_maxima[first_partial + v] = maximum;
+                partial_sums[first_partial + v] = sum;
+            }
+            // After it: shared_values may take the next query vector.
+            threadgroup_barrier(mem_flags::mem_threadgroup);
         }
-        if (thread_index < HEAD_DIM) {
-            partial_values[(first_partial + v) * HEAD_DIM + thread_index] = value;
-        }
-        if (thread_index == 0) {
-            partial_maxima[first_partial + v] = maximum;
-            partial_sums[first_partial + v] = sum;
-        }
-        // After it: shared_values may take the next query vector.
-        threadgroup_barrier(mem_flags::mem_threadgroup);
     }
 }
 
@@ -178,6 +190,7 @@ INSTANTIATE(paged_attention_decode)
 // Grid: (joins, kv_heads, 1) threadgroups of 256 threads. A thread takes one element of the output after the other.
 // No barrier.
 template <typename KV, uint HEAD_DIM>
+[[max_total_threads_per_threadgroup(256)]]
 [[kernel]] void paged_attention_reduce(
     const device float *partial_values [[buffer(0)]],  // [tasks, kv_heads, vectors, head_dim]
     const device float *partial_maxima [[buffer(1)]],  // [tasks, kv_heads, vectors]

@@ -44,6 +44,7 @@ inline void add_values(
         for (uint i = 0; i < 4; i++) {
             value[i] = staged[(quad * 4 + i) * STAGED_QUADS * 4 + lane];
         }
+        UNROLL
         for (uint v = 0; v < VECTORS; v++) {
             const float4 weight = weights[v * QUADS + quad];
             for (uint i = 0; i < 4; i++) {
@@ -61,6 +62,7 @@ inline void add_values(
 // the slice and reads the weights from there. Each slice is written between two barriers: the first waits until all
 // have read the slice before, the second until all have written this one.
 template <typename KV, uint HEAD_DIM>
+[[max_total_threads_per_threadgroup(256)]]
 [[kernel]] void paged_attention_prefill(
     const device float *queries [[buffer(0)]],      // [T, heads, head_dim]
     const device KV *pool [[buffer(1)]],            // [2, blocks, block_tokens, kv_heads, head_dim]
@@ -99,10 +101,12 @@ template <typename KV, uint HEAD_DIM>
     uint ends[VECTORS];                 // of what each vector sees; 0 for vectors past the last
     uint all_see_first = 0;             // positions that every vector of this simdgroup sees
     uint all_see_end = 0xffffffff;
+    UNROLL
     for (uint v = 0; v < VECTORS; v++) {
         const uint vector = first_vector + v;
         const bool exists = vector < end_vector;
         const ulong from = exists ? vector_offset(sequence, vector, kv_head, parameters, HEAD_DIM) : 0;
+        UNROLL
         for (uint e = 0; e < ELEMENTS; e++) {
             const uint element = lane + LANES * e;
             query[v][e] = exists && element < HEAD_DIM ? queries[from + element] * parameters.scale : 0.0f;
@@ -126,18 +130,22 @@ template <typename KV, uint HEAD_DIM>
         }
 
         float scores[VECTORS];  // of this lane's position
+        UNROLL
         for (uint v = 0; v < VECTORS; v++) {
             scores[v] = 0.0f;
         }
+        UNROLL
         for (uint e = 0; e < ELEMENTS; e++) {
             threadgroup_barrier(mem_flags::mem_threadgroup);
             stage<KV, HEAD_DIM>(staged_floats, keys, token_elements, slot, e, simdgroup_index, lane);
+            UNROLL
             for (uint v = 0; v < VECTORS; v++) {
                 own_floats[v * LANES + lane] = query[v][e];
             }
             threadgroup_barrier(mem_flags::mem_threadgroup);
             for (uint quad = 0; quad < QUADS; quad++) {
                 const float4 key = staged[lane * STAGED_QUADS + quad];
+                UNROLL
                 for (uint v = 0; v < VECTORS; v++) {
                     scores[v] += dot(own[v * QUADS + quad], key);
                 }
@@ -146,6 +154,7 @@ template <typename KV, uint HEAD_DIM>
 
         // Softmax so far, and this tile's weights where the queries were.
         simdgroup_barrier(mem_flags::mem_threadgroup);
+        UNROLL
         for (uint v = 0; v < VECTORS; v++) {
             const bool seen = sees(ends[v], parameters.window, position);
             const float score = seen ? capped(scores[v], parameters.soft_cap) : LOWEST;
@@ -155,12 +164,14 @@ template <typename KV, uint HEAD_DIM>
             own_floats[v * LANES + lane] = weight;
             maximum[v] = joined;
             sum[v] = fma(sum[v], correction, simd_sum(weight));
+            UNROLL
             for (uint e = 0; e < ELEMENTS; e++) {
                 weighted[e][v] *= correction;
             }
         }
 
         const bool masked = tile < all_see_first || tile + LANES > all_see_end;
+        UNROLL
         for (uint e = 0; e < ELEMENTS; e++) {
             threadgroup_barrier(mem_flags::mem_threadgroup);
             stage<KV, HEAD_DIM>(staged_floats, values, token_elements, slot, e, simdgroup_index, lane);
@@ -173,9 +184,11 @@ template <typename KV, uint HEAD_DIM>
         }
     }
 
+    UNROLL
     for (uint v = 0; v < VECTORS; v++) {
         if (first_vector + v < end_vector) {
             const ulong to = vector_offset(sequence, first_vector + v, kv_head, parameters, HEAD_DIM);
+            UNROLL
             for (uint e = 0; e < ELEMENTS; e++) {
                 const uint element = lane + LANES * e;
                 if (element < HEAD_DIM) {

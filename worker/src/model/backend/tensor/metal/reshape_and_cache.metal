@@ -4,6 +4,7 @@
 // of K and of V. No barrier: slots are distinct, so no two threads write the same place.
 
 template <typename KV, uint HEAD_DIM>
+[[max_total_threads_per_threadgroup(256)]]
 [[kernel]] void reshape_and_cache(
     const device float *keys [[buffer(0)]],    // [T, kv_heads, head_dim]
     const device float *values [[buffer(1)]],  // [T, kv_heads, head_dim]
