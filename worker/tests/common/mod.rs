@@ -13,6 +13,7 @@ use turnmill_worker::kv::BlockPool;
 use turnmill_worker::model::{Engine, LoadOptions, Model};
 use turnmill_worker::schedule::{Limits, NewSequence, Sampled, Scheduler, SequenceId};
 
+#[allow(unused_imports)] // Not every test file makes one.
 pub use tiny::Tiny;
 
 /// Held by a test while it computes: candle's threads wait for each other by spinning, so two models that
