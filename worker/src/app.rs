@@ -21,17 +21,17 @@ use crate::broker::redis::{BrokerSettings, RedisBroker};
 use crate::broker::{Broker as _, BrokerError};
 use crate::config::{AutoByteSize, ConfigError, KvDtype, Settings, StoreSetting};
 use crate::engine::{self, EngineGone, EngineHandle, EngineSettings, RunSink};
+use crate::hub::{self, Fetching, HubError};
 use crate::kv::{BlockShape, CHUNK_TOKENS};
 use crate::lifecycle::{HeadroomLimits, Lifecycle, Phase};
-use crate::model::gguf::Gguf;
-use crate::model::{EngineError, LoadOptions, Model, ModelError};
+use crate::model::{Checkpoint, EngineError, LoadOptions, Model, ModelError};
 use crate::observe::http::{self, HttpState};
 use crate::observe::{ObserveError, QueueGauges, logs, metrics};
 use crate::runner::{
     Held, Intake, Keeper, Link, Prompting, Registry, RestoreSettings, Restorer, Retries, Runner,
     RunnerSettings, heartbeat, notices, trim,
 };
-use crate::schedule::Limits;
+use crate::schedule::{Limits, Speculation};
 use crate::store::{BlockStore, BlockStoreSettings, Payloads, StoreError};
 
 /// Time between two looks at the queue's counts.
@@ -55,6 +55,9 @@ pub enum AppError {
     /// The object store.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// A model that is not on this machine.
+    #[error(transparent)]
+    Hub(#[from] HubError),
     /// The model.
     #[error(transparent)]
     Model(#[from] ModelError),
@@ -80,6 +83,20 @@ pub enum AppError {
     Panicked(#[from] JoinError),
 }
 
+/// What goes on before a worker is ready, for who waits.
+#[derive(Clone, Copy, Debug)]
+pub enum Loading<'a> {
+    /// A file of the model is downloaded.
+    Fetching(Fetching<'a>),
+    /// Layers of the model are loaded.
+    Layers {
+        /// So many.
+        done: usize,
+        /// Of so many.
+        all: usize,
+    },
+}
+
 /// Options of loading a model, from settings.
 pub fn load_options(settings: &Settings) -> LoadOptions {
     LoadOptions {
@@ -94,6 +111,7 @@ pub fn load_options(settings: &Settings) -> LoadOptions {
         max_context_tokens: settings.max_context_tokens as usize,
         kv_codec: settings.kv_codec,
         kv_any_compute: settings.kv_any_compute,
+        chat_template: settings.chat_template.clone(),
     }
 }
 
@@ -158,6 +176,7 @@ pub fn open_blocks(settings: &Settings, shape: BlockShape) -> Result<Option<Bloc
 
 /// Extent and limits of the engine over a pool of `blocks` blocks, from settings.
 fn engine_settings(settings: &Settings, model: &Model) -> EngineSettings {
+    let speculates = settings.speculation.looks_up();
     EngineSettings {
         limits: Limits {
             max_sequences: settings.max_sequences as usize,
@@ -168,6 +187,7 @@ fn engine_settings(settings: &Settings, model: &Model) -> EngineSettings {
         block_tokens: settings.block_tokens,
         transfer_bytes: settings.transfer_bytes.bytes() as usize,
         offload_bytes: settings.offload_bytes.bytes() as usize,
+        speculation: speculates.then(|| Speculation::new(settings.speculation_tokens as usize)),
     }
 }
 
@@ -189,10 +209,10 @@ fn keeper(settings: &Settings, store: BlockStore, engine: EngineHandle) -> Keepe
     Keeper::new(Restorer::new(store, engine, restore), persist_wait, GIVE_BACK_PERSIST)
 }
 
-/// Runs a worker until a signal or a failure ends it. `progress` is told of layers loaded.
+/// Runs a worker until a signal or a failure ends it. `progress` is told how far the model is.
 pub async fn serve(
     settings: Settings,
-    progress: impl Fn(usize, usize) + Send + 'static,
+    progress: impl Fn(Loading<'_>) + Send + 'static,
 ) -> Result<(), AppError> {
     logs::init(settings.log_format, &settings.log)?;
     let mut signals = Signals::listen()?;
@@ -291,7 +311,7 @@ impl Worker {
     async fn start(
         settings: &Settings,
         http: &HttpState,
-        progress: impl Fn(usize, usize) + Send + 'static,
+        progress: impl Fn(Loading<'_>) + Send + 'static,
     ) -> Result<Self, AppError> {
         let lifecycle = http.lifecycle.clone();
         let payloads = open_payloads(settings)?;
@@ -420,17 +440,19 @@ fn about(settings: &Settings) -> Result<WorkerStatus, AppError> {
 
 async fn load_model(
     settings: &Settings,
-    progress: impl Fn(usize, usize) + Send + 'static,
+    progress: impl Fn(Loading<'_>) + Send + 'static,
 ) -> Result<Model, AppError> {
     let path: PathBuf = settings.model_path()?.to_owned();
     let digest = settings.model_sha256.clone();
     let options = load_options(settings);
     info!(model = %path.display(), weights = ?options.weights, "loading");
     let load = move || {
+        let path = hub::resolve(&path, &|fetching| progress(Loading::Fetching(fetching)))?;
         if let Some(digest) = digest {
-            Gguf::open(&path)?.verify_sha256(digest.as_str())?;
+            Checkpoint::open(&path)?.verify_sha256(digest.as_str())?;
         }
-        let mut model = Model::load(&path, &options, &progress)?;
+        let layers = |done, all| progress(Loading::Layers { done, all });
+        let mut model = Model::load(&path, &options, &layers)?;
         model.warm_up()?;
         Ok::<_, AppError>(model)
     };

@@ -9,6 +9,7 @@
 //! | [`broker`] | the port to the queue, and its Redis adapter |
 //! | [`schedule`] | pure: which rows the next step computes |
 //! | [`kv`] | pure: block pool, block tables, prefix hashes |
+//! | [`hub`] | models from Hugging Face's hub, and the cache they are kept in |
 //! | [`model`] | the port to the model; the only room that knows candle |
 //! | [`store`] | what lies in the object store; the only room that knows object_store |
 //! | [`engine`] | the step loop on its own thread, between async turns and the model |
@@ -22,6 +23,7 @@ pub mod broker;
 pub mod config;
 mod cryptography;
 pub mod engine;
+pub mod hub;
 pub mod kv;
 pub mod lifecycle;
 pub mod model;

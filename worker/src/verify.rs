@@ -266,7 +266,7 @@ fn whole_pool_plan(tokens: &[u32], rows: std::ops::Range<usize>) -> StepPlan {
             query_tokens: rows.len() as u32,
             context_tokens: rows.end as u32,
             blocks: (0..rows.end.div_ceil(BLOCK_TOKENS) as u32).map(BlockId).collect(),
-            samples: true,
+            samples: 1,
         }],
     }
 }

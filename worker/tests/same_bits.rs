@@ -122,6 +122,19 @@ fn tiny_models_in_every_mode_and_type() {
 }
 
 #[test]
+fn every_family() {
+    let _computing = only_me();
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let mut preempted = 0;
+    for tiny in Tiny::families() {
+        let path = tiny.write_folder(directory.path(), 1);
+        let mut model = load(&path, WeightsMode::Fast, KvDtype::F16, POOL_TOKENS);
+        preempted += check(&format!("{:?}", tiny.family), &mut model, tiny.vocabulary, 33, 4);
+    }
+    assert!(preempted > 0, "small pools must have preempted somebody");
+}
+
+#[test]
 fn the_default_model_in_every_mode() {
     let _computing = only_me();
     for weights in [WeightsMode::Fast, WeightsMode::F32, WeightsMode::AsIs] {

@@ -5,15 +5,16 @@ use std::process::ExitCode;
 
 use clap::{ArgMatches, Args};
 use serde::Serialize;
-use turnmill_worker::app::{broker_settings, load_options, open_blocks};
+use turnmill_worker::app::{Loading, broker_settings, load_options, open_blocks};
 use turnmill_worker::broker::redis::check_server;
 use turnmill_worker::config::{Settings, SettingsArgs};
+use turnmill_worker::hub;
 use turnmill_worker::kv::BlockShape;
-use turnmill_worker::model::gguf::Gguf;
-use turnmill_worker::model::{CompiledKernel, ComputeDevice, Model};
+use turnmill_worker::model::{Checkpoint, CompiledKernel, ComputeDevice, Model};
 use turnmill_worker::observe::http;
 
-use super::{CommandError, print_json, progress_bar};
+use super::loading::LoadingBar;
+use super::{CommandError, print_json};
 
 /// Check settings, model, queue and port, and report everything that is wrong.
 #[derive(Args)]
@@ -113,13 +114,18 @@ async fn check_store(settings: &Settings) -> Option<Finding> {
 }
 
 fn check_model(settings: &Settings) -> Vec<Finding> {
-    let path = match settings.model_path() {
+    let bar = LoadingBar::new();
+    let named = match settings.model_path() {
+        Ok(path) => path,
+        Err(error) => return vec![Finding::new("model", Err(error))],
+    };
+    let path = match hub::resolve(named, &|fetching| bar.show(Loading::Fetching(fetching))) {
         Ok(path) => path,
         Err(error) => return vec![Finding::new("model", Err(error))],
     };
     let mut findings = Vec::new();
     if let Some(digest) = &settings.model_sha256 {
-        let verified = Gguf::open(path).and_then(|gguf| gguf.verify_sha256(digest.as_str()));
+        let verified = Checkpoint::open(&path).and_then(|model| model.verify_sha256(digest.as_str()));
         findings.push(Finding::new("checksum", verified.map(|()| "as expected".to_owned())));
     }
     let device = match ComputeDevice::open(settings.device) {
@@ -130,12 +136,8 @@ fn check_model(settings: &Settings) -> Vec<Finding> {
         }
     };
     findings.push(Finding::new::<CommandError>("device", Ok(device.compute_kind().to_owned())));
-    let bar = progress_bar("loading", "layers");
-    let model = Model::load_on(&device, path, &load_options(settings), &|done, all| {
-        bar.set_length(all as u64);
-        bar.set_position(done as u64);
-    });
-    bar.finish_and_clear();
+    let layers = |done, all| bar.show(Loading::Layers { done, all });
+    let model = Model::load_on(&device, &path, &load_options(settings), &layers);
     let described = match model {
         Err(error) => Err(error.to_string()),
         Ok(mut model) => {

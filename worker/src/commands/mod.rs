@@ -4,6 +4,7 @@ pub mod bench;
 pub mod check;
 pub mod config;
 pub mod kv;
+mod loading;
 mod model_args;
 pub mod serve;
 mod threads;
@@ -14,11 +15,13 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use turnmill_worker::app::AppError;
+use turnmill_worker::bench::speculation::SpeculationError;
 use turnmill_worker::bench::stored::BenchError;
 use turnmill_worker::bench::{drift, engine, queue};
 use turnmill_worker::broker::BrokerError;
 use turnmill_worker::broker::redis::HoldError;
 use turnmill_worker::config::ConfigError;
+use turnmill_worker::hub::HubError;
 use turnmill_worker::store::StoreError;
 use turnmill_worker::store::garbage::GarbageError;
 use turnmill_worker::store::keys::KeysError;
@@ -42,9 +45,15 @@ pub enum CommandError {
     /// The queue could not be measured.
     #[error(transparent)]
     BenchQueue(#[from] queue::BenchError),
+    /// What proposed tokens are worth could not be measured.
+    #[error(transparent)]
+    BenchSpeculation(#[from] SpeculationError),
     /// What stored K and V are worth could not be measured.
     #[error(transparent)]
     BenchStored(#[from] BenchError),
+    /// A model that is not on this machine.
+    #[error(transparent)]
+    Hub(#[from] HubError),
     /// A number asks for nothing.
     #[error("{0} is too small; give {1} or more")]
     TooFew(&'static str, u32),

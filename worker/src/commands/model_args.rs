@@ -3,13 +3,17 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use turnmill_worker::app::Loading;
 use turnmill_worker::config::{KvDtype, WeightsMode};
+use turnmill_worker::hub::{self, HubError};
+
+use super::loading::LoadingBar;
 
 /// Which model, and how it is held.
 #[derive(Args)]
 pub struct ModelArgs {
-    /// The model, a GGUF file.
-    #[arg(long, value_name = "FILE", env = "TURNMILL_MODEL")]
+    /// The model: a GGUF file, a folder with safetensors, or hf:OWNER/NAME
+    #[arg(long, value_name = "MODEL", env = "TURNMILL_MODEL")]
     pub model: PathBuf,
     /// How weights are held.
     #[arg(long, value_name = "MODE", default_value = "fast")]
@@ -17,4 +21,12 @@ pub struct ModelArgs {
     /// Element type of the block pool.
     #[arg(long, value_name = "DTYPE", default_value = "f16")]
     pub kv_dtype: KvDtype,
+}
+
+impl ModelArgs {
+    /// Where the model lies; fetched first where it is on the hub.
+    pub fn path(&self) -> Result<PathBuf, HubError> {
+        let bar = LoadingBar::new();
+        hub::resolve(&self.model, &|fetching| bar.show(Loading::Fetching(fetching)))
+    }
 }

@@ -6,8 +6,9 @@ use clap::{ArgMatches, Args};
 use turnmill_worker::app;
 use turnmill_worker::config::{Settings, SettingsArgs};
 
+use super::loading::LoadingBar;
 use super::threads::with_threads;
-use super::{CommandError, progress_bar, runtime};
+use super::{CommandError, runtime};
 
 /// Claim turns and compute them until a signal ends it.
 #[derive(Args)]
@@ -21,16 +22,9 @@ pub fn run(matches: &ArgMatches) -> Result<ExitCode, CommandError> {
     let (settings, _) = Settings::load(matches)?;
     settings.model_path()?;
     with_threads(settings.threads)?;
-    let bar = progress_bar("loading", "layers");
-    let progress = move |done: usize, all: usize| {
-        bar.set_length(all as u64);
-        bar.set_position(done as u64);
-        if done == all {
-            bar.finish_and_clear();
-        }
-    };
+    let bar = LoadingBar::new();
     let runtime = runtime()?;
-    let outcome = runtime.block_on(app::serve(settings, progress));
+    let outcome = runtime.block_on(app::serve(settings, move |loading| bar.show(loading)));
     // A model that is still being loaded when a signal comes is not waited for.
     runtime.shutdown_background();
     outcome?;

@@ -29,7 +29,7 @@ pub struct VerifyArgs {
 /// Runs the command; exit status 1 where something differs more than rounding explains.
 pub fn run(args: VerifyArgs) -> Result<ExitCode, CommandError> {
     let options = Options {
-        model: args.model.model,
+        model: args.model.path()?,
         references: args.reference,
         device: args.device,
         weights: args.model.weights,

@@ -7,8 +7,13 @@ use super::{ConfigError, SettingsArgs};
 const PREFIX: &str = "TURNMILL_";
 
 /// Variables of the set-up scripts, the tests and the producer. People may export them in the shell a worker starts from.
-const OTHERS: [&str; 4] =
-    ["TURNMILL_CACHE", "TURNMILL_TENANT", "TURNMILL_TEST_MODEL", "TURNMILL_TEST_REFERENCE"];
+const OTHERS: [&str; 5] = [
+    "TURNMILL_CACHE",
+    "TURNMILL_TENANT",
+    "TURNMILL_TEST_MODEL",
+    "TURNMILL_TEST_GEMMA",
+    "TURNMILL_TEST_REFERENCE",
+];
 
 /// Refuses the first variable, in alphabetical order, that starts like ours and that no setting reads.
 pub(super) fn refuse_unknown(variables: impl Iterator<Item = (String, String)>) -> Result<(), ConfigError> {

@@ -21,4 +21,6 @@ pub use load::{Effective, SettingsArgs, Source};
 pub use redis_url::RedisUrl;
 pub use settings::Settings;
 pub use store_url::{StoreSetting, StoreUrl};
-pub use values::{DeviceKind, KvCodec, KvDtype, LogFilter, LogFormat, ModelDigest, WeightsMode, WorkerName};
+pub use values::{
+    DeviceKind, KvCodec, KvDtype, LogFilter, LogFormat, ModelDigest, SpeculationMode, WeightsMode, WorkerName,
+};

@@ -8,7 +8,7 @@ use turnmill_schema::Name;
 
 use super::{
     AutoByteSize, ByteSize, ConfigError, DeviceKind, Effective, KvCodec, KvDtype, LogFilter, LogFormat,
-    ModelDigest, RedisUrl, Source, StoreSetting, WeightsMode, WorkerName,
+    ModelDigest, RedisUrl, Source, SpeculationMode, StoreSetting, WeightsMode, WorkerName,
 };
 
 /// Makes of each entry a flag (`--redis-url`), an environment variable and a key of the TOML file, and of all
@@ -53,12 +53,15 @@ macro_rules! settings {
 }
 
 settings! {
-    /// The model: a GGUF file.
+    /// The model: a GGUF file, a folder with safetensors, or a name on Hugging Face's hub: hf:OWNER/NAME, with @REVISION
+    /// and /FILE.gguf where they are needed.
     ["TURNMILL_MODEL"] model: Option<PathBuf>;
-    /// SHA-256 that the model file must have.
+    /// SHA-256 that the model file must have; of a folder: its safetensors files one after another.
     ["TURNMILL_MODEL_SHA256"] model_sha256: Option<ModelDigest>;
     /// What computes: auto is the GPU that this worker was built for, where there is one, and else the CPU.
     ["TURNMILL_DEVICE"] device: DeviceKind = "auto";
+    /// A file with the chat template (Jinja) to use in place of the model's own.
+    ["TURNMILL_CHAT_TEMPLATE"] chat_template: Option<PathBuf>;
     /// How weights are kept and multiplied.
     ["TURNMILL_WEIGHTS"] weights: WeightsMode = "fast";
     /// Number format of K and V in the pool.
@@ -88,6 +91,10 @@ settings! {
     ["TURNMILL_MAX_CONTEXT_TOKENS"] max_context_tokens: u32 = "0";
     /// Threads that compute; 0 is all cores.
     ["TURNMILL_THREADS"] threads: u32 = "0";
+    /// Whether tokens that follow like ones in prompt or reply are proposed and verified in one step; words stay the same.
+    ["TURNMILL_SPECULATION"] speculation: SpeculationMode = "auto";
+    /// Tokens that are proposed for a turn in a step, at most.
+    ["TURNMILL_SPECULATION_TOKENS"] speculation_tokens: u32 = "7";
 
     /// How K and V are kept: f16 is exact where the pool is in f16 too; q8 and q4 are smaller and change words.
     ["TURNMILL_KV_CODEC"] kv_codec: KvCodec = "f16";
@@ -157,7 +164,7 @@ settings! {
 }
 
 impl Settings {
-    /// The model's file, for commands that cannot do without.
+    /// The model, for commands that cannot do without.
     pub fn model_path(&self) -> Result<&Path, ConfigError> {
         self.model.as_deref().ok_or(ConfigError::NoModel)
     }

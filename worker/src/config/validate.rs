@@ -47,6 +47,8 @@ impl Settings {
         let rule = "0 (the model's own limit) or at least 2 (a token to read and one to make)";
         problems.require(context != 1, "max_context_tokens", context, rule);
         problems.require(self.threads <= 1024, "threads", self.threads, "at most 1024");
+        let tokens = self.speculation_tokens;
+        problems.require((1..=64).contains(&tokens), "speculation_tokens", tokens, "from 1 to 64");
     }
 
     fn check_store(&self, problems: &mut Problems) {
@@ -113,6 +115,8 @@ mod tests {
             ("--max-sequences=0", "max_sequences is 0; it must be at least 1"),
             ("--batch-tokens=31", "batch_tokens is 31; it must be at least max_sequences (32)"),
             ("--threads=1025", "threads is 1025; it must be at most 1024"),
+            ("--speculation-tokens=0", "speculation_tokens is 0; it must be from 1 to 64"),
+            ("--speculation-tokens=65", "speculation_tokens is 65; it must be from 1 to 64"),
             (
                 "--max-context-tokens=1",
                 "max_context_tokens is 1; it must be 0 (the model's own limit) or at least 2 \

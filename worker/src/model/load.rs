@@ -1,14 +1,14 @@
-//! From a model file to everything a worker needs of it.
+//! From a checkpoint to everything a worker needs of it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::backend::cpu::CpuBackend;
 use super::backend::tensor::TensorBackend;
 use super::backend::{Backend, KvShape};
+use super::checkpoint::Checkpoint;
 use super::config::DecoderConfig;
 use super::decoder::{Decoder, DecoderEngine};
 use super::device::ComputeDevice;
-use super::gguf::Gguf;
 use super::template::ChatTemplate;
 use super::tokenizer::Tokenizer;
 use super::{Engine, EngineError, ModelError};
@@ -39,6 +39,8 @@ pub struct LoadOptions {
     pub kv_codec: KvCodec,
     /// Blocks of other kinds of machine are as good.
     pub kv_any_compute: bool,
+    /// A file with the chat template to use in place of the model's own.
+    pub chat_template: Option<PathBuf>,
 }
 
 impl LoadOptions {
@@ -53,12 +55,13 @@ impl LoadOptions {
             max_context_tokens: 0,
             kv_codec: KvCodec::F16,
             kv_any_compute: false,
+            chat_template: None,
         }
     }
 
     /// Bytes of the pool that a token of the model at `path` takes.
     pub fn token_bytes(&self, path: &Path) -> Result<usize, ModelError> {
-        Ok(self.kv_shape(&DecoderConfig::from_gguf(&Gguf::open(path)?)?, 0).token_bytes())
+        Ok(self.kv_shape(Checkpoint::open(path)?.config(), 0).token_bytes())
     }
 
     fn kv_shape(&self, config: &DecoderConfig, blocks: usize) -> KvShape {
@@ -96,7 +99,7 @@ pub struct Model {
 }
 
 impl Model {
-    /// Loads the GGUF file `path`; `progress` is called with layers done and layers in all.
+    /// Loads the GGUF file or the safetensors folder `path`; `progress` is called with layers done and layers in all.
     pub fn load(
         path: &Path,
         options: &LoadOptions,
@@ -112,10 +115,11 @@ impl Model {
         options: &LoadOptions,
         progress: &dyn Fn(usize, usize),
     ) -> Result<Self, ModelError> {
-        let mut gguf = Gguf::open(path)?;
-        let config = DecoderConfig::from_gguf(&gguf)?;
-        let tokenizer = Tokenizer::from_gguf(&gguf)?;
-        let template = ChatTemplate::from_gguf(&gguf, &tokenizer)?;
+        let mut checkpoint = Checkpoint::open(path)?;
+        let config = checkpoint.config().clone();
+        let tokenizer = checkpoint.tokenizer()?;
+        let source = options.chat_template.as_deref().map(read_template).transpose()?;
+        let template = checkpoint.template(&tokenizer, source.as_deref())?;
         let context_tokens = match options.max_context_tokens {
             0 => config.context_tokens,
             limit => limit.min(config.context_tokens),
@@ -125,11 +129,11 @@ impl Model {
             bytes => bytes,
         };
         let blocks = pool_blocks(&config, options, pool_bytes)?;
-        let namespace = namespace(&gguf, &config, &tokenizer, options, device)?;
+        let namespace = namespace(&checkpoint, &tokenizer, options, device)?;
         let layers = config.layers;
         let done = |layer| progress(layer, layers);
         let (kv, weights, heads) = (options.kv_shape(&config, blocks), options.weights, config.heads);
-        let source = (&mut gguf, config.clone(), context_tokens);
+        let source = (&mut checkpoint, context_tokens);
         let engine = match device {
             ComputeDevice::Cpu => engine(CpuBackend::new(kv, weights), source, &done)?,
             ComputeDevice::Tensor(device) => {
@@ -163,13 +167,13 @@ impl Model {
     }
 }
 
-/// An engine that computes with `backend`, from a file, the model's shape and the longest context.
+/// An engine that computes with `backend`, from a checkpoint, for contexts of some length.
 fn engine<B: Backend + 'static>(
     backend: B,
-    (gguf, config, context_tokens): (&mut Gguf, DecoderConfig, usize),
+    (checkpoint, context_tokens): (&mut Checkpoint, usize),
     done: &dyn Fn(usize),
 ) -> Result<Box<dyn Engine>, ModelError> {
-    let decoder = Decoder::load(gguf, config, &backend, context_tokens, done)?;
+    let decoder = Decoder::load(checkpoint, &backend, context_tokens, done)?;
     Ok(Box::new(DecoderEngine::new(decoder, backend)))
 }
 
@@ -180,6 +184,11 @@ fn bytes_of(path: &Path) -> u64 {
         Ok(entries) => entries.flatten().map(|entry| length(&entry.path())).sum(),
         Err(_) => length(path),
     }
+}
+
+fn read_template(path: &Path) -> Result<String, ModelError> {
+    let path = path.to_owned();
+    std::fs::read_to_string(&path).map_err(|e| ModelError::Template { path, reason: e.to_string() })
 }
 
 /// How many blocks `pool_bytes` holds.
@@ -202,18 +211,16 @@ fn pool_blocks(
 }
 
 fn namespace(
-    gguf: &Gguf,
-    config: &DecoderConfig,
+    checkpoint: &Checkpoint,
     tokenizer: &Tokenizer,
     options: &LoadOptions,
     device: &ComputeDevice,
 ) -> Result<Namespace, ModelError> {
-    let rope = (config.rope_base, config.head_dim, config.norm_epsilon);
     Ok(Namespace::new(&Identity {
-        weights_digest: gguf.weights_digest()?,
+        weights_digest: checkpoint.weights_digest()?,
         weights_mode: &options.weights.to_string(),
         tokenizer_digest: tokenizer.digest(),
-        rope_and_window: &format!("rope {rope:?}, no window"),
+        rope_and_window: &checkpoint.config().identity(),
         kv_dtype: &options.kv_dtype.to_string(),
         codec: &options.kv_codec.to_string(),
         compute_kind: if options.kv_any_compute { "any" } else { device.compute_kind() },

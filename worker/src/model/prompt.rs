@@ -43,9 +43,10 @@ pub fn prompt(
     let conversation: Vec<Message> = history.messages.iter().chain(messages).cloned().collect();
     let rendered = template.render(&conversation)?;
     let known = tokenizer.decode_with_controls(&history.tokens);
-    if let Some(new) = rendered.strip_prefix(known.as_str()) {
+    let new = rendered.strip_prefix(known.as_str()).map(|new| tokenizer.encode_after(&history.tokens, new));
+    if let Some(Some(new)) = new.transpose()? {
         let mut tokens = history.tokens.clone();
-        tokens.extend(tokenizer.encode(new)?);
+        tokens.extend(new);
         return Ok(Prompt { tokens, kept: history.tokens.len(), retokenised: false });
     }
     let tokens = tokenizer.encode(&rendered)?;

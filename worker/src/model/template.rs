@@ -6,12 +6,12 @@
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
 use minijinja::{Environment, Error, ErrorKind, context};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use turnmill_schema::Message;
 
 use super::ModelError;
-use super::gguf::Gguf;
-use super::tokenizer::Tokenizer;
+use super::checkpoint::gguf::Gguf;
+use super::tokenizer::{TokenText, Tokenizer, read_json};
 
 /// Steps of the template engine after which a template is taken to be endless.
 const FUEL: u64 = 50_000_000;
@@ -30,17 +30,64 @@ struct Spoken<'a> {
     content: &'a str,
 }
 
+/// The part of tokenizer_config.json that is of interest here.
+#[derive(Default, Deserialize)]
+struct Configured {
+    chat_template: Option<Templates>,
+    bos_token: Option<TokenText>,
+    eos_token: Option<TokenText>,
+}
+
+/// One template, or several for different uses.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Templates {
+    One(String),
+    Named(Vec<NamedTemplate>),
+}
+
+#[derive(Deserialize)]
+struct NamedTemplate {
+    name: String,
+    template: String,
+}
+
+impl Templates {
+    /// The one for chats.
+    fn chat(self) -> Option<String> {
+        match self {
+            Self::One(source) => Some(source),
+            Self::Named(named) => {
+                named.into_iter().find(|named| named.name == "default").map(|named| named.template)
+            }
+        }
+    }
+}
+
 impl ChatTemplate {
-    /// Reads the template in a GGUF file's metadata.
-    pub fn from_gguf(gguf: &Gguf, tokenizer: &Tokenizer) -> Result<Self, ModelError> {
-        let source = gguf.text("tokenizer.chat_template").ok_or_else(|| {
-            ModelError::Unusable("it has no chat template; an instruction-tuned model is needed".to_owned())
-        })?;
+    /// Reads the template in a GGUF file's metadata; or takes `source` in its place.
+    pub fn from_gguf(gguf: &Gguf, tokenizer: &Tokenizer, source: Option<&str>) -> Result<Self, ModelError> {
+        let source = source.or_else(|| gguf.text("tokenizer.chat_template")).ok_or_else(missing)?;
         let text = |key: &str| {
             let id = gguf.number(key).and_then(|id| u32::try_from(id).ok());
             id.and_then(|id| tokenizer.token(id)).unwrap_or_default()
         };
         Self::new(source, text("tokenizer.ggml.bos_token_id"), text("tokenizer.ggml.eos_token_id"))
+    }
+
+    /// Reads the template of a folder, whose files `text` gives; or takes `source` in its place.
+    pub fn from_folder(
+        text: impl Fn(&str) -> Result<Option<String>, ModelError>,
+        source: Option<&str>,
+    ) -> Result<Self, ModelError> {
+        let configured: Configured = read_json(&text, "tokenizer_config.json")?;
+        let source = match (source, text("chat_template.jinja")?) {
+            (Some(source), _) => source.to_owned(),
+            (None, Some(source)) => source,
+            (None, None) => configured.chat_template.and_then(Templates::chat).ok_or_else(missing)?,
+        };
+        let text = |token: Option<TokenText>| token.map(TokenText::text).unwrap_or_default();
+        Self::new(&source, text(configured.bos_token), text(configured.eos_token))
     }
 
     fn new(source: &str, bos_token: String, eos_token: String) -> Result<Self, ModelError> {
@@ -74,6 +121,13 @@ impl ChatTemplate {
         };
         template.render(values).map_err(refused)
     }
+}
+
+fn missing() -> ModelError {
+    ModelError::Unusable(
+        "it has no chat template; take an instruction-tuned model, or give one with --chat-template"
+            .to_owned(),
+    )
 }
 
 /// The template refused a conversation.

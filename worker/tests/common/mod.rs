@@ -1,19 +1,19 @@
-//! What the model's tests share: tiny random models as GGUF files, and runs over the scheduler with known tokens.
+//! What the model's tests share: tiny random models, and runs over the scheduler with known tokens.
 #![allow(dead_code)] // Each test file uses a part.
 
+mod tiny;
+
 use std::collections::{BTreeMap, VecDeque};
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use candle_core::quantized::gguf_file::{self, Value};
-use candle_core::quantized::{GgmlDType, QTensor};
-use candle_core::{Device, Tensor};
 use turnmill_schema::Priority;
 use turnmill_worker::config::{KvDtype, WeightsMode};
 use turnmill_worker::kv::BlockPool;
 use turnmill_worker::model::{Engine, LoadOptions, Model};
 use turnmill_worker::schedule::{Limits, NewSequence, Sampled, Scheduler, SequenceId};
+
+pub use tiny::Tiny;
 
 /// Held by a test while it computes: candle's threads wait for each other by spinning, so two models that
 /// compute at once slow each other down many times over.
@@ -27,114 +27,6 @@ pub fn default_model() -> PathBuf {
     let path = std::env::var_os("TURNMILL_TEST_MODEL")
         .expect("TURNMILL_TEST_MODEL names the default model's file; deploy/test fetches it and sets this");
     PathBuf::from(path)
-}
-
-/// A llama of a few thousand random weights.
-#[derive(Clone, Copy, Debug)]
-pub struct Tiny {
-    pub hidden: usize,
-    pub intermediate: usize,
-    pub layers: usize,
-    pub heads: usize,
-    pub kv_heads: usize,
-    pub vocabulary: usize,
-    /// Type of the weight matrices.
-    pub dtype: GgmlDType,
-}
-
-impl Default for Tiny {
-    fn default() -> Self {
-        Self {
-            hidden: 64,
-            intermediate: 96,
-            layers: 2,
-            heads: 4,
-            kv_heads: 2,
-            vocabulary: 320,
-            dtype: GgmlDType::F32,
-        }
-    }
-}
-
-impl Tiny {
-    /// Sizes that candle's repacked kernels take, and types that need blocks of 256.
-    pub fn wide(dtype: GgmlDType) -> Self {
-        Self { hidden: 256, intermediate: 512, heads: 8, dtype, ..Self::default() }
-    }
-
-    /// Writes the model into `directory`.
-    pub fn write(&self, directory: &Path) -> PathBuf {
-        let path = directory.join("tiny.gguf");
-        let mut file = File::create(&path).expect("the directory can be written");
-        let metadata = self.metadata();
-        let metadata: Vec<(&str, &Value)> =
-            metadata.iter().map(|(key, value)| (key.as_str(), value)).collect();
-        let tensors = self.tensors();
-        let tensors: Vec<(&str, &QTensor)> =
-            tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
-        gguf_file::write(&mut file, &metadata, &tensors).expect("a GGUF file can be written");
-        path
-    }
-
-    pub fn metadata(&self) -> BTreeMap<String, Value> {
-        let size = |size: usize| Value::U32(size as u32);
-        let text = |text: &str| Value::String(text.to_owned());
-        let tokens = (0..self.vocabulary).map(|id| Value::String(format!("t{id}"))).collect();
-        let entries = [
-            ("general.architecture", text("llama")),
-            ("llama.block_count", size(self.layers)),
-            ("llama.context_length", size(16384)),
-            ("llama.embedding_length", size(self.hidden)),
-            ("llama.feed_forward_length", size(self.intermediate)),
-            ("llama.attention.head_count", size(self.heads)),
-            ("llama.attention.head_count_kv", size(self.kv_heads)),
-            ("llama.attention.layer_norm_rms_epsilon", Value::F32(1e-5)),
-            ("llama.rope.dimension_count", size(self.hidden / self.heads)),
-            ("tokenizer.ggml.model", text("gpt2")),
-            ("tokenizer.ggml.pre", text("gpt-2")),
-            ("tokenizer.ggml.tokens", Value::Array(tokens)),
-            ("tokenizer.ggml.merges", Value::Array(Vec::new())),
-            ("tokenizer.ggml.eos_token_id", size(0)),
-            ("tokenizer.chat_template", text("{% for m in messages %}{{ m.content }}{% endfor %}")),
-        ];
-        entries.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
-    }
-
-    fn tensors(&self) -> Vec<(String, QTensor)> {
-        let mut seed = 0;
-        let mut tensor = |name: String, rows: usize, columns: usize, dtype: GgmlDType| {
-            seed += 1;
-            let scale = 1.0 / (columns as f32).sqrt();
-            let weights: Vec<f32> = floats(seed, rows * columns).iter().map(|w| 2.0 * w * scale).collect();
-            let weights = Tensor::from_vec(weights, (rows, columns), &Device::Cpu).expect("sizes agree");
-            (name, QTensor::quantize(&weights, dtype).expect("the type takes the shape"))
-        };
-        let kv = self.kv_heads * (self.hidden / self.heads);
-        let mut tensors = vec![tensor("token_embd.weight".into(), self.vocabulary, self.hidden, self.dtype)];
-        for layer in 0..self.layers {
-            for (part, rows, columns) in [
-                ("attn_q", self.hidden, self.hidden),
-                ("attn_k", kv, self.hidden),
-                ("attn_v", kv, self.hidden),
-                ("attn_output", self.hidden, self.hidden),
-                ("ffn_gate", self.intermediate, self.hidden),
-                ("ffn_up", self.intermediate, self.hidden),
-                ("ffn_down", self.hidden, self.intermediate),
-            ] {
-                tensors.push(tensor(format!("blk.{layer}.{part}.weight"), rows, columns, self.dtype));
-            }
-            tensors.extend(
-                ["attn_norm", "ffn_norm"].map(|part| self.ones(format!("blk.{layer}.{part}.weight"))),
-            );
-        }
-        tensors.push(self.ones("output_norm.weight".into()));
-        tensors
-    }
-
-    fn ones(&self, name: String) -> (String, QTensor) {
-        let ones = Tensor::ones(self.hidden, candle_core::DType::F32, &Device::Cpu).expect("a vector");
-        (name, QTensor::quantize(&ones, GgmlDType::F32).expect("f32 takes any shape"))
-    }
 }
 
 /// Floats in [-1, 1) that look random.
@@ -210,15 +102,14 @@ pub fn run(model: &mut Model, sequences: &[Known], cut: &Cut) -> (BTreeMap<(usiz
         let Some(plan) = scheduler.schedule() else { continue };
         let output = model.engine.forward(&plan).expect("the step runs");
         let mut sampled = Vec::new();
-        let sampling = plan.sequences.iter().filter(|sequence| sequence.samples);
-        for (sequence, row) in sampling.zip(output.rows()) {
-            let index = sequence.id.0 as usize;
+        for ((id, _), row) in plan.sampling().zip(output.rows()) {
+            let index = id.0 as usize;
             let length = lengths[index];
             logits.insert((index, length), row.to_vec());
             lengths[index] += 1;
             let known = &sequences[index].tokens;
             let token = known.get(length).copied().unwrap_or_default();
-            sampled.push(Sampled { id: sequence.id, token, finished: length == known.len() });
+            sampled.push(Sampled { id, token, finished: length == known.len() });
         }
         scheduler.apply(&sampled);
         scheduler.check_integrity().expect("the pool is whole");

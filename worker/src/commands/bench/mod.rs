@@ -9,6 +9,7 @@ use turnmill_worker::bench::{drift, engine, queue};
 use turnmill_worker::config::{KvCodec, RedisUrl};
 
 mod restore;
+mod speculation;
 mod stall;
 
 use super::model_args::ModelArgs;
@@ -27,6 +28,7 @@ enum What {
     Engine(EngineArgs),
     Queue(QueueArgs),
     Restore(restore::RestoreArgs),
+    Speculation(speculation::SpeculationArgs),
     Stall(stall::StallArgs),
 }
 
@@ -100,13 +102,14 @@ pub fn run(args: BenchArgs) -> Result<ExitCode, CommandError> {
         What::Engine(args) => run_engine(args),
         What::Queue(args) => run_queue(args),
         What::Restore(args) => restore::run(args),
+        What::Speculation(args) => speculation::run(args),
         What::Stall(args) => stall::run(&args),
     }
 }
 
 fn run_drift(args: DriftArgs) -> Result<ExitCode, CommandError> {
     let options = drift::Options {
-        model: args.model.model,
+        model: args.model.path()?,
         weights: args.model.weights,
         kv_dtype: args.model.kv_dtype,
         codecs: args.codec,
@@ -180,7 +183,7 @@ fn print_queue(report: &queue::Report) {
 
 fn run_engine(args: EngineArgs) -> Result<ExitCode, CommandError> {
     let options = engine::Options {
-        model: args.model.model,
+        model: args.model.path()?,
         weights: args.model.weights,
         kv_dtype: args.model.kv_dtype,
         prefill: args.prefill,

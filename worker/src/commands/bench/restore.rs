@@ -48,7 +48,7 @@ pub fn run(args: RestoreArgs) -> Result<ExitCode, CommandError> {
     restore::check_shared(&args.store)?;
     let own = args.queue.clone().unwrap_or_else(|| Name::new("bench").expect("letters make a name"));
     let subject = Subject {
-        model: args.model.model,
+        model: args.model.path()?,
         weights: args.model.weights,
         kv_dtype: args.model.kv_dtype,
         store: args.store,

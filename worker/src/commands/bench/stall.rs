@@ -44,7 +44,7 @@ pub fn run(args: &StallArgs) -> Result<ExitCode, CommandError> {
         return Err(CommandError::TooFew("--sequences, --gen less one, or --rate", 1));
     }
     let subject = Subject {
-        model: args.model.model.clone(),
+        model: args.model.path()?,
         weights: args.model.weights,
         kv_dtype: args.model.kv_dtype,
         store: args.store.clone(),

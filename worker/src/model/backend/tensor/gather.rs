@@ -243,13 +243,7 @@ mod tests {
                 let blocks: Vec<BlockId> = (next..next + count).rev().map(BlockId).collect();
                 next += count;
                 let id = SequenceId(id);
-                plan.sequences.push(PlannedSequence {
-                    id,
-                    query_tokens,
-                    context_tokens,
-                    blocks,
-                    samples: true,
-                });
+                plan.sequences.push(PlannedSequence { id, query_tokens, context_tokens, blocks, samples: 1 });
             }
             let kv = KvShape {
                 layers: 1,

@@ -176,11 +176,11 @@ impl Backend for TensorBackend {
 
     fn logits(
         &mut self,
-        x: Tensor,
-        rows: &[u32],
+        (x, rows): (Tensor, &[u32]),
         norm: (&Tensor, f32),
         head: &TensorLinear,
         soft_cap: Option<f32>,
+        _: Vec<f32>,
     ) -> Result<Vec<f32>> {
         drained(|| {
             let x = x.index_select(&Tensor::new(rows, &self.device)?, 0)?;

@@ -70,7 +70,7 @@ mod tests {
             query_tokens: *query_tokens,
             context_tokens: *context_tokens,
             blocks: (0..context_tokens.div_ceil(16)).map(|block| BlockId(100 * id as u32 + block)).collect(),
-            samples: true,
+            samples: 1,
         });
         StepPlan { sequences: planned.collect(), ..StepPlan::default() }
     }

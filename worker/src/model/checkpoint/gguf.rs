@@ -3,56 +3,42 @@
 //! Invariant: every tensor named in the header lies inside the file, so that a truncated download is refused
 //! before anything is computed.
 
-use std::collections::HashSet;
 use std::fs::File;
-use std::io::{BufReader, Read, Seek, SeekFrom};
+use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
 use candle_core::Device;
 use candle_core::quantized::QTensor;
 use candle_core::quantized::gguf_file::{Content, Value};
-use sha2::{Digest, Sha256};
 
-use super::ModelError;
+use super::digest::each_chunk;
+use crate::model::ModelError;
+use crate::model::error::{damaged, first_line, unreadable};
 
 /// A model file.
 pub struct Gguf {
     path: PathBuf,
     reader: BufReader<File>,
     content: Content,
-    taken: HashSet<String>,
 }
 
 impl Gguf {
     /// Reads the header of `path` and checks that every tensor is there.
     pub fn open(path: &Path) -> Result<Self, ModelError> {
-        let unreadable =
-            |e: std::io::Error| ModelError::Unreadable { path: path.to_owned(), reason: e.to_string() };
-        let file = File::open(path).map_err(unreadable)?;
-        let bytes = file.metadata().map_err(unreadable)?.len();
+        let file = File::open(path).map_err(unreadable(path))?;
+        let bytes = file.metadata().map_err(unreadable(path))?.len();
         let mut reader = BufReader::with_capacity(1 << 20, file);
-        let content = read_header(&mut reader).map_err(|reason| damaged(path, reason))?;
+        let content = read_header(&mut reader).map_err(|reason| damaged(path, "GGUF", reason))?;
         for (name, info) in &content.tensor_infos {
             let blocks = info.shape.elem_count().div_ceil(info.ggml_dtype.block_size());
             let size = (blocks * info.ggml_dtype.type_size()) as u64;
             let end = content.tensor_data_offset.saturating_add(info.offset).saturating_add(size);
             if end > bytes {
                 let reason = format!("tensor {name} ends at byte {end}, the file at {bytes} (truncated?)");
-                return Err(damaged(path, reason));
+                return Err(damaged(path, "GGUF", reason));
             }
         }
-        Ok(Self { path: path.to_owned(), reader, content, taken: HashSet::new() })
-    }
-
-    /// Compares the whole file with a SHA-256 in hexadecimal.
-    pub fn verify_sha256(&self, expected: &str) -> Result<(), ModelError> {
-        let mut hasher = Sha256::new();
-        self.each_chunk(0, |chunk| hasher.update(chunk))?;
-        let found: String = hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-        if found.eq_ignore_ascii_case(expected) {
-            return Ok(());
-        }
-        Err(ModelError::WrongChecksum { path: self.path.clone(), expected: expected.to_owned(), found })
+        Ok(Self { path: path.to_owned(), reader, content })
     }
 
     /// BLAKE3 of everything that decides what the weights compute: tensor names, shapes, types and data. The
@@ -65,7 +51,7 @@ impl Gguf {
             let line = format!("{name} {:?} {:?} {}\n", info.shape.dims(), info.ggml_dtype, info.offset);
             hasher.update(line.as_bytes());
         }
-        self.each_chunk(self.content.tensor_data_offset, |chunk| {
+        each_chunk(&self.path, self.content.tensor_data_offset, |chunk| {
             hasher.update(chunk);
         })?;
         Ok(*hasher.finalize().as_bytes())
@@ -115,47 +101,20 @@ impl Gguf {
         self.content.tensor_infos.contains_key(name)
     }
 
-    /// Loads the tensor `name`, which must have the shape `dims`.
-    pub fn tensor(&mut self, name: &str, dims: &[usize]) -> Result<QTensor, ModelError> {
-        let Some(info) = self.content.tensor_infos.get(name) else {
-            return Err(ModelError::Unusable(format!("tensor {name} is missing")));
-        };
-        if info.shape.dims() != dims {
-            let found = info.shape.dims();
-            return Err(ModelError::Unusable(format!(
-                "tensor {name} has the shape {found:?}; the model's metadata calls for {dims:?}"
-            )));
-        }
-        self.taken.insert(name.to_owned());
+    /// Names of all tensors.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.content.tensor_infos.keys().map(String::as_str)
+    }
+
+    /// The shape of the tensor `name`; none where there is no such tensor.
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.content.tensor_infos.get(name).map(|info| info.shape.dims())
+    }
+
+    /// Loads the tensor `name`.
+    pub fn tensor(&mut self, name: &str) -> Result<QTensor, ModelError> {
         Ok(self.content.tensor(&mut self.reader, name, &Device::Cpu)?)
     }
-
-    /// Refuses a file whose layers have tensors that nobody loaded: without them the words would be wrong.
-    pub fn check_all_taken(&self) -> Result<(), ModelError> {
-        let names = self.content.tensor_infos.keys();
-        match names.filter(|name| name.starts_with("blk.") && !self.taken.contains(*name)).min() {
-            Some(name) => Err(ModelError::Unusable(format!("the decoder has no use for its tensor {name}"))),
-            None => Ok(()),
-        }
-    }
-
-    fn each_chunk(&self, start: u64, mut use_chunk: impl FnMut(&[u8])) -> Result<(), ModelError> {
-        let unreadable =
-            |e: std::io::Error| ModelError::Unreadable { path: self.path.clone(), reason: e.to_string() };
-        let mut file = File::open(&self.path).map_err(unreadable)?;
-        file.seek(SeekFrom::Start(start)).map_err(unreadable)?;
-        let mut chunk = vec![0; 1 << 20];
-        loop {
-            match file.read(&mut chunk).map_err(unreadable)? {
-                0 => return Ok(()),
-                n => use_chunk(&chunk[..n]),
-            }
-        }
-    }
-}
-
-fn damaged(path: &Path, reason: String) -> ModelError {
-    ModelError::Damaged { path: path.to_owned(), reason }
 }
 
 /// Candle's reader checks lengths against the file but divides by `general.alignment`, which a damaged file
@@ -164,7 +123,7 @@ fn read_header(reader: &mut BufReader<File>) -> Result<Content, String> {
     let read = std::panic::AssertUnwindSafe(|| Content::read(reader));
     match std::panic::catch_unwind(read) {
         Ok(Ok(content)) => Ok(content),
-        Ok(Err(error)) => Err(super::error::first_line(&error)),
+        Ok(Err(error)) => Err(first_line(&error)),
         Err(_) => Err("its header makes no sense".to_owned()),
     }
 }
