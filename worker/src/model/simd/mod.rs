@@ -101,7 +101,9 @@ macro_rules! for_each_isa {
     ($(#[$doc:meta])* pub fn $name:ident $(<$($generic:ident : $bound:path),+>)? ( $($argument:ident : $type:ty),* $(,)? ) $(-> $result:ty)? = $body:ident) => {
         $(#[$doc])*
         pub fn $name $(<$($generic: $bound),+>)? (isa: $crate::model::simd::Isa, $($argument: $type),*) $(-> $result)? {
-            use $crate::model::simd::{Isa, vector};
+            #[cfg(target_arch = "x86_64")]
+            use $crate::model::simd::Isa;
+            use $crate::model::simd::vector;
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx2,fma,f16c")]
             fn avx512 $(<$($generic: $bound),+>)? ($($argument: $type),*) $(-> $result)? {
