@@ -19,7 +19,7 @@ use turnmill_schema::WorkerStatus;
 
 use crate::broker::redis::{BrokerSettings, RedisBroker};
 use crate::broker::{Broker as _, BrokerError};
-use crate::config::{ConfigError, KvDtype, Settings, StoreSetting};
+use crate::config::{AutoByteSize, ConfigError, KvDtype, Settings, StoreSetting};
 use crate::engine::{self, EngineGone, EngineHandle, EngineSettings, RunSink};
 use crate::hub::{self, Fetching, HubError};
 use crate::kv::{BlockShape, CHUNK_TOKENS};
@@ -31,7 +31,7 @@ use crate::runner::{
     Held, Intake, Keeper, Link, Prompting, Registry, RestoreSettings, Restorer, Retries, Runner,
     RunnerSettings, heartbeat, notices, trim,
 };
-use crate::schedule::Limits;
+use crate::schedule::{Limits, Speculation};
 use crate::store::{BlockStore, BlockStoreSettings, Payloads, StoreError};
 
 /// Time between two looks at the queue's counts.
@@ -100,10 +100,14 @@ pub enum Loading<'a> {
 /// Options of loading a model, from settings.
 pub fn load_options(settings: &Settings) -> LoadOptions {
     LoadOptions {
+        device: settings.device,
         weights: settings.weights,
         kv_dtype: settings.kv_dtype,
         block_tokens: settings.block_tokens as usize,
-        pool_bytes: settings.pool_bytes.bytes() as usize,
+        pool_bytes: match settings.pool_bytes {
+            AutoByteSize::Auto => 0,
+            AutoByteSize::Size(size) => size.bytes() as usize,
+        },
         max_context_tokens: settings.max_context_tokens as usize,
         kv_codec: settings.kv_codec,
         kv_any_compute: settings.kv_any_compute,
@@ -172,6 +176,7 @@ pub fn open_blocks(settings: &Settings, shape: BlockShape) -> Result<Option<Bloc
 
 /// Extent and limits of the engine over a pool of `blocks` blocks, from settings.
 fn engine_settings(settings: &Settings, model: &Model) -> EngineSettings {
+    let speculates = settings.speculation.looks_up();
     EngineSettings {
         limits: Limits {
             max_sequences: settings.max_sequences as usize,
@@ -182,6 +187,7 @@ fn engine_settings(settings: &Settings, model: &Model) -> EngineSettings {
         block_tokens: settings.block_tokens,
         transfer_bytes: settings.transfer_bytes.bytes() as usize,
         offload_bytes: settings.offload_bytes.bytes() as usize,
+        speculation: speculates.then(|| Speculation::new(settings.speculation_tokens as usize)),
     }
 }
 

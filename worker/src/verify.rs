@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use turnmill_schema::Message;
 
-use crate::config::{KvDtype, WeightsMode};
+use crate::config::{DeviceKind, KvDtype, WeightsMode};
 use crate::kv::BlockId;
 use crate::model::{Engine, EngineError, LoadOptions, Model, ModelError, likeliest, log_sum_exp};
 use crate::schedule::{PlannedSequence, SequenceId, StepPlan};
@@ -95,6 +95,8 @@ pub struct Options {
     pub model: PathBuf,
     /// Reference files, verified together.
     pub references: Vec<PathBuf>,
+    /// What computes.
+    pub device: DeviceKind,
     /// How weights are held.
     pub weights: WeightsMode,
     /// Element type of the block pool.
@@ -192,7 +194,7 @@ fn read_reference(path: &Path) -> Result<Reference, VerifyError> {
 
 fn load_options(options: &Options) -> LoadOptions {
     let load = LoadOptions::new(options.weights, options.kv_dtype);
-    LoadOptions { block_tokens: BLOCK_TOKENS, pool_bytes: POOL_BYTES, ..load }
+    LoadOptions { device: options.device, block_tokens: BLOCK_TOKENS, pool_bytes: POOL_BYTES, ..load }
 }
 
 fn check_fits(model: &Model, options: &Options, references: &[Reference]) -> Result<(), VerifyError> {
@@ -264,7 +266,7 @@ fn whole_pool_plan(tokens: &[u32], rows: std::ops::Range<usize>) -> StepPlan {
             query_tokens: rows.len() as u32,
             context_tokens: rows.end as u32,
             blocks: (0..rows.end.div_ceil(BLOCK_TOKENS) as u32).map(BlockId).collect(),
-            samples: true,
+            samples: 1,
         }],
     }
 }

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use candle_core::quantized::{GgmlDType, gguf_file};
 use candle_core::{Device, Tensor};
 use candle_transformers::models::quantized_llama::ModelWeights;
-use turnmill_worker::config::{KvDtype, WeightsMode};
+use turnmill_worker::config::{DeviceKind, KvDtype, WeightsMode};
 use turnmill_worker::verify::{Options, Report, verify};
 
 use common::{Cut, Known, Tiny, default_model, load, only_me, run, tokens};
@@ -72,7 +72,8 @@ fn grouped_heads_and_every_quantisation_load_as_they_are() {
 fn verified(references: &[&str], weights: WeightsMode, kv_dtype: KvDtype) -> Report {
     let directory = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/reference");
     let references = references.iter().map(|name| directory.join(name)).collect();
-    let options = Options { model: default_model(), references, weights, kv_dtype };
+    let device = DeviceKind::Cpu;
+    let options = Options { model: default_model(), references, device, weights, kv_dtype };
     let report = verify(&options, &|_, _| ()).expect("the model can be verified");
     let shortfalls = report.shortfalls(weights, kv_dtype);
     assert!(shortfalls.is_empty(), "{shortfalls:?} in {report:?}");

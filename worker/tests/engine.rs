@@ -98,6 +98,7 @@ impl Line {
             block_tokens: 16,
             transfer_bytes: 1,
             offload_bytes: 0,
+            speculation: None,
         };
         let (engine, _thread) =
             engine::spawn(fragile, settings, sink, lifecycle.clone()).expect("a thread can be started");

@@ -60,6 +60,7 @@ impl Inside {
             block_tokens: BLOCK_TOKENS as u32,
             transfer_bytes: 1 << 20,
             offload_bytes: 0,
+            speculation: None,
         };
         let limits = HeadroomLimits { low: 0.05, high: 0.1 };
         let lifecycle = Arc::new(Lifecycle::new(limits, PATIENCE, Instant::now()));

@@ -180,7 +180,7 @@ fn plan(tokens: &[u32], rows: Range<usize>, first_block: usize) -> StepPlan {
         query_tokens: 1,
         context_tokens: row as u32 + 1,
         blocks: blocks(row).collect(),
-        samples: true,
+        samples: 1,
     };
     StepPlan {
         tokens: tokens[rows.clone()].to_vec(),

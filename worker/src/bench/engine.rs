@@ -213,7 +213,7 @@ impl Bench {
     fn step(&mut self, finish: bool) -> Result<usize, BenchError> {
         let Some(plan) = self.scheduler.schedule() else { return Err(BenchError::TooSmall) };
         let logits = self.model.engine.forward(&plan)?;
-        let ids = plan.sequences.iter().filter(|sequence| sequence.samples).map(|sequence| sequence.id);
+        let ids = plan.sampling().map(|(id, _)| id);
         let sample = |(id, row): (SequenceId, &[f32])| Sampled {
             id,
             token: likeliest(row).unwrap_or_default(),

@@ -4,6 +4,7 @@ pub mod drift;
 pub mod engine;
 pub mod queue;
 pub mod restore;
+pub mod speculation;
 pub mod stall;
 pub mod stored;
 

@@ -148,6 +148,7 @@ impl Inside {
             block_tokens: BLOCK_TOKENS as u32,
             transfer_bytes: TRANSFER_BYTES,
             offload_bytes: 0,
+            speculation: None,
         };
         let headroom = HeadroomLimits { low: 0.05, high: 0.1 };
         let lifecycle = Arc::new(Lifecycle::new(headroom, TIMEOUT, Instant::now()));

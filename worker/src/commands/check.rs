@@ -10,7 +10,7 @@ use turnmill_worker::broker::redis::check_server;
 use turnmill_worker::config::{Settings, SettingsArgs};
 use turnmill_worker::hub;
 use turnmill_worker::kv::BlockShape;
-use turnmill_worker::model::{Checkpoint, Model, compute_kind};
+use turnmill_worker::model::{Checkpoint, CompiledKernel, ComputeDevice, Model};
 use turnmill_worker::observe::http;
 
 use super::loading::LoadingBar;
@@ -128,22 +128,50 @@ fn check_model(settings: &Settings) -> Vec<Finding> {
         let verified = Checkpoint::open(&path).and_then(|model| model.verify_sha256(digest.as_str()));
         findings.push(Finding::new("checksum", verified.map(|()| "as expected".to_owned())));
     }
+    let device = match ComputeDevice::open(settings.device) {
+        Ok(device) => device,
+        Err(error) => {
+            findings.push(Finding::new("device", Err(error)));
+            return findings;
+        }
+    };
+    findings.push(Finding::new::<CommandError>("device", Ok(device.to_string())));
     let layers = |done, all| bar.show(Loading::Layers { done, all });
-    let model = Model::load(&path, &load_options(settings), &layers);
+    let model = Model::load_on(&device, &path, &load_options(settings), &layers);
     let described = match model {
         Err(error) => Err(error.to_string()),
-        Ok(mut model) => match model.warm_up() {
-            Err(error) => Err(error.to_string()),
-            Ok(()) => Ok(format!(
-                "{} layers, context {}, pool of {} blocks ({} tokens), computed on {}",
-                model.config.layers,
-                model.context_tokens,
-                model.blocks,
-                model.blocks * settings.block_tokens as usize,
-                compute_kind()
-            )),
-        },
+        Ok(mut model) => {
+            findings.extend(check_kernels(&device, model.config.head_dim));
+            match model.warm_up() {
+                Err(error) => Err(error.to_string()),
+                Ok(()) => Ok(format!(
+                    "{} layers, context {}, pool of {} blocks ({} tokens), computed on {}",
+                    model.config.layers,
+                    model.context_tokens,
+                    model.blocks,
+                    model.blocks * settings.block_tokens as usize,
+                    model.compute_kind
+                )),
+            }
+        }
     };
     findings.push(Finding::new("model", described));
     findings
+}
+
+/// Kernels of our own that are compiled on the machine itself; nothing where there are none. Without them attention is
+/// slower and right.
+fn check_kernels(device: &ComputeDevice, head_dim: usize) -> Vec<Finding> {
+    let finding = |kernel: CompiledKernel| {
+        let CompiledKernel { name, head_dim, dtype, outcome } = kernel;
+        let what = format!("{name} for heads of {head_dim} in {dtype}");
+        let (status, detail) = match outcome {
+            Ok(()) => (Status::Ok, what),
+            Err(reason) => {
+                (Status::Warning, format!("{what}: {reason}; attention is gathered, which is slower"))
+            }
+        };
+        Finding { name: "kernel", status, detail }
+    };
+    device.compile_kernels(head_dim).into_iter().map(finding).collect()
 }

@@ -15,6 +15,7 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use turnmill_worker::app::AppError;
+use turnmill_worker::bench::speculation::SpeculationError;
 use turnmill_worker::bench::stored::BenchError;
 use turnmill_worker::bench::{drift, engine, queue};
 use turnmill_worker::broker::BrokerError;
@@ -44,6 +45,9 @@ pub enum CommandError {
     /// The queue could not be measured.
     #[error(transparent)]
     BenchQueue(#[from] queue::BenchError),
+    /// What proposed tokens are worth could not be measured.
+    #[error(transparent)]
+    BenchSpeculation(#[from] SpeculationError),
     /// What stored K and V are worth could not be measured.
     #[error(transparent)]
     BenchStored(#[from] BenchError),

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
+use turnmill_worker::config::DeviceKind;
 use turnmill_worker::verify::{Options, Report, verify};
 
 use super::model_args::ModelArgs;
@@ -14,6 +15,9 @@ use super::{CommandError, print_json, progress_bar};
 pub struct VerifyArgs {
     #[command(flatten)]
     model: ModelArgs,
+    /// What computes.
+    #[arg(long, value_name = "DEVICE", env = "TURNMILL_DEVICE", default_value = "auto")]
+    device: DeviceKind,
     /// Reference outputs, a JSON file; may be given several times.
     #[arg(long, value_name = "FILE", required = true)]
     reference: Vec<PathBuf>,
@@ -27,6 +31,7 @@ pub fn run(args: VerifyArgs) -> Result<ExitCode, CommandError> {
     let options = Options {
         model: args.model.path()?,
         references: args.reference,
+        device: args.device,
         weights: args.model.weights,
         kv_dtype: args.model.kv_dtype,
     };

@@ -1,10 +1,11 @@
 //! Sizes in bytes that people can write.
 
 use std::fmt;
+use std::marker::PhantomData;
 use std::str::FromStr;
 
-use serde::de::{self, Deserializer, Visitor};
-use serde::{Deserialize, Serialize};
+use serde::de::{self, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// A number of bytes, written `268435456` or `256MiB`. Serialises as the plain number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -43,6 +44,55 @@ impl ByteSize {
     }
 }
 
+/// A size, or as much as suits: the text `auto`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AutoByteSize {
+    /// As much as suits.
+    Auto,
+    /// So much.
+    Size(ByteSize),
+}
+
+/// What stands for "as much as suits".
+const AUTO: &str = "auto";
+
+impl From<ByteSize> for AutoByteSize {
+    fn from(size: ByteSize) -> Self {
+        Self::Size(size)
+    }
+}
+
+impl Serialize for AutoByteSize {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Auto => serializer.serialize_str(AUTO),
+            Self::Size(size) => size.serialize(serializer),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for AutoByteSize {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(NumberOrText(PhantomData))
+    }
+}
+
+impl FromStr for AutoByteSize {
+    type Err = InvalidByteSize;
+    fn from_str(s: &str) -> Result<Self, InvalidByteSize> {
+        if s == AUTO { Ok(Self::Auto) } else { s.parse().map(Self::Size) }
+    }
+}
+
+impl fmt::Display for AutoByteSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str(AUTO),
+            Self::Size(size) => size.fmt(f),
+        }
+    }
+}
+
 impl FromStr for ByteSize {
     type Err = InvalidByteSize;
     fn from_str(s: &str) -> Result<Self, InvalidByteSize> {
@@ -67,24 +117,27 @@ impl fmt::Display for ByteSize {
 
 impl<'de> Deserialize<'de> for ByteSize {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct NumberOrText;
-        impl Visitor<'_> for NumberOrText {
-            type Value = ByteSize;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a number of bytes or a text such as \"256MiB\"")
-            }
-            fn visit_i64<E: de::Error>(self, value: i64) -> Result<ByteSize, E> {
-                let negative = |_| E::invalid_value(de::Unexpected::Signed(value), &self);
-                u64::try_from(value).map(ByteSize).map_err(negative)
-            }
-            fn visit_u64<E: de::Error>(self, value: u64) -> Result<ByteSize, E> {
-                Ok(ByteSize(value))
-            }
-            fn visit_str<E: de::Error>(self, value: &str) -> Result<ByteSize, E> {
-                value.parse().map_err(E::custom)
-            }
-        }
-        deserializer.deserialize_any(NumberOrText)
+        deserializer.deserialize_any(NumberOrText(PhantomData))
+    }
+}
+
+/// Reads a number of bytes, or a text that `T` understands.
+struct NumberOrText<T>(PhantomData<T>);
+
+impl<T: From<ByteSize> + FromStr<Err = InvalidByteSize>> Visitor<'_> for NumberOrText<T> {
+    type Value = T;
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a number of bytes or a text such as \"256MiB\"")
+    }
+    fn visit_i64<E: de::Error>(self, value: i64) -> Result<T, E> {
+        let negative = |_| E::invalid_value(de::Unexpected::Signed(value), &self);
+        u64::try_from(value).map(|bytes| ByteSize(bytes).into()).map_err(negative)
+    }
+    fn visit_u64<E: de::Error>(self, value: u64) -> Result<T, E> {
+        Ok(ByteSize(value).into())
+    }
+    fn visit_str<E: de::Error>(self, value: &str) -> Result<T, E> {
+        value.parse().map_err(E::custom)
     }
 }
 
@@ -115,6 +168,19 @@ mod tests {
         {
             assert!(bad.parse::<ByteSize>().is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn auto_is_a_size_only_where_it_is_meant() {
+        assert_eq!("auto".parse(), Ok(AutoByteSize::Auto));
+        assert_eq!("2MiB".parse(), Ok(AutoByteSize::Size(ByteSize(2 << 20))));
+        assert!("Auto".parse::<AutoByteSize>().is_err() && "auto".parse::<ByteSize>().is_err());
+        let read = |json: &str| serde_json::from_str::<AutoByteSize>(json).ok();
+        for (json, size) in [("\"auto\"", AutoByteSize::Auto), ("7", AutoByteSize::Size(ByteSize(7)))] {
+            assert_eq!(read(json), Some(size));
+            assert_eq!(serde_json::to_string(&size).ok().as_deref(), Some(json));
+        }
+        assert_eq!((read("-1"), read("\"some\"")), (None, None));
     }
 
     proptest! {

@@ -15,10 +15,12 @@ mod store_url;
 mod validate;
 mod values;
 
-pub use byte_size::ByteSize;
+pub use byte_size::{AutoByteSize, ByteSize};
 pub use error::ConfigError;
 pub use load::{Effective, SettingsArgs, Source};
 pub use redis_url::RedisUrl;
 pub use settings::Settings;
 pub use store_url::{StoreSetting, StoreUrl};
-pub use values::{KvCodec, KvDtype, LogFilter, LogFormat, ModelDigest, WeightsMode, WorkerName};
+pub use values::{
+    DeviceKind, KvCodec, KvDtype, LogFilter, LogFormat, ModelDigest, SpeculationMode, WeightsMode, WorkerName,
+};

@@ -62,7 +62,8 @@ mod tests {
         assert!(has("shards = 1 ", "# --shards"), "{text}");
         assert!(has("queue = \"default\"", "# TURNMILL_QUEUE"), "{text}");
         assert!(has("# model_sha256 is not set", "# default"), "{text}");
-        assert!(has("pool_bytes = 268435456", "# default"), "{text}");
+        assert!(has("pool_bytes = \"auto\"", "# default"), "{text}");
+        assert!(has("offload_bytes = 67108864", "# default"), "{text}");
     }
 
     #[test]

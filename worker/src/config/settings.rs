@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use turnmill_schema::Name;
 
 use super::{
-    ByteSize, ConfigError, Effective, KvCodec, KvDtype, LogFilter, LogFormat, ModelDigest, RedisUrl, Source,
-    StoreSetting, WeightsMode, WorkerName,
+    AutoByteSize, ByteSize, ConfigError, DeviceKind, Effective, KvCodec, KvDtype, LogFilter, LogFormat,
+    ModelDigest, RedisUrl, Source, SpeculationMode, StoreSetting, WeightsMode, WorkerName,
 };
 
 /// Makes of each entry a flag (`--redis-url`), an environment variable and a key of the TOML file, and of all
@@ -58,6 +58,8 @@ settings! {
     ["TURNMILL_MODEL"] model: Option<PathBuf>;
     /// SHA-256 that the model file must have; of a folder: its safetensors files one after another.
     ["TURNMILL_MODEL_SHA256"] model_sha256: Option<ModelDigest>;
+    /// What computes: auto is the GPU that this worker was built for, where there is one, and else the CPU.
+    ["TURNMILL_DEVICE"] device: DeviceKind = "auto";
     /// A file with the chat template (Jinja) to use in place of the model's own.
     ["TURNMILL_CHAT_TEMPLATE"] chat_template: Option<PathBuf>;
     /// How weights are kept and multiplied.
@@ -79,8 +81,8 @@ settings! {
 
     /// Tokens a KV block holds.
     ["TURNMILL_BLOCK_TOKENS"] block_tokens: u32 = "16";
-    /// Memory for KV blocks, as 268435456 or 256MiB.
-    ["TURNMILL_POOL_BYTES"] pool_bytes: ByteSize = "256MiB";
+    /// Memory for KV blocks, as 268435456 or 256MiB; auto is 256MiB, on Metal a share of what the device recommends.
+    ["TURNMILL_POOL_BYTES"] pool_bytes: AutoByteSize = "auto";
     /// Turns that run at once, at most.
     ["TURNMILL_MAX_SEQUENCES"] max_sequences: u32 = "32";
     /// Token rows a step computes, at most.
@@ -89,6 +91,10 @@ settings! {
     ["TURNMILL_MAX_CONTEXT_TOKENS"] max_context_tokens: u32 = "0";
     /// Threads that compute; 0 is all cores.
     ["TURNMILL_THREADS"] threads: u32 = "0";
+    /// Whether tokens that follow like ones in prompt or reply are proposed and verified in one step; words stay the same.
+    ["TURNMILL_SPECULATION"] speculation: SpeculationMode = "auto";
+    /// Tokens that are proposed for a turn in a step, at most.
+    ["TURNMILL_SPECULATION_TOKENS"] speculation_tokens: u32 = "7";
 
     /// How K and V are kept: f16 is exact where the pool is in f16 too; q8 and q4 are smaller and change words.
     ["TURNMILL_KV_CODEC"] kv_codec: KvCodec = "f16";

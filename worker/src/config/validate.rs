@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 
-use super::{ByteSize, ConfigError, Settings, StoreSetting, StoreUrl};
+use super::{AutoByteSize, ByteSize, ConfigError, Settings, StoreSetting, StoreUrl};
 
 const SMALLEST_POOL: ByteSize = ByteSize::new(1 << 20);
 
@@ -37,7 +37,8 @@ impl Settings {
         let block_fits = block_tokens.is_power_of_two() && (8..=256).contains(&block_tokens);
         problems.require(block_fits, "block_tokens", block_tokens, "a power of two from 8 to 256");
         let rule = format!("at least {SMALLEST_POOL}");
-        problems.require(pool_bytes >= SMALLEST_POOL, "pool_bytes", pool_bytes, rule);
+        let pool_fits = !matches!(pool_bytes, AutoByteSize::Size(size) if size < SMALLEST_POOL);
+        problems.require(pool_fits, "pool_bytes", pool_bytes, rule);
         problems.require(max_sequences >= 1, "max_sequences", max_sequences, "at least 1");
         // Every running sequence gets its token in every step, so the budget must hold one for each.
         let rule = format!("at least max_sequences ({max_sequences})");
@@ -46,6 +47,8 @@ impl Settings {
         let rule = "0 (the model's own limit) or at least 2 (a token to read and one to make)";
         problems.require(context != 1, "max_context_tokens", context, rule);
         problems.require(self.threads <= 1024, "threads", self.threads, "at most 1024");
+        let tokens = self.speculation_tokens;
+        problems.require((1..=64).contains(&tokens), "speculation_tokens", tokens, "from 1 to 64");
     }
 
     fn check_store(&self, problems: &mut Problems) {
@@ -112,6 +115,8 @@ mod tests {
             ("--max-sequences=0", "max_sequences is 0; it must be at least 1"),
             ("--batch-tokens=31", "batch_tokens is 31; it must be at least max_sequences (32)"),
             ("--threads=1025", "threads is 1025; it must be at most 1024"),
+            ("--speculation-tokens=0", "speculation_tokens is 0; it must be from 1 to 64"),
+            ("--speculation-tokens=65", "speculation_tokens is 65; it must be from 1 to 64"),
             (
                 "--max-context-tokens=1",
                 "max_context_tokens is 1; it must be 0 (the model's own limit) or at least 2 \

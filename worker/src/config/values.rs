@@ -12,12 +12,26 @@ use uuid::Uuid;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum WeightsMode {
-    /// Re-quantised and padded to the layout the fastest kernels take.
+    /// Rounded to Q8_0 and packed for our own kernels.
     Fast,
     /// Dequantised to f32: slow, the reference.
     F32,
     /// As the file has them.
     AsIs,
+}
+
+/// What computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum DeviceKind {
+    /// The GPU that this worker was built for, where the machine has one; else the CPU.
+    Auto,
+    /// The CPU, with kernels of our own.
+    Cpu,
+    /// An Apple GPU.
+    Metal,
+    /// An NVIDIA GPU.
+    Cuda,
 }
 
 /// The number format of K and V in the pool.
@@ -44,7 +58,36 @@ pub enum KvCodec {
     Q4,
 }
 
-// The names of all three are part of the KV namespace; the one spelling is the command line's.
+/// Whether tokens are proposed without a model of their own, and verified in the same step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum SpeculationMode {
+    /// As it is measured to be faster: [`SpeculationMode::AUTO`].
+    Auto,
+    /// A step makes one token of a turn.
+    Off,
+    /// What followed the last tokens when they occurred before, in prompt or reply.
+    Lookup,
+}
+
+impl SpeculationMode {
+    /// What `auto` stands for.
+    pub const AUTO: Self = Self::Off;
+
+    /// Whether tokens are looked up.
+    pub fn looks_up(self) -> bool {
+        let mode = if self == Self::Auto { Self::AUTO } else { self };
+        mode == Self::Lookup
+    }
+}
+
+impl fmt::Display for DeviceKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write_name(self, f)
+    }
+}
+
+// The names of these three are part of the KV namespace; the one spelling is the command line's.
 impl fmt::Display for WeightsMode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write_name(self, f)
@@ -246,6 +289,13 @@ mod tests {
         assert_eq!(WeightsMode::AsIs.to_string(), "as-is");
         assert_eq!(KvCodec::Q8.to_string(), "q8");
         assert_eq!(KvDtype::Bf16.to_string(), "bf16");
+    }
+
+    #[test]
+    fn auto_is_decided() {
+        assert!(SpeculationMode::Lookup.looks_up() && !SpeculationMode::Off.looks_up());
+        assert_eq!(SpeculationMode::Auto.looks_up(), SpeculationMode::AUTO.looks_up());
+        assert_ne!(SpeculationMode::AUTO, SpeculationMode::Auto);
     }
 
     #[test]

@@ -27,7 +27,7 @@ use self::pace::Pace;
 use crate::kv::{Namespace, RunData};
 use crate::lifecycle::Lifecycle;
 use crate::model::Engine;
-use crate::schedule::{Limits, SequenceId};
+use crate::schedule::{Limits, SequenceId, Speculation};
 
 /// A turn to be computed.
 pub struct Start {
@@ -110,6 +110,8 @@ pub struct EngineSettings {
     pub transfer_bytes: usize,
     /// Bytes of preempted sequences' blocks that are kept in memory.
     pub offload_bytes: usize,
+    /// Tokens that are proposed and verified in the same step; none: one token a sequence and step.
+    pub speculation: Option<Speculation>,
 }
 
 /// The engine is gone: its thread ended, which only a bug in it does.

@@ -88,6 +88,7 @@ impl<E: Engine> StepLoop<E> {
         if settings.offload_bytes > 0 {
             scheduler.keep_preempted();
         }
+        scheduler.speculate(settings.speculation);
         Self {
             inbox,
             model,
@@ -230,10 +231,12 @@ impl<E: Engine> StepLoop<E> {
         self.announce_admissions(plan);
         match self.forward(plan) {
             Ok(mut logits) => {
-                let sampling = plan.sequences.iter().filter(|sequence| sequence.samples);
                 let (mut sampled, mut ended) = (Vec::new(), Vec::new());
-                for (sequence, row) in sampling.zip(logits.rows_mut()) {
-                    sampled.extend(self.sample(sequence.id, row, &mut ended));
+                let mut rows = logits.rows_mut();
+                for (id, tokens) in plan.sampling() {
+                    // All of them, so that the next turn's come after them.
+                    let own = rows.by_ref().take(tokens.len()).collect();
+                    self.sample_rows(id, tokens, own, (&mut sampled, &mut ended));
                 }
                 let left = self.scheduler.apply(&sampled);
                 self.offer_computed(plan);
@@ -307,6 +310,26 @@ impl<E: Engine> StepLoop<E> {
             metrics::prompt_admitted(turn.prompt_tokens, cached);
             send(&turn.progress, Progress::Admitted { cached_tokens: cached });
         }
+    }
+
+    /// Samples a turn's next tokens from the rows of `tokens`: its last one, and those proposed to follow it. A row counts
+    /// where its token is what was sampled before it; so these are the tokens that it would make row by row.
+    fn sample_rows(
+        &mut self,
+        id: SequenceId,
+        tokens: &[u32],
+        rows: Vec<&mut [f32]>,
+        (sampled, ended): (&mut Vec<Sampled>, &mut Vec<Ended>),
+    ) {
+        let first = sampled.len();
+        for (row, logits) in rows.into_iter().enumerate() {
+            let Some(next) = self.sample(id, logits, ended) else { break };
+            sampled.push(next);
+            if next.finished || tokens.get(row + 1) != Some(&next.token) {
+                break;
+            }
+        }
+        metrics::speculated(tokens.len() - 1, (sampled.len() - first).saturating_sub(1));
     }
 
     /// Samples a turn's next token; none where the turn is over without one.

@@ -41,6 +41,9 @@ pub enum ModelError {
          qwen3 and gemma3 (text)"
     )]
     Architecture(String),
+    /// The device that was asked for is not there.
+    #[error("{0}")]
+    Device(String),
     /// The chat template's file cannot be read.
     #[error("cannot read the chat template {path}: {reason}; correct chat_template")]
     Template {

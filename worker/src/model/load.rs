@@ -2,15 +2,17 @@
 
 use std::path::{Path, PathBuf};
 
-use super::backend::KvShape;
 use super::backend::cpu::CpuBackend;
+use super::backend::tensor::TensorBackend;
+use super::backend::{Backend, KvShape};
 use super::checkpoint::Checkpoint;
 use super::config::DecoderConfig;
 use super::decoder::{Decoder, DecoderEngine};
+use super::device::ComputeDevice;
 use super::template::ChatTemplate;
 use super::tokenizer::Tokenizer;
 use super::{Engine, EngineError, ModelError};
-use crate::config::{KvCodec, KvDtype, WeightsMode};
+use crate::config::{DeviceKind, KvCodec, KvDtype, WeightsMode};
 use crate::kv::{BlockShape, CHUNK_TOKENS, Identity, Namespace};
 
 /// Bumped when a kernel changes the bits it computes, so that stored blocks of older workers are not mixed in.
@@ -21,13 +23,15 @@ const LAYOUT_VERSION: u32 = 1;
 /// How to load a model.
 #[derive(Clone, Debug)]
 pub struct LoadOptions {
+    /// What computes.
+    pub device: DeviceKind,
     /// How weights are held.
     pub weights: WeightsMode,
     /// Element type of the block pool.
     pub kv_dtype: KvDtype,
     /// Tokens in a block.
     pub block_tokens: usize,
-    /// Bytes of the block pool.
+    /// Bytes of the block pool; 0 for as much as suits the device.
     pub pool_bytes: usize,
     /// Longest context to serve; 0 for the model's own.
     pub max_context_tokens: usize,
@@ -40,9 +44,10 @@ pub struct LoadOptions {
 }
 
 impl LoadOptions {
-    /// For tools: blocks of 16 tokens, the model's own context, and no pool yet.
+    /// For tools: blocks of 16 tokens, the model's own context, and the device and a pool as they suit.
     pub fn new(weights: WeightsMode, kv_dtype: KvDtype) -> Self {
         Self {
+            device: DeviceKind::Auto,
             weights,
             kv_dtype,
             block_tokens: 16,
@@ -89,11 +94,23 @@ pub struct Model {
     pub config: DecoderConfig,
     /// What a block of its pool looks like.
     pub block_shape: BlockShape,
+    /// What computes it: part of what its K and V are.
+    pub compute_kind: &'static str,
 }
 
 impl Model {
     /// Loads the GGUF file or the safetensors folder `path`; `progress` is called with layers done and layers in all.
     pub fn load(
+        path: &Path,
+        options: &LoadOptions,
+        progress: &dyn Fn(usize, usize),
+    ) -> Result<Self, ModelError> {
+        Self::load_on(&ComputeDevice::open(options.device)?, path, options, progress)
+    }
+
+    /// The same on a device that was opened before, whatever `options` say.
+    pub fn load_on(
+        device: &ComputeDevice,
         path: &Path,
         options: &LoadOptions,
         progress: &dyn Fn(usize, usize),
@@ -107,13 +124,24 @@ impl Model {
             0 => config.context_tokens,
             limit => limit.min(config.context_tokens),
         };
-        let blocks = pool_blocks(&config, options)?;
-        let namespace = namespace(&checkpoint, &tokenizer, options)?;
+        let pool_bytes = match options.pool_bytes {
+            0 => device.pool_bytes(bytes_of(path)),
+            bytes => bytes,
+        };
+        let blocks = pool_blocks(&config, options, pool_bytes)?;
+        let ours = options.weights == WeightsMode::Fast && CpuBackend::multiplies(&config);
+        let compute_kind = device.compute_kind(ours);
+        let namespace = namespace(&checkpoint, &tokenizer, options, compute_kind)?;
         let layers = config.layers;
         let done = |layer| progress(layer, layers);
-        let backend = CpuBackend::new(options.kv_shape(&config, blocks), options.weights);
-        let decoder = Decoder::load(&mut checkpoint, &backend, context_tokens, &done)?;
-        let engine = Box::new(DecoderEngine::new(decoder, backend));
+        let (kv, weights, heads) = (options.kv_shape(&config, blocks), options.weights, config.heads);
+        let source = (&mut checkpoint, context_tokens);
+        let engine = match device {
+            ComputeDevice::Cpu => engine(CpuBackend::new(kv, weights), source, &done)?,
+            ComputeDevice::Tensor(device) => {
+                engine(TensorBackend::new(device.clone(), weights, kv, heads)?, source, &done)?
+            }
+        };
         let block_shape = BlockShape {
             layers,
             block_tokens: options.block_tokens,
@@ -121,12 +149,41 @@ impl Model {
             head_dim: config.head_dim,
             dtype: options.kv_dtype,
         };
-        Ok(Self { engine, tokenizer, template, namespace, context_tokens, blocks, config, block_shape })
+        Ok(Self {
+            engine,
+            tokenizer,
+            template,
+            namespace,
+            context_tokens,
+            blocks,
+            config,
+            block_shape,
+            compute_kind,
+        })
     }
 
     /// Makes the first steps as fast as later ones.
     pub fn warm_up(&mut self) -> Result<(), EngineError> {
         self.engine.warm_up()
+    }
+}
+
+/// An engine that computes with `backend`, from a checkpoint, for contexts of some length.
+fn engine<B: Backend + 'static>(
+    backend: B,
+    (checkpoint, context_tokens): (&mut Checkpoint, usize),
+    done: &dyn Fn(usize),
+) -> Result<Box<dyn Engine>, ModelError> {
+    let decoder = Decoder::load(checkpoint, &backend, context_tokens, done)?;
+    Ok(Box::new(DecoderEngine::new(decoder, backend)))
+}
+
+/// Bytes of a file, or of the files in a folder; what cannot be read is refused by whoever needs it.
+fn bytes_of(path: &Path) -> u64 {
+    let length = |path: &Path| path.metadata().map_or(0, |metadata| metadata.len());
+    match path.read_dir() {
+        Ok(entries) => entries.flatten().map(|entry| length(&entry.path())).sum(),
+        Err(_) => length(path),
     }
 }
 
@@ -136,14 +193,17 @@ fn read_template(path: &Path) -> Result<String, ModelError> {
 }
 
 /// How many blocks `pool_bytes` holds.
-fn pool_blocks(config: &DecoderConfig, options: &LoadOptions) -> Result<usize, ModelError> {
+fn pool_blocks(
+    config: &DecoderConfig,
+    options: &LoadOptions,
+    pool_bytes: usize,
+) -> Result<usize, ModelError> {
     let token = options.kv_shape(config, 0).token_bytes();
-    let blocks = options.pool_bytes / (token * options.block_tokens);
+    let blocks = pool_bytes / (token * options.block_tokens);
     // Two blocks are the least that lets a turn grow past a prompt of one.
     if blocks < 2 || blocks > u32::MAX as usize / options.block_tokens {
         return Err(ModelError::Unusable(format!(
-            "pool_bytes {} makes {blocks} blocks of {} tokens at {token} bytes a token; give at least {}",
-            options.pool_bytes,
+            "pool_bytes {pool_bytes} makes {blocks} blocks of {} tokens at {token} bytes a token; give at least {}",
             options.block_tokens,
             2 * token * options.block_tokens
         )));
@@ -155,6 +215,7 @@ fn namespace(
     checkpoint: &Checkpoint,
     tokenizer: &Tokenizer,
     options: &LoadOptions,
+    compute_kind: &str,
 ) -> Result<Namespace, ModelError> {
     Ok(Namespace::new(&Identity {
         weights_digest: checkpoint.weights_digest()?,
@@ -163,24 +224,10 @@ fn namespace(
         rope_and_window: &checkpoint.config().identity(),
         kv_dtype: &options.kv_dtype.to_string(),
         codec: &options.kv_codec.to_string(),
-        compute_kind: if options.kv_any_compute { "any" } else { compute_kind() },
+        compute_kind: if options.kv_any_compute { "any" } else { compute_kind },
         numerics_revision: NUMERICS_REVISION,
         block_tokens: options.block_tokens as u32,
         chunk_tokens: CHUNK_TOKENS as u32,
         layout_version: LAYOUT_VERSION,
     }))
-}
-
-/// What kind of machine computes the bits: candle's quantised kernels differ by instruction set.
-pub fn compute_kind() -> &'static str {
-    #[cfg(target_arch = "x86_64")]
-    {
-        if is_x86_feature_detected!("avx512vnni") {
-            return "cpu-avx512vnni";
-        }
-        if is_x86_feature_detected!("avx2") {
-            return "cpu-avx2";
-        }
-    }
-    if cfg!(target_arch = "aarch64") { "cpu-neon" } else { "cpu-portable" }
 }

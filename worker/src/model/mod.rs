@@ -9,6 +9,7 @@ mod backend;
 mod checkpoint;
 mod config;
 mod decoder;
+mod device;
 mod error;
 mod load;
 mod matrix;
@@ -18,13 +19,16 @@ mod simd;
 mod template;
 mod tokenizer;
 
+use std::sync::{Arc, Mutex};
+
 use crate::kv::BlockId;
 use crate::schedule::StepPlan;
 
 pub use checkpoint::{Checkpoint, Part, Role};
 pub use config::{Activation, DecoderConfig, Family, RopeConfig, RopeScaling};
+pub use device::{CompiledKernel, ComputeDevice};
 pub use error::ModelError;
-pub use load::{LoadOptions, Model, compute_kind};
+pub use load::{LoadOptions, Model};
 pub use prompt::{Prompt, PromptError, prompt};
 pub use sampler::{Choice, NoLogits, Sampler, likeliest, log_sum_exp};
 pub use template::{ChatTemplate, TemplateError};
@@ -36,13 +40,17 @@ pub struct Logits {
     /// `[rows, vocabulary]`, row-major.
     values: Vec<f32>,
     vocabulary: usize,
+    spare: Spare,
 }
+
+/// Where the memory of logits waits for the next step: it is megabytes, and fresh memory costs a page fault each 4 KiB.
+type Spare = Arc<Mutex<Vec<f32>>>;
 
 impl Logits {
     /// Wraps `values`, whose length is a multiple of `vocabulary`.
     pub fn new(values: Vec<f32>, vocabulary: usize) -> Self {
         assert!(vocabulary > 0 && values.len().is_multiple_of(vocabulary), "logits are whole rows");
-        Self { values, vocabulary }
+        Self { values, vocabulary, spare: Spare::default() }
     }
 
     /// One slice of `vocabulary` logits a sampling row.
@@ -53,6 +61,15 @@ impl Logits {
     /// The same, to be changed in place by samplers.
     pub fn rows_mut(&mut self) -> impl Iterator<Item = &mut [f32]> {
         self.values.chunks_exact_mut(self.vocabulary)
+    }
+}
+
+impl Drop for Logits {
+    fn drop(&mut self) {
+        // Nobody panics while holding it, and a lost buffer is only allocated again.
+        if let Ok(mut spare) = self.spare.lock() {
+            *spare = std::mem::take(&mut self.values);
+        }
     }
 }
 

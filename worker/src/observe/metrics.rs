@@ -80,6 +80,10 @@ metrics! {
         "Prompt tokens whose KV was found and not computed.";
     GENERATED_TOKENS = Kind::Counter, "turnmill_generated_tokens_total",
         "Tokens sampled.";
+    PROPOSED_TOKENS = Kind::Counter, "turnmill_speculation_proposed_tokens_total",
+        "Tokens that were proposed by prompt lookup and computed to be verified.";
+    ACCEPTED_TOKENS = Kind::Counter, "turnmill_speculation_accepted_tokens_total",
+        "Those of them that were sampled, each of which saved its turn a step.";
 
     POOL_BLOCKS = Kind::Gauge, "turnmill_pool_blocks",
         "KV blocks, by state.";
@@ -231,6 +235,12 @@ pub fn tokens_generated(count: usize) {
     counter!(GENERATED_TOKENS).increment(count as u64);
 }
 
+/// Of `proposed` tokens `accepted` were those that were sampled.
+pub fn speculated(proposed: usize, accepted: usize) {
+    counter!(PROPOSED_TOKENS).increment(proposed as u64);
+    counter!(ACCEPTED_TOKENS).increment(accepted as u64);
+}
+
 /// A run of so many bytes is in the object store.
 pub fn run_saved(bytes: usize) {
     run_ended("saved", bytes);
@@ -364,6 +374,7 @@ pub(super) mod tests {
             pool(&PoolCounts { total: 10, free: 1, cached: 2, held: 7 }, 0.3);
             prompt_admitted(100, 64);
             tokens_generated(8);
+            speculated(7, 3);
             run_saved(10);
             run_dropped(20);
             run_failed(30);
@@ -404,6 +415,8 @@ pub(super) mod tests {
                 "turnmill_prompt_tokens_total 100",
                 "turnmill_cached_tokens_total 64",
                 "turnmill_generated_tokens_total 8",
+                "turnmill_speculation_proposed_tokens_total 7",
+                "turnmill_speculation_accepted_tokens_total 3",
                 "turnmill_store_saves_total{outcome=\"saved\"} 1",
                 "turnmill_store_saves_total{outcome=\"dropped\"} 1",
                 "turnmill_store_saves_total{outcome=\"failed\"} 1",

@@ -14,6 +14,7 @@
 //!   ends.
 //! * **Restores.** A sequence whose blocks come back from elsewhere is admitted like any other, with room for all its
 //!   tokens, and is not planned until they have come. It counts as running, and gives way like any running one.
+//! * **Proposals.** A decoding sequence may get further rows for tokens it may go on with; see [`super::speculate`].
 //! * **Alone.** While a sequence that runs alone is there, every other step is that of the most senior such
 //!   sequence, and the steps between are for all others.
 //!
@@ -23,7 +24,7 @@
 use super::draft::Draft;
 use super::sequence::{Left, NewSequence, Sampled, Sequence};
 use super::waiting::Waiting;
-use super::{Limits, Refused, SequenceId, StepPlan};
+use super::{Limits, Refused, SequenceId, Speculation, StepPlan};
 use crate::kv::{BlockId, BlockPool, PrefixHash};
 
 /// How many sequences are where.
@@ -41,6 +42,7 @@ pub struct Counts {
 #[derive(Debug)]
 pub struct Scheduler {
     limits: Limits,
+    pub(super) speculation: Option<Speculation>,
     pub(super) pool: BlockPool,
     /// Most senior first.
     pub(super) running: Vec<Sequence>,
@@ -60,6 +62,7 @@ impl Scheduler {
         assert!(limits.max_sequences > 0 && limits.batch_tokens > 0, "a step has room for a row");
         Self {
             limits,
+            speculation: None,
             pool,
             running: Vec::new(),
             waiting: Waiting::default(),
@@ -87,7 +90,10 @@ impl Scheduler {
 
     /// The next step, or none where there is no work. A plan that is not applied counts as not run.
     pub fn schedule(&mut self) -> Option<StepPlan> {
-        self.running.iter_mut().for_each(|sequence| sequence.planned = 0);
+        for sequence in &mut self.running {
+            sequence.planned = 0;
+            sequence.proposed.clear();
+        }
         let prefer_alone = !self.last_step_alone;
         for alone in [prefer_alone, !prefer_alone] {
             let mut draft = Draft::new(self.limits.batch_tokens);
@@ -95,8 +101,9 @@ impl Scheduler {
                 self.plan_alone(&mut draft);
             } else {
                 self.plan_shared(&mut draft);
+                self.propose(&mut draft);
             }
-            if let Some(plan) = draft.finish() {
+            if let Some(plan) = draft.finish(&self.running) {
                 self.last_step_alone = alone;
                 return Some(plan);
             }
@@ -104,13 +111,15 @@ impl Scheduler {
         None
     }
 
-    /// Takes in what the plan last scheduled computed: one entry for each sequence that samples in it, in any
-    /// order. Full blocks are sealed; ended sequences leave. Entries for others are ignored, and a sequence
-    /// that lacks its entry is computed again. Returns the ended ones.
+    /// Takes in what the plan last scheduled computed: for each sequence that samples in it, in any order of sequences, the
+    /// token of its first sampled row, and as long as that is the token of the next row, the next row's. Full blocks are
+    /// sealed; ended sequences leave. Other entries are ignored, and a row that lacks its entry is computed again. Returns
+    /// the ended ones.
     pub fn apply(&mut self, sampled: &[Sampled]) -> Vec<Left> {
         let pool = &mut self.pool;
         let ended = self.running.extract_if(.., |sequence| {
-            sequence.advance(sampled.iter().find(|sample| sample.id == sequence.id), pool)
+            let id = sequence.id;
+            sequence.advance(sampled.iter().filter(|sample| sample.id == id), pool)
         });
         let ended: Vec<Sequence> = ended.collect();
         ended.into_iter().map(|sequence| sequence.leave(&mut self.pool)).collect()

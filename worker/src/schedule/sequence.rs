@@ -1,13 +1,16 @@
 //! One sequence as the scheduler sees it: its tokens, and how many of them are in the pool.
 //!
 //! Invariants: `computed < tokens.len()`, so there is always something to plan; all full computed blocks are
-//! sealed; the block of the last token is never sealed, so it is computed in a block of the sequence's own.
+//! sealed; the block of the last token is never sealed, so it is computed in a block of the sequence's own. A proposed
+//! token becomes one of its tokens, and its row computed, only by being sampled: nothing else seals or hashes a block.
 
 use std::mem;
 
 use turnmill_schema::Priority;
 
 use super::SequenceId;
+use super::lookup::Lookup;
+use super::trust::Trust;
 use crate::kv::{BlockPool, BlockTable, HashChain, Namespace, PrefixHash};
 
 /// A turn to be scheduled.
@@ -30,7 +33,7 @@ pub struct NewSequence {
     pub restorable_blocks: usize,
 }
 
-/// What a step sampled for a sequence.
+/// A token that a step sampled for a sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sampled {
     /// Whose token it is.
@@ -66,14 +69,18 @@ pub(super) struct Sequence {
     pub table: BlockTable,
     /// How many tokens' K and V are in the table's blocks.
     pub computed: usize,
-    /// Its rows in the plan that is running.
+    /// Its rows in the plan that is running, without those of proposed tokens.
     pub planned: usize,
+    /// Tokens that it may go on with, which have rows in the plan that is running.
+    pub proposed: Vec<u32>,
     /// It holds its blocks and is not planned, because what lies in them comes from elsewhere.
     pub restoring: bool,
     restorable_blocks: usize,
     hashes: HashChain,
     max_total_tokens: usize,
     preempted: bool,
+    lookup: Lookup,
+    trust: Trust,
 }
 
 impl Sequence {
@@ -90,11 +97,14 @@ impl Sequence {
             table: BlockTable::new(block_tokens),
             computed: 0,
             planned: 0,
+            proposed: Vec::new(),
             restoring: false,
             restorable_blocks: new.restorable_blocks,
             hashes,
             max_total_tokens: new.max_total_tokens as usize,
             preempted: false,
+            lookup: Lookup::default(),
+            trust: Trust::default(),
         }
     }
 
@@ -107,6 +117,21 @@ impl Sequence {
     /// found but for its last token, which costs the same.
     pub fn pending(&self) -> usize {
         self.tokens.len() - self.computed
+    }
+
+    /// Whether the plan computes its last token and nothing else of it. Not true of one that runs alone.
+    pub fn decodes(&self) -> bool {
+        !self.alone && self.planned == 1 && self.pending() == 1
+    }
+
+    /// At most `most` tokens that it may go on with.
+    pub fn guess(&mut self, most: usize) -> Vec<u32> {
+        // The row of the last proposed token makes one more, and none may follow the last that it may have.
+        let most = most.min(self.max_total_tokens.saturating_sub(self.tokens.len() + 1));
+        if most == 0 || !self.trust.allows(self.tokens.len()) {
+            return Vec::new();
+        }
+        self.lookup.propose(&self.tokens, most)
     }
 
     /// How many blocks its known tokens lack.
@@ -153,23 +178,38 @@ impl Sequence {
         }
     }
 
-    /// Takes in what its rows of the plan computed and sampled; true when the sequence has ended.
+    /// Takes in what its rows of the plan computed and `sampled`, row by row; true when the sequence has ended.
     ///
-    /// A last row whose sample is missing counts as not computed: it will be planned again.
-    pub fn advance(&mut self, sampled: Option<&Sampled>, pool: &mut BlockPool) -> bool {
-        let rows = mem::take(&mut self.planned);
+    /// A row whose sample is missing counts as not computed: it will be planned again.
+    pub fn advance<'a>(
+        &mut self,
+        mut sampled: impl Iterator<Item = &'a Sampled>,
+        pool: &mut BlockPool,
+    ) -> bool {
+        let (rows, proposed) = (mem::take(&mut self.planned), mem::take(&mut self.proposed));
         let reached_last = rows == self.pending();
-        if rows == 0 || (reached_last && sampled.is_none()) {
+        let mut next = if reached_last { sampled.next() } else { None };
+        if rows == 0 || (reached_last && next.is_none()) {
             return false;
         }
-        for hash in self.completed_by(rows).to_vec() {
+        let (mut accepted, mut ended) = (0, false);
+        while let Some(sample) = next.take() {
+            self.tokens.push(sample.token);
+            ended = sample.finished || self.tokens.len() >= self.max_total_tokens;
+            if !ended && proposed.get(accepted) == Some(&sample.token) {
+                next = sampled.next();
+                accepted += usize::from(next.is_some());
+            }
+        }
+        self.hashes.extend(&self.tokens);
+        for hash in self.completed_by(rows + accepted).to_vec() {
             self.table.seal_next(pool, hash);
         }
-        self.computed += rows;
-        let Some(sampled) = sampled.filter(|_| reached_last) else { return false };
-        self.tokens.push(sampled.token);
-        self.hashes.extend(&self.tokens);
-        sampled.finished || self.tokens.len() >= self.max_total_tokens
+        self.computed += rows + accepted;
+        if !proposed.is_empty() {
+            self.trust.verified(proposed.len(), accepted, self.tokens.len());
+        }
+        ended
     }
 
     /// Its next `count` blocks came back from elsewhere.
@@ -201,6 +241,7 @@ impl Sequence {
         self.table.release(pool);
         self.computed = 0;
         self.planned = 0;
+        self.proposed.clear();
         self.restoring = false;
     }
 
@@ -217,7 +258,10 @@ impl Sequence {
     /// Whether its own books agree.
     pub fn check_integrity(&self) -> Result<(), String> {
         let block_tokens = self.block_tokens();
-        let sound = self.computed + self.planned <= self.tokens.len()
+        let known = self.computed + self.planned;
+        let sound = known <= self.tokens.len()
+            && (self.proposed.is_empty() || (self.planned > 0 && known == self.tokens.len()))
+            && known + self.proposed.len() <= self.tokens.len().max(self.table.len() * block_tokens)
             && !(self.restoring && self.planned > 0)
             && self.computed < self.tokens.len()
             && self.computed / block_tokens == self.table.sealed_blocks()

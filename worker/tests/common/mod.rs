@@ -13,6 +13,7 @@ use turnmill_worker::kv::BlockPool;
 use turnmill_worker::model::{Engine, LoadOptions, Model};
 use turnmill_worker::schedule::{Limits, NewSequence, Sampled, Scheduler, SequenceId};
 
+#[allow(unused_imports)] // Not every test file makes one.
 pub use tiny::Tiny;
 
 /// Held by a test while it computes: candle's threads wait for each other by spinning, so two models that
@@ -102,15 +103,14 @@ pub fn run(model: &mut Model, sequences: &[Known], cut: &Cut) -> (BTreeMap<(usiz
         let Some(plan) = scheduler.schedule() else { continue };
         let output = model.engine.forward(&plan).expect("the step runs");
         let mut sampled = Vec::new();
-        let sampling = plan.sequences.iter().filter(|sequence| sequence.samples);
-        for (sequence, row) in sampling.zip(output.rows()) {
-            let index = sequence.id.0 as usize;
+        for ((id, _), row) in plan.sampling().zip(output.rows()) {
+            let index = id.0 as usize;
             let length = lengths[index];
             logits.insert((index, length), row.to_vec());
             lengths[index] += 1;
             let known = &sequences[index].tokens;
             let token = known.get(length).copied().unwrap_or_default();
-            sampled.push(Sampled { id: sequence.id, token, finished: length == known.len() });
+            sampled.push(Sampled { id, token, finished: length == known.len() });
         }
         scheduler.apply(&sampled);
         scheduler.check_integrity().expect("the pool is whole");

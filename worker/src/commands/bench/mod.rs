@@ -9,6 +9,7 @@ use turnmill_worker::bench::{drift, engine, queue};
 use turnmill_worker::config::{KvCodec, RedisUrl};
 
 mod restore;
+mod speculation;
 mod stall;
 
 use super::model_args::ModelArgs;
@@ -27,6 +28,7 @@ enum What {
     Engine(EngineArgs),
     Queue(QueueArgs),
     Restore(restore::RestoreArgs),
+    Speculation(speculation::SpeculationArgs),
     Stall(stall::StallArgs),
 }
 
@@ -100,6 +102,7 @@ pub fn run(args: BenchArgs) -> Result<ExitCode, CommandError> {
         What::Engine(args) => run_engine(args),
         What::Queue(args) => run_queue(args),
         What::Restore(args) => restore::run(args),
+        What::Speculation(args) => speculation::run(args),
         What::Stall(args) => stall::run(&args),
     }
 }

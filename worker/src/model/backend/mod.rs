@@ -7,6 +7,7 @@
 //! rows are.
 
 pub mod cpu;
+pub mod tensor;
 
 use candle_core::Result;
 use candle_core::quantized::QTensor;
@@ -161,14 +162,15 @@ pub trait Backend: Send + Sync {
         post_norm: Option<(&Self::Norm, f32)>,
         x: &mut Self::Rows,
     ) -> Result<()>;
-    /// `RMSNorm(x[rows]) · headᵀ`, capped like scores where there is a `soft_cap`: `[rows, vocabulary]`.
+    /// `RMSNorm(x[rows]) · headᵀ` of some rows, capped like scores where there is a `soft_cap`: `[rows, vocabulary]`. `memory` is
+    /// what earlier logits lay in.
     fn logits(
         &mut self,
-        x: Self::Rows,
-        rows: &[u32],
+        rows: (Self::Rows, &[u32]),
         norm: (&Self::Norm, f32),
         head: &Self::Linear,
         soft_cap: Option<f32>,
+        memory: Vec<f32>,
     ) -> Result<Vec<f32>>;
     /// Takes rows back that nobody needs any more.
     fn discard(&mut self, x: Self::Rows);

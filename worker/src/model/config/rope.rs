@@ -46,7 +46,7 @@ impl RopeConfig {
 
     /// Radians per position of each of the `head_dim / 2` pairs.
     pub fn frequencies(&self, head_dim: usize) -> Vec<f64> {
-        let plain = (0..head_dim / 2).map(|i| self.base.powf(-2.0 * i as f64 / head_dim as f64));
+        let plain = (0..head_dim / 2).map(|i| libm::pow(self.base, -2.0 * i as f64 / head_dim as f64));
         match &self.scaling {
             RopeScaling::None => plain.collect(),
             RopeScaling::Linear { factor } => plain.map(|frequency| frequency / factor).collect(),
@@ -64,10 +64,11 @@ impl RopeConfig {
         }
     }
 
-    /// Cosines and sines of `positions` positions, `[positions, head_dim / 2]`. Angles are computed in f64 and rounded once.
+    /// Cosines and sines of `positions` positions, `[positions, head_dim / 2]`. Angles are computed in f64 and rounded once, with
+    /// functions that are the same on every machine.
     pub fn tables(&self, head_dim: usize, positions: usize) -> (Vec<f32>, Vec<f32>) {
         let frequencies = self.frequencies(head_dim);
-        let angles = (0..positions).flat_map(|p| frequencies.iter().map(move |f| (p as f64 * f).sin_cos()));
+        let angles = (0..positions).flat_map(|p| frequencies.iter().map(move |f| libm::sincos(p as f64 * f)));
         angles.map(|(sin, cos)| (cos as f32, sin as f32)).unzip()
     }
 

@@ -4,19 +4,20 @@ use super::Decoder;
 use crate::kv::BlockId;
 use crate::model::backend::Backend;
 use crate::model::error::first_line;
-use crate::model::{Engine, EngineError, Logits};
+use crate::model::{Engine, EngineError, Logits, Spare};
 use crate::schedule::{PlannedSequence, SequenceId, StepPlan};
 
 /// Runs steps.
 pub struct DecoderEngine<B: Backend> {
     decoder: Decoder<B>,
     backend: B,
+    spare: Spare,
 }
 
 impl<B: Backend> DecoderEngine<B> {
     /// Runs `decoder`, whose weights `backend` has.
     pub fn new(decoder: Decoder<B>, backend: B) -> Self {
-        Self { decoder, backend }
+        Self { decoder, backend, spare: Spare::default() }
     }
 }
 
@@ -24,9 +25,10 @@ impl<B: Backend> Engine for DecoderEngine<B> {
     fn forward(&mut self, plan: &StepPlan) -> Result<Logits, EngineError> {
         let vocabulary = self.decoder.config().vocabulary;
         // On a thread of the pool: what it shares out is then taken up without waking anybody, and none is idle.
-        let logits = rayon::scope(|_| self.decoder.forward(&mut self.backend, plan));
-        let logits = logits.map_err(|error| EngineError::Step(first_line(&error)))?;
-        Ok(Logits::new(logits, vocabulary))
+        let memory = self.spare.lock().map(|mut spare| std::mem::take(&mut *spare)).unwrap_or_default();
+        let logits = rayon::scope(|_| self.decoder.forward(&mut self.backend, plan, memory));
+        let values = logits.map_err(|error| EngineError::Step(first_line(&error)))?;
+        Ok(Logits { values, vocabulary, spare: self.spare.clone() })
     }
 
     /// Has the system hand out the pool's memory, and runs a prefill and a decode step into block 0.
@@ -42,7 +44,7 @@ impl<B: Backend> Engine for DecoderEngine<B> {
                     query_tokens: rows as u32,
                     context_tokens: rows as u32,
                     blocks: vec![BlockId(0)],
-                    samples: true,
+                    samples: 1,
                 }],
             })?;
         }

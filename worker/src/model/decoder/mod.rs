@@ -53,8 +53,8 @@ impl<B: Backend> Decoder<B> {
         &self.config
     }
 
-    /// Writes the K and V of every row and returns the logits of the rows that sample, `[rows, vocabulary]`.
-    pub fn forward(&self, backend: &mut B, plan: &StepPlan) -> Result<Vec<f32>> {
+    /// Writes the K and V of every row and returns the logits of the rows that sample, `[rows, vocabulary]`, in `memory`.
+    pub fn forward(&self, backend: &mut B, plan: &StepPlan, memory: Vec<f32>) -> Result<Vec<f32>> {
         let step = backend.begin(plan)?;
         let epsilon = self.config.norm_epsilon as f32;
         let mut x = backend.embed(&self.table, &plan.tokens, self.embedding_scale)?;
@@ -75,6 +75,6 @@ impl<B: Backend> Decoder<B> {
             backend.discard(x);
             return Ok(Vec::new());
         }
-        backend.logits(x, &sampled, (&self.norm, epsilon), &self.head, self.logit_soft_cap)
+        backend.logits((x, &sampled), (&self.norm, epsilon), &self.head, self.logit_soft_cap, memory)
     }
 }

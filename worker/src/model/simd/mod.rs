@@ -13,6 +13,7 @@
 #![allow(clippy::needless_range_loop)]
 
 pub mod attend;
+pub mod pages;
 pub mod q8;
 pub mod rows;
 pub mod tiles;

@@ -14,6 +14,7 @@ mod kernels;
 use bytemuck::{Pod, Zeroable};
 use half::f16;
 
+use super::pages::zeroed_in_large_pages;
 use super::tiles::Tile;
 use super::{Isa, LANES, Lanes, Vector, for_each_isa};
 
@@ -68,16 +69,15 @@ pub struct PackedQ8 {
 }
 
 impl PackedQ8 {
-    /// Memory for `outputs` rows of `inputs` weights, all zero. `inputs` is a multiple of [`GROUP`]; the last panel is padded.
+    /// Memory for `outputs` rows of `inputs` weights, all with the scale 0. `inputs` is a multiple of [`GROUP`]; the last panel is padded.
     pub fn zeroed(outputs: usize, inputs: usize) -> Self {
         assert!(inputs.is_multiple_of(GROUP), "groups are whole");
         let (panels, groups) = (outputs.div_ceil(PANEL), inputs / GROUP);
-        let zero = Line([128; 64]);
         Self {
             outputs,
             groups,
-            lines: vec![zero; panels * groups * GROUP_LINES],
-            scales: vec![[f16::ZERO; PANEL]; panels * groups],
+            lines: zeroed_in_large_pages(panels * groups * GROUP_LINES),
+            scales: zeroed_in_large_pages(panels * groups),
         }
     }
 

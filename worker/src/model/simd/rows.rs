@@ -104,7 +104,7 @@ fn gate_rows<V: Vector>(gate_up: &[f32], width: usize, activation: Activation, o
                 Activation::Silu => gate,
                 Activation::GeluTanh => {
                     let cube = gate.mul(gate).mul(gate);
-                    cube.mul_add(V::splat(0.044_715), gate).mul(V::splat(1.595_769_1))
+                    cube.mul_add(V::splat(0.044_715), gate).mul(V::splat(1.595_769_2))
                 }
             };
             let divisor = V::splat(1.0).add(V::zero().sub(argument).exp());

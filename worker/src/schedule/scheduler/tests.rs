@@ -2,6 +2,7 @@
 
 mod fake;
 mod properties;
+mod speculate;
 
 use std::collections::HashSet;
 
@@ -274,7 +275,7 @@ fn what_came_back_is_not_computed_and_others_go_on_meanwhile() {
     // Three full blocks; the fourth is the last token's.
     world.restore(id, 9);
     world.end_restores();
-    assert_eq!(step(&mut world), [(other, 1), (id, 2)]);
+    assert_eq!(step(&mut world), [(id, 2), (other, 1)]);
     assert_eq!(world.scheduler.cached_tokens(id), Some(12));
     world.finish();
 }

@@ -134,7 +134,7 @@ mod tests {
             blocks: (0..context.div_ceil(16))
                 .map(|block| BlockId(if block < *common { block } else { index as u32 * 1000 + block }))
                 .collect(),
-            samples: true,
+            samples: 1,
         });
         StepPlan { sequences: planned.collect(), ..StepPlan::default() }
     }

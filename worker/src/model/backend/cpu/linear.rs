@@ -34,6 +34,11 @@ enum Weights {
     Candle(Vec<CandleMatrix>),
 }
 
+/// Whether a matrix with so many inputs can be packed.
+pub fn packs(inputs: usize) -> bool {
+    inputs.is_multiple_of(GROUP)
+}
+
 impl Linear {
     /// Takes matrices of the checkpoint into `mode`.
     pub fn new(isa: Isa, parts: Vec<QTensor>, bias: Option<Vec<f32>>, mode: WeightsMode) -> Result<Self> {
@@ -43,8 +48,7 @@ impl Linear {
             outputs += part_outputs;
             inputs = part_inputs;
         }
-        let packs = mode == WeightsMode::Fast && inputs.is_multiple_of(GROUP);
-        let weights = match packs {
+        let weights = match mode == WeightsMode::Fast && packs(inputs) {
             true => Weights::Packed(pack(isa, &parts, outputs, inputs)?),
             // Shapes without whole groups keep their full precision.
             false => {

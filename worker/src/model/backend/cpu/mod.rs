@@ -21,6 +21,7 @@ use rayon::prelude::*;
 use super::{Activation, AttentionShape, Backend, KvShape};
 use crate::config::WeightsMode;
 use crate::kv::BlockId;
+use crate::model::config::DecoderConfig;
 use crate::model::simd::{Isa, rows};
 use crate::schedule::StepPlan;
 
@@ -48,14 +49,27 @@ impl CpuBackend {
         Self { isa: Isa::detect(), mode, pool: Pool::new(shape), memory: Memory::default() }
     }
 
-    /// Norms every row of `x`.
-    fn normed(&mut self, x: &Rows, (weight, epsilon): (&[f32], f32)) -> Rows {
-        let mut out = self.memory.take(x.rows(), x.width);
+    /// Whether our own kernels take all matrices of such a model, in the mode `fast`.
+    pub fn multiplies(config: &DecoderConfig) -> bool {
+        [config.hidden, config.intermediate, config.heads * config.head_dim].into_iter().all(linear::packs)
+    }
+
+    /// `RMSNorm(x) · Wᵀ + bias`, into `out`.
+    fn normed_product(
+        &mut self,
+        x: &Rows,
+        (weight, epsilon): (&Vec<f32>, f32),
+        linear: &Linear,
+        out: &mut Rows,
+    ) -> Result<()> {
+        let mut normed = self.memory.take(x.rows(), x.width);
         let isa = self.isa;
-        in_chunks_of_rows(&x.values, x.width, &mut out.values, x.width, |x, out| {
-            rows::norm(isa, x, weight, epsilon, out);
+        in_chunks_of_rows(&x.values, x.width, &mut normed.values, x.width, |x, normed| {
+            rows::norm(isa, x, weight, epsilon, normed);
         });
-        out
+        linear.forward(isa, &normed, out, &mut self.memory, false)?;
+        self.memory.give(normed);
+        Ok(())
     }
 }
 
@@ -103,20 +117,21 @@ impl Backend for CpuBackend {
     }
 
     fn embed(&mut self, table: &QTensor, tokens: &[u32], scale: f32) -> Result<Rows> {
-        let embedded = table.embedding(&Tensor::new(tokens, &candle_core::Device::Cpu)?)?;
-        let (rows, width) = embedded.dims2()?;
-        let mut x = self.memory.take(rows, width);
-        for (x, row) in x.values.iter_mut().zip(embedded.flatten_all()?.to_vec1::<f32>()?) {
-            *x = row * scale;
+        let (_, width) = table.shape().dims2()?;
+        let mut x = self.memory.take(tokens.len(), width);
+        // A few rows at a time, because candle allocates them.
+        for (tokens, out) in tokens.chunks(ROWS_A_TASK).zip(x.values.chunks_mut(ROWS_A_TASK * width)) {
+            let rows = table.embedding(&Tensor::new(tokens, &candle_core::Device::Cpu)?)?;
+            for (out, value) in out.iter_mut().zip(rows.flatten_all()?.to_vec1::<f32>()?) {
+                *out = value * scale;
+            }
         }
         Ok(x)
     }
 
     fn norm_linear(&mut self, x: &Rows, norm: (&Vec<f32>, f32), linear: &Linear) -> Result<Rows> {
-        let normed = self.normed(x, (norm.0, norm.1));
         let mut out = self.memory.take(x.rows(), linear.outputs());
-        linear.forward(self.isa, &normed, &mut out, &mut self.memory, false)?;
-        self.memory.give(normed);
+        self.normed_product(x, norm, linear, &mut out)?;
         Ok(out)
     }
 
@@ -192,18 +207,20 @@ impl Backend for CpuBackend {
 
     fn logits(
         &mut self,
-        x: Rows,
-        rows: &[u32],
+        (x, rows): (Rows, &[u32]),
         norm: (&Vec<f32>, f32),
         head: &Linear,
         soft_cap: Option<f32>,
+        memory: Vec<f32>,
     ) -> Result<Vec<f32>> {
         let mut sampled = self.memory.take(rows.len(), x.width);
         for (out, row) in sampled.values.chunks_exact_mut(x.width).zip(rows) {
             out.copy_from_slice(x.row(*row as usize));
         }
         self.memory.give(x);
-        let mut logits = self.norm_linear(&sampled, norm, head)?;
+        let mut logits = Rows { values: memory, width: head.outputs() };
+        logits.values.resize(rows.len() * head.outputs(), 0.0);
+        self.normed_product(&sampled, norm, head, &mut logits)?;
         self.memory.give(sampled);
         if let Some(cap) = soft_cap {
             let isa = self.isa;

@@ -3,7 +3,6 @@
 //! Invariants: attention reads K and V only from here, after rounding to the pool's type, also within its own step;
 //! slots that hold nothing yet are never read.
 
-use bytemuck::allocation::zeroed_vec;
 use bytemuck::{cast_slice, cast_slice_mut};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
@@ -12,6 +11,7 @@ use rayon::prelude::*;
 use super::memory::Rows;
 use super::{AttentionShape, KvShape};
 use crate::config::KvDtype;
+use crate::model::simd::pages::zeroed_in_large_pages;
 
 /// Rows from which on K and V are written by two threads.
 const SHARED_ROWS: usize = 64;
@@ -37,9 +37,9 @@ impl Pool {
     pub fn new(shape: KvShape) -> Self {
         let count = 2 * shape.half_elements();
         let layer = |_| match shape.dtype {
-            KvDtype::F16 => Elements::F16(zeroed_vec(count)),
-            KvDtype::Bf16 => Elements::Bf16(zeroed_vec(count)),
-            KvDtype::F32 => Elements::F32(zeroed_vec(count)),
+            KvDtype::F16 => Elements::F16(zeroed_in_large_pages(count)),
+            KvDtype::Bf16 => Elements::Bf16(zeroed_in_large_pages(count)),
+            KvDtype::F32 => Elements::F32(zeroed_in_large_pages(count)),
         };
         Self { shape, layers: (0..shape.layers).map(layer).collect() }
     }

@@ -11,7 +11,9 @@ use turnmill_schema::Priority;
 
 use super::super::Scheduler;
 use crate::kv::{BlockId, BlockPool, Identity, Namespace, PrefixHash};
-use crate::schedule::{Limits, NewSequence, PlannedSequence, Refused, Sampled, SequenceId, StepPlan};
+use crate::schedule::{
+    Limits, NewSequence, PlannedSequence, Refused, Sampled, SequenceId, Speculation, StepPlan,
+};
 
 /// Few token ids, so that different turns often share prefixes by chance too.
 const VOCABULARY: u64 = 3;
@@ -96,6 +98,13 @@ pub struct Live {
     pub tokens: Vec<u32>,
 }
 
+impl Live {
+    /// Tokens it may have.
+    fn longest(&self) -> usize {
+        self.turn.prompt.len() + self.turn.make as usize
+    }
+}
+
 /// A scheduler, the memory its plans write, and the turns in it.
 pub struct World {
     pub scheduler: Scheduler,
@@ -109,6 +118,8 @@ pub struct World {
     kept: HashMap<PrefixHash, Vec<u64>>,
     /// How many of them came back.
     pub came_back: usize,
+    /// Proposed tokens that were accepted.
+    pub accepted: usize,
 }
 
 impl World {
@@ -123,6 +134,7 @@ impl World {
             next_id: 0,
             kept: HashMap::new(),
             came_back: 0,
+            accepted: 0,
         }
     }
 
@@ -131,6 +143,12 @@ impl World {
         let mut world = Self::new(limits, blocks, block_tokens);
         world.scheduler.keep_preempted();
         world
+    }
+
+    /// The same, where tokens are proposed.
+    pub fn speculating(mut self, speculation: Option<Speculation>) -> Self {
+        self.scheduler.speculate(speculation);
+        self
     }
 
     /// Brings back up to `blocks` blocks of a sequence that waits for them, one by one, as whoever stored them would.
@@ -271,15 +289,33 @@ impl World {
             let context = planned.context_tokens as usize;
             let first = context - planned.query_tokens as usize;
             assert!(planned.query_tokens > 0);
-            assert_eq!(plan.tokens[range.clone()], tokens[first..context]);
+            let known = context.min(tokens.len());
+            assert_eq!(plan.tokens[range.clone()][..known - first], tokens[first..known]);
+            let proposed = context - known;
+            assert!(tokens.len() + proposed < self.live[&planned.id].longest(), "a proposal too long");
+            self.check_proposals(plan, proposed);
             assert_eq!(self.restoring_at(planned.id), None, "it is planned before its blocks have come");
-            assert_eq!(planned.samples, context == tokens.len());
+            let samples = if known == tokens.len() { 1 + proposed } else { 0 };
+            assert_eq!(planned.samples, samples as u32);
             assert_eq!(planned.blocks.len(), context.div_ceil(self.block_tokens as usize));
             for (row, position) in range.zip(first..) {
                 assert_eq!(plan.positions[row], position as u32);
                 assert_eq!(plan.slots[row], self.slot(planned, position));
                 self.check_own_block(planned, position);
             }
+        }
+    }
+
+    /// Steps with proposals are small, and leave nobody without rows who could have some.
+    fn check_proposals(&self, plan: &StepPlan, proposed: usize) {
+        let Some(speculation) = self.scheduler.speculation.filter(|_| proposed > 0) else {
+            assert_eq!(proposed, 0);
+            return;
+        };
+        assert!(proposed <= speculation.tokens && plan.rows() <= speculation.rows);
+        for sequence in &self.scheduler.running {
+            let lone = sequence.alone || sequence.restoring;
+            assert!(lone || sequence.planned == sequence.pending(), "its rows went to proposals");
         }
     }
 
@@ -313,18 +349,28 @@ impl World {
                 };
                 self.kv[plan.slots[row] as usize] = Some(digest(before, plan.tokens[row]));
             }
-            let expected = turn.digests(&tokens[..context]);
+            let all = [tokens, self.proposals(planned)].concat();
+            let expected = turn.digests(&all[..context]);
             for (position, expected) in expected.iter().enumerate() {
                 let found = self.kv[self.slot(planned, position) as usize];
                 assert_eq!(found, Some(*expected), "{:?} reads a wrong slot at {position}", planned.id);
             }
-            if planned.samples {
-                let read = self.kv[self.slot(planned, context - 1) as usize].expect("just written");
-                let finished = turn.ends(read, context + 1);
-                sampled.push(Sampled { id: planned.id, token: sample(read), finished });
+            for length in context + 1 - planned.samples as usize..=context {
+                let read = self.kv[self.slot(planned, length - 1) as usize].expect("just written");
+                let (token, finished) = (sample(read), turn.ends(read, length + 1));
+                sampled.push(Sampled { id: planned.id, token, finished });
+                if finished || all.get(length) != Some(&token) {
+                    break;
+                }
+                self.accepted += 1;
             }
         }
         sampled
+    }
+
+    fn proposals(&self, planned: &PlannedSequence) -> &[u32] {
+        let sequence = self.scheduler.running.iter().find(|sequence| sequence.id == planned.id);
+        &sequence.expect("it was planned").proposed
     }
 
     /// Slots that are in a table and not computed hold nothing anybody may read, whatever was there before.
@@ -373,8 +419,23 @@ impl World {
 
     pub fn check(&self) {
         self.scheduler.check_integrity().expect("sound");
+        self.check_sealed();
         let counts = self.scheduler.counts();
         assert_eq!(counts.running + counts.waiting, self.live.len());
+    }
+
+    /// What sealed blocks hold is what their sequence's tokens, and nothing that was only proposed, make of them.
+    fn check_sealed(&self) {
+        for sequence in &self.scheduler.running {
+            let Some(Live { turn, tokens }) = self.live.get(&sequence.id) else { continue };
+            let sealed = sequence.table.sealed_tokens();
+            let blocks = sequence.table.shared_blocks();
+            let slots =
+                blocks.flat_map(|block| (0..self.block_tokens).map(move |i| block.0 * self.block_tokens + i));
+            let held: Vec<_> = slots.map(|slot| self.kv[slot as usize]).collect();
+            let expected: Vec<_> = turn.digests(&tokens[..sealed]).into_iter().map(Some).collect();
+            assert_eq!(held, expected, "{:?}: a sealed block holds something else", sequence.id);
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use turnmill_schema::Priority;
 
 use super::fake::{Turn, World};
-use crate::schedule::{Limits, SequenceId};
+use crate::schedule::{Limits, SequenceId, Speculation};
 
 #[derive(Clone, Debug)]
 enum Operation {
@@ -97,7 +97,8 @@ proptest! {
 
     /// The checks are in [`World`]: before each step that only own, unshared blocks are written, within it
     /// that every context position holds exactly the sequence's own prefix, after it that the books balance,
-    /// and at a turn's end that its tokens are those it makes alone.
+    /// and at a turn's end that its tokens are those it makes alone,
+    /// whatever was proposed.
     #[test]
     fn nothing_ever_reads_or_writes_a_wrong_slot(
         operations in operations(),
@@ -106,10 +107,12 @@ proptest! {
         blocks in 2u32..24,
         block_tokens in 1u32..5,
         keeping: bool,
+        speculation in prop::option::of((1usize..6, 1usize..30)),
     ) {
         let limits = Limits { max_sequences, batch_tokens, max_context_tokens: 40 };
         let make = if keeping { World::keeping } else { World::new };
-        let mut world = make(limits, blocks, block_tokens);
+        let speculation = speculation.map(|(tokens, rows)| Speculation { tokens, rows });
+        let mut world = make(limits, blocks, block_tokens).speculating(speculation);
         for operation in operations {
             perform(&mut world, operation);
         }
