@@ -81,7 +81,8 @@ fn dense(tiny: &Tiny, folder: &Path) -> Reference {
     }
 }
 
-/// candle-transformers' model of the family, from a GGUF file; none of Mistral, whose window it does not read.
+/// candle-transformers' model of the family, from a GGUF file; none of Mistral, whose window it does not read, nor of Gemma,
+/// whose quantised model has SiLU where the dense one has GELU.
 fn quantised(tiny: &Tiny, path: &Path) -> Option<Reference> {
     let mut file = File::open(path).expect("just written");
     let mut content = gguf_file::Content::read(&mut file).expect("a GGUF file");
@@ -89,10 +90,8 @@ fn quantised(tiny: &Tiny, path: &Path) -> Option<Reference> {
     for family in ["llama", "qwen3"] {
         content.metadata.insert(format!("{family}.rope.freq_base"), gguf_file::Value::F32(10_000.0));
     }
-    if let Some(window) = as_candle_counts(tiny.window) {
-        let window = gguf_file::Value::U32(window as u32);
-        content.metadata.insert("gemma3.attention.sliding_window".into(), window);
-    }
+    // Without it Qwen 3's rope is computed in f16.
+    content.metadata.insert("general.dtype".into(), gguf_file::Value::U32(0));
     let device = &Device::Cpu;
     match tiny.family {
         Family::Llama => {
@@ -100,7 +99,7 @@ fn quantised(tiny: &Tiny, path: &Path) -> Option<Reference> {
                 .expect("a llama");
             Some(Box::new(move |tokens| model.forward(tokens, 0)))
         }
-        Family::Mistral => None,
+        Family::Mistral | Family::Gemma3 => None,
         Family::Qwen2 => {
             let mut model = models::quantized_qwen2::ModelWeights::from_gguf(content, &mut file, device)
                 .expect("a qwen2");
@@ -113,11 +112,6 @@ fn quantised(tiny: &Tiny, path: &Path) -> Option<Reference> {
                 model.clear_kv_cache();
                 model.forward(tokens, 0)
             }))
-        }
-        Family::Gemma3 => {
-            let mut model = models::quantized_gemma3::ModelWeights::from_gguf(content, &mut file, device)
-                .expect("a gemma3");
-            Some(Box::new(move |tokens| model.forward(tokens, 0)))
         }
     }
 }

@@ -67,7 +67,15 @@ impl Tiny {
             Self { family: Family::Mistral, window: Some(12), tied: false, ..plain },
             Self { family: Family::Qwen2, ..plain },
             Self { family: Family::Qwen3, head_dim: Some(32), tied: false, ..plain },
-            Self { family: Family::Gemma3, head_dim: Some(32), layers: 7, window: Some(10), ..plain },
+            // One KV head, as the small ones have; candle's cache fails on more.
+            Self {
+                family: Family::Gemma3,
+                kv_heads: 1,
+                head_dim: Some(32),
+                layers: 7,
+                window: Some(10),
+                ..plain
+            },
         ]
     }
 
