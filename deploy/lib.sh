@@ -1,5 +1,5 @@
 # shellcheck shell=bash disable=SC2034
-# What deploy/demo and deploy/test share: saying what is done, set-up, and services that are always stopped.
+# What the scripts beside it share: saying what is done, set-up, and services that are always stopped.
 # Sourced, never run. Written for bash 3.2, which is what macOS has.
 
 set -euo pipefail

@@ -1,6 +1,7 @@
-//! What Turnmill's end-to-end tests share: real servers and workers, and the suites that every adapter of a port
-//! passes.
+//! What Turnmill's end-to-end tests share: real servers and workers, the suites that every adapter of a port
+//! passes, chaos, and benches.
 
+pub mod bench;
 pub mod block_store_conformance;
 pub mod broker_conformance;
 pub mod chaos;

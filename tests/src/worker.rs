@@ -147,6 +147,11 @@ impl Worker {
         Some((status, body.to_owned()))
     }
 
+    /// The id of its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Ends it without a chance to say anything, and waits until it is gone.
     pub fn kill9(&mut self) {
         self.signal(Signal::SIGKILL);

@@ -2,6 +2,7 @@
 
 pub mod drift;
 pub mod engine;
+pub mod machine;
 pub mod queue;
 pub mod restore;
 pub mod speculation;

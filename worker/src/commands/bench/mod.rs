@@ -5,9 +5,10 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 use comfy_table::Table;
 use comfy_table::presets::UTF8_FULL_CONDENSED;
-use turnmill_worker::bench::{drift, engine, queue};
+use turnmill_worker::bench::{drift, queue};
 use turnmill_worker::config::{KvCodec, RedisUrl};
 
+mod engine;
 mod restore;
 mod speculation;
 mod stall;
@@ -25,7 +26,7 @@ pub struct BenchArgs {
 #[derive(Subcommand)]
 enum What {
     Drift(DriftArgs),
-    Engine(EngineArgs),
+    Engine(engine::EngineArgs),
     Queue(QueueArgs),
     Restore(restore::RestoreArgs),
     Speculation(speculation::SpeculationArgs),
@@ -57,31 +58,6 @@ struct QueueArgs {
     json: bool,
 }
 
-/// Prompt and reply tokens per second of the model alone.
-#[derive(Args)]
-struct EngineArgs {
-    #[command(flatten)]
-    model: ModelArgs,
-    /// Prompt lengths to measure.
-    #[arg(long, value_name = "TOKENS", value_delimiter = ',', default_value = "512,2048")]
-    prefill: Vec<usize>,
-    /// Prompt length before decoding.
-    #[arg(long, value_name = "TOKENS", default_value = "128")]
-    context: usize,
-    /// Tokens each sequence decodes.
-    #[arg(long = "gen", value_name = "TOKENS", default_value = "64")]
-    generate: usize,
-    /// Numbers of sequences that decode at once.
-    #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1,8,32")]
-    batch: Vec<usize>,
-    /// Token rows a step computes, at most.
-    #[arg(long, value_name = "TOKENS", default_value = "512")]
-    batch_tokens: usize,
-    /// Print one JSON object.
-    #[arg(long)]
-    json: bool,
-}
-
 /// How far next-token distributions move when K and V are stored with a codec.
 #[derive(Args)]
 struct DriftArgs {
@@ -99,7 +75,7 @@ struct DriftArgs {
 pub fn run(args: BenchArgs) -> Result<ExitCode, CommandError> {
     match args.what {
         What::Drift(args) => run_drift(args),
-        What::Engine(args) => run_engine(args),
+        What::Engine(args) => engine::run(args),
         What::Queue(args) => run_queue(args),
         What::Restore(args) => restore::run(args),
         What::Speculation(args) => speculation::run(args),
@@ -178,40 +154,5 @@ fn print_queue(report: &queue::Report) {
     let queue::Latency { p50, p99 } = report.claim_latency_ms;
     table.add_row(["enqueue to lease, half load".to_owned(), format!("p50 {p50:.2} ms, p99 {p99:.2} ms")]);
     table.add_row(["Redis CPU a cycle".to_owned(), format!("{:.0} µs", report.redis_cpu_us_per_cycle)]);
-    println!("{table}");
-}
-
-fn run_engine(args: EngineArgs) -> Result<ExitCode, CommandError> {
-    let options = engine::Options {
-        model: args.model.path()?,
-        weights: args.model.weights,
-        kv_dtype: args.model.kv_dtype,
-        prefill: args.prefill,
-        context: args.context,
-        generate: args.generate,
-        batch: args.batch,
-        batch_tokens: args.batch_tokens.max(1),
-    };
-    let spinner = spinner();
-    let report = engine::run(&options, &|what| spinner.set_message(what))?;
-    spinner.finish_and_clear();
-    if args.json {
-        print_json(&report)?;
-    } else {
-        print_table(&report);
-    }
-    Ok(ExitCode::SUCCESS)
-}
-
-fn print_table(report: &engine::Report) {
-    let mut table = Table::new();
-    table.load_style(UTF8_FULL_CONDENSED).set_header(["figure", "tokens/s"]);
-    for figure in &report.prefill {
-        table.add_row([format!("prefill {}", figure.tokens), format!("{:.0}", figure.tok_s)]);
-    }
-    for figure in &report.decode {
-        let name = format!("decode x{}, context {}", figure.batch, figure.context);
-        table.add_row([name, format!("{:.0}", figure.tok_s)]);
-    }
     println!("{table}");
 }

@@ -1,0 +1,43 @@
+//! The worker's other benches, at sizes that take minutes together.
+
+use std::path::Path;
+use std::time::Instant;
+
+use serde_json::Value;
+
+use super::command::{json, output, worker, worker_bench};
+use super::report::Parts;
+use super::{BenchError, say};
+use crate::redis_server::RedisServer;
+
+/// Measures stored K and V, codecs and the queue.
+pub(super) async fn measure(
+    model: &Path,
+    scratch: &Path,
+    quick: bool,
+    began: Instant,
+) -> Result<Parts, BenchError> {
+    let folder = scratch.join("store");
+    std::fs::create_dir_all(&folder)?;
+    let store = format!("file://{}", folder.display());
+    let contexts = if quick { "1024" } else { "1024,4096" };
+    let turns = if quick { "5000" } else { "20000" };
+
+    say(began, "stored K and V: restore");
+    let flags = ["--store", &store, "--context", contexts, "--codec", "f16"];
+    let restore = worker_bench("restore", model, &flags).await?;
+    say(began, "stored K and V: stall");
+    let tokens = if quick { "30" } else { "100" };
+    let stall = worker_bench("stall", model, &["--store", &store, "--gen", tokens]).await?;
+    let mut drift = Value::Null;
+    if !quick {
+        say(began, "stored K and V: drift");
+        drift = worker_bench("drift", model, &["--codec", "q8,q4"]).await?;
+    }
+    say(began, "the queue");
+    let redis = RedisServer::start();
+    let mut command = worker("queue");
+    command.args(["--redis-url", &redis.url(), "--turns", turns]);
+    let queue = json("turnmill-worker bench queue", &output(&mut command).await?)?;
+    Ok(Parts { restore, stall, drift, queue })
+}
