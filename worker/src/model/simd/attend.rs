@@ -1,6 +1,7 @@
 //! Attention of some query vectors over one context split.
 //!
-//! The canonical order: a score is a chain of fused multiply-adds over the head's elements, from 0; softmax weights are summed
+//! The canonical order: a score is summed in 16 lanes, each a chain of fused multiply-adds over every sixteenth element of the head,
+//! and then pairwise; softmax weights are summed
 //! in 16 lanes by position within the split and then pairwise; values are accumulated by fused multiply-adds in position
 //! order. What a vector must not see is skipped, never multiplied.
 
@@ -13,6 +14,9 @@ use super::{LANES, Lanes, Vector, for_each_isa};
 
 /// Positions whose K and V are widened together; they and the vectors' sums stay in the first-level cache.
 const STRIP: usize = 2 * LANES;
+
+/// Vectors for which K is read row by row.
+const FEW_VECTORS: usize = 8;
 
 /// An element type of the block pool.
 pub trait KvElement: Copy + Send + Sync + 'static {
@@ -81,6 +85,8 @@ pub struct Split<'a, E> {
     pub values: &'a [E],
     /// Element offset of each position's head vector, the same in K and V; at least as many as any vector sees.
     pub offsets: &'a [usize],
+    /// Elements from an offset on to ask for ahead of their use: the head's own, or those of the heads that are read next too.
+    pub ahead: usize,
 }
 
 /// Softmax state of each query vector over one or more splits.
@@ -156,42 +162,90 @@ fn attend_split<V: Vector, E: KvElement>(
     scratch.columns.resize(queries.head_dim, [[0.0; LANES]; 2]);
     scratch.rows.resize(STRIP * parts, [0.0; LANES]);
 
-    for base in strips.clone() {
-        let strip = base..seen.end.min(base + STRIP);
-        let next = strip.end..seen.end.min(strip.end + STRIP);
-        fetch(split.keys, &split.offsets[next], queries.head_dim);
-        fetch(split.values, &split.offsets[strip.clone()], queries.head_dim);
-        load_columns::<V, E>(split, &strip, &mut scratch.columns);
-        let (columns, weights) = (&scratch.columns, &mut scratch.weights);
-        in_pieces!(count, [8, 4, 3, 2, 1], |first| scores(queries, first, &strip, columns, weights, chunks));
+    if count <= FEW_VECTORS {
+        for base in strips.clone() {
+            let strip = base..seen.end.min(base + STRIP);
+            let weights = &mut scratch.weights;
+            in_pieces!(count, [4, 3, 2, 1], |first| scores_by_row(
+                queries, first, split, &strip, weights, chunks
+            ));
+        }
+    } else {
+        for base in strips.clone() {
+            let strip = base..seen.end.min(base + STRIP);
+            for position in strip.clone() {
+                fetch_beside(split, position);
+            }
+            load_columns::<V, E>(split, &strip, &mut scratch.columns);
+            let (columns, weights) = (&scratch.columns, &mut scratch.weights);
+            in_pieces!(count, [4, 3, 2, 1], |first| scores(queries, first, &strip, columns, weights, chunks));
+        }
     }
     for (vector, visible) in queries.visible.iter().enumerate().filter(|(_, visible)| !visible.is_empty()) {
         let weights = &mut scratch.weights[vector * chunks..][..chunks];
         (partial.max[vector], partial.sum[vector]) = softmax_weights::<V>(weights, visible, queries.soft_cap);
     }
+    let (weights, stride) = (scratch.weights.as_flattened(), chunks * LANES);
+    let out = partial.weighted.as_chunks_mut().0;
     for base in strips {
         let strip = base..seen.end.min(base + STRIP);
-        load_rows::<V, E>(split, &strip, parts, &mut scratch.rows);
-        let (rows, weights) = (&scratch.rows, scratch.weights.as_flattened());
-        let out = partial.weighted.as_chunks_mut().0;
-        in_pieces!(count, [4, 3, 2, 1], |first| accumulate(
-            queries,
-            first,
-            &strip,
-            rows,
-            weights,
-            chunks * LANES,
-            out
-        ));
+        if count <= FEW_VECTORS {
+            let rows = InPool(split);
+            in_pieces!(count, [4, 3, 2, 1], |first| accumulate(
+                queries, first, &strip, &rows, weights, stride, out
+            ));
+        } else {
+            load_rows::<V, E>(split, &strip, parts, &mut scratch.rows);
+            let rows = Widened { rows: &scratch.rows, start: strip.start, parts };
+            in_pieces!(count, [4, 3, 2, 1], |first| accumulate(
+                queries, first, &strip, &rows, weights, stride, out
+            ));
+        }
     }
 }
 
-/// Asks for the vectors of some positions ahead of their use: they lie too far apart for the processor to guess.
+/// Scores of `U` vectors for a strip, row by row of K: for few vectors, that do not pay for turning K. While a row is used, the same
+/// row of the next strip is asked for, and V's row of this one.
 #[inline(always)]
-fn fetch<E>(pool: &[E], offsets: &[usize], head_dim: usize) {
-    for offset in offsets {
-        prefetch(&pool[*offset..*offset + head_dim]);
+fn scores_by_row<V: Vector, const U: usize>(
+    queries: &Queries<'_>,
+    first: usize,
+    split: &Split<'_, impl KvElement>,
+    strip: &Range<usize>,
+    weights: &mut [Lanes],
+    chunks: usize,
+) {
+    let vectors: [&[Lanes]; U] = std::array::from_fn(|u| queries.vector(first + u).as_chunks().0);
+    for (half, base) in (strip.start..strip.end).step_by(LANES).enumerate() {
+        let mut products = [[V::zero(); LANES]; U];
+        for (row, position) in (base..strip.end.min(base + LANES)).enumerate() {
+            let key = &split.keys[split.offsets[position]..][..queries.head_dim];
+            fetch_beside(split, position);
+            let mut sums = [V::zero(); U];
+            for (part, key) in key.as_chunks().0.iter().enumerate() {
+                let key = KvElement::widen::<V>(key);
+                for u in 0..U {
+                    sums[u] = V::load(&vectors[u][part]).mul_add(key, sums[u]);
+                }
+            }
+            for u in 0..U {
+                products[u][row] = sums[u];
+            }
+        }
+        for u in 0..U {
+            V::sums(&products[u]).store(&mut weights[(first + u) * chunks + strip.start / LANES + half]);
+        }
     }
+}
+
+/// Asks for what is read soon after K at `position`: K of the next strip, and V.
+#[inline(always)]
+fn fetch_beside<E>(split: &Split<'_, E>, position: usize) {
+    let of = |pool: &[E], offset: usize| prefetch(&pool[offset..pool.len().min(offset + split.ahead)]);
+    if let Some(next) = split.offsets.get(position + STRIP) {
+        of(split.keys, *next);
+    }
+    of(split.values, split.offsets[position]);
 }
 
 /// Widens K of a strip and turns positions into lanes; positions that are not there read as zero.
@@ -237,7 +291,7 @@ fn sixteen<E>(from: &[E]) -> &[E; LANES] {
     from.first_chunk().expect("a head has whole vectors")
 }
 
-/// Scores of `U` vectors for a strip.
+/// Scores of `U` vectors for a strip, whose positions are lanes: the same sums as [`scores_by_row`]'s, element by element.
 #[inline(always)]
 fn scores<V: Vector, const U: usize>(
     queries: &Queries<'_>,
@@ -251,18 +305,55 @@ fn scores<V: Vector, const U: usize>(
         return;
     }
     let vectors: [&[f32]; U] = std::array::from_fn(|u| &queries.vector(first + u)[..columns.len()]);
+    // The tree of `Vector::sum`: lanes i and i + 8, then what is 4, 2 and 1 apart.
     let mut sums = [[V::zero(); 2]; U];
-    for (i, [low, high]) in columns.iter().enumerate() {
-        let (low, high) = (V::load(low), V::load(high));
-        for u in 0..U {
-            let q = V::splat(vectors[u][i]);
-            sums[u] = [q.mul_add(low, sums[u][0]), q.mul_add(high, sums[u][1])];
+    for one in 0..2 {
+        let mut ones = [[V::zero(); 2]; U];
+        for two in 0..2 {
+            let mut twos = [[V::zero(); 2]; U];
+            for four in 0..2 {
+                let lane = one + 2 * two + 4 * four;
+                let mut fours = products::<V, U>(&vectors, columns, lane);
+                add(&mut fours, &products(&vectors, columns, lane + 8), false);
+                add(&mut twos, &fours, four == 0);
+            }
+            add(&mut ones, &twos, two == 0);
         }
+        add(&mut sums, &ones, one == 0);
     }
     for u in 0..U {
         let at = (first + u) * chunks + strip.start / LANES;
         sums[u][0].store(&mut weights[at]);
         sums[u][1].store(&mut weights[at + 1]);
+    }
+}
+
+/// Every sixteenth product from `lane` on, added in order.
+#[inline(always)]
+fn products<V: Vector, const U: usize>(
+    vectors: &[&[f32]; U],
+    columns: &[[Lanes; 2]],
+    lane: usize,
+) -> [[V; 2]; U] {
+    let mut sums = [[V::zero(); 2]; U];
+    for element in (lane..columns.len()).step_by(LANES) {
+        let [low, high] = &columns[element];
+        let (low, high) = (V::load(low), V::load(high));
+        for u in 0..U {
+            let q = V::splat(vectors[u][element]);
+            sums[u] = [q.mul_add(low, sums[u][0]), q.mul_add(high, sums[u][1])];
+        }
+    }
+    sums
+}
+
+/// Adds `more`, or takes it where it is the first.
+#[inline(always)]
+fn add<V: Vector, const U: usize>(sums: &mut [[V; 2]; U], more: &[[V; 2]; U], first: bool) {
+    for u in 0..U {
+        for half in 0..2 {
+            sums[u][half] = if first { more[u][half] } else { sums[u][half].add(more[u][half]) };
+        }
     }
 }
 
@@ -304,13 +395,45 @@ fn hide(lanes: &mut Lanes, base: usize, visible: &Range<usize>, value: f32) {
     }
 }
 
+/// Where values are read from.
+trait ValueRows {
+    /// 16 elements of the value at `position`, from element `16 * part` on.
+    fn widened<V: Vector>(&self, position: usize, part: usize) -> V;
+}
+
+/// Values as they lie in the pool, for few vectors.
+struct InPool<'a, E>(&'a Split<'a, E>);
+
+impl<E: KvElement> ValueRows for InPool<'_, E> {
+    #[inline(always)]
+    fn widened<V: Vector>(&self, position: usize, part: usize) -> V {
+        E::widen(sixteen(&self.0.values[self.0.offsets[position] + part * LANES..]))
+    }
+}
+
+/// Values of a strip, widened once for many vectors.
+struct Widened<'a> {
+    /// `[STRIP, parts]`.
+    rows: &'a [Lanes],
+    /// Position of the strip's first row.
+    start: usize,
+    parts: usize,
+}
+
+impl ValueRows for Widened<'_> {
+    #[inline(always)]
+    fn widened<V: Vector>(&self, position: usize, part: usize) -> V {
+        V::load(&self.rows[(position - self.start) * self.parts + part])
+    }
+}
+
 /// Adds the weighted values of a strip to the sums of `U` vectors.
 #[inline(always)]
 fn accumulate<V: Vector, const U: usize>(
     queries: &Queries<'_>,
     first: usize,
     strip: &Range<usize>,
-    rows: &[Lanes],
+    rows: &impl ValueRows,
     weights: &[f32],
     stride: usize,
     out: &mut [Lanes],
@@ -321,7 +444,7 @@ fn accumulate<V: Vector, const U: usize>(
     }
     let parts = queries.head_dim / LANES;
     let mut part = 0;
-    let at = Block { queries, first, start: strip.start, parts, stride, all: &all, any: &any };
+    let at = Block { queries, first, parts, stride, all: &all, any: &any };
     while part + 4 <= parts {
         accumulate_parts::<V, U, 4>(&at, part, rows, weights, out);
         part += 4;
@@ -336,8 +459,6 @@ fn accumulate<V: Vector, const U: usize>(
 struct Block<'a> {
     queries: &'a Queries<'a>,
     first: usize,
-    /// Position of the strip's first row.
-    start: usize,
     parts: usize,
     /// Weights a vector.
     stride: usize,
@@ -351,7 +472,7 @@ struct Block<'a> {
 fn accumulate_parts<V: Vector, const U: usize, const P: usize>(
     at: &Block<'_>,
     part: usize,
-    rows: &[Lanes],
+    rows: &impl ValueRows,
     weights: &[f32],
     out: &mut [Lanes],
 ) {
@@ -363,13 +484,13 @@ fn accumulate_parts<V: Vector, const U: usize, const P: usize>(
         }
     }
     for position in at.any.clone() {
-        let row = &rows[(position - at.start) * at.parts + part..][..P];
+        let row: [V; P] = std::array::from_fn(|p| rows.widened(position, part + p));
         let everyone = at.all.contains(&position);
         for u in 0..U {
             if everyone || at.queries.visible[at.first + u].contains(&position) {
                 let weight = V::splat(weights[(at.first + u) * at.stride + position]);
                 for p in 0..P {
-                    sums[u][p] = weight.mul_add(V::load(&row[p]), sums[u][p]);
+                    sums[u][p] = weight.mul_add(row[p], sums[u][p]);
                 }
             }
         }
@@ -442,7 +563,7 @@ mod tests {
             let (keys, values) = (floats(2, 40 * head_dim), floats(3, 40 * head_dim));
             let offsets: Vec<usize> = (0..40).rev().map(|i| i * head_dim).collect();
             let queries = Queries { vectors: &vectors, visible: &visible, head_dim, soft_cap };
-            let split = Split { keys: &keys, values: &values, offsets: &offsets };
+            let split = Split { keys: &keys, values: &values, offsets: &offsets, ahead: head_dim };
             let partial = attended(Isa::detect(), &queries, &split);
             for (index, visible) in visible.iter().enumerate().filter(|(_, v)| !v.is_empty()) {
                 let query = queries.vector(index);
@@ -475,7 +596,7 @@ mod tests {
         let (keys, values) = (convert(5), convert(6));
         let offsets: Vec<usize> = (0..200).map(|i| (i * 7 % 256) * head_dim).collect();
         let queries = Queries { vectors: &vectors, visible: &visible, head_dim, soft_cap: None };
-        let split = Split { keys: &keys, values: &values, offsets: &offsets };
+        let split = Split { keys: &keys, values: &values, offsets: &offsets, ahead: head_dim };
         let portable = attended(Isa::Portable, &queries, &split);
         let join_twice = |isa, mut partial: Partial| {
             join(isa, &mut partial, &portable, 0);
@@ -515,7 +636,7 @@ mod tests {
         // The second vector sees a position that the first must not: its NaN stays with the second.
         let queries =
             Queries { vectors: &vectors, visible: &[0..2, 0..3, 0..0, 1..2], head_dim, soft_cap: None };
-        let split = Split { keys: &keys, values: &values, offsets: &offsets };
+        let split = Split { keys: &keys, values: &values, offsets: &offsets, ahead: head_dim };
         let partial = attended(Isa::detect(), &queries, &split);
         assert!(partial.weighted[..head_dim].iter().all(|x| x.is_finite()));
         assert!(partial.sum[0].is_finite());

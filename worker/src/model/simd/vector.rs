@@ -45,6 +45,8 @@ pub trait Vector: Copy {
     fn to_i8(self) -> [i8; LANES];
     /// Exchanges rows and columns.
     fn transpose(rows: &mut [Self; LANES]);
+    /// Lane `i` of the result is [`Self::sum`] of vector `i`.
+    fn sums(vectors: &[Self; LANES]) -> Self;
 
     /// All zero.
     #[inline(always)]
@@ -234,6 +236,11 @@ impl Vector for Plain {
     }
 
     #[inline(always)]
+    fn sums(vectors: &[Self; LANES]) -> Self {
+        Self(vectors.map(Self::sum))
+    }
+
+    #[inline(always)]
     fn transpose(rows: &mut [Self; LANES]) {
         for i in 0..LANES {
             for j in 0..i {
@@ -351,6 +358,39 @@ mod avx512 {
             out
         }
 
+        /// Four rounds: each adds the halves of what is left of every vector, two vectors to a register.
+        #[inline(always)]
+        fn sums(vectors: &[Self; LANES]) -> Self {
+            unsafe {
+                let mut eights = [_mm512_setzero_ps(); 8];
+                for i in 0..8 {
+                    let (a, b) = (vectors[2 * i].0, vectors[2 * i + 1].0);
+                    let low = _mm512_shuffle_f32x4::<0b01_00_01_00>(a, b);
+                    let high = _mm512_shuffle_f32x4::<0b11_10_11_10>(a, b);
+                    eights[i] = _mm512_add_ps(low, high);
+                }
+                let mut fours = [_mm512_setzero_ps(); 4];
+                for i in 0..4 {
+                    let (a, b) = (eights[2 * i], eights[2 * i + 1]);
+                    let low = _mm512_shuffle_f32x4::<0b10_00_10_00>(a, b);
+                    let high = _mm512_shuffle_f32x4::<0b11_01_11_01>(a, b);
+                    fours[i] = _mm512_add_ps(low, high);
+                }
+                let mut twos = [_mm512_setzero_ps(); 2];
+                for i in 0..2 {
+                    let (a, b) = (fours[2 * i], fours[2 * i + 1]);
+                    let low = _mm512_shuffle_ps::<0b01_00_01_00>(a, b);
+                    let high = _mm512_shuffle_ps::<0b11_10_11_10>(a, b);
+                    twos[i] = _mm512_add_ps(low, high);
+                }
+                let low = _mm512_shuffle_ps::<0b10_00_10_00>(twos[0], twos[1]);
+                let high = _mm512_shuffle_ps::<0b11_01_11_01>(twos[0], twos[1]);
+                // Lane 4j + m holds the sum of vector j + 4m.
+                let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+                Self(_mm512_permutexvar_ps(order, _mm512_add_ps(low, high)))
+            }
+        }
+
         /// Four rounds of exchanges, of 1, 2, 4 and 8 lanes.
         #[inline(always)]
         fn transpose(rows: &mut [Self; LANES]) {
@@ -414,6 +454,7 @@ mod tests {
         keep(V::from_bf16(&lanes[0].map(bf16::from_f32)));
         keep(V::load(&a.mul(V::splat(127.0)).to_i8().map(f32::from)));
         let mut square: [V; LANES] = std::array::from_fn(|i| a.mul(V::splat(i as f32)).add(b));
+        keep(V::sums(&square));
         V::transpose(&mut square);
         square.into_iter().for_each(&mut keep);
         out.extend([a.sum(), b.largest()].map(f32::to_bits));

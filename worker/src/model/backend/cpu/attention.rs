@@ -231,7 +231,9 @@ impl Layer<'_> {
         kept.offsets.extend((start..end).map(offset));
         let soft_cap = self.shape.soft_cap;
         let queries = Queries { vectors: &kept.queries, visible: &kept.visible, head_dim, soft_cap };
-        let split = Split { keys, values, offsets: &kept.offsets };
+        // A thread goes on with the next head of the same tokens, and memory likes to be read in the order it lies in.
+        let ahead = (self.shape.kv_heads - kv_head) * head_dim;
+        let split = Split { keys, values, offsets: &kept.offsets, ahead };
         attend(self.isa, &queries, &split, &mut kept.scratch, partial);
     }
 
