@@ -2,9 +2,6 @@
 
 use std::ops::Range;
 
-#[cfg(target_arch = "aarch64")]
-use half::f16;
-
 use super::{At, GROUP_LINES, PANEL, PackedQ8, QuantisedRows};
 use crate::model::simd::Isa;
 
@@ -320,6 +317,22 @@ mod dotprod {
         sum
     }
 
+    /// Widens four scales. The intrinsic (`vcvt_f32_f16`) is not stable in Rust, and converting one by one costs a call each.
+    #[inline]
+    #[target_feature(enable = "neon,dotprod")]
+    fn widen(scales: uint16x4_t) -> float32x4_t {
+        let wide: float32x4_t;
+        // SAFETY: one instruction on registers, which every AArch64 CPU has.
+        unsafe {
+            asm!(
+                "fcvtl {wide:v}.4s, {scales:v}.4h",
+                wide = lateout(vreg) wide, scales = in(vreg) scales,
+                options(pure, nomem, nostack, preserves_flags)
+            );
+        }
+        wide
+    }
+
     /// Adds four lines of a group, whose activations `x` holds.
     #[inline]
     #[target_feature(enable = "neon,dotprod")]
@@ -366,12 +379,13 @@ mod dotprod {
                         quad::<3>(&mut dots[r], w[3], x[r]);
                     }
                 }
-                let scales = weights.scales[panel * groups + group].map(f16::to_f32);
+                let scales = weights.scales.as_ptr().add(panel * groups + group).cast::<u16>();
+                let scales: [float32x4_t; 4] =
+                    std::array::from_fn(|part| widen(vld1_u16(scales.add(part * 4))));
                 for r in 0..R {
                     let row_scale = x.scales[(row + r) * groups + group];
                     for part in 0..4 {
-                        let scale = vld1q_f32(scales.as_ptr().add(part * 4));
-                        let scaled = vmulq_f32(vcvtq_f32_s32(dots[r][part]), scale);
+                        let scaled = vmulq_f32(vcvtq_f32_s32(dots[r][part]), scales[part]);
                         sums[r][part] = vfmaq_n_f32(sums[r][part], scaled, row_scale);
                     }
                 }
