@@ -176,7 +176,7 @@ pub fn open_blocks(settings: &Settings, shape: BlockShape) -> Result<Option<Bloc
 
 /// Extent and limits of the engine over a pool of `blocks` blocks, from settings.
 fn engine_settings(settings: &Settings, model: &Model) -> EngineSettings {
-    let speculates = settings.speculation.looks_up();
+    let speculates = settings.speculation.looks_up(model.compute_kind.starts_with("cpu"));
     EngineSettings {
         limits: Limits {
             max_sequences: settings.max_sequences as usize,
