@@ -19,6 +19,8 @@ use common::{Tiny, load};
 
 /// A token that makes the engine panic.
 const POISON: u32 = 300;
+/// A token after which the logits of every row of the step's last sequence are not numbers.
+const NOISE: u32 = 301;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Held by a test while it computes: candle's threads wait for each other by spinning.
@@ -34,7 +36,11 @@ impl<E: Engine> Engine for Fragile<E> {
     fn forward(&mut self, plan: &StepPlan) -> Result<Logits, EngineError> {
         self.steps.fetch_add(1, Ordering::SeqCst);
         assert!(!plan.tokens.contains(&POISON), "poison");
-        self.engine.forward(plan)
+        let mut logits = self.engine.forward(plan)?;
+        if plan.tokens.last() == Some(&NOISE) {
+            logits.rows_mut().last().expect("it samples").fill(f32::NAN);
+        }
+        Ok(logits)
     }
 
     fn warm_up(&mut self) -> Result<(), EngineError> {
@@ -161,6 +167,17 @@ async fn a_turn_that_makes_the_engine_panic_fails_and_the_worker_goes_on() {
         assert_eq!(outcome(sound).await, (4, None));
     }
     assert!(!line.engine.is_gone());
+    until(&line, |line| line.lifecycle.headroom() == 1.0).await;
+}
+
+#[tokio::test]
+async fn a_turn_whose_logits_are_not_numbers_fails_and_the_worker_goes_on() {
+    let _only_me = COMPUTING.lock().await;
+    let line = Line::start();
+    let (tokens, failure) = outcome(line.turn(1, vec![1, 2, NOISE], 4).await).await;
+    assert_eq!(tokens, 0);
+    assert!(failure.is_some_and(|text| text.contains("NaN")), "it says what happened");
+    assert_eq!(outcome(line.turn(2, vec![1, 2, 3], 4).await).await, (4, None));
     until(&line, |line| line.lifecycle.headroom() == 1.0).await;
 }
 

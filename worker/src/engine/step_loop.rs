@@ -339,6 +339,7 @@ impl<E: Engine> StepLoop<E> {
         let choice = match turn.sampler.sample(logits, &reply.forbidden()) {
             Ok(choice) => choice,
             Err(error) => {
+                metrics::bad_logits();
                 self.scheduler.remove(id);
                 self.fail(id, &error.to_string());
                 return None;

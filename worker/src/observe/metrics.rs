@@ -71,6 +71,8 @@ metrics! {
         "Sequences that hold blocks.";
     WAITING = Kind::Gauge, "turnmill_engine_waiting_sequences",
         "Sequences that wait for admission.";
+    BAD_LOGITS = Kind::Counter, "turnmill_engine_bad_logits_total",
+        "Turns whose logits were not numbers: they fail";
     PREEMPTED = Kind::Counter, "turnmill_engine_preempted_total",
         "Times a running sequence had to give up its blocks.";
 
@@ -228,6 +230,11 @@ pub fn pool(counts: &PoolCounts, headroom: f64) {
 pub fn prompt_admitted(prompt: u32, cached: u32) {
     counter!(PROMPT_TOKENS).increment(prompt.into());
     counter!(CACHED_TOKENS).increment(cached.into());
+}
+
+/// A turn's logits were not numbers.
+pub fn bad_logits() {
+    counter!(BAD_LOGITS).increment(1);
 }
 
 /// `count` tokens were sampled.
