@@ -99,7 +99,7 @@ fn plan() -> StepPlan {
             plan.slots.push(blocks[block as usize].0 * BLOCK_TOKENS as u32 + offset);
         }
         let id = SequenceId(id);
-        plan.sequences.push(PlannedSequence { id, query_tokens, context_tokens, blocks, samples: true });
+        plan.sequences.push(PlannedSequence { id, query_tokens, context_tokens, blocks, samples: 1 });
     }
     plan
 }
