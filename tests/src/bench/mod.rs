@@ -45,6 +45,27 @@ pub struct BenchSettings {
     pub llama_cpp: Option<PathBuf>,
     /// Fewer and smaller figures.
     pub quick: bool,
+    /// These alone; none: all.
+    pub only: Vec<Part>,
+}
+
+impl BenchSettings {
+    fn has(&self, part: Part) -> bool {
+        self.only.is_empty() || self.only.contains(&part)
+    }
+}
+
+/// What can be measured by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Part {
+    /// The engine alone, and its memory.
+    Engine,
+    /// The product's own workload.
+    Agents,
+    /// The engine with larger models; not with `quick`.
+    Shapes,
+    /// Stored K and V, codecs, the queue.
+    Rest,
 }
 
 /// Why a run came to no result.
@@ -131,8 +152,11 @@ impl Extent {
     }
 }
 
-/// Measures everything.
-pub async fn run(settings: &BenchSettings) -> Result<Report, BenchError> {
+/// Measures everything. `keep` is called with what there is after each part: a run takes long, and what it has found is found.
+pub async fn run(
+    settings: &BenchSettings,
+    keep: impl Fn(&Report) -> std::io::Result<()>,
+) -> Result<Report, BenchError> {
     let began = Instant::now();
     // On a disk, and gone at the end: model files are large.
     let scratch = tempfile::tempdir()?;
@@ -151,17 +175,28 @@ pub async fn run(settings: &BenchSettings) -> Result<Report, BenchError> {
             peers.last().map(|best| agents::Server { folder: folder.clone(), model: best.model.clone() });
         sides.extend(peers);
     }
-    report.engine = measure(&sides, &extent.points, &extent, began).await?;
-    say(began, "memory");
-    report.memory = Some(memory(&settings.model, extent.long_context).await?);
-    report.agents = Some(agents::measure(&settings.model, server.as_ref(), extent.rounds, began).await?);
-    if extent.shapes {
+    if settings.has(Part::Engine) {
+        report.engine = measure(&sides, &extent.points, &extent, began).await?;
+        keep(&report)?;
+        say(began, "memory");
+        report.memory = Some(memory(&settings.model, extent.long_context).await?);
+    }
+    if settings.has(Part::Agents) {
+        let agents = agents::measure(&settings.model, server.as_ref(), extent.rounds, began).await?;
+        report.agents = Some(agents);
+        keep(&report)?;
+    }
+    if settings.has(Part::Shapes) && extent.shapes {
         for shape in Shape::ALL {
             report.shapes.push(of_shape(&shape, settings, &extent, scratch.path(), began).await?);
+            keep(&report)?;
         }
     }
-    report.parts = parts::measure(&settings.model, scratch.path(), settings.quick, began).await?;
+    if settings.has(Part::Rest) {
+        report.parts = parts::measure(&settings.model, scratch.path(), settings.quick, began).await?;
+    }
     report.seconds = began.elapsed().as_secs();
+    keep(&report)?;
     Ok(report)
 }
 

@@ -9,6 +9,8 @@ use super::table::ttft_ms;
 
 /// Width and height.
 const SIZE: (u32, u32) = (1100, 460);
+/// Of everything but titles.
+const TEXT: (&str, i32) = ("sans-serif", 19);
 /// Of the sides, in their order: told apart also without colours, by their brightness (Okabe and Ito, 2008).
 const COLOURS: [RGBColor; 3] = [RGBColor(0, 114, 178), RGBColor(230, 159, 0), RGBColor(86, 86, 86)];
 
@@ -57,9 +59,9 @@ fn chart(
     let least = points().map(|point| point.0).fold(f64::INFINITY, f64::min).min(most(|point| point.0) / 2.0);
     let mut chart = ChartBuilder::on(area)
         .margin(16)
-        .caption(title, ("sans-serif", 20))
-        .x_label_area_size(44)
-        .y_label_area_size(64)
+        .caption(title, ("sans-serif", 23))
+        .x_label_area_size(50)
+        .y_label_area_size(72)
         .build_cartesian_2d(
             (least..most(|point| point.0)).log_scale().base(2.0),
             0.0..1.05 * most(|point| point.1),
@@ -70,6 +72,7 @@ fn chart(
         .x_label_formatter(&|x| format!("{x:.0}"))
         .y_label_formatter(&|y| format!("{y:.0}"))
         .light_line_style(TRANSPARENT)
+        .label_style(TEXT)
         .draw()?;
     for (curve, colour) in curves.iter().zip(COLOURS.iter().cycle()) {
         let style = colour.stroke_width(2);
@@ -83,6 +86,7 @@ fn chart(
         .position(SeriesLabelPosition::UpperLeft)
         .background_style(WHITE.mix(0.8))
         .border_style(BLACK.mix(0.2))
+        .label_font(TEXT)
         .draw()?;
     Ok(())
 }
@@ -95,7 +99,8 @@ mod tests {
     use super::*;
 
     fn report() -> Report {
-        let settings = BenchSettings { model: "some/model.gguf".into(), llama_cpp: None, quick: true };
+        let (model, only) = ("some/model.gguf".into(), Vec::new());
+        let settings = BenchSettings { model, llama_cpp: None, quick: true, only };
         let mut report = Report::new(&settings, Machine::look());
         let figure = |kind, size, speeds: [f64; 2]| Figure {
             kind,

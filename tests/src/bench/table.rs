@@ -117,6 +117,9 @@ impl Rows {
             self.plain(&name, "Turnmill", format!("{:.5}", number(row, "mean_kl")), "nats");
         }
         let queue = &parts.queue;
+        if queue.is_null() {
+            return;
+        }
         let cycle = format!("{:.0}", number(queue, "cycle_per_s"));
         self.plain("queue, full cycle", "Turnmill", cycle, "turns/s");
         let claim = format!("{:.1}", number(&queue["claim_latency_ms"], "p99"));

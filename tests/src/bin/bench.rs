@@ -1,14 +1,15 @@
 //! `bench`: measures this machine with Turnmill, beside llama.cpp where its programs are given; prints a table and writes
 //! the figures and a picture. `deploy/bench` builds what it needs and runs it; docs/PERFORMANCE.md tells how to read it.
 //!
-//! Exit status: 0 measured, 2 there is no result.
+//! Exit status: 0 measured, 2 not all of it; what was measured until then is written all the same.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
 use turnmill_tests::bench::report::Report;
-use turnmill_tests::bench::{BenchError, BenchSettings, picture, run, table};
+use turnmill_tests::bench::{BenchError, BenchSettings, Part, picture, run, table};
 
 /// Measures everything that this machine does, and writes it down.
 #[derive(Parser)]
@@ -24,20 +25,23 @@ struct Bench {
     /// Where bench.json, bench.txt and bench.svg go.
     #[arg(long, value_name = "FOLDER", default_value = "target/bench")]
     out: PathBuf,
-    /// One round, fewer figures, no larger models: whether all of it runs, not how fast it is.
+    /// One round, fewer figures, no larger models: a first look.
     #[arg(long)]
     quick: bool,
+    /// Measure these parts alone.
+    #[arg(long, value_enum, value_name = "PART", value_delimiter = ',')]
+    only: Vec<Part>,
 }
 
 fn main() -> ExitCode {
-    let bench = Bench::parse();
-    let settings =
-        BenchSettings { model: bench.model.clone(), llama_cpp: bench.llama_cpp, quick: bench.quick };
-    match measured(&settings) {
-        Ok(Some(report)) => match keep(&report, &bench.out) {
-            Ok(()) => return ExitCode::SUCCESS,
-            Err(error) => eprintln!("bench: {error}"),
-        },
+    let Bench { model, llama_cpp, out, quick, only } = Bench::parse();
+    let settings = BenchSettings { model, llama_cpp, quick, only };
+    match measured(&settings, &out) {
+        Ok(Some(report)) => {
+            println!("{}", table::render(&report));
+            println!("\nFigures, table and picture are in {}.", out.display());
+            return ExitCode::SUCCESS;
+        }
         Ok(None) => eprintln!("bench: interrupted"),
         Err(error) => eprintln!("bench: {error}"),
     }
@@ -45,31 +49,28 @@ fn main() -> ExitCode {
 }
 
 /// None where a signal ended it. Either way, processes are gone by then: they end with what is dropped here.
-fn measured(settings: &BenchSettings) -> Result<Option<Report>, BenchError> {
+fn measured(settings: &BenchSettings, out: &Path) -> Result<Option<Report>, BenchError> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
         let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
         tokio::select! {
-            report = run(settings) => report.map(Some),
+            report = run(settings, |report| keep(report, out)) => report.map(Some),
             _ = tokio::signal::ctrl_c() => Ok(None),
             _ = terminate.recv() => Ok(None),
         }
     })
 }
 
-fn keep(report: &Report, folder: &Path) -> Result<(), String> {
-    let failed =
-        |path: &Path, error: std::io::Error| format!("{} cannot be written: {error}", path.display());
+/// Writes what there is of `report`.
+fn keep(report: &Report, folder: &Path) -> io::Result<()> {
+    let failed = |path: &Path, error: io::Error| {
+        io::Error::new(error.kind(), format!("{} cannot be written: {error}", path.display()))
+    };
     std::fs::create_dir_all(folder).map_err(|error| failed(folder, error))?;
-    let table = table::render(report);
-    println!("{table}");
-    let json =
-        serde_json::to_string_pretty(report).map_err(|error| format!("no JSON can be made: {error}"))?;
-    for (name, text) in [("bench.json", json), ("bench.txt", table)] {
+    let json = serde_json::to_string_pretty(report)?;
+    for (name, text) in [("bench.json", json), ("bench.txt", table::render(report))] {
         let path = folder.join(name);
         std::fs::write(&path, text + "\n").map_err(|error| failed(&path, error))?;
     }
-    picture::draw(report, &folder.join("bench.svg"))?;
-    println!("\nFigures, table and picture are in {}.", folder.display());
-    Ok(())
+    picture::draw(report, &folder.join("bench.svg")).map_err(io::Error::other)
 }
