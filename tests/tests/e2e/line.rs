@@ -7,7 +7,7 @@ use turnmill::NewTurn;
 use turnmill_schema::{FinishReason, History, Outcome, Sampling, TranscriptEntry, envelope};
 use turnmill_tests::line::{Line, exactly, greedy, name};
 
-const QUESTION: &str = "What is the capital of France?";
+const QUESTION: &str = "What is the capital of France? Answer in one sentence.";
 const ANSWER: &str = "The capital of France is Paris.";
 
 fn printed(output: &Output) -> String {

@@ -211,27 +211,31 @@ async fn a_tenant_finds_nothing_of_another() {
 
 #[tokio::test]
 async fn a_turn_that_does_not_fit_the_drain_window_goes_on_elsewhere_where_it_was() {
+    const TOKENS: u32 = 1500;
+    // Rows for proposed tokens would count as rows that made none.
+    const ALONE: [&str; 2] = ["--speculation", "off"];
     let line = Line::start().await;
-    let sampling = Sampling { temperature: 0.7, seed: Some(7), ..exactly(500) };
+    let sampling = Sampling { temperature: 0.7, seed: Some(7), ..exactly(TOKENS) };
     let turn = |agent: &str| {
         NewTurn::user("Write a long story about a river.").agent(name(agent)).sampling(sampling.clone())
     };
     let (_folder, store) = folder();
-    let mut first = line.worker(&["--store", &store, "--drain-ms", "2000", "--worker-name", "first"]);
+    let flags = |more: &[&'static str]| [&["--store", store.as_str()][..], &ALONE, more].concat();
+    let mut first = line.worker(&flags(&["--drain-ms", "1000", "--worker-name", "first"]));
     let moved = line.enqueue(vec![turn("moved")]).await;
     line.until_all_have_tokens(&moved).await;
     first.sigterm();
     assert_eq!(first.wait_exit().code(), Some(0), "{}", first.log());
-    let second = line.worker(&["--store", &store, "--worker-name", "second"]);
+    let second = line.worker(&flags(&["--worker-name", "second"]));
     let told = line.told(&moved).await.remove(0);
-    assert_eq!((told.tokens.len(), told.end.worker.as_deref()), (500, Some("second")));
+    assert_eq!((told.tokens.len(), told.end.worker.as_deref()), (TOKENS as usize, Some("second")));
     let resumed = told.begins[1].resume_from;
     assert!(told.begins.len() == 2 && resumed > 0, "{:?}", told.begins);
 
     // Every row of a step that did not make a token was prefill.
     let rows = second.metric("turnmill_engine_step_rows_sum", &[]);
     let made = second.metric("turnmill_generated_tokens_total", &[]);
-    assert_eq!(made as u32, 500 - resumed);
+    assert_eq!(made as u32, TOKENS - resumed);
     assert!(rows - made <= f64::from(BLOCK), "{} tokens were prefilled", rows - made);
     let undisturbed = line.enqueue(vec![turn("undisturbed")]).await;
     assert_eq!(told.words(), line.told(&undisturbed).await[0].words());
