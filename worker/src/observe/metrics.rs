@@ -72,7 +72,7 @@ metrics! {
     WAITING = Kind::Gauge, "turnmill_engine_waiting_sequences",
         "Sequences that wait for admission.";
     BAD_LOGITS = Kind::Counter, "turnmill_engine_bad_logits_total",
-        "Turns whose logits were not numbers: they fail";
+        "Turns that failed because their logits were not numbers.";
     PREEMPTED = Kind::Counter, "turnmill_engine_preempted_total",
         "Times a running sequence had to give up its blocks.";
 
