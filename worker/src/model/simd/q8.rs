@@ -173,6 +173,22 @@ pub enum Epilogue<'a> {
     Add,
 }
 
+impl Epilogue<'_> {
+    /// Stores results of one row, of which the first is output number `first`.
+    #[inline(always)]
+    pub fn store(self, results: &[f32], first: usize, out: &mut [f32]) {
+        match self {
+            Self::Replace => out.copy_from_slice(results),
+            Self::Bias(bias) => {
+                for ((out, result), bias) in out.iter_mut().zip(results).zip(&bias[first..]) {
+                    *out = result + bias;
+                }
+            }
+            Self::Add => out.iter_mut().zip(results).for_each(|(out, result)| *out += result),
+        }
+    }
+}
+
 /// Rows and panels that a kernel computes at once.
 #[derive(Clone, Copy)]
 struct At {
@@ -205,15 +221,7 @@ pub fn multiply(
         let first = at.panel * PANEL;
         let width = PANEL.min(columns.end - first);
         let out = &mut tile.row(at.row)[first - columns.start..][..width];
-        match epilogue {
-            Epilogue::Replace => out.copy_from_slice(&sums[..width]),
-            Epilogue::Bias(bias) => {
-                for ((out, sum), bias) in out.iter_mut().zip(sums).zip(&bias[first..]) {
-                    *out = sum + bias;
-                }
-            }
-            Epilogue::Add => out.iter_mut().zip(sums).for_each(|(out, sum)| *out += sum),
-        }
+        epilogue.store(&sums[..width], first, out);
     };
     kernels::run(isa, weights, x, rows, columns.start / PANEL..columns.end.div_ceil(PANEL), write);
 }

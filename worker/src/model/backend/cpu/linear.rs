@@ -67,15 +67,15 @@ impl Linear {
 
     /// `x · Wᵀ + bias`, in place of what `out` holds or, for `add`, added to it.
     pub fn forward(&self, isa: Isa, x: &Rows, out: &mut Rows, memory: &mut Memory, add: bool) -> Result<()> {
+        let epilogue = match &self.bias {
+            _ if add => Epilogue::Add,
+            Some(bias) => Epilogue::Bias(bias),
+            None => Epilogue::Replace,
+        };
         match &self.weights {
             Weights::Packed(weights) => {
                 let mut quantised = std::mem::take(&mut memory.quantised);
                 quantise(isa, x, &mut quantised);
-                let epilogue = match &self.bias {
-                    _ if add => Epilogue::Add,
-                    Some(bias) => Epilogue::Bias(bias),
-                    None => Epilogue::Replace,
-                };
                 product(isa, weights, &quantised, out, epilogue);
                 memory.quantised = quantised;
             }
@@ -84,25 +84,11 @@ impl Linear {
                 let results: Vec<Tensor> =
                     parts.iter().map(|part| part.forward(&x)).collect::<Result<_>>()?;
                 let result = Tensor::cat(&results, 1)?.flatten_all()?.to_vec1::<f32>()?;
-                self.store(&result, out, add);
+                let rows = out.values.chunks_exact_mut(self.outputs).zip(result.chunks_exact(self.outputs));
+                rows.for_each(|(out, result)| epilogue.store(result, 0, out));
             }
         }
         Ok(())
-    }
-
-    fn store(&self, result: &[f32], out: &mut Rows, add: bool) {
-        for (out, result) in out.values.chunks_exact_mut(self.outputs).zip(result.chunks_exact(self.outputs))
-        {
-            match &self.bias {
-                _ if add => out.iter_mut().zip(result).for_each(|(out, result)| *out += result),
-                Some(bias) => {
-                    for ((out, result), bias) in out.iter_mut().zip(result).zip(bias) {
-                        *out = result + bias;
-                    }
-                }
-                None => out.copy_from_slice(result),
-            }
-        }
     }
 }
 
