@@ -125,6 +125,9 @@ metrics! {
         "From enqueue to the first published token of a turn.";
     INTER_TOKEN_SECONDS = Kind::Histogram(INTER_TOKEN_BUCKETS), "turnmill_inter_token_seconds",
         "Between two tokens of a turn.";
+
+    SPANS_DROPPED = Kind::Counter, "turnmill_spans_dropped_total",
+        "Spans that were not exported, by reason.";
 }
 
 /// What may become of a turn with stored runs.
@@ -171,7 +174,10 @@ fn announce() {
     for outcome in RESTORE_OUTCOMES {
         counter!(RESTORES, "outcome" => outcome).absolute(0);
     }
-    let labelled = [TURNS_ENDED, STORE_SAVES, STORE_SAVE_BYTES, STORE_MISSES, RESTORES];
+    for reason in ["queue_full", "export_failed"] {
+        counter!(SPANS_DROPPED, "reason" => reason).absolute(0);
+    }
+    let labelled = [TURNS_ENDED, STORE_SAVES, STORE_SAVE_BYTES, STORE_MISSES, RESTORES, SPANS_DROPPED];
     for Metric { name, .. } in
         METRICS.iter().filter(|m| matches!(m.kind, Kind::Counter) && !labelled.contains(&m.name))
     {
@@ -335,6 +341,11 @@ pub fn inter_token(after: Duration) {
     histogram!(INTER_TOKEN_SECONDS).record(after);
 }
 
+/// So many spans were not exported; `reason` comes from a closed list.
+pub fn spans_dropped(reason: &'static str, count: usize) {
+    counter!(SPANS_DROPPED, "reason" => reason).increment(count as u64);
+}
+
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
@@ -399,6 +410,7 @@ pub(super) mod tests {
             block_brought_back();
             first_token(Duration::from_millis(300));
             inter_token(Duration::from_millis(9));
+            spans_dropped("queue_full", 90);
         })
         .render();
         assert_lines(
@@ -449,6 +461,8 @@ pub(super) mod tests {
                 "turnmill_first_token_seconds_bucket{le=\"0.25\"} 0",
                 "turnmill_first_token_seconds_count 1",
                 "turnmill_inter_token_seconds_bucket{le=\"0.01\"} 1",
+                "turnmill_spans_dropped_total{reason=\"queue_full\"} 90",
+                "turnmill_spans_dropped_total{reason=\"export_failed\"} 0",
             ],
         );
     }
