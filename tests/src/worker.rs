@@ -136,9 +136,20 @@ impl Worker {
     }
 
     fn try_get(&self, path: &str) -> Option<(u16, String)> {
+        self.try_ask("GET", path, "")
+    }
+
+    /// The status and body of the answer to a PUT of `body`.
+    pub fn put(&self, path: &str, body: &str) -> (u16, String) {
+        let answer = self.try_ask("PUT", path, body);
+        answer.unwrap_or_else(|| panic!("no answer to PUT {path}:\n{}", self.log()))
+    }
+
+    fn try_ask(&self, method: &str, path: &str, body: &str) -> Option<(u16, String)> {
         let mut stream = TcpStream::connect(self.http).ok()?;
         stream.set_read_timeout(Some(START_TIMEOUT)).ok()?;
-        let request = format!("GET {path} HTTP/1.1\r\nHost: worker\r\nConnection: close\r\n\r\n");
+        let head = format!("{method} {path} HTTP/1.1\r\nHost: worker\r\nContent-Length: {}", body.len());
+        let request = format!("{head}\r\nConnection: close\r\n\r\n{body}");
         stream.write_all(request.as_bytes()).ok()?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).ok()?;
@@ -193,6 +204,11 @@ impl Worker {
             assert!(Instant::now() < deadline, "the worker does not end:\n{}", self.log());
             std::thread::sleep(Duration::from_millis(5));
         }
+    }
+
+    /// The lines of its log that are JSON: all of them, unless it panicked or was told to write text.
+    pub fn log_lines(&self) -> Vec<Value> {
+        self.log().lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
     }
 
     /// What it wrote to standard error.
