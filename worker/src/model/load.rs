@@ -137,7 +137,7 @@ impl Model {
         let (kv, weights, heads) = (options.kv_shape(&config, blocks), options.weights, config.heads);
         let source = (&mut checkpoint, context_tokens);
         let engine = match device {
-            ComputeDevice::Cpu => engine(CpuBackend::new(kv, weights), source, &done)?,
+            ComputeDevice::Cpu => engine(CpuBackend::new(kv, weights)?, source, &done)?,
             ComputeDevice::Tensor(device) => {
                 engine(TensorBackend::new(device.clone(), weights, kv, heads)?, source, &done)?
             }
