@@ -135,16 +135,13 @@ impl Worker {
         text.lines().filter(of_it).filter_map(value).sum()
     }
 
+    /// Where its HTTP server listens.
+    pub fn http(&self) -> SocketAddr {
+        self.http
+    }
+
     fn try_get(&self, path: &str) -> Option<(u16, String)> {
-        let mut stream = TcpStream::connect(self.http).ok()?;
-        stream.set_read_timeout(Some(START_TIMEOUT)).ok()?;
-        let request = format!("GET {path} HTTP/1.1\r\nHost: worker\r\nConnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).ok()?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).ok()?;
-        let (head, body) = answer.split_once("\r\n\r\n")?;
-        let status = head.split(' ').nth(1)?.parse().ok()?;
-        Some((status, body.to_owned()))
+        ask(self.http, path)
     }
 
     /// The id of its process.
@@ -210,6 +207,23 @@ impl Drop for Worker {
             eprintln!("--- log of the worker at {}:\n{}", self.http, self.log());
         }
     }
+}
+
+/// Whether the worker whose HTTP server is at `address` is there, and ready.
+pub fn is_ready(address: SocketAddr) -> bool {
+    ask(address, "/health/ready").is_some_and(|(status, _)| status == 200)
+}
+
+fn ask(address: SocketAddr, path: &str) -> Option<(u16, String)> {
+    let mut stream = TcpStream::connect(address).ok()?;
+    stream.set_read_timeout(Some(START_TIMEOUT)).ok()?;
+    let request = format!("GET {path} HTTP/1.1\r\nHost: worker\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    let (head, body) = answer.split_once("\r\n\r\n")?;
+    let status = head.split(' ').nth(1)?.parse().ok()?;
+    Some((status, body.to_owned()))
 }
 
 /// The model that tests run: a small GGUF file of the llama family.

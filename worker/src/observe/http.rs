@@ -26,7 +26,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-use super::{ObserveError, QueueGauges};
+use super::{ObserveError, QueueGauges, process};
 use crate::lifecycle::{Lifecycle, Reason};
 
 /// What the server tells about.
@@ -129,7 +129,10 @@ async fn ready(State(state): State<HttpState>) -> Response {
 }
 
 async fn metrics(State(state): State<HttpState>) -> Response {
-    let text = state.metrics.render() + &state.queue.render(Instant::now());
+    process::collect();
+    let now = Instant::now();
+    let text =
+        state.queue.render(now) + &super::state::render(&state.lifecycle, now) + &state.metrics.render();
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
 }
 
@@ -185,7 +188,7 @@ mod tests {
             let limits = HeadroomLimits { low: 0.05, high: 0.10 };
             let state = HttpState {
                 lifecycle: Arc::new(Lifecycle::new(limits, STALL, long_ago())),
-                metrics: recorded(turn_claimed),
+                metrics: recorded(|| turn_claimed(None)),
                 queue: Arc::new(QueueGauges::new(Duration::from_secs(3600))),
             };
             let listener = bind(SocketAddr::from(([127, 0, 0, 1], 0))).expect("a free port");

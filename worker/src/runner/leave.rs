@@ -56,7 +56,7 @@ impl<B: Broker> Runner<B> {
         let ending = match leaving {
             Leaving::Lost => return self.lose(),
             Leaving::GivenBack => return self.give_back(&attempt, kept, lost).await,
-            Leaving::Failed(failure) => return self.retry(&attempt.lease, failure, lost).await,
+            Leaving::Failed(failure) => return self.retry(&attempt, failure, lost).await,
             Leaving::Rejected(text) => {
                 warn!(reason = %text, "the turn can never run");
                 let end = self.end(&attempt, published, Outcome::Failed, Some(text));
@@ -99,7 +99,8 @@ impl<B: Broker> Runner<B> {
                 // At once: heartbeats cover it from here on.
                 let next = next.map(|token| self.held.add_token(token));
                 let End { outcome, usage, timing, .. } = &ending.end;
-                metrics::turn_ended(*outcome);
+                metrics::turn_ended(*outcome, Duration::from_millis(timing.total_ms));
+                ending.reason.into_iter().for_each(metrics::turn_dead);
                 if let Some(ms) = timing.first_token_ms {
                     metrics::first_token(Duration::from_millis(ms));
                 }
@@ -122,7 +123,13 @@ impl<B: Broker> Runner<B> {
     }
 
     /// Leaves the turn for a later attempt, of any worker.
-    async fn retry(&self, lease: &Lease, failure: Failure, lost: &CancellationToken) -> Option<HeldToken> {
+    async fn retry(
+        &self,
+        attempt: &Attempt,
+        failure: Failure,
+        lost: &CancellationToken,
+    ) -> Option<HeldToken> {
+        let lease = &attempt.lease;
         let delay = self.settings.retries.delay(lease.attempt);
         let Failure { reason, text } = failure;
         let retried = tokio::select! {
@@ -135,7 +142,8 @@ impl<B: Broker> Runner<B> {
                 warn!(reason = %text, ?delay, "the attempt failed; the turn is tried again");
             }
             Ok(Retry::Dead) => {
-                metrics::turn_ended(Outcome::Failed);
+                metrics::turn_ended(Outcome::Failed, attempt.age());
+                metrics::turn_dead(reason);
                 warn!(reason = %text, "the last attempt failed; the turn is a dead letter");
             }
             Err(error) => warn!(%error, "the failed turn could not be given back; it goes on after a lease"),
@@ -200,7 +208,10 @@ impl<B: Broker> Runner<B> {
             () = lost.cancelled() => return self.lose(),
         };
         match released {
-            Ok(()) => info!("the turn was given back"),
+            Ok(()) => {
+                metrics::turn_released();
+                info!("the turn was given back");
+            }
             Err(error) => warn!(%error, "the turn could not be given back; it goes on after a lease"),
         }
         None
@@ -220,7 +231,7 @@ impl<B: Broker> Runner<B> {
             timing: Timing {
                 queued_ms: attempt.queued_ms,
                 first_token_ms: attempt.first_token_ms,
-                total_ms: attempt.queued_ms + attempt.leased.elapsed().as_millis() as u64,
+                total_ms: attempt.age().as_millis() as u64,
             },
             worker: Some(self.settings.worker.clone()),
         }
