@@ -74,6 +74,8 @@ def unit_settings(tree: Path, worker: Worker):
     except ValueError as refusal:
         yield f"the worker refuses the settings: {refusal}"
         return
+    if effective["store"] == "auto" and not {"HOME", "XDG_CACHE_HOME"} <= own.keys():
+        yield "store is auto, and a user without HOME and XDG_CACHE_HOME has no folder for it"
     drain, stop = effective["drain_ms"] / 1000, read.seconds(_service(tree)["TimeoutStopSec"][-1])
     if stop <= drain + worker.after_drain:
         yield f"TimeoutStopSec is {stop:g} s; a drain takes {drain:g} s and {worker.after_drain} s after it"

@@ -89,6 +89,7 @@ FOREIGN = {
     "HF_ENDPOINT",
     "HF_HUB_OFFLINE",
     "XDG_CACHE_HOME",
+    "HOME",
 }
 
 

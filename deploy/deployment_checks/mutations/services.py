@@ -41,6 +41,7 @@ MUTATIONS = [
         "TURNMILL_KEYS",
     ),
     Mutation("unit-settings", "killed while it drains", UNIT, "TimeoutStopSec=60", "TimeoutStopSec=40", "is 40 s"),
+    Mutation("unit-settings", "nowhere to keep K and V", UNIT, "HOME=%S/turnmill ", "", "has no folder"),
     Mutation(
         "unit-behaviour", "stopped by another signal", UNIT, "KillSignal=SIGTERM", "KillSignal=SIGQUIT", "SIGQUIT"
     ),
