@@ -68,6 +68,7 @@ def checks(worker: Worker, tools: Tools) -> list:
         ("images", "Compose: versions of images", lambda t, s: compose.images(t)),
         ("mounts", "Compose: what is mounted", lambda t, s: compose.mounts(t)),
         ("scraped", "Compose: Prometheus finds the workers", lambda t, s: compose.scraped(t, worker)),
+        ("grafana", "Compose: what Grafana's provisioning reads", lambda t, s: compose.grafana_asks(t)),
         (
             "unit-settings",
             "systemd: settings that the worker knows and takes",
@@ -166,6 +167,8 @@ def main() -> int:
     every = checks(Worker(options.worker, options.root), tools)
     if options.only:
         every = [check for check in every if check[0] == options.only]
+        if not every:
+            raise SystemExit(f"error: there is no check called {options.only}")
     if options.mutations:
         return 1 if run_mutations(every, options.root, options.only) else 0
     total = run_checks(every, options.root)

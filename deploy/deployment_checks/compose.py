@@ -148,6 +148,16 @@ def scraped(tree: Path, worker: Worker):
             yield f"it reads {file}, which is not mounted"
 
 
+def grafana_asks(tree: Path):
+    """Grafana gets every variable that its provisioning reads."""
+    given = _services(tree)["grafana"]["environment"]
+    for path in sorted((tree / "deploy/grafana/provisioning").rglob("*.yml")):
+        text = re.sub(r"#.*", "", path.read_text())
+        for name in re.findall(r"\$\{?([A-Z_]+)", text):
+            if name not in given:
+                yield f"{path.name} reads {name}, which Grafana is not given"
+
+
 def redis_command(tree: Path) -> list:
     """How Compose starts Redis, from the first argument on, with stand-ins for passwords."""
     return [re.sub(r"\$\{[^}]*\}", STAND_IN, word) for word in _services(tree)["redis"]["command"]][2:]

@@ -9,6 +9,14 @@ def _compose(check, what, file, old, new, expects):
 
 MUTATIONS = [
     _compose(
+        "grafana",
+        "no address of Prometheus",
+        "compose.yaml",
+        "PROMETHEUS_URL:",
+        "PROMETHEUS_ADDRESS:",
+        "PROMETHEUS_URL",
+    ),
+    _compose(
         "compose",
         "a key that Compose does not know",
         "compose.yaml",
