@@ -77,7 +77,7 @@ def checks(worker: Worker, tools: Tools) -> list:
         ("unit-behaviour", "systemd: its life", lambda t, s: services.unit_behaviour(t)),
         ("launchd", "launchd: the property list, its keys, settings", lambda t, s: services.launchd_job(t, worker)),
         ("rotation", "logrotate: three real rotations", lambda t, s: logs.rotation(t, s)),
-        ("vector", "Vector: programs, connections", lambda t, s: logs.vector(t)),
+        ("vector", "Vector: programs, connections", lambda t, s: logs.vector(t, worker)),
         ("policy", "Logs: one policy everywhere", lambda t, s: logs.policy(t)),
     ]
     if platform.system() == "Linux":

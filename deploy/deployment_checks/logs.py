@@ -13,6 +13,7 @@ import vrl_python
 
 from . import read
 from .services import PLIST, UNIT
+from .worker import Worker
 
 LOGROTATE = "deploy/logs/logrotate.conf"
 JOURNALD = "deploy/logs/journald.conf"
@@ -139,7 +140,7 @@ _LINES = [
 ]
 
 
-def vector(tree: Path):
+def vector(tree: Path, worker: Worker):
     """Its programs compile and do what they say, and components are connected. Vector itself is not asked."""
     config = read.yaml_document(tree / VECTOR)
     if set(config) != {"data_dir", "sources", "transforms", "sinks"}:
@@ -154,6 +155,9 @@ def vector(tree: Path):
     for name in sorted(there - used):
         yield f"nobody takes from {name}"
     lines = config["transforms"]["lines"]["source"]
+    for message in re.findall(r'\.message == ("[^"]+")', config["transforms"]["lasting"]["condition"]["source"]):
+        if message not in worker.runner_source:
+            yield f"no worker logs {message}"
     # A condition is a program whose value says yes or no; a field makes it visible.
     lasting = f".lasting = ({config['transforms']['lasting']['condition']['source'].strip()})"
     runtime = vrl_python.VRLRuntime()

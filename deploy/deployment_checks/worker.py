@@ -23,6 +23,7 @@ class Worker:
         self.defaults = self._settings({})
         self.http_source = (root / "worker/src/observe/http.rs").read_text()
         self.metrics_source = "".join(path.read_text() for path in sorted((root / "worker/src/observe").rglob("*.rs")))
+        self.runner_source = "".join(path.read_text() for path in sorted((root / "worker/src/runner").rglob("*.rs")))
         self.after_drain = self._after_drain(root)
         self.version = re.search(r'^version = "(.+)"', (root / "Cargo.toml").read_text(), re.MULTILINE)[1]
 

@@ -51,6 +51,14 @@ MUTATIONS = [
     Mutation(
         "vector", "warnings that are not kept", LOGS + "vector.yaml", '["WARN", "ERROR"]', '["ERROR"]', "kept cold"
     ),
+    Mutation(
+        "vector",
+        "a line that nobody logs",
+        LOGS + "vector.yaml",
+        "the turn has ended",
+        "the turn ended",
+        "no worker logs",
+    ),
     Mutation("policy", "a journal for a month", LOGS + "journald.conf", "7day", "30day", "30 days"),
     Mutation("policy", "files for a year", LOGS + "logrotate.conf", "maxage 30", "maxage 365", "365"),
     Mutation(
