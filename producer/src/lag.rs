@@ -3,12 +3,10 @@
 //! Acknowledged tokens are always deleted, so what a ready stream holds beyond the pending ones is undelivered.
 //! Redis's own lag goes null after restarts and deletions: it is a cross-check and may be absent.
 
-use redis::streams::StreamInfoGroupsReply;
-use redis::{FromRedisValue, RedisError, RedisResult, Value};
+use redis::{FromRedisValue, RedisError};
 use serde::Serialize;
 use turnmill_schema::Priority;
-use turnmill_schema::keys::{GROUP, Keys};
-use turnmill_schema::scripts::{COUNTS, Call, ready_keys};
+use turnmill_schema::scripts::{COUNTS, Call};
 
 use crate::error::ProducerError;
 use crate::producer::Producer;
@@ -57,59 +55,32 @@ impl Producer {
             let counts = self.connection.script("counting", COUNTS, &Call::new(&keys)).await?;
             let counts = Counts::from_redis_value(counts).map_err(RedisError::from);
             lag.add(counts.map_err(|error| self.connection.failure("counting", &error))?);
-            for (row, own) in lag.priorities.iter_mut().zip(self.own_lag(&keys).await?) {
-                row.lag = row.lag.zip(own).map(|(so_far, here)| so_far + here);
-            }
         }
         Ok(lag)
     }
-
-    /// What Redis itself says is undelivered in each ready stream.
-    async fn own_lag(&self, keys: &Keys) -> Result<[Option<u64>; Priority::ALL.len()], ProducerError> {
-        let mut pipeline = redis::pipe();
-        // A stream that does not exist yet is an error of one command, not of the count.
-        pipeline.ignore_errors();
-        for stream in ready_keys(keys) {
-            pipeline.cmd("XLEN").arg(&stream).cmd("XINFO").arg("GROUPS").arg(stream);
-        }
-        let pipeline = &pipeline;
-        let answers: Vec<RedisResult<Value>> = self
-            .connection
-            .call("counting", |mut redis| async move { pipeline.query_async(&mut redis).await })
-            .await?;
-        let mut answers = answers.into_iter();
-        let mut next = || answers.next().unwrap_or(Ok(Value::Nil));
-        Ok(Priority::ALL.map(|_| undelivered(next(), next())))
-    }
 }
 
-/// Redis's own lag of the group; none where Redis does not know it, or where no worker ever came.
-fn undelivered(entries: RedisResult<Value>, groups: RedisResult<Value>) -> Option<u64> {
-    let entries = u64::from_redis_value(entries.ok()?).ok()?;
-    match groups {
-        Ok(groups) => {
-            let groups = StreamInfoGroupsReply::from_redis_value(groups).ok()?.groups;
-            groups.into_iter().find(|group| group.name == GROUP)?.lag.map(|lag| lag as u64)
-        }
-        // XINFO of a stream that is not there yet.
-        Err(_) => (entries == 0).then_some(0),
-    }
-}
-
-/// What the script answers of one priority: runnable, leased, open turns, when the first was enqueued ('': none).
-type Row = (u64, u64, u64, String);
+/// What the script answers of one priority: runnable, leased, open turns, when the first was enqueued ('': none), Redis's own
+/// count of the runnable ('': unknown).
+type Row = (u64, u64, u64, String, String);
 /// What the script answers; see `counts.lua`.
-type Counts = (u64, Row, Row, String, u64, u64, u64, u64);
+type Counts = (u64, Row, Row, String, u64, u64, u64, u64, u64, [u64; 4]);
 
 impl Lag {
     /// Adds a shard.
-    fn add(&mut self, (now_ms, interactive, batch, oldest, delayed, dead, bytes, paused): Counts) {
+    fn add(
+        &mut self,
+        (now_ms, interactive, batch, oldest, delayed, dead, bytes, paused, _enqueued, _ended): Counts,
+    ) {
         let age_ms = |at: String| at.parse::<f64>().ok().map(|at| now_ms.saturating_sub(at as u64));
-        for (row, (runnable, leased, open, oldest)) in self.priorities.iter_mut().zip([interactive, batch]) {
+        for (row, (runnable, leased, open, oldest, lag)) in
+            self.priorities.iter_mut().zip([interactive, batch])
+        {
             row.runnable += runnable;
             row.leased += leased;
             row.queued += open.saturating_sub(leased);
             row.oldest_ms = row.oldest_ms.max(age_ms(oldest));
+            row.lag = row.lag.zip(lag.parse().ok()).map(|(so_far, here): (u64, u64)| so_far + here);
             self.open_turns += open;
         }
         self.oldest_ms = self.oldest_ms.max(age_ms(oldest));

@@ -250,6 +250,10 @@ pub mod counter {
 
     /// What the outcomes and results of ended turns take, roughly, in bytes.
     pub const RETAINED_BYTES: &str = "retained_bytes";
+    /// Turns ever enqueued.
+    pub const ENQUEUED: &str = "enqueued";
+    /// What the names of the counters of turns ever ended begin with; the outcome follows.
+    pub const ENDED_PREFIX: &str = "ended:";
 
     /// Turns of a priority that have not ended.
     pub fn open(priority: Priority) -> String {

@@ -633,16 +633,25 @@ pub async fn lone_turns_need_no_order<Q: TestQueue>(queue: &Q) {
     }
     let counts = broker.counts().await.expect("counted");
     assert!(counts.retained_bytes > 0, "outcomes take room");
-    assert_eq!(counts, QueueCounts { retained_bytes: counts.retained_bytes, ..Default::default() });
+    assert_eq!(
+        counts,
+        QueueCounts { retained_bytes: counts.retained_bytes, ended: [2, 0, 0, 0], ..no_work(2) }
+    );
+}
+
+/// A queue to which so many turns were enqueued, and that has none to run.
+fn no_work(enqueued: u64) -> QueueCounts {
+    QueueCounts { enqueued, lag: Some(0), ..QueueCounts::default() }
 }
 
 /// Runnable, leased and open turns at every stage.
 pub async fn counts_add_up<Q: TestQueue>(queue: &Q) {
     let broker = queue.worker("w").await;
-    assert_eq!(broker.counts().await.expect("counted"), Default::default());
+    assert_eq!(broker.counts().await.expect("counted"), no_work(0));
     enqueue(queue, &[turn(Some("a"), "1"), turn(Some("a"), "2"), turn(Some("b"), "1")]).await;
     let stage = async || {
         let counts = broker.counts().await.expect("counted");
+        assert!(counts.enqueued == 3 && counts.lag == Some(counts.runnable()), "{counts:?}");
         (counts.runnable(), counts.leased(), counts.open(), counts.oldest_ms.is_some())
     };
     assert_eq!(stage().await, (2, 0, 3, true));
@@ -655,4 +664,5 @@ pub async fn counts_add_up<Q: TestQueue>(queue: &Q) {
         finish(&broker, &running.lease, 0).await;
     }
     assert_eq!(stage().await, (0, 0, 0, false));
+    assert_eq!(broker.counts().await.expect("counted").ended, [3, 0, 0, 0]);
 }

@@ -12,6 +12,7 @@ pub mod proxy;
 pub mod redis_queue;
 pub mod redis_server;
 pub mod s3_server;
+pub mod scrape;
 pub mod simulation;
 pub mod told;
 pub mod worker;

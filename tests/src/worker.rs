@@ -135,27 +135,25 @@ impl Worker {
         text.lines().filter(of_it).filter_map(value).sum()
     }
 
+    /// Where its HTTP server listens.
+    pub fn http(&self) -> SocketAddr {
+        self.http
+    }
+
     fn try_get(&self, path: &str) -> Option<(u16, String)> {
-        self.try_ask("GET", path, "")
+        ask(self.http, path)
     }
 
     /// The status and body of the answer to a PUT of `body`.
     pub fn put(&self, path: &str, body: &str) -> (u16, String) {
-        let answer = self.try_ask("PUT", path, body);
-        answer.unwrap_or_else(|| panic!("no answer to PUT {path}:\n{}", self.log()))
-    }
-
-    fn try_ask(&self, method: &str, path: &str, body: &str) -> Option<(u16, String)> {
-        let mut stream = TcpStream::connect(self.http).ok()?;
-        stream.set_read_timeout(Some(START_TIMEOUT)).ok()?;
-        let head = format!("{method} {path} HTTP/1.1\r\nHost: worker\r\nContent-Length: {}", body.len());
-        let request = format!("{head}\r\nConnection: close\r\n\r\n{body}");
-        stream.write_all(request.as_bytes()).ok()?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).ok()?;
-        let (head, body) = answer.split_once("\r\n\r\n")?;
-        let status = head.split(' ').nth(1)?.parse().ok()?;
-        Some((status, body.to_owned()))
+        let answer = send(self.http, "PUT", path, body);
+        answer.unwrap_or_else(|| {
+            panic!(
+                "no answer to PUT {path}:
+{}",
+                self.log()
+            )
+        })
     }
 
     /// The id of its process.
@@ -226,6 +224,28 @@ impl Drop for Worker {
             eprintln!("--- log of the worker at {}:\n{}", self.http, self.log());
         }
     }
+}
+
+/// Whether the worker whose HTTP server is at `address` is there, and ready.
+pub fn is_ready(address: SocketAddr) -> bool {
+    ask(address, "/health/ready").is_some_and(|(status, _)| status == 200)
+}
+
+fn ask(address: SocketAddr, path: &str) -> Option<(u16, String)> {
+    send(address, "GET", path, "")
+}
+
+fn send(address: SocketAddr, method: &str, path: &str, body: &str) -> Option<(u16, String)> {
+    let mut stream = TcpStream::connect(address).ok()?;
+    stream.set_read_timeout(Some(START_TIMEOUT)).ok()?;
+    let head = format!("{method} {path} HTTP/1.1\r\nHost: worker\r\nContent-Length: {}", body.len());
+    let request = format!("{head}\r\nConnection: close\r\n\r\n{body}");
+    stream.write_all(request.as_bytes()).ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    let (head, body) = answer.split_once("\r\n\r\n")?;
+    let status = head.split(' ').nth(1)?.parse().ok()?;
+    Some((status, body.to_owned()))
 }
 
 /// The model that tests run: a small GGUF file of the llama family.

@@ -279,7 +279,7 @@ impl Http {
         let stall = Duration::from_millis(settings.stall_ms);
         let state = HttpState {
             lifecycle: Arc::new(Lifecycle::new(limits, stall, Instant::now())),
-            metrics: metrics::install()?,
+            metrics: if settings.no_metrics { metrics::unrecorded()? } else { metrics::install()? },
             queue: Arc::new(QueueGauges::new(3 * COUNTS_EVERY)),
             logs,
         };
@@ -327,6 +327,7 @@ impl Worker {
         let store = open_blocks(settings, model.block_shape)?;
         if let Some(store) = &store {
             let lifecycle = lifecycle.clone();
+            lifecycle.set_store_trouble(None);
             store.on_trouble(move |trouble| lifecycle.set_store_trouble(trouble));
         }
         let limited = store.clone().zip(folder_limit(settings));

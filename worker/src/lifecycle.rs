@@ -29,8 +29,8 @@ pub enum Phase {
 }
 
 impl Phase {
-    /// The name that the queue's registry shows.
-    pub fn as_str(self) -> &'static str {
+    /// The name that the queue's registry and metrics show.
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::Starting => "starting",
             Self::Ready => "ready",
@@ -230,8 +230,8 @@ pub struct Lifecycle {
     readiness: Mutex<Readiness>,
     engine: EngineProgress,
     stall: Duration,
-    /// What is wrong with the object store. It has no part in readiness, so it is kept apart from it.
-    store_trouble: Mutex<Option<String>>,
+    /// Where there is an object store: what is wrong with it. It has no part in readiness, so it is kept apart from it.
+    store_trouble: Mutex<Option<Option<String>>>,
 }
 
 impl Lifecycle {
@@ -278,6 +278,11 @@ impl Lifecycle {
         self.lock().redis.set(connected, now);
     }
 
+    /// Whether Redis answered when it was last asked.
+    pub fn redis_connected(&self) -> bool {
+        self.lock().redis.up
+    }
+
     /// Says which share of the pool's blocks can be had, from 0 to 1: free ones, and those kept only in case
     /// their content is wanted again.
     pub fn set_headroom(&self, ratio: f64) {
@@ -299,12 +304,18 @@ impl Lifecycle {
     /// Says what is wrong with the object store, in a sentence, or that nothing is. The worker stays ready: a
     /// fleet without its store computes what it would have restored.
     pub fn set_store_trouble(&self, trouble: Option<String>) {
-        *self.store_trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
+        *self.store_trouble.lock().unwrap_or_else(PoisonError::into_inner) = Some(trouble);
+    }
+
+    /// Whether the object store does what it is asked; none where there is none.
+    pub fn store_up(&self) -> Option<bool> {
+        let trouble = self.store_trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        trouble.as_ref().map(Option::is_none)
     }
 
     /// Everything that slows the worker down.
     pub fn degraded(&self) -> Vec<Degradation> {
-        let trouble = self.store_trouble.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let trouble = self.store_trouble.lock().unwrap_or_else(PoisonError::into_inner).clone().flatten();
         let code = DegradationCode::StoreUnreachable;
         trouble.into_iter().map(|detail| Degradation { code, detail }).collect()
     }

@@ -25,6 +25,8 @@ enum Command {
     Bench(bench::BenchArgs),
     Verify(verify::VerifyArgs),
     Kv(kv::KvArgs),
+    /// Print every metric with its kind, labels and meaning, as Markdown.
+    Metrics,
     /// Print the version.
     Version,
     /// Print a completion script for a shell.
@@ -56,6 +58,10 @@ fn run(command: Command, matches: &ArgMatches) -> Result<ExitCode, CommandError>
         Command::Bench(args) => bench::run(args),
         Command::Verify(args) => verify::run(args),
         Command::Kv(args) => kv::run(&args, matches),
+        Command::Metrics => {
+            print!("{}", turnmill_worker::observe::document());
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Version => {
             println!("turnmill-worker {}", env!("CARGO_PKG_VERSION"));
             Ok(ExitCode::SUCCESS)

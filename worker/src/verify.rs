@@ -9,9 +9,11 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use turnmill_schema::Message;
 
-use crate::config::{DeviceKind, KvDtype, WeightsMode};
+use crate::config::{KvDtype, WeightsMode};
 use crate::kv::BlockId;
-use crate::model::{Engine, EngineError, LoadOptions, Model, ModelError, likeliest, log_sum_exp};
+use crate::model::{
+    Engine, EngineError, LoadOptions, Model, ModelChoice, ModelError, likeliest, log_sum_exp,
+};
 use crate::schedule::{PlannedSequence, SequenceId, StepPlan};
 
 /// Listed log-probabilities below this are noise and not compared one by one.
@@ -92,15 +94,9 @@ pub struct Report {
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The model file.
-    pub model: PathBuf,
+    pub model: ModelChoice,
     /// Reference files, verified together.
     pub references: Vec<PathBuf>,
-    /// What computes.
-    pub device: DeviceKind,
-    /// How weights are held.
-    pub weights: WeightsMode,
-    /// Element type of the block pool.
-    pub kv_dtype: KvDtype,
 }
 
 /// Why a verification could not be made.
@@ -163,7 +159,7 @@ fn thresholds(weights: WeightsMode, kv_dtype: KvDtype) -> (f32, f64) {
 pub fn verify(options: &Options, progress: &dyn Fn(usize, usize)) -> Result<Report, VerifyError> {
     let references: Vec<Reference> =
         options.references.iter().map(|path| read_reference(path)).collect::<Result<_, _>>()?;
-    let mut model = Model::load(&options.model, &load_options(options), &|_, _| ())?;
+    let mut model = Model::load(&options.model.path, &load_options(options), &|_, _| ())?;
     check_fits(&model, options, &references)?;
     let mut report = Report::default();
     let mut divergence = 0.0;
@@ -193,8 +189,8 @@ fn read_reference(path: &Path) -> Result<Reference, VerifyError> {
 }
 
 fn load_options(options: &Options) -> LoadOptions {
-    let load = LoadOptions::new(options.weights, options.kv_dtype);
-    LoadOptions { device: options.device, block_tokens: BLOCK_TOKENS, pool_bytes: POOL_BYTES, ..load }
+    let load = options.model.load_options();
+    LoadOptions { block_tokens: BLOCK_TOKENS, pool_bytes: POOL_BYTES, ..load }
 }
 
 fn check_fits(model: &Model, options: &Options, references: &[Reference]) -> Result<(), VerifyError> {

@@ -10,6 +10,7 @@ use candle_core::quantized::{GgmlDType, gguf_file};
 use candle_core::{Device, Tensor};
 use candle_transformers::models::quantized_llama::ModelWeights;
 use turnmill_worker::config::{DeviceKind, KvDtype, WeightsMode};
+use turnmill_worker::model::ModelChoice;
 use turnmill_worker::verify::{Options, Report, verify};
 
 use common::{Cut, Known, Tiny, default_model, load, only_me, run, tokens};
@@ -73,7 +74,8 @@ fn verified(references: &[&str], weights: WeightsMode, kv_dtype: KvDtype) -> Rep
     let directory = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/reference");
     let references = references.iter().map(|name| directory.join(name)).collect();
     let device = DeviceKind::Cpu;
-    let options = Options { model: default_model(), references, device, weights, kv_dtype };
+    let model = ModelChoice { path: default_model(), device, weights, kv_dtype };
+    let options = Options { model, references };
     let report = verify(&options, &|_, _| ()).expect("the model can be verified");
     let shortfalls = report.shortfalls(weights, kv_dtype);
     assert!(shortfalls.is_empty(), "{shortfalls:?} in {report:?}");

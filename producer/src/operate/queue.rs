@@ -74,7 +74,7 @@ impl Operator {
 
     async fn newest_ends(&self) -> Result<(BTreeMap<&'static str, u64>, Option<u64>), ProducerError> {
         let now_ms = self.now_ms().await?;
-        let all = [Outcome::Completed, Outcome::Failed, Outcome::Cancelled, Outcome::Expired];
+        let all = Outcome::ALL;
         let mut ends: BTreeMap<_, u64> = all.map(|outcome| (outcome.as_str(), 0)).into();
         let mut ends_ms = None;
         for keys in self.producer.queue.all_keys() {

@@ -226,7 +226,7 @@ impl Operator {
     }
 
     fn outcome_named(&self, turn: TurnId, name: &str) -> Result<Outcome, ProducerError> {
-        let all = [Outcome::Completed, Outcome::Failed, Outcome::Cancelled, Outcome::Expired];
+        let all = Outcome::ALL;
         let found = all.into_iter().find(|outcome| outcome.as_str() == name);
         found.ok_or_else(|| self.unreadable(format!("the outcome of turn {turn}"), format!("it is {name:?}")))
     }

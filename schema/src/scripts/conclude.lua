@@ -103,6 +103,7 @@ local function end_turn(c)
   if keys.idem ~= keys.turn then
     redis.call('PEXPIRE', keys.idem, c.outcome_ttl_ms)
   end
+  count('ended:' .. c.outcome, 1)
   count('open:' .. c.entry.priority, -1)
   count(tenant_of(c.agent) .. ':open', -1)
   redis.call('XADD', EVENTS, 'MAXLEN', '~', MAX_EVENTS, '*', 'turn', c.entry.turn, 'agent', c.agent, 'event', c.event)

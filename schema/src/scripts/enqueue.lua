@@ -86,6 +86,7 @@ for _, turn in ipairs(fresh) do
   end
   redis.call('RPUSH', KEYS[k + 2], entry)
   count('open:' .. priority, 1)
+  count('enqueued', 1)
   count(turn.tenant .. ':open', 1)
   if agents[agent_key].state == 'idle' then
     redis.call('ZADD', OPEN, now, agent)

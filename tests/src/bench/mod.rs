@@ -8,6 +8,7 @@
 //! | `agents` | the product's own workload: agents that share a system prompt and talk at once |
 //! | `shape` | model files of a larger shape, with random weights |
 //! | `parts` | the worker's other benches |
+//! | `overhead` | what metrics, logs and traces cost; probes under load |
 //! | `machine` | what it all ran on |
 //! | `report` | all of it as JSON |
 //! | `table`, `picture` | the same for people |
@@ -18,6 +19,7 @@
 pub mod agents;
 mod command;
 mod machine;
+pub mod overhead;
 mod parts;
 pub mod picture;
 pub mod report;
@@ -66,6 +68,8 @@ pub enum Part {
     Shapes,
     /// Stored K and V, codecs, the queue.
     Rest,
+    /// What metrics, logs and traces cost.
+    Overhead,
 }
 
 /// Why a run came to no result.
@@ -194,6 +198,9 @@ pub async fn run(
     }
     if settings.has(Part::Rest) {
         report.parts = parts::measure(&settings.model, scratch.path(), settings.quick, began).await?;
+    }
+    if settings.has(Part::Overhead) {
+        report.overhead = Some(overhead::measure(&settings.model, settings.quick, began).await?);
     }
     report.seconds = began.elapsed().as_secs();
     keep(&report)?;

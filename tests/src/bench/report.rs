@@ -6,6 +6,7 @@ use serde_json::Value;
 use super::BenchSettings;
 use super::agents::AgentsReport;
 use super::machine::Machine;
+use super::overhead::Overhead;
 use super::rounds::median;
 
 /// Everything that a run found.
@@ -33,6 +34,8 @@ pub struct Report {
     pub shapes: Vec<ShapeReport>,
     /// The worker's other benches, as they print their figures.
     pub parts: Parts,
+    /// What watching costs.
+    pub overhead: Option<Overhead>,
 }
 
 impl Report {
@@ -51,6 +54,7 @@ impl Report {
             agents: None,
             shapes: Vec::new(),
             parts: Parts::default(),
+            overhead: None,
         }
     }
 }

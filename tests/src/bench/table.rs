@@ -25,6 +25,19 @@ pub fn render(report: &Report) -> String {
     }
     rows.memory(report);
     rows.parts(report);
+    if let Some(overhead) = &report.overhead {
+        let [watched, unwatched] = &overhead.tok_s;
+        rows.add(
+            "16 turns at once, watched",
+            watched,
+            "tokens/s",
+            0,
+            Some(watched.median / unwatched.median),
+        );
+        rows.add("16 turns at once, watched", unwatched, "tokens/s", 0, None);
+        let p95 = format!("{:.2}", overhead.probe_p95_ms);
+        rows.plain("probe under load, p95", "Turnmill", p95, "ms");
+    }
     format!("{}\n{}", heading(report), rows.table())
 }
 

@@ -150,7 +150,11 @@ impl Store {
 
     async fn queue(&self, redis: &mut MultiplexedConnection) -> Result<StoredQueue, ChaosError> {
         let mut counters: BTreeMap<String, i64> = redis.hgetall(self.keys.counters()).await?;
-        counters.retain(|field, count| field != counter::RETAINED_BYTES && *count != 0);
+        let lasts = |field: &str| {
+            field.starts_with(counter::ENDED_PREFIX)
+                || [counter::RETAINED_BYTES, counter::ENQUEUED].contains(&field)
+        };
+        counters.retain(|field, count| !lasts(field) && *count != 0);
         let open = redis.zcard(self.keys.open()).await?;
         let (delayed, capped): (usize, usize) =
             (redis.zcard(self.keys.delayed()).await?, redis.scard(self.keys.capped()).await?);

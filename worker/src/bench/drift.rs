@@ -6,15 +6,16 @@
 //! it have nothing stored before them.
 
 use std::ops::{AddAssign, Range};
-use std::path::PathBuf;
 
 use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::config::{KvCodec, KvDtype, WeightsMode};
+use crate::config::KvCodec;
 use crate::kv::codec::Coding;
 use crate::kv::{BlockId, BlockShape, CHUNK_TOKENS};
-use crate::model::{Engine, EngineError, LoadOptions, Logits, Model, ModelError, likeliest, log_sum_exp};
+use crate::model::{
+    Engine, EngineError, LoadOptions, Logits, Model, ModelChoice, ModelError, likeliest, log_sum_exp,
+};
 use crate::schedule::{PlannedSequence, SequenceId, StepPlan};
 
 // Written for this measurement: prose, dialogue, a table, a program and numbers, some 2,400 tokens.
@@ -26,11 +27,7 @@ const BLOCK_TOKENS: usize = 16;
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The model file.
-    pub model: PathBuf,
-    /// How weights are held.
-    pub weights: WeightsMode,
-    /// Element type of the block pool.
-    pub kv_dtype: KvDtype,
+    pub model: ModelChoice,
     /// Codecs to compare with f16.
     pub codecs: Vec<KvCodec>,
 }
@@ -100,13 +97,13 @@ struct Bench {
 
 impl Bench {
     fn new(options: &Options) -> Result<Self, DriftError> {
-        let load = LoadOptions::new(options.weights, options.kv_dtype);
+        let load = options.model.load_options();
         let mut load = LoadOptions { block_tokens: BLOCK_TOKENS, ..load };
         // No token has less than a byte, so that the text bounds each lane; memory that is not written is not taken.
         let lane_blocks = TEXT.len().div_ceil(BLOCK_TOKENS);
         let lanes = 1 + options.codecs.len();
-        load.pool_bytes = lanes * lane_blocks * BLOCK_TOKENS * load.token_bytes(&options.model)?;
-        let model = Model::load(&options.model, &load, &|_, _| ())?;
+        load.pool_bytes = lanes * lane_blocks * BLOCK_TOKENS * load.token_bytes(&options.model.path)?;
+        let model = Model::load(&options.model.path, &load, &|_, _| ())?;
         let mut tokens = model.tokenizer.encode(TEXT)?;
         tokens.truncate(model.context_tokens);
         if tokens.len() <= CHUNK_TOKENS + 1 {

@@ -2,7 +2,6 @@
 //!
 //! Everything is what a worker runs, but for the queue and the tokenizer: prompts are token ids that look random.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,13 +9,13 @@ use tokio::sync::mpsc;
 use turnmill_schema::{Name, Priority, Sampling};
 
 use super::scramble;
-use crate::config::{KvCodec, KvDtype, StoreUrl, WeightsMode};
+use crate::config::{KvCodec, StoreUrl};
 use crate::engine::{
     self, EngineGone, EngineHandle, EngineSettings, Progress, Reply, RunSink, Saving, Start,
 };
 use crate::kv::{HashChain, Namespace, Run, RunGrid};
 use crate::lifecycle::{HeadroomLimits, Lifecycle};
-use crate::model::{EngineError, LoadOptions, Model, ModelError, Tokenizer};
+use crate::model::{EngineError, LoadOptions, Model, ModelChoice, ModelError, Tokenizer};
 use crate::runner::{RestoreSettings, Restorer};
 use crate::schedule::{Limits, SequenceId};
 use crate::store::{BlockStore, BlockStoreSettings, StoreError};
@@ -34,11 +33,7 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 #[derive(Clone, Debug)]
 pub struct Subject {
     /// The model file.
-    pub model: PathBuf,
-    /// How weights are held.
-    pub weights: WeightsMode,
-    /// Element type of the block pool.
-    pub kv_dtype: KvDtype,
+    pub model: ModelChoice,
     /// Where K and V are kept.
     pub store: StoreUrl,
     /// How.
@@ -122,10 +117,10 @@ impl Inside {
         max_sequences: usize,
         wrap: impl FnOnce(&BlockStore) -> Arc<dyn RunSink>,
     ) -> Result<Self, BenchError> {
-        let load = LoadOptions::new(subject.weights, subject.kv_dtype);
+        let load = subject.model.load_options();
         let mut load = LoadOptions { block_tokens: BLOCK_TOKENS, kv_codec: subject.codec, ..load };
-        load.pool_bytes = pool_tokens * load.token_bytes(&subject.model)?;
-        let mut model = Model::load(&subject.model, &load, &|_, _| ())?;
+        load.pool_bytes = pool_tokens * load.token_bytes(&subject.model.path)?;
+        let mut model = Model::load(&subject.model.path, &load, &|_, _| ())?;
         model.warm_up()?;
         let store = BlockStore::open(BlockStoreSettings {
             url: subject.store.clone(),

@@ -138,6 +138,14 @@ pub struct QueueCounts {
     pub dead: u64,
     /// What ended turns take, roughly, in bytes.
     pub retained_bytes: u64,
+    /// Turns ever enqueued.
+    pub enqueued: u64,
+    /// Turns ever ended, by outcome, in the order of [`turnmill_schema::Outcome::ALL`].
+    pub ended: [u64; 4],
+    /// Redis's own count of the runnable, a cross-check; none where it does not know.
+    pub lag: Option<u64>,
+    /// No turn is leased until somebody resumes the queue.
+    pub paused: bool,
     /// Milliseconds since the oldest head (waiting or running) was enqueued; none when there is no work.
     pub oldest_ms: Option<u64>,
 }

@@ -4,8 +4,9 @@ use std::path::PathBuf;
 
 use clap::Args;
 use turnmill_worker::app::Loading;
-use turnmill_worker::config::{KvDtype, WeightsMode};
+use turnmill_worker::config::{DeviceKind, KvDtype, WeightsMode};
 use turnmill_worker::hub::{self, HubError};
+use turnmill_worker::model::ModelChoice;
 
 use super::loading::LoadingBar;
 
@@ -15,6 +16,9 @@ pub struct ModelArgs {
     /// The model: a GGUF file, a folder with safetensors, or hf:OWNER/NAME
     #[arg(long, value_name = "MODEL", env = "TURNMILL_MODEL")]
     pub model: PathBuf,
+    /// What computes.
+    #[arg(long, value_name = "DEVICE", env = "TURNMILL_DEVICE", default_value = "auto")]
+    pub device: DeviceKind,
     /// How weights are held.
     #[arg(long, value_name = "MODE", default_value = "fast")]
     pub weights: WeightsMode,
@@ -24,9 +28,10 @@ pub struct ModelArgs {
 }
 
 impl ModelArgs {
-    /// Where the model lies; fetched first where it is on the hub.
-    pub fn path(&self) -> Result<PathBuf, HubError> {
+    /// The same, with where the model lies; fetched first where it is on the hub.
+    pub fn choice(&self) -> Result<ModelChoice, HubError> {
         let bar = LoadingBar::new();
-        hub::resolve(&self.model, &|fetching| bar.show(Loading::Fetching(fetching)))
+        let path = hub::resolve(&self.model, &|fetching| bar.show(Loading::Fetching(fetching)))?;
+        Ok(ModelChoice { path, device: self.device, weights: self.weights, kv_dtype: self.kv_dtype })
     }
 }

@@ -4,7 +4,6 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
-use turnmill_worker::config::DeviceKind;
 use turnmill_worker::verify::{Options, Report, verify};
 
 use super::model_args::ModelArgs;
@@ -15,9 +14,6 @@ use super::{CommandError, print_json, progress_bar};
 pub struct VerifyArgs {
     #[command(flatten)]
     model: ModelArgs,
-    /// What computes.
-    #[arg(long, value_name = "DEVICE", env = "TURNMILL_DEVICE", default_value = "auto")]
-    device: DeviceKind,
     /// Reference outputs, a JSON file; may be given several times.
     #[arg(long, value_name = "FILE", required = true)]
     reference: Vec<PathBuf>,
@@ -28,13 +24,7 @@ pub struct VerifyArgs {
 
 /// Runs the command; exit status 1 where something differs more than rounding explains.
 pub fn run(args: VerifyArgs) -> Result<ExitCode, CommandError> {
-    let options = Options {
-        model: args.model.path()?,
-        references: args.reference,
-        device: args.device,
-        weights: args.model.weights,
-        kv_dtype: args.model.kv_dtype,
-    };
+    let options = Options { model: args.model.choice()?, references: args.reference };
     let bar = progress_bar("verifying", "chats");
     let report = verify(&options, &|done, all| {
         bar.set_length(all as u64);
@@ -46,7 +36,7 @@ pub fn run(args: VerifyArgs) -> Result<ExitCode, CommandError> {
     } else {
         print_text(&report);
     }
-    let shortfalls = report.shortfalls(options.weights, options.kv_dtype);
+    let shortfalls = report.shortfalls(options.model.weights, options.model.kv_dtype);
     shortfalls.iter().for_each(|shortfall| eprintln!("turnmill-worker: {shortfall}"));
     Ok(if shortfalls.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -153,6 +153,8 @@ settings! {
 
     /// Address of the health and metrics server.
     ["TURNMILL_HTTP_ADDR"] http_addr: SocketAddr = "127.0.0.1:9470";
+    /// Record nothing of the work: `/metrics` tells about queue, worker and process alone.
+    ["TURNMILL_NO_METRICS"] no_metrics: bool = "false";
     /// Share of free blocks under which the worker is not ready.
     ["TURNMILL_HEADROOM_LOW"] headroom_low: f64 = "0.05";
     /// Share of free blocks over which it is ready again.

@@ -347,7 +347,8 @@ impl<E: Engine> StepLoop<E> {
             Ok(choice) => choice,
             Err(error) => {
                 metrics::bad_logits();
-                self.scheduler.remove(id);
+                // Its next attempt would find what made them.
+                self.scheduler.discard(id);
                 self.fail(id, &error.to_string());
                 return None;
             }

@@ -49,6 +49,8 @@ pub struct PoolCounts {
     pub cached: usize,
     /// In at least one sequence's table.
     pub held: usize,
+    /// Cached blocks whose content was ever given up for room.
+    pub evicted_total: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,6 +86,7 @@ pub struct BlockPool {
     releases: u64,
     /// What was evicted since somebody last asked, oldest first; at most as many as there are blocks.
     evicted: Vec<(PrefixHash, BlockId)>,
+    evicted_total: u64,
 }
 
 impl BlockPool {
@@ -102,6 +105,7 @@ impl BlockPool {
             cached: BTreeMap::new(),
             releases: 0,
             evicted: Vec::new(),
+            evicted_total: 0,
         }
     }
 
@@ -118,7 +122,7 @@ impl BlockPool {
     /// How many blocks are in which state.
     pub fn counts(&self) -> PoolCounts {
         let (total, free, cached) = (self.states.len(), self.free.len(), self.cached.len());
-        PoolCounts { total, free, cached, held: total - free - cached }
+        PoolCounts { total, free, cached, held: total - free - cached, evicted_total: self.evicted_total }
     }
 
     /// The share of blocks that could be handed out, 0 to 1.
@@ -187,6 +191,18 @@ impl BlockPool {
                 }
                 other => unreachable!("somebody holds block {}, which is {other:?}", id.0),
             }
+        }
+    }
+
+    /// Frees those cached blocks that have one of `hashes`: what they hold is not to be trusted.
+    pub fn forget(&mut self, hashes: &[PrefixHash]) {
+        for hash in hashes {
+            let Some(&id) = self.known.get(hash) else { continue };
+            let State::Cached { released, .. } = *self.state(id) else { continue };
+            self.known.remove(hash);
+            self.cached.remove(&released);
+            *self.state(id) = State::Free;
+            self.free.push(id);
         }
     }
 
@@ -264,6 +280,7 @@ impl BlockPool {
                 self.evicted.clear();
             }
             self.evicted.push((hash, id));
+            self.evicted_total += 1;
         }
         self.free.push(id);
         true

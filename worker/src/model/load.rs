@@ -20,6 +20,26 @@ const NUMERICS_REVISION: u32 = 2;
 /// Version of the order of elements within a block.
 const LAYOUT_VERSION: u32 = 1;
 
+/// Which model, where it computes and how it is held: all that commands are told which need nothing else of the settings.
+#[derive(Clone, Debug)]
+pub struct ModelChoice {
+    /// Its file or folder.
+    pub path: PathBuf,
+    /// What computes.
+    pub device: DeviceKind,
+    /// How weights are held.
+    pub weights: WeightsMode,
+    /// Element type of the block pool.
+    pub kv_dtype: KvDtype,
+}
+
+impl ModelChoice {
+    /// To load it with, everything else as tools want it.
+    pub fn load_options(&self) -> LoadOptions {
+        LoadOptions { device: self.device, ..LoadOptions::new(self.weights, self.kv_dtype) }
+    }
+}
+
 /// How to load a model.
 #[derive(Clone, Debug)]
 pub struct LoadOptions {
@@ -137,7 +157,7 @@ impl Model {
         let (kv, weights, heads) = (options.kv_shape(&config, blocks), options.weights, config.heads);
         let source = (&mut checkpoint, context_tokens);
         let engine = match device {
-            ComputeDevice::Cpu => engine(CpuBackend::new(kv, weights), source, &done)?,
+            ComputeDevice::Cpu => engine(CpuBackend::new(kv, weights)?, source, &done)?,
             ComputeDevice::Tensor(device) => {
                 engine(TensorBackend::new(device.clone(), weights, kv, heads)?, source, &done)?
             }

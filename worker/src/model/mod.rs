@@ -28,7 +28,7 @@ pub use checkpoint::{Checkpoint, Part, Role};
 pub use config::{Activation, DecoderConfig, Family, RopeConfig, RopeScaling};
 pub use device::{CompiledKernel, ComputeDevice};
 pub use error::ModelError;
-pub use load::{LoadOptions, Model};
+pub use load::{LoadOptions, Model, ModelChoice};
 pub use prompt::{Prompt, PromptError, prompt};
 pub use sampler::{Choice, NoLogits, Sampler, likeliest, log_sum_exp};
 pub use template::{ChatTemplate, TemplateError};

@@ -31,7 +31,7 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use super::logs::LogControl;
-use super::{ObserveError, QueueGauges};
+use super::{ObserveError, QueueGauges, process};
 use crate::config::LogFilter;
 use crate::lifecycle::{Lifecycle, Reason};
 
@@ -142,7 +142,10 @@ async fn ready(State(state): State<HttpState>) -> Response {
 }
 
 async fn metrics(State(state): State<HttpState>) -> Response {
-    let text = state.metrics.render() + &state.queue.render(Instant::now());
+    process::collect();
+    let now = Instant::now();
+    let text =
+        state.queue.render(now) + &super::state::render(&state.lifecycle, now) + &state.metrics.render();
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
 }
 
@@ -243,7 +246,7 @@ mod tests {
             let (log, logs) = logs::subscriber(LogFormat::Json, &info, false, std::io::sink);
             let state = HttpState {
                 lifecycle: Arc::new(Lifecycle::new(limits, STALL, long_ago())),
-                metrics: recorded(turn_claimed),
+                metrics: recorded(|| turn_claimed(None)),
                 queue: Arc::new(QueueGauges::new(Duration::from_secs(3600))),
                 logs,
             };

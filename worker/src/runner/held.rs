@@ -7,6 +7,7 @@ use tokio_util::sync::CancellationToken;
 use turnmill_schema::TurnId;
 
 use crate::broker::{Lease, ReadyToken};
+use crate::observe::metrics;
 
 /// Everything held, shared by intake, runners and heartbeat.
 #[derive(Clone, Default)]
@@ -43,7 +44,10 @@ impl Held {
     pub fn add_lease(&self, lease: Lease) -> HeldLease {
         let lost = CancellationToken::new();
         let turn = lease.turn;
-        self.lock().leases.insert(turn, (lease, lost.clone()));
+        let mut inner = self.lock();
+        inner.leases.insert(turn, (lease, lost.clone()));
+        metrics::turns_held(inner.leases.len());
+        drop(inner);
         HeldLease { held: self.clone(), turn, lost }
     }
 
@@ -87,6 +91,8 @@ impl Drop for HeldToken {
 
 impl Drop for HeldLease {
     fn drop(&mut self) {
-        self.held.lock().leases.remove(&self.turn);
+        let mut inner = self.held.lock();
+        inner.leases.remove(&self.turn);
+        metrics::turns_held(inner.leases.len());
     }
 }

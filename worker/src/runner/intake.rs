@@ -154,7 +154,8 @@ async fn lease_and_run<B: Broker>(
     };
     match leased {
         Ok(Some(claim)) => {
-            metrics::turn_claimed();
+            let first = claim.lease.attempt == 1;
+            metrics::turn_claimed(first.then(|| Duration::from_millis(claim.queued_ms)));
             runner.run(claim, Claimed { from, to: Instant::now() }, token).await
         }
         Ok(None) => None,

@@ -130,7 +130,8 @@ impl<B: Broker> Runner<B> {
                 let next = next.map(|token| self.held.add_token(token));
                 let End { outcome, usage, timing, .. } = &ending.end;
                 attempt.span.left(outcome.as_str());
-                metrics::turn_ended(*outcome);
+                metrics::turn_ended(*outcome, Duration::from_millis(timing.total_ms));
+                ending.reason.into_iter().for_each(metrics::turn_dead);
                 if let Some(ms) = timing.first_token_ms {
                     metrics::first_token(Duration::from_millis(ms));
                 }
@@ -184,7 +185,8 @@ impl<B: Broker> Runner<B> {
             }
             Ok(Retry::Dead) => {
                 attempt.span.left("dead");
-                metrics::turn_ended(Outcome::Failed);
+                metrics::turn_ended(Outcome::Failed, attempt.age());
+                metrics::turn_dead(dead);
                 warn!(reason = logged, "the last attempt failed; the turn is a dead letter");
             }
             Err(error) => warn!(%error, "the failed turn could not be given back; it goes on after a lease"),
@@ -252,6 +254,7 @@ impl<B: Broker> Runner<B> {
         match released {
             Ok(()) => {
                 attempt.span.left("given_back");
+                metrics::turn_released();
                 info!("the turn was given back");
             }
             Err(error) => warn!(%error, "the turn could not be given back; it goes on after a lease"),
@@ -273,7 +276,7 @@ impl<B: Broker> Runner<B> {
             timing: Timing {
                 queued_ms: attempt.queued_ms,
                 first_token_ms: attempt.first_token_ms,
-                total_ms: attempt.queued_ms + attempt.leased.elapsed().as_millis() as u64,
+                total_ms: attempt.age().as_millis() as u64,
             },
             worker: Some(self.settings.worker.clone()),
         }

@@ -85,6 +85,13 @@ pub(super) struct Attempt {
     pub(super) span: TurnSpan,
 }
 
+impl Attempt {
+    /// Time since the turn was enqueued.
+    pub(super) fn age(&self) -> Duration {
+        Duration::from_millis(self.queued_ms) + self.leased.elapsed()
+    }
+}
+
 /// What is still wanted of a turn when it leaves.
 pub(super) struct Kept {
     pub(super) messages: Vec<Message>,

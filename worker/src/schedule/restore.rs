@@ -34,12 +34,23 @@ impl Scheduler {
         self.running[index].seal_restored(count, &mut self.pool);
     }
 
-    /// All that comes has come: the sequence is planned from now on, or once it is admitted.
+    /// All that comes has come: the sequence is planned once it is admitted, which it may be. One that still wants blocks is
+    /// admitted again: where another computes them just now, it waits for them, as it would have without a restore. Else agents
+    /// that share a prompt nobody stored yet would all compute it.
     pub fn end_restore(&mut self, id: SequenceId) {
-        if let Some(sequence) = self.running.iter_mut().find(|sequence| sequence.id == id) {
-            sequence.end_restore();
-        } else if let Some(sequence) = self.waiting.find(id) {
-            sequence.end_restore();
+        let Some(index) = self.running.iter().position(|sequence| sequence.id == id) else {
+            if let Some(sequence) = self.waiting.find(id) {
+                sequence.end_restore();
+            }
+            return;
+        };
+        let sequence = &mut self.running[index];
+        let restoring = sequence.restoring;
+        sequence.end_restore();
+        if restoring && !sequence.is_preempted() && !sequence.wanted().is_empty() {
+            let mut sequence = self.running.remove(index);
+            sequence.release(&mut self.pool);
+            self.waiting.put_first(sequence);
         }
     }
 

@@ -150,6 +150,13 @@ impl Scheduler {
         Some(sequence.leave(&mut self.pool))
     }
 
+    /// Drops a sequence whose results are not to be trusted, and with it every block of its own that could be found again.
+    pub fn discard(&mut self, id: SequenceId) {
+        if let Some(left) = self.remove(id) {
+            self.pool.forget(&left.hashes);
+        }
+    }
+
     /// The tokens of a running sequence, and the hashes of its full blocks that are computed.
     pub fn computed(&self, id: SequenceId) -> Option<(&[u32], &[PrefixHash])> {
         let sequence = self.running.iter().find(|sequence| sequence.id == id)?;

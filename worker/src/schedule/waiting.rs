@@ -41,15 +41,22 @@ impl Waiting {
     /// younger can push it out again, so it is not starved by a stream of interactive turns.
     pub fn put_back(&mut self, mut sequence: Sequence) {
         match sequence.priority {
-            Priority::Interactive => {
-                let place = self.interactive.partition_point(|other| other.arrival < sequence.arrival);
-                self.interactive.insert(place, sequence);
-            }
+            Priority::Interactive => self.put_first(sequence),
             Priority::Batch => {
                 sequence.priority = Priority::Interactive;
                 self.push(sequence);
             }
         }
+    }
+
+    /// Takes back a sequence that was admitted and computed nothing: it goes on before those that came after it.
+    pub fn put_first(&mut self, sequence: Sequence) {
+        let queue = match sequence.priority {
+            Priority::Interactive => &mut self.interactive,
+            Priority::Batch => &mut self.batch,
+        };
+        let place = queue.partition_point(|other| other.arrival < sequence.arrival);
+        queue.insert(place, sequence);
     }
 
     /// The one to be admitted next.

@@ -2,7 +2,7 @@
 
 use super::{BenchError, Options};
 use crate::config::WeightsMode;
-use crate::model::{Checkpoint, DecoderConfig, LoadOptions};
+use crate::model::{Checkpoint, DecoderConfig};
 
 /// Bytes that a step of one row reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,16 +17,16 @@ pub(super) struct Demand {
 impl Demand {
     /// Reads the configuration of the options' model.
     pub fn of(options: &Options) -> Result<Self, BenchError> {
-        let checkpoint = Checkpoint::open(&options.model)?;
-        let load = LoadOptions::new(options.weights, options.kv_dtype);
+        let checkpoint = Checkpoint::open(&options.model.path)?;
+        let load = options.model.load_options();
         let weights = weights(checkpoint.config());
         Ok(Self {
-            weight_bytes: match options.weights {
+            weight_bytes: match options.model.weights {
                 WeightsMode::F32 => 4 * weights,
                 // 32 bytes and a scale of two for 32 weights.
                 WeightsMode::Fast | WeightsMode::AsIs => weights * 34 / 32,
             },
-            token_bytes: load.token_bytes(&options.model)? as u64,
+            token_bytes: load.token_bytes(&options.model.path)? as u64,
         })
     }
 }

@@ -29,10 +29,10 @@ impl Drive {
     /// Loads the model, with a pool for the largest figure.
     pub fn new(options: &Options) -> Result<Self, BenchError> {
         let batch = options.batch.iter().copied().max().unwrap_or(0);
-        let load = LoadOptions::new(options.weights, options.kv_dtype);
+        let load = options.model.load_options();
         let mut load = LoadOptions { block_tokens: BLOCK_TOKENS, ..load };
-        load.pool_bytes = pool_tokens(options, batch) * load.token_bytes(&options.model)?;
-        let mut model = Model::load(&options.model, &load, &|_, _| ())?;
+        load.pool_bytes = pool_tokens(options, batch) * load.token_bytes(&options.model.path)?;
+        let mut model = Model::load(&options.model.path, &load, &|_, _| ())?;
         model.warm_up()?;
         let limits = Limits {
             max_sequences: batch.max(1),

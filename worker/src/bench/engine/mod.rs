@@ -6,14 +6,12 @@
 mod demand;
 mod drive;
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Serialize;
 
 use super::machine;
-use crate::config::{KvDtype, WeightsMode};
-use crate::model::{EngineError, ModelError};
+use crate::model::{EngineError, ModelChoice, ModelError};
 use crate::schedule::Refused;
 use demand::Demand;
 use drive::Drive;
@@ -25,11 +23,7 @@ const LONG_GENERATE: usize = 32;
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The model file.
-    pub model: PathBuf,
-    /// How weights are held.
-    pub weights: WeightsMode,
-    /// Element type of the block pool.
-    pub kv_dtype: KvDtype,
+    pub model: ModelChoice,
     /// Prompt lengths.
     pub prefill: Vec<usize>,
     /// Prompt length before decoding.

@@ -7,16 +7,14 @@
 
 mod tasks;
 
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use turnmill_schema::{History, Message, Priority, Role, Sampling};
 
-use crate::config::{KvDtype, WeightsMode};
 use crate::kv::BlockPool;
 use crate::model::{
-    Engine, EngineError, LoadOptions, Model, ModelError, NoLogits, PromptError, Sampler, prompt,
+    Engine, EngineError, LoadOptions, Model, ModelChoice, ModelError, NoLogits, PromptError, Sampler, prompt,
 };
 use crate::schedule::{Limits, NewSequence, Refused, Sampled, Scheduler, SequenceId, Speculation};
 
@@ -29,11 +27,7 @@ const BATCH_TOKENS: usize = 512;
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The model file.
-    pub model: PathBuf,
-    /// How weights are held.
-    pub weights: WeightsMode,
-    /// Element type of the block pool.
-    pub kv_dtype: KvDtype,
+    pub model: ModelChoice,
     /// Turns at once.
     pub batch: Vec<usize>,
     /// Tokens each makes at most.
@@ -135,13 +129,14 @@ impl Made {
 
 impl Bench {
     fn new(options: &Options) -> Result<Self, SpeculationError> {
-        let load = LoadOptions::new(options.weights, options.kv_dtype);
+        let load = options.model.load_options();
         let mut load = LoadOptions { block_tokens: BLOCK_TOKENS, ..load };
         let turns = options.batch.iter().copied().max().unwrap_or(1);
         // No task has so many tokens, and all of a kind are found again.
-        load.pool_bytes =
-            turns.max(tasks::AGENT.len()) * (1024 + options.generate) * load.token_bytes(&options.model)?;
-        let mut model = Model::load(&options.model, &load, &|_, _| ())?;
+        load.pool_bytes = turns.max(tasks::AGENT.len())
+            * (1024 + options.generate)
+            * load.token_bytes(&options.model.path)?;
+        let mut model = Model::load(&options.model.path, &load, &|_, _| ())?;
         model.warm_up()?;
         let limits = Limits {
             max_sequences: turns,

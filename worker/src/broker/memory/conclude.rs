@@ -119,6 +119,7 @@ impl State {
             self.retained_bytes += bytes;
         }
         self.commit(&agent, outcome, new_session, entry);
+        self.ended_turns[outcome as usize] += 1;
         self.open_turns[priority as usize] -= 1;
         self.tenant(&agent, |tenant| tenant.open -= 1);
         self.ends_ms.push_back(now_ms);

@@ -120,6 +120,7 @@ impl State {
         self.idempotency.extend(record.idempotency.clone().map(|key| (key, turn.id)));
         self.turns.insert(turn.id, record);
         self.open_turns[turn.priority as usize] += 1;
+        self.enqueued += 1;
         self.tenant(&id, |tenant| tenant.open += 1);
         let agent = self.agents.entry(id.clone()).or_default();
         agent.backlog.push_back(turn.id);

@@ -165,6 +165,10 @@ pub(super) struct State {
     pub(super) delayed: BTreeSet<(u64, AgentId)>,
     pub(super) tenants: BTreeMap<String, Tenant>,
     pub(super) open_turns: [u64; 2],
+    /// Turns ever enqueued.
+    pub(super) enqueued: u64,
+    /// Turns ever ended, by outcome.
+    pub(super) ended_turns: [u64; 4],
     pub(super) dead: Vec<DeadLetter>,
     /// Ended turns that are no dead letters, oldest first.
     pub(super) ended: VecDeque<TurnId>,
@@ -192,6 +196,8 @@ impl State {
             delayed: BTreeSet::new(),
             tenants: BTreeMap::new(),
             open_turns: [0; 2],
+            enqueued: 0,
+            ended_turns: [0; 4],
             dead: Vec::new(),
             ended: VecDeque::new(),
             retained_bytes: 0,

@@ -21,6 +21,10 @@ impl State {
             delayed: self.delayed.len() as u64,
             dead: self.dead.len() as u64,
             retained_bytes: self.retained_bytes,
+            enqueued: self.enqueued,
+            ended: self.ended_turns,
+            lag: Some(Priority::ALL.map(of).iter().map(|counts| counts.runnable).sum()),
+            paused: self.paused,
             oldest_ms: self.open.first().map(|(enqueued_ms, _)| self.now_ms.saturating_sub(*enqueued_ms)),
         }
     }

@@ -16,10 +16,11 @@ const TURNS_A_TRIM: usize = 128;
 /// Such calls in one sweep of a shard at most: what is left waits for the next one.
 const TRIMS_A_SWEEP: usize = 1000;
 
-/// What the script says of one priority: runnable, leased, open, when the oldest was enqueued (or nothing).
-type Work = (u64, u64, u64, String);
+/// What the script says of one priority: runnable, leased, open, when the oldest was enqueued (or nothing), Redis's own count of
+/// the runnable (or nothing).
+type Work = (u64, u64, u64, String, String);
 /// The script's whole reply.
-type Counts = (u64, Work, Work, String, u64, u64, u64, bool);
+type Counts = (u64, Work, Work, String, u64, u64, u64, bool, u64, [u64; 4]);
 
 impl RedisBroker {
     pub(super) async fn sweep_shards(&self) -> Result<(), BrokerError> {
@@ -104,19 +105,24 @@ impl RedisBroker {
     }
 
     pub(super) async fn count_work(&self) -> Result<QueueCounts, BrokerError> {
-        let mut total = QueueCounts::default();
+        let mut total = QueueCounts { lag: Some(0), ..QueueCounts::default() };
         for keys in self.queue.all_keys() {
             let counts: Counts = self.server.run(&self.steps.counts, &Call::new(&keys)).await?;
-            let (now_ms, interactive, batch, oldest, delayed, dead, retained_bytes, _paused) = counts;
-            for (sum, (runnable, leased, open, _oldest)) in
+            let (now_ms, interactive, batch, oldest, delayed, dead, retained_bytes, paused, enqueued, ended) =
+                counts;
+            for (sum, (runnable, leased, open, _oldest, lag)) in
                 total.priorities.iter_mut().zip([interactive, batch])
             {
                 let PriorityCounts { runnable: r, leased: l, open: o } = *sum;
                 *sum = PriorityCounts { runnable: r + runnable, leased: l + leased, open: o + open };
+                total.lag = total.lag.zip(lag.parse().ok()).map(|(so_far, here): (u64, u64)| so_far + here);
             }
             total.delayed += delayed;
             total.dead += dead;
             total.retained_bytes += retained_bytes;
+            total.enqueued += enqueued;
+            total.ended.iter_mut().zip(ended).for_each(|(so_far, here)| *so_far += here);
+            total.paused |= paused;
             let age_ms = oldest.parse::<u64>().ok().map(|enqueued_ms| now_ms.saturating_sub(enqueued_ms));
             total.oldest_ms = total.oldest_ms.max(age_ms);
         }

@@ -45,9 +45,7 @@ pub struct EngineArgs {
 /// Runs the command.
 pub fn run(args: EngineArgs) -> Result<ExitCode, CommandError> {
     let options = Options {
-        model: args.model.path()?,
-        weights: args.model.weights,
-        kv_dtype: args.model.kv_dtype,
+        model: args.model.choice()?,
         prefill: args.prefill,
         context: args.context,
         generate: args.generate,

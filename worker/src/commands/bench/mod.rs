@@ -84,12 +84,7 @@ pub fn run(args: BenchArgs) -> Result<ExitCode, CommandError> {
 }
 
 fn run_drift(args: DriftArgs) -> Result<ExitCode, CommandError> {
-    let options = drift::Options {
-        model: args.model.path()?,
-        weights: args.model.weights,
-        kv_dtype: args.model.kv_dtype,
-        codecs: args.codec,
-    };
+    let options = drift::Options { model: args.model.choice()?, codecs: args.codec };
     let bar = progress_bar("measuring drift", "tokens");
     let drifts = drift::run(&options, &|done, all| {
         bar.set_length(all as u64);

@@ -11,6 +11,7 @@ use turnmill_schema::Name;
 use turnmill_worker::bench::restore::{self, Figures, Options, Part};
 use turnmill_worker::bench::stored::Subject;
 use turnmill_worker::config::{KvCodec, StoreUrl};
+use turnmill_worker::model::ModelChoice;
 
 use super::super::model_args::ModelArgs;
 use super::super::{CommandError, print_json, runtime, spinner};
@@ -48,9 +49,7 @@ pub fn run(args: RestoreArgs) -> Result<ExitCode, CommandError> {
     restore::check_shared(&args.store)?;
     let own = args.queue.clone().unwrap_or_else(|| Name::new("bench").expect("letters make a name"));
     let subject = Subject {
-        model: args.model.path()?,
-        weights: args.model.weights,
-        kv_dtype: args.model.kv_dtype,
+        model: args.model.choice()?,
         store: args.store,
         codec: args.codec.first().copied().unwrap_or(KvCodec::F16),
         queue: own,
@@ -77,10 +76,11 @@ pub fn run(args: RestoreArgs) -> Result<ExitCode, CommandError> {
 /// This program once more, for one part.
 fn part_command(part: Part, subject: &Subject, context: usize) -> io::Result<Command> {
     let mut command = Command::new(std::env::current_exe()?);
-    command.args(["bench", "restore"]).arg("--model").arg(&subject.model);
+    command.args(["bench", "restore"]).arg("--model").arg(&subject.model.path);
     command.arg("--store").arg(subject.store.expose()).arg("--queue").arg(subject.queue.to_string());
-    command.arg("--weights").arg(subject.weights.to_string());
-    command.arg("--kv-dtype").arg(subject.kv_dtype.to_string());
+    let ModelChoice { device, weights, kv_dtype, .. } = &subject.model;
+    command.arg("--device").arg(device.to_string()).arg("--weights").arg(weights.to_string());
+    command.arg("--kv-dtype").arg(kv_dtype.to_string());
     command.arg("--codec").arg(subject.codec.to_string()).arg("--context").arg(context.to_string());
     if let Some(part) = part.to_possible_value() {
         command.arg("--part").arg(part.get_name());

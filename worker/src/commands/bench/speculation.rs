@@ -47,9 +47,7 @@ pub fn run(args: SpeculationArgs) -> Result<ExitCode, CommandError> {
     let mut amount = Speculation::new(args.speculation_tokens);
     amount.rows = args.rows.unwrap_or(amount.rows);
     let options = Options {
-        model: args.model.model,
-        weights: args.model.weights,
-        kv_dtype: args.model.kv_dtype,
+        model: args.model.choice()?,
         batch: args.batch,
         generate: args.generate,
         temperature: args.temperature,

@@ -44,9 +44,7 @@ pub fn run(args: &StallArgs) -> Result<ExitCode, CommandError> {
         return Err(CommandError::TooFew("--sequences, --gen less one, or --rate", 1));
     }
     let subject = Subject {
-        model: args.model.path()?,
-        weights: args.model.weights,
-        kv_dtype: args.model.kv_dtype,
+        model: args.model.choice()?,
         store: args.store.clone(),
         codec: args.codec,
         queue: Name::new("bench").expect("letters make a name"),

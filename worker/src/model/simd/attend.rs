@@ -45,12 +45,14 @@ impl KvElement for f32 {
     }
 }
 
-/// Query vectors of one KV head that read the same context split.
+/// Query vectors that read the same context split: as many of each of some KV heads that lie side by side.
 pub struct Queries<'a> {
-    /// `[vectors, head_dim]`, scaled.
+    /// `[heads, vectors, head_dim]`, scaled.
     pub vectors: &'a [f32],
-    /// Which positions of the split each vector sees.
+    /// Which positions of the split each vector of a head sees, the same for every head.
     pub visible: &'a [Range<usize>],
+    /// KV heads.
+    pub heads: usize,
     /// Elements of a head, a multiple of 16.
     pub head_dim: usize,
     /// Scores become `cap * tanh(score / cap)`.
@@ -62,10 +64,17 @@ impl Queries<'_> {
         &self.vectors[index * self.head_dim..][..self.head_dim]
     }
 
+    /// The first vector of each head, and where the head begins in K and V.
+    fn heads(&self) -> impl Iterator<Item = (usize, usize)> {
+        (0..self.heads).map(|head| (head * self.visible.len(), head * self.head_dim))
+    }
+
     /// What all of some vectors see of `strip`, and what any of them sees.
     fn seen(&self, vectors: Range<usize>, strip: &Range<usize>) -> (Range<usize>, Range<usize>) {
         let clamp = |position: usize| position.clamp(strip.start, strip.end);
-        let ranges = self.visible[vectors].iter().map(|range| clamp(range.start)..clamp(range.end));
+        let ranges = vectors
+            .map(|vector| &self.visible[vector % self.visible.len()])
+            .map(|range| clamp(range.start)..clamp(range.end));
         ranges.fold((strip.clone(), strip.end..strip.start), |(all, any), range| {
             let all = all.start.max(range.start)..all.end.min(range.end);
             if range.is_empty() {
@@ -78,18 +87,19 @@ impl Queries<'_> {
 }
 
 /// Where a split's positions are in the pool.
+#[derive(Clone, Copy)]
 pub struct Split<'a, E> {
     /// K of the whole layer.
     pub keys: &'a [E],
     /// V of the whole layer.
     pub values: &'a [E],
-    /// Element offset of each position's head vector, the same in K and V; at least as many as any vector sees.
+    /// Element offset of each position's first head, the same in K and V; at least as many as any vector sees.
     pub offsets: &'a [usize],
-    /// Elements from an offset on to ask for ahead of their use: the head's own, or those of the heads that are read next too.
+    /// Elements from an offset on to ask for ahead of their use: the heads' own, or those of the heads that are read next too.
     pub ahead: usize,
 }
 
-/// Softmax state of each query vector over one or more splits.
+/// Softmax state of each query vector over one or more splits; `vectors` are those of all heads.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Partial {
     /// Largest score; minus infinity where nothing was seen.
@@ -117,7 +127,7 @@ impl Partial {
 /// Memory that a thread keeps between splits.
 #[derive(Default)]
 pub struct Scratch {
-    /// Scores, then weights: `[vectors, positions]`.
+    /// Scores, then weights: `[heads * vectors, positions]`.
     weights: Vec<Lanes>,
     /// K of a strip: `[head_dim, 2]` vectors of 16 positions.
     columns: Vec<[Lanes; 2]>,
@@ -130,12 +140,12 @@ for_each_isa! {
     pub fn attend<E: KvElement>(queries: &Queries<'_>, split: &Split<'_, E>, scratch: &mut Scratch, partial: &mut Partial) = attend_split
 }
 
-/// Calls `$piece` for vectors `0..$count` in pieces for which it is compiled, largest first.
+/// Calls `$piece` for `$count` vectors from `$from` on in pieces for which it is compiled, largest first.
 macro_rules! in_pieces {
-    ($count:expr, [$($size:literal),+], |$first:ident| $piece:ident $arguments:tt) => {
-        let mut $first = 0;
+    ($from:expr, $count:expr, [$($size:literal),+], |$first:ident| $piece:ident $arguments:tt) => {
+        let (mut $first, end) = ($from, $from + $count);
         $(
-            while $count - $first >= $size {
+            while end - $first >= $size {
                 $piece::<V, $size> $arguments;
                 $first += $size;
             }
@@ -143,6 +153,7 @@ macro_rules! in_pieces {
     };
 }
 
+/// Strip by strip through all heads, so that K, and then V, are read in the order they lie in.
 #[inline(always)]
 fn attend_split<V: Vector, E: KvElement>(
     queries: &Queries<'_>,
@@ -151,85 +162,149 @@ fn attend_split<V: Vector, E: KvElement>(
     partial: &mut Partial,
 ) {
     let (count, parts) = (queries.visible.len(), queries.head_dim / LANES);
-    partial.reset(count, queries.head_dim);
+    partial.reset(queries.heads * count, queries.head_dim);
     let seen = queries.visible.iter().filter(|visible| !visible.is_empty());
     let all = |all: Range<usize>, one: Range<usize>| all.start.min(one.start)..all.end.max(one.end);
     let Some(seen) = seen.cloned().reduce(all) else { return };
     // Strips begin at multiples of their length, so that a position's lane does not depend on who else looks.
     let strips = (seen.start / STRIP * STRIP..seen.end).step_by(STRIP);
     let chunks = seen.end.div_ceil(STRIP) * 2;
-    scratch.weights.resize(scratch.weights.len().max(count * chunks), [0.0; LANES]);
+    scratch.weights.resize(scratch.weights.len().max(queries.heads * count * chunks), [0.0; LANES]);
     scratch.columns.resize(queries.head_dim, [[0.0; LANES]; 2]);
     scratch.rows.resize(STRIP * parts, [0.0; LANES]);
 
-    if count <= FEW_VECTORS {
-        for base in strips.clone() {
-            let strip = base..seen.end.min(base + STRIP);
+    for base in strips.clone() {
+        let strip = base..seen.end.min(base + STRIP);
+        for (from, offset) in queries.heads() {
+            fetch_beside(queries, split, &strip, &seen, offset);
             let weights = &mut scratch.weights;
-            in_pieces!(count, [4, 3, 2, 1], |first| scores_by_row(
-                queries, first, split, &strip, weights, chunks
-            ));
-        }
-    } else {
-        for base in strips.clone() {
-            let strip = base..seen.end.min(base + STRIP);
-            for position in strip.clone() {
-                fetch_beside(split, position);
+            if count <= FEW_VECTORS {
+                in_pieces!(from, count, [4, 3, 2, 1], |first| scores_by_row(
+                    queries, first, split, offset, &strip, weights, chunks
+                ));
+            } else {
+                load_columns::<V, E>(split, offset, &strip, &mut scratch.columns);
+                let columns = &scratch.columns;
+                in_pieces!(from, count, [4, 3, 2, 1], |first| scores(
+                    queries, first, &strip, columns, weights, chunks
+                ));
             }
-            load_columns::<V, E>(split, &strip, &mut scratch.columns);
-            let (columns, weights) = (&scratch.columns, &mut scratch.weights);
-            in_pieces!(count, [4, 3, 2, 1], |first| scores(queries, first, &strip, columns, weights, chunks));
         }
     }
-    for (vector, visible) in queries.visible.iter().enumerate().filter(|(_, visible)| !visible.is_empty()) {
-        let weights = &mut scratch.weights[vector * chunks..][..chunks];
-        (partial.max[vector], partial.sum[vector]) = softmax_weights::<V>(weights, visible, queries.soft_cap);
+    for (vector, visible) in (0..queries.heads * count).zip(queries.visible.iter().cycle()) {
+        if !visible.is_empty() {
+            let weights = &mut scratch.weights[vector * chunks..][..chunks];
+            (partial.max[vector], partial.sum[vector]) =
+                softmax_weights::<V>(weights, visible, queries.soft_cap);
+        }
     }
     let (weights, stride) = (scratch.weights.as_flattened(), chunks * LANES);
     let out = partial.weighted.as_chunks_mut().0;
     for base in strips {
         let strip = base..seen.end.min(base + STRIP);
-        if count <= FEW_VECTORS {
-            let rows = InPool(split);
-            in_pieces!(count, [4, 3, 2, 1], |first| accumulate(
-                queries, first, &strip, &rows, weights, stride, out
-            ));
-        } else {
-            load_rows::<V, E>(split, &strip, parts, &mut scratch.rows);
-            let rows = Widened { rows: &scratch.rows, start: strip.start, parts };
-            in_pieces!(count, [4, 3, 2, 1], |first| accumulate(
-                queries, first, &strip, &rows, weights, stride, out
-            ));
+        for (from, offset) in queries.heads() {
+            fetch_after(queries, split, split.values, strip.end, offset);
+            if count <= FEW_VECTORS {
+                let rows = InPool { split, offset };
+                in_pieces!(from, count, [4, 3, 2, 1], |first| accumulate(
+                    queries, first, &strip, &rows, weights, stride, out
+                ));
+            } else {
+                load_rows::<V, E>(split, offset, &strip, parts, &mut scratch.rows);
+                let rows = Widened { rows: &scratch.rows, start: strip.start, parts };
+                in_pieces!(from, count, [4, 3, 2, 1], |first| accumulate(
+                    queries, first, &strip, &rows, weights, stride, out
+                ));
+            }
         }
     }
 }
 
-/// Scores of `U` vectors for a strip, row by row of K: for few vectors, that do not pay for turning K. While a row is used, the same
-/// row of the next strip is asked for, and V's row of this one.
+/// Asks for what is read after K of `strip`: K of the next strip, or the first strip of V.
+#[inline(always)]
+fn fetch_beside<E>(
+    queries: &Queries<'_>,
+    split: &Split<'_, E>,
+    strip: &Range<usize>,
+    seen: &Range<usize>,
+    offset: usize,
+) {
+    if strip.end < seen.end {
+        fetch_after(queries, split, split.keys, strip.end, offset);
+    } else {
+        fetch_after(queries, split, split.values, seen.start / STRIP * STRIP, offset);
+    }
+}
+
+/// Asks for a head's share of the strip from `start` on.
+#[inline(always)]
+fn fetch_after<E>(queries: &Queries<'_>, split: &Split<'_, E>, pool: &[E], start: usize, offset: usize) {
+    let head = offset / queries.head_dim;
+    let share = |head: usize| (start + head * STRIP / queries.heads).min(split.offsets.len());
+    for offset in &split.offsets[share(head)..share(head + 1)] {
+        prefetch(&pool[*offset..pool.len().min(offset + split.ahead)]);
+    }
+}
+
+/// Scores of `U` vectors for a strip, row by row of K: for few vectors, that do not pay for turning K.
 #[inline(always)]
 fn scores_by_row<V: Vector, const U: usize>(
     queries: &Queries<'_>,
     first: usize,
     split: &Split<'_, impl KvElement>,
+    offset: usize,
     strip: &Range<usize>,
     weights: &mut [Lanes],
     chunks: usize,
 ) {
-    let vectors: [&[Lanes]; U] = std::array::from_fn(|u| queries.vector(first + u).as_chunks().0);
+    let at = (offset, strip, chunks);
+    match queries.head_dim / LANES {
+        4 => products_by_row::<V, U, 4>(queries, first, split, at, weights),
+        8 => products_by_row::<V, U, 8>(queries, first, split, at, weights),
+        _ => products_by_row::<V, U, 1>(queries, first, split, at, weights),
+    }
+}
+
+/// [`scores_by_row`]: `P` is the number of 16 elements that a head has, and then the vectors stay in registers; or it is 1.
+#[inline(always)]
+fn products_by_row<V: Vector, const U: usize, const P: usize>(
+    queries: &Queries<'_>,
+    first: usize,
+    split: &Split<'_, impl KvElement>,
+    (offset, strip, chunks): (usize, &Range<usize>, usize),
+    weights: &mut [Lanes],
+) {
+    let vectors: [&[[Lanes; P]]; U] =
+        std::array::from_fn(|u| queries.vector(first + u).as_chunks().0.as_chunks().0);
+    let mut kept = [[V::zero(); P]; U];
+    for u in 0..U {
+        for part in 0..P {
+            kept[u][part] = V::load(&vectors[u][0][part]);
+        }
+    }
+    let mut products = [[V::zero(); LANES]; U];
     for (half, base) in (strip.start..strip.end).step_by(LANES).enumerate() {
-        let mut products = [[V::zero(); LANES]; U];
-        for (row, position) in (base..strip.end.min(base + LANES)).enumerate() {
-            let key = &split.keys[split.offsets[position]..][..queries.head_dim];
-            fetch_beside(split, position);
+        let positions = &split.offsets[base..strip.end.min(base + LANES)];
+        for (row, position) in positions.iter().enumerate() {
+            let key = &split.keys[position + offset..][..queries.head_dim];
+            let key: &[[_; P]] = key.as_chunks().0.as_chunks().0;
             let mut sums = [V::zero(); U];
-            for (part, key) in key.as_chunks().0.iter().enumerate() {
-                let key = KvElement::widen::<V>(key);
+            for part in 0..P {
+                let key = KvElement::widen::<V>(&key[0][part]);
                 for u in 0..U {
-                    sums[u] = V::load(&vectors[u][part]).mul_add(key, sums[u]);
+                    sums[u] = kept[u][part].mul_add(key, sums[u]);
+                }
+            }
+            if P == 1 {
+                for step in 1..queries.head_dim / LANES {
+                    let key = KvElement::widen::<V>(&key[step][0]);
+                    for u in 0..U {
+                        sums[u] = V::load(&vectors[u][step][0]).mul_add(key, sums[u]);
+                    }
                 }
             }
             for u in 0..U {
-                products[u][row] = sums[u];
+                products[u][row % LANES] = sums[u];
             }
         }
         for u in 0..U {
@@ -238,20 +313,11 @@ fn scores_by_row<V: Vector, const U: usize>(
     }
 }
 
-/// Asks for what is read soon after K at `position`: K of the next strip, and V.
-#[inline(always)]
-fn fetch_beside<E>(split: &Split<'_, E>, position: usize) {
-    let of = |pool: &[E], offset: usize| prefetch(&pool[offset..pool.len().min(offset + split.ahead)]);
-    if let Some(next) = split.offsets.get(position + STRIP) {
-        of(split.keys, *next);
-    }
-    of(split.values, split.offsets[position]);
-}
-
 /// Widens K of a strip and turns positions into lanes; positions that are not there read as zero.
 #[inline(always)]
 fn load_columns<V: Vector, E: KvElement>(
     split: &Split<'_, E>,
+    offset: usize,
     strip: &Range<usize>,
     columns: &mut [[Lanes; 2]],
 ) {
@@ -260,8 +326,8 @@ fn load_columns<V: Vector, E: KvElement>(
         let offsets = &split.offsets[first.min(strip.end)..strip.end.min(first + LANES)];
         for part in (0..columns.len()).step_by(LANES) {
             let mut rows = [V::zero(); LANES];
-            for (row, offset) in rows.iter_mut().zip(offsets) {
-                *row = E::widen(sixteen(&split.keys[offset + part..]));
+            for (row, position) in rows.iter_mut().zip(offsets) {
+                *row = E::widen(sixteen(&split.keys[position + offset + part..]));
             }
             V::transpose(&mut rows);
             for (column, row) in columns[part..part + LANES].iter_mut().zip(rows) {
@@ -275,13 +341,14 @@ fn load_columns<V: Vector, E: KvElement>(
 #[inline(always)]
 fn load_rows<V: Vector, E: KvElement>(
     split: &Split<'_, E>,
+    offset: usize,
     strip: &Range<usize>,
     parts: usize,
     rows: &mut [Lanes],
 ) {
-    for (row, offset) in rows.chunks_exact_mut(parts).zip(&split.offsets[strip.clone()]) {
+    for (row, position) in rows.chunks_exact_mut(parts).zip(&split.offsets[strip.clone()]) {
         for (part, lanes) in row.iter_mut().enumerate() {
-            E::widen::<V>(sixteen(&split.values[offset + part * LANES..])).store(lanes);
+            E::widen::<V>(sixteen(&split.values[position + offset + part * LANES..])).store(lanes);
         }
     }
 }
@@ -397,17 +464,27 @@ fn hide(lanes: &mut Lanes, base: usize, visible: &Range<usize>, value: f32) {
 
 /// Where values are read from.
 trait ValueRows {
-    /// 16 elements of the value at `position`, from element `16 * part` on.
-    fn widened<V: Vector>(&self, position: usize, part: usize) -> V;
+    /// The value at `position`, from element `16 * part` on.
+    fn widened<V: Vector, const P: usize>(&self, position: usize, part: usize) -> [V; P];
 }
 
 /// Values as they lie in the pool, for few vectors.
-struct InPool<'a, E>(&'a Split<'a, E>);
+struct InPool<'a, E> {
+    split: &'a Split<'a, E>,
+    /// Where the head begins.
+    offset: usize,
+}
 
 impl<E: KvElement> ValueRows for InPool<'_, E> {
     #[inline(always)]
-    fn widened<V: Vector>(&self, position: usize, part: usize) -> V {
-        E::widen(sixteen(&self.0.values[self.0.offsets[position] + part * LANES..]))
+    fn widened<V: Vector, const P: usize>(&self, position: usize, part: usize) -> [V; P] {
+        let at = self.split.offsets[position] + self.offset + part * LANES;
+        let lanes = &self.split.values[at..][..P * LANES].as_chunks().0;
+        let mut row = [V::zero(); P];
+        for p in 0..P {
+            row[p] = E::widen(&lanes[p]);
+        }
+        row
     }
 }
 
@@ -422,8 +499,13 @@ struct Widened<'a> {
 
 impl ValueRows for Widened<'_> {
     #[inline(always)]
-    fn widened<V: Vector>(&self, position: usize, part: usize) -> V {
-        V::load(&self.rows[(position - self.start) * self.parts + part])
+    fn widened<V: Vector, const P: usize>(&self, position: usize, part: usize) -> [V; P] {
+        let lanes = &self.rows[(position - self.start) * self.parts + part..][..P];
+        let mut row = [V::zero(); P];
+        for p in 0..P {
+            row[p] = V::load(&lanes[p]);
+        }
+        row
     }
 }
 
@@ -483,14 +565,27 @@ fn accumulate_parts<V: Vector, const U: usize, const P: usize>(
             sums[u][p] = V::load(&out[place(u, p)]);
         }
     }
-    for position in at.any.clone() {
-        let row: [V; P] = std::array::from_fn(|p| rows.widened(position, part + p));
-        let everyone = at.all.contains(&position);
-        for u in 0..U {
-            if everyone || at.queries.visible[at.first + u].contains(&position) {
-                let weight = V::splat(weights[(at.first + u) * at.stride + position]);
+    if at.all == at.any {
+        let weights: [&[f32]; U] =
+            std::array::from_fn(|u| &weights[(at.first + u) * at.stride..][at.any.clone()]);
+        for (index, position) in at.any.clone().enumerate() {
+            let row: [V; P] = rows.widened(position, part);
+            for u in 0..U {
+                let weight = V::splat(weights[u][index]);
                 for p in 0..P {
                     sums[u][p] = weight.mul_add(row[p], sums[u][p]);
+                }
+            }
+        }
+    } else {
+        for position in at.any.clone() {
+            let row: [V; P] = rows.widened(position, part);
+            for u in 0..U {
+                if at.queries.visible[(at.first + u) % at.queries.visible.len()].contains(&position) {
+                    let weight = V::splat(weights[(at.first + u) * at.stride + position]);
+                    for p in 0..P {
+                        sums[u][p] = weight.mul_add(row[p], sums[u][p]);
+                    }
                 }
             }
         }
@@ -562,7 +657,7 @@ mod tests {
             let vectors = floats(1, 5 * head_dim);
             let (keys, values) = (floats(2, 40 * head_dim), floats(3, 40 * head_dim));
             let offsets: Vec<usize> = (0..40).rev().map(|i| i * head_dim).collect();
-            let queries = Queries { vectors: &vectors, visible: &visible, head_dim, soft_cap };
+            let queries = Queries { vectors: &vectors, visible: &visible, heads: 1, head_dim, soft_cap };
             let split = Split { keys: &keys, values: &values, offsets: &offsets, ahead: head_dim };
             let partial = attended(Isa::detect(), &queries, &split);
             for (index, visible) in visible.iter().enumerate().filter(|(_, v)| !v.is_empty()) {
@@ -595,7 +690,7 @@ mod tests {
             |seed| -> Vec<f16> { floats(seed, 256 * head_dim).into_iter().map(f16::from_f32).collect() };
         let (keys, values) = (convert(5), convert(6));
         let offsets: Vec<usize> = (0..200).map(|i| (i * 7 % 256) * head_dim).collect();
-        let queries = Queries { vectors: &vectors, visible: &visible, head_dim, soft_cap: None };
+        let queries = Queries { vectors: &vectors, visible: &visible, heads: 1, head_dim, soft_cap: None };
         let split = Split { keys: &keys, values: &values, offsets: &offsets, ahead: head_dim };
         let portable = attended(Isa::Portable, &queries, &split);
         let join_twice = |isa, mut partial: Partial| {
@@ -610,6 +705,7 @@ mod tests {
                 let alone = Queries {
                     vectors: queries.vector(index),
                     visible: std::slice::from_ref(visible),
+                    heads: 1,
                     head_dim,
                     soft_cap: None,
                 };
@@ -625,6 +721,40 @@ mod tests {
     }
 
     #[test]
+    fn heads_together_give_the_bits_of_each_alone() {
+        let (heads, head_dim) = (3, 64);
+        for visible in [vec![0..200, 40..170, 0..1], vec![0..90; 11]] {
+            let count = visible.len();
+            let vectors = floats(10, heads * count * head_dim);
+            let (keys, values) = (floats(11, 256 * heads * head_dim), floats(12, 256 * heads * head_dim));
+            let offsets = |head: usize| -> Vec<usize> {
+                (0..200).map(|i| (i * 7 % 256) * heads * head_dim + head * head_dim).collect()
+            };
+            let (all, queries) = (offsets(0), |heads: Range<usize>| Queries {
+                vectors: &vectors[heads.start * count * head_dim..heads.end * count * head_dim],
+                visible: &visible,
+                heads: heads.len(),
+                head_dim,
+                soft_cap: None,
+            });
+            let split = Split { keys: &keys, values: &values, offsets: &all, ahead: heads * head_dim };
+            for isa in Isa::all_here() {
+                let together = attended(isa, &queries(0..heads), &split);
+                for head in 0..heads {
+                    let of_head = offsets(head);
+                    let alone =
+                        attended(isa, &queries(head..head + 1), &Split { offsets: &of_head, ..split });
+                    let range = head * count..(head + 1) * count;
+                    assert_eq!(alone.max, together.max[range.clone()], "{isa:?}");
+                    assert_eq!(alone.sum, together.sum[range.clone()]);
+                    let range = range.start * head_dim..range.end * head_dim;
+                    assert_eq!(alone.weighted, together.weighted[range]);
+                }
+            }
+        }
+    }
+
+    #[test]
     fn what_is_not_visible_is_not_touched() {
         let head_dim = 16;
         let vectors = floats(7, 4 * head_dim);
@@ -634,8 +764,13 @@ mod tests {
         values[2 * head_dim..].fill(f32::NAN);
         let offsets: Vec<usize> = (0..16).map(|i| i * head_dim).collect();
         // The second vector sees a position that the first must not: its NaN stays with the second.
-        let queries =
-            Queries { vectors: &vectors, visible: &[0..2, 0..3, 0..0, 1..2], head_dim, soft_cap: None };
+        let queries = Queries {
+            vectors: &vectors,
+            visible: &[0..2, 0..3, 0..0, 1..2],
+            heads: 1,
+            head_dim,
+            soft_cap: None,
+        };
         let split = Split { keys: &keys, values: &values, offsets: &offsets, ahead: head_dim };
         let partial = attended(Isa::detect(), &queries, &split);
         assert!(partial.weighted[..head_dim].iter().all(|x| x.is_finite()));

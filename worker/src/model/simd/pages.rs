@@ -1,33 +1,45 @@
 //! Large memory in large pages.
 //!
 //! Weights and the block pool are hundreds of megabytes that every step walks through. In pages of 4 KiB a good part of the
-//! time goes into finding out where they lie.
+//! time goes into finding out where they lie, and what the processor reads ahead ends with each page.
+//!
+//! Invariant: the memory begins at a page, so vectors of 64 bytes never lie across two lines of the cache.
 
-use bytemuck::Zeroable;
-use bytemuck::allocation::zeroed_vec;
+use std::io;
+use std::marker::PhantomData;
+use std::ops::{Deref, DerefMut};
 
-/// `count` zeros, in pages of 2 MiB where the system has them and is asked for them (Linux).
-pub fn zeroed_in_large_pages<T: Zeroable>(count: usize) -> Vec<T> {
-    let memory = zeroed_vec(count);
-    #[cfg(target_os = "linux")]
-    advise(&memory);
-    memory
+use bytemuck::{Pod, cast_slice, cast_slice_mut};
+use memmap2::MmapMut;
+
+/// A slice of its own, zeros at first, in pages of 2 MiB where the system has them and is asked for them (Linux).
+pub struct LargePages<T> {
+    memory: MmapMut,
+    of: PhantomData<T>,
 }
 
-#[cfg(target_os = "linux")]
-fn advise<T>(memory: &[T]) {
-    use rustix::mm::{Advice, madvise};
-    const PAGE: usize = 2 << 20;
-    let start = memory.as_ptr().addr().next_multiple_of(PAGE) - memory.as_ptr().addr();
-    let end = size_of_val(memory) / PAGE * PAGE;
-    if start < end {
-        // SAFETY: the range lies inside `memory` and begins at a page; this advice changes what pages memory lies in and nothing that
-        // it holds. `tests::zeros_are_zeros` reads all of it.
-        let outcome = unsafe {
-            madvise(memory.as_ptr().cast_mut().byte_add(start).cast(), end - start, Advice::LinuxHugepage)
-        };
+impl<T: Pod> LargePages<T> {
+    /// `count` zeros. Fails where the system has no room.
+    pub fn zeroed(count: usize) -> io::Result<Self> {
+        let memory = MmapMut::map_anon(count * size_of::<T>())?;
         // A system without large pages is only slower.
-        let _ = outcome;
+        #[cfg(target_os = "linux")]
+        let _ = memory.advise(memmap2::Advice::HugePage);
+        Ok(Self { memory, of: PhantomData })
+    }
+}
+
+impl<T: Pod> Deref for LargePages<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        cast_slice(&self.memory)
+    }
+}
+
+impl<T: Pod> DerefMut for LargePages<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        cast_slice_mut(&mut self.memory)
     }
 }
 
@@ -36,10 +48,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn zeros_are_zeros() {
+    fn zeros_are_zeros_and_begin_at_a_line() {
         for count in [0, 1, 1000, 3 << 20] {
-            let mut memory: Vec<u32> = zeroed_in_large_pages(count);
+            let mut memory = LargePages::<u32>::zeroed(count).expect("there is room");
             assert!(memory.len() == count && memory.iter().all(|value| *value == 0));
+            assert!(count == 0 || memory.as_ptr().addr().is_multiple_of(64));
             memory.fill(7);
             assert!(memory.iter().all(|value| *value == 7));
         }

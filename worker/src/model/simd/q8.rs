@@ -11,10 +11,12 @@
 
 mod kernels;
 
+use std::io;
+
 use bytemuck::{Pod, Zeroable};
 use half::f16;
 
-use super::pages::zeroed_in_large_pages;
+use super::pages::LargePages;
 use super::tiles::Tile;
 use super::{Isa, LANES, Lanes, Vector, for_each_isa};
 
@@ -63,22 +65,23 @@ pub struct PackedQ8 {
     outputs: usize,
     groups: usize,
     /// `[panels, groups, GROUP_LINES]`.
-    lines: Vec<Line>,
+    lines: LargePages<Line>,
     /// `[panels, groups]`.
-    scales: Vec<[f16; PANEL]>,
+    scales: LargePages<[f16; PANEL]>,
 }
 
 impl PackedQ8 {
     /// Memory for `outputs` rows of `inputs` weights, all with the scale 0. `inputs` is a multiple of [`GROUP`]; the last panel is padded.
-    pub fn zeroed(outputs: usize, inputs: usize) -> Self {
+    /// Fails where the system has no room.
+    pub fn zeroed(outputs: usize, inputs: usize) -> io::Result<Self> {
         assert!(inputs.is_multiple_of(GROUP), "groups are whole");
         let (panels, groups) = (outputs.div_ceil(PANEL), inputs / GROUP);
-        Self {
+        Ok(Self {
             outputs,
             groups,
-            lines: zeroed_in_large_pages(panels * groups * GROUP_LINES),
-            scales: zeroed_in_large_pages(panels * groups),
-        }
+            lines: LargePages::zeroed(panels * groups * GROUP_LINES)?,
+            scales: LargePages::zeroed(panels * groups)?,
+        })
     }
 
     /// Rows of the matrix.

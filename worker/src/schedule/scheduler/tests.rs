@@ -259,6 +259,21 @@ fn a_failed_step_takes_its_own_sequences_and_leaves_nothing_findable() {
     assert_eq!(step(&mut world), [(waiting, 8)]);
 }
 
+#[test]
+fn what_is_not_to_be_trusted_is_not_found_again() {
+    let mut world = World::new(Limits { batch_tokens: 8, ..LIMITS }, 100, 4);
+    let turn = || Turn::new(tokens(100..112), 5);
+    let discarded = world.must_add(turn());
+    world.step();
+    assert_eq!(world.scheduler.pool().counts().held, 2);
+    world.scheduler.discard(discarded);
+    world.live.remove(&discarded);
+    assert_eq!(world.scheduler.pool().counts().free, 100);
+    let again = world.must_add(turn());
+    assert_eq!(step(&mut world), [(again, 8)], "all of it is computed");
+    world.finish();
+}
+
 /// A turn that is not planned until its blocks have come.
 fn restoring(turn: Turn) -> Turn {
     Turn { restoring: true, ..turn }
@@ -290,6 +305,19 @@ fn a_restore_that_ends_early_leaves_a_shorter_prefix() {
     assert_eq!(step(&mut world), [(id, 10)]);
     // Too late.
     assert_eq!(world.scheduler.restore(id, &(1..2)), None);
+    world.finish();
+}
+
+#[test]
+fn who_waited_in_vain_waits_for_a_neighbour_that_computes_the_same() {
+    let mut world = world(40);
+    let ids: Vec<_> = (0..3).map(|_| world.must_add(restoring(Turn::new(tokens(0..14), 2)))).collect();
+    assert_eq!(world.step(), None, "all are admitted and wait");
+    world.restore(ids[1], 1);
+    world.end_restores();
+    // The first finds what came back for the second; the others wait for what it computes.
+    assert_eq!(step(&mut world), [(ids[0], 10)]);
+    assert_eq!(step(&mut world), [(ids[0], 1), (ids[1], 2), (ids[2], 2)]);
     world.finish();
 }
 

@@ -52,10 +52,11 @@ async fn stored(shared: &Arc<Shared>, run: &Arc<Run>) -> Result<RunData, Miss> {
     shared.health.may_read(Instant::now()).map_err(Miss::Unreachable)?;
     let _reading = shared.reads_first.begin();
     let timeout = shared.settings.timeout;
+    let asked = Instant::now();
     match tokio::time::timeout(timeout, read(shared, run)).await {
         Ok(Ok((object, data))) => {
             shared.health.read();
-            metrics::run_fetched(object.len());
+            metrics::run_fetched(object.len(), asked.elapsed());
             shared.cache.insert(run.id, object);
             shared.ledger.found(run.id);
             Ok(data)

@@ -90,8 +90,16 @@ pub enum Miss {
     TimedOut,
 }
 
+/// Every word that [`Miss::reason`] may say.
+#[rustfmt::skip]
+pub const MISS_REASONS: &[&str] = &[
+    "absent", "unreachable", "timed_out",
+    "length", "magic", "version", "flags", "namespace", "parent", "hash", "chain", "tokens", "position", "shape", "codec",
+    "header_checksum", "layer_checksum", "key_missing", "plain", "sealed",
+];
+
 impl Miss {
-    /// For metrics; one of a closed list.
+    /// For metrics; one of [`MISS_REASONS`].
     pub fn reason(&self) -> &'static str {
         match self {
             Self::Absent => "absent",
@@ -310,6 +318,37 @@ impl Drop for Inner {
 mod tests {
     use super::*;
     use crate::kv::{Identity, Namespace, PrefixHash};
+
+    #[test]
+    fn every_miss_has_a_word_of_its_list() {
+        use Damage::{
+            Chain, Codec, Flags, Hash, HeaderChecksum, KeyMissing, LayerChecksum, Length, Magic, Namespace,
+            Parent, Plain, Position, Sealed, Shape, Tokens, Version,
+        };
+        let damages = [
+            Length,
+            Magic,
+            Version(1),
+            Flags(1),
+            Namespace,
+            Parent,
+            Hash,
+            Chain,
+            Tokens,
+            Position,
+            Shape,
+            Codec,
+            HeaderChecksum,
+            LayerChecksum(1),
+            KeyMissing,
+            Plain,
+            Sealed,
+        ];
+        let misses = [Miss::Absent, Miss::Unreachable(String::new()), Miss::TimedOut];
+        let words: Vec<_> =
+            misses.into_iter().chain(damages.map(Miss::Damaged)).map(|m| m.reason()).collect();
+        assert_eq!(words, MISS_REASONS);
+    }
 
     /// A run's name; equal for equal numbers.
     pub(in crate::store) fn id(number: u8) -> RunId {

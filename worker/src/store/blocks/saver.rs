@@ -131,6 +131,7 @@ async fn write_all(shared: Arc<Shared>, runs: Arc<Mutex<UnboundedReceiver<Queued
         let began = Instant::now();
         match write(&shared, data).await {
             Ok(()) => {
+                metrics::run_written(began.elapsed());
                 shared.health.written();
                 ticket.saved();
             }

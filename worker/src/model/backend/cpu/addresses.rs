@@ -1,4 +1,6 @@
 //! A step's addresses, shared by all layers: where its rows write, what they read, and who reads the same.
+//!
+//! Invariant: a sequence is read split by split, or by its rows, and never both ways; which of them changes no bit.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -20,8 +22,8 @@ pub struct StepAddresses {
     pub slots: Vec<u32>,
     /// Whose rows these are, in order.
     pub sequences: Vec<SequenceRows>,
-    /// The splits of those sequences that share one with another. Every split of such a sequence is here.
-    pub shared: Vec<SharedSplit>,
+    /// Every split of those sequences that are read split by split.
+    pub splits: Vec<SplitReaders>,
 }
 
 /// One sequence's rows in a step.
@@ -32,12 +34,21 @@ pub struct SequenceRows {
     pub first_position: usize,
     /// Its blocks.
     pub blocks: Vec<u32>,
-    /// Whether its splits are among the shared ones.
-    pub shares: bool,
+    /// Where its splits are, in order, if it is read split by split: it has few rows, and either a long context or one that it
+    /// shares. Otherwise nothing.
+    pub by_split: Vec<SplitPlace>,
+}
+
+/// Where a sequence's part of a split is.
+pub struct SplitPlace {
+    /// Index into [`StepAddresses::splits`].
+    pub index: usize,
+    /// Its first row among those of all readers.
+    pub first_row: usize,
 }
 
 /// A split and who reads it together.
-pub struct SharedSplit {
+pub struct SplitReaders {
     /// Which split.
     pub split: usize,
     /// Indices of sequences that have the same blocks there.
@@ -74,36 +85,37 @@ impl StepAddresses {
                 rows: end - rows..end,
                 first_position: sequence.context_tokens as usize - rows,
                 blocks: sequence.blocks.iter().map(|block| block.0).collect(),
-                shares: false,
+                by_split: Vec::new(),
             }
         });
         let mut sequences: Vec<_> = sequences.collect();
-        let shared = shared_splits(&mut sequences, block_tokens);
-        Self { positions: plan.positions.clone(), slots: plan.slots.clone(), sequences, shared }
+        let splits = read_by_split(&mut sequences, block_tokens);
+        Self { positions: plan.positions.clone(), slots: plan.slots.clone(), sequences, splits }
     }
 }
 
-/// Finds sequences of few rows that begin with the same blocks, marks them, and lists their splits. A prefix is shared from
-/// its first block on or not at all, so the first split tells.
-fn shared_splits(sequences: &mut [SequenceRows], block_tokens: usize) -> Vec<SharedSplit> {
+/// Finds the sequences that are read split by split, marks them, and lists their splits. A prefix is shared from its first block on
+/// or not at all, so the first split tells who shares.
+fn read_by_split(sequences: &mut [SequenceRows], block_tokens: usize) -> Vec<SplitReaders> {
     let first_split = |sequence: &SequenceRows| match sequence.rows.len() <= FEW_ROWS {
         true => sequence.whole_split(0, block_tokens).map(<[u32]>::to_vec),
         false => None,
     };
     let firsts: Vec<Option<Vec<u32>>> = sequences.iter().map(first_split).collect();
-    for (index, first) in firsts.iter().enumerate() {
-        let same = |other: usize| other != index && firsts[other] == *first;
-        sequences[index].shares = first.is_some() && (0..firsts.len()).any(same);
-    }
-    let sharing = || (0..sequences.len()).filter(|index| sequences[*index].shares);
-    let last = sharing().map(|index| sequences[index].splits()).max().unwrap_or(0);
-    let mut shared = Vec::new();
+    let by_split: Vec<usize> = (0..sequences.len())
+        .filter(|index| {
+            let same = |other: usize| other != *index && firsts[other] == firsts[*index];
+            firsts[*index].is_some() && (sequences[*index].splits() > 1 || (0..firsts.len()).any(same))
+        })
+        .collect();
+    let last = by_split.iter().map(|index| sequences[*index].splits()).max().unwrap_or(0);
+    let mut splits = Vec::new();
     for split in 0..last {
         let mut readers: HashMap<&[u32], Vec<usize>> = HashMap::new();
-        for index in sharing().filter(|index| split < sequences[*index].splits()) {
+        for index in by_split.iter().copied().filter(|index| split < sequences[*index].splits()) {
             match sequences[index].whole_split(split, block_tokens) {
                 Some(blocks) => readers.entry(blocks).or_default().push(index),
-                None => shared.push(SharedSplit { split, sequences: vec![index] }),
+                None => splits.push(SplitReaders { split, sequences: vec![index] }),
             }
         }
         // In the order of their first sequence, so that a step is the same whenever it is made.
@@ -111,10 +123,18 @@ fn shared_splits(sequences: &mut [SequenceRows], block_tokens: usize) -> Vec<Sha
         readers.sort_unstable();
         let together = ROWS_TOGETHER / FEW_ROWS;
         for sequences in readers.iter().flat_map(|readers| readers.chunks(together)) {
-            shared.push(SharedSplit { split, sequences: sequences.to_vec() });
+            splits.push(SplitReaders { split, sequences: sequences.to_vec() });
         }
     }
-    shared
+    for (index, readers) in splits.iter().enumerate() {
+        let mut first_row = 0;
+        for reader in &readers.sequences {
+            let sequence = &mut sequences[*reader];
+            sequence.by_split.push(SplitPlace { index, first_row });
+            first_row += sequence.rows.len();
+        }
+    }
+    splits
 }
 
 #[cfg(test)]
@@ -139,28 +159,34 @@ mod tests {
         StepPlan { sequences: planned.collect(), ..StepPlan::default() }
     }
 
-    fn shared(sequences: &[(u32, u32, u32)]) -> Vec<(usize, Vec<usize>)> {
+    fn splits(sequences: &[(u32, u32, u32)]) -> Vec<(usize, Vec<usize>)> {
         let addresses = StepAddresses::new(&plan(sequences), BLOCK);
-        addresses.shared.into_iter().map(|shared| (shared.split, shared.sequences)).collect()
+        addresses.splits.into_iter().map(|readers| (readers.split, readers.sequences)).collect()
     }
 
     #[test]
     fn who_has_the_same_blocks_reads_them_together() {
-        // Splits 0 and 1 are everybody's; the third sequence's rows are too many; the fourth shares nothing.
-        let found = shared(&[(1, 700, 32), (2, 600, 40), (9, 700, 40), (1, 700, 0)]);
+        // Splits 0 and 1 are everybody's; the third sequence's rows are too many; the fourth's context is short and its own.
+        let found = splits(&[(1, 700, 32), (2, 600, 40), (9, 700, 40), (1, 256, 0)]);
         assert_eq!(found, [(0, vec![0, 1]), (1, vec![0, 1]), (2, vec![0]), (2, vec![1])]);
+    }
+
+    #[test]
+    fn a_long_context_of_ones_own_is_read_split_by_split() {
+        assert_eq!(splits(&[(1, 600, 0), (30, 600, 0)]), [(0, vec![0]), (1, vec![0]), (2, vec![0])]);
+        assert!(splits(&[(1, 200, 0)]).is_empty());
     }
 
     #[test]
     fn a_split_that_is_not_seen_whole_is_read_alone() {
         // The rows of the second begin at position 254, which does not see 255.
-        assert!(shared(&[(1, 300, 16), (2, 256, 16)]).is_empty());
-        assert_eq!(shared(&[(1, 300, 16), (1, 256, 16)]).len(), 2);
+        assert_eq!(splits(&[(1, 300, 16), (2, 256, 16)]), [(0, vec![0]), (1, vec![0])]);
+        assert_eq!(splits(&[(1, 300, 16), (1, 256, 16)]), [(0, vec![0, 1]), (1, vec![0])]);
     }
 
     #[test]
     fn many_readers_are_cut_into_groups() {
-        let found = shared(&[(1, 256, 16); 9]);
+        let found = splits(&[(1, 256, 16); 9]);
         let sizes: Vec<usize> = found.iter().map(|(_, sequences)| sequences.len()).collect();
         assert_eq!(sizes.iter().sum::<usize>(), 9);
         assert!(sizes.iter().all(|size| *size <= ROWS_TOGETHER / FEW_ROWS), "{sizes:?}");

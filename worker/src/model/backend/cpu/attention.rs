@@ -10,7 +10,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::AttentionShape;
-use super::addresses::{SPLIT_TOKENS, SequenceRows, SharedSplit, StepAddresses};
+use super::addresses::{SPLIT_TOKENS, SequenceRows, SplitReaders, StepAddresses};
 use super::memory::Rows;
 use super::pool::{Elements, Pool};
 use crate::model::simd::Isa;
@@ -19,6 +19,10 @@ use crate::model::simd::tiles::{Tile, Tiles};
 
 /// Query vectors that a task takes through a split together; their scores stay in the second-level cache.
 const TILE_VECTORS: usize = 96;
+
+/// Query vectors of a KV head up to which a task takes all heads through a split, so that K and V are read in the order they
+/// lie in. With more of them computing takes longer than reading.
+const HEADS_TOGETHER_VECTORS: usize = 8;
 
 /// What a thread keeps between tasks.
 #[derive(Default)]
@@ -77,21 +81,37 @@ struct Task<'a> {
     out: Tile<'a>,
 }
 
+/// What every KV head found in a split.
+enum HeadPartials {
+    /// Nobody sees it.
+    Unseen,
+    /// So many vectors of each head, one head after the other.
+    Together {
+        partial: Partial,
+        vectors: usize,
+    },
+    Each(Vec<Partial>),
+}
+
+impl HeadPartials {
+    /// Where a head's vectors are: in which state, and from which on.
+    fn of(&self, kv_head: usize) -> (&Partial, usize) {
+        match self {
+            Self::Unseen => unreachable!("who sees a split has it computed"),
+            Self::Together { partial, vectors } => (partial, kv_head * vectors),
+            Self::Each(partials) => (&partials[kv_head], 0),
+        }
+    }
+}
+
 impl Layer<'_> {
     fn run<E: KvElement>(&self, step: &StepAddresses, pool: KeysValues<'_, E>, out: &mut Rows) {
-        // A window seldom reaches back to what is shared.
-        let together = self.shape.window.is_none();
-        let shared = if together { self.shared_splits(step, pool) } else { Vec::new() };
-        let tasks = self.tasks(step, out);
-        // Few tasks over long contexts share out their splits. Joined in order either way.
-        let share_splits = tasks.len() < 2 * rayon::current_num_threads();
-        tasks.into_par_iter().with_max_len(1).for_each(|mut task| {
-            if together && task.part.sequence.shares {
-                self.join_shared(&mut task, step, &shared);
-            } else if share_splits {
-                self.in_parallel(&mut task, pool);
-            } else {
+        let partials = self.splits_of_many(step, pool);
+        self.tasks(step, out).into_par_iter().with_max_len(1).for_each(|mut task| {
+            if task.part.sequence.by_split.is_empty() {
                 self.in_order(&mut task, pool);
+            } else {
+                self.join_splits(&mut task, step, &partials);
             }
         });
     }
@@ -132,9 +152,10 @@ impl Layer<'_> {
             let mut next = std::mem::take(&mut kept.next);
             let splits = self.splits(&task.part);
             let parts = std::slice::from_ref(&task.part);
-            self.split(parts, task.kv_head, splits.start, pool, kept, &mut joined);
+            let head = task.kv_head..task.kv_head + 1;
+            self.split(parts, head.clone(), splits.start, pool, kept, &mut joined);
             for split in splits.skip(1) {
-                self.split(parts, task.kv_head, split, pool, kept, &mut next);
+                self.split(parts, head.clone(), split, pool, kept, &mut next);
                 join(self.isa, &mut joined, &next, 0);
             }
             self.store(task, &joined);
@@ -142,44 +163,45 @@ impl Layer<'_> {
         });
     }
 
-    fn in_parallel<E: KvElement>(&self, task: &mut Task<'_>, pool: KeysValues<'_, E>) {
-        let parts = std::slice::from_ref(&task.part);
-        let split = |split: usize| self.split_alone(parts, task.kv_head, split, pool);
-        let partials: Vec<Partial> =
-            self.splits(&task.part).into_par_iter().with_max_len(1).map(split).collect();
-        let mut partials = partials.into_iter();
-        let mut joined = partials.next().expect("a row sees at least itself");
-        partials.for_each(|next| join(self.isa, &mut joined, &next, 0));
-        self.store(task, &joined);
-    }
-
-    /// Every shared split of the step for every KV head: `[shared, kv_heads]`.
-    fn shared_splits<E: KvElement>(&self, step: &StepAddresses, pool: KeysValues<'_, E>) -> Vec<Partial> {
+    /// Every split of the sequences that are read split by split. A thread goes on with the next head of the same tokens.
+    fn splits_of_many<E: KvElement>(
+        &self,
+        step: &StepAddresses,
+        pool: KeysValues<'_, E>,
+    ) -> Vec<HeadPartials> {
         let heads = self.shape.kv_heads;
-        let compute = |index: usize| {
-            let SharedSplit { split, sequences } = &step.shared[index / heads];
+        // Where there is little to share out, every head is a task.
+        let plenty = step.splits.len() >= 2 * rayon::current_num_threads();
+        let compute = |SplitReaders { split, sequences }: &SplitReaders| {
             let part = |sequence: &usize| {
                 let sequence = &step.sequences[*sequence];
                 Part { sequence, rows: sequence.rows.clone() }
             };
             let parts: Vec<Part<'_>> = sequences.iter().map(part).collect();
-            self.split_alone(&parts, index % heads, *split, pool)
+            if !parts.iter().any(|part| self.splits(part).contains(split)) {
+                return HeadPartials::Unseen;
+            }
+            let vectors = self.shape.group() * parts.iter().map(|part| part.rows.len()).sum::<usize>();
+            if plenty && vectors <= HEADS_TOGETHER_VECTORS {
+                let partial = self.split_alone(&parts, 0..heads, *split, pool);
+                return HeadPartials::Together { partial, vectors };
+            }
+            let head = |head| self.split_alone(&parts, head..head + 1, *split, pool);
+            HeadPartials::Each((0..heads).into_par_iter().with_max_len(1).map(head).collect())
         };
-        (0..step.shared.len() * heads).into_par_iter().with_max_len(1).map(compute).collect()
+        step.splits.par_iter().with_max_len(1).map(compute).collect()
     }
 
-    /// Joins what [`Self::shared_splits`] found for the task's sequence.
-    fn join_shared(&self, task: &mut Task<'_>, step: &StepAddresses, shared: &[Partial]) {
-        let vectors = task.part.rows.len() * self.shape.group();
+    /// Joins what [`Self::splits_of_many`] found for the task's sequence.
+    fn join_splits(&self, task: &mut Task<'_>, step: &StepAddresses, partials: &[HeadPartials]) {
+        let group = self.shape.group();
+        let seen = self.splits(&task.part);
         let mut joined = Partial::default();
-        joined.reset(vectors, self.shape.head_dim);
-        for (found, SharedSplit { sequences, .. }) in shared.chunks(self.shape.kv_heads).zip(&step.shared) {
-            let mut first = 0;
-            for sequence in sequences.iter().map(|index| &step.sequences[*index]) {
-                if std::ptr::eq(sequence, task.part.sequence) {
-                    join(self.isa, &mut joined, &found[task.kv_head], first);
-                }
-                first += sequence.rows.len() * self.shape.group();
+        joined.reset(task.part.rows.len() * group, self.shape.head_dim);
+        for place in &task.part.sequence.by_split {
+            if seen.contains(&step.splits[place.index].split) {
+                let (partial, first) = partials[place.index].of(task.kv_head);
+                join(self.isa, &mut joined, partial, first + place.first_row * group);
             }
         }
         self.store(task, &joined);
@@ -189,12 +211,12 @@ impl Layer<'_> {
     fn split_alone<E: KvElement>(
         &self,
         parts: &[Part<'_>],
-        kv_head: usize,
+        kv_heads: Range<usize>,
         split: usize,
         pool: KeysValues<'_, E>,
     ) -> Partial {
         let mut partial = Partial::default();
-        KEPT.with_borrow_mut(|kept| self.split(parts, kv_head, split, pool, kept, &mut partial));
+        KEPT.with_borrow_mut(|kept| self.split(parts, kv_heads, split, pool, kept, &mut partial));
         partial
     }
 
@@ -202,37 +224,50 @@ impl Layer<'_> {
     fn split<E: KvElement>(
         &self,
         parts: &[Part<'_>],
-        kv_head: usize,
+        kv_heads: Range<usize>,
         split: usize,
         (keys, values): KeysValues<'_, E>,
         kept: &mut Kept,
         partial: &mut Partial,
     ) {
         let (head_dim, group) = (self.shape.head_dim, self.shape.group());
-        let columns = kv_head * group * head_dim..(kv_head + 1) * group * head_dim;
         let start = split * SPLIT_TOKENS;
         let context = parts.iter().map(Part::context).max().unwrap_or(0);
         let end = context.min(start + SPLIT_TOKENS);
         let relative = |position: usize| position.clamp(start, end) - start;
-        kept.queries.clear();
+        let rows = || parts.iter().flat_map(|part| part.rows.clone().map(move |row| (part, row)));
         kept.visible.clear();
-        for (part, row) in parts.iter().flat_map(|part| part.rows.clone().map(move |row| (part, row))) {
-            kept.queries.extend(self.qkv.row(row)[columns.clone()].iter().map(|q| q * self.shape.scale));
+        for (part, row) in rows() {
             let visible = self.visible(part.sequence.position(row));
             let visible = relative(visible.start)..relative(visible.end);
             kept.visible.extend(std::iter::repeat_n(visible, group));
         }
-        let offset = |position: usize| {
-            let block = parts[0].sequence.blocks[position / self.block_tokens] as usize;
-            let slot = block * self.block_tokens + position % self.block_tokens;
-            slot * self.shape.kv_width() + kv_head * head_dim
-        };
+        kept.queries.clear();
+        for head in kv_heads.clone() {
+            let columns = head * group * head_dim..(head + 1) * group * head_dim;
+            for (_, row) in rows() {
+                let queries = &self.qkv.row(row)[columns.clone()];
+                kept.queries.extend(queries.iter().map(|q| q * self.shape.scale));
+            }
+        }
         kept.offsets.clear();
-        kept.offsets.extend((start..end).map(offset));
-        let soft_cap = self.shape.soft_cap;
-        let queries = Queries { vectors: &kept.queries, visible: &kept.visible, head_dim, soft_cap };
+        while start + kept.offsets.len() < end {
+            let position = start + kept.offsets.len();
+            let (block, slot) = (position / self.block_tokens, position % self.block_tokens);
+            let first = parts[0].sequence.blocks[block] as usize * self.block_tokens + slot;
+            let slots = first..first + (self.block_tokens - slot).min(end - position);
+            let offset = |slot| slot * self.shape.kv_width() + kv_heads.start * head_dim;
+            kept.offsets.extend(slots.map(offset));
+        }
+        let queries = Queries {
+            vectors: &kept.queries,
+            visible: &kept.visible,
+            heads: kv_heads.len(),
+            head_dim,
+            soft_cap: self.shape.soft_cap,
+        };
         // A thread goes on with the next head of the same tokens, and memory likes to be read in the order it lies in.
-        let ahead = (self.shape.kv_heads - kv_head) * head_dim;
+        let ahead = (self.shape.kv_heads - kv_heads.start) * head_dim;
         let split = Split { keys, values, offsets: &kept.offsets, ahead };
         attend(self.isa, &queries, &split, &mut kept.scratch, partial);
     }

@@ -137,7 +137,7 @@ fn pack(isa: Isa, parts: &[QTensor], outputs: usize, inputs: usize) -> Result<Pa
             blocks[first..].par_chunks_mut(BLOCKS_A_TASK).zip(values.par_chunks(BLOCKS_A_TASK * GROUP));
         chunks.for_each(|(blocks, values)| round(isa, values, blocks));
     }
-    let mut packed = PackedQ8::zeroed(outputs, inputs);
+    let mut packed = PackedQ8::zeroed(outputs, inputs)?;
     let groups = inputs / GROUP;
     let panels: Vec<_> = packed.panels_mut().zip(blocks.chunks(PANEL * groups)).collect();
     panels.into_par_iter().for_each(|(mut panel, rows)| {

@@ -45,8 +45,8 @@ pub struct CpuBackend {
 
 impl CpuBackend {
     /// A backend with an empty pool of `shape` and weights held in `mode`.
-    pub fn new(shape: KvShape, mode: WeightsMode) -> Self {
-        Self { isa: Isa::detect(), mode, pool: Pool::new(shape), memory: Memory::default() }
+    pub fn new(shape: KvShape, mode: WeightsMode) -> Result<Self> {
+        Ok(Self { isa: Isa::detect(), mode, pool: Pool::new(shape)?, memory: Memory::default() })
     }
 
     /// Whether our own kernels take all matrices of such a model, in the mode `fast`.

@@ -4,6 +4,7 @@
 //! slots that hold nothing yet are never read.
 
 use bytemuck::{cast_slice, cast_slice_mut};
+use candle_core::Result;
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use rayon::prelude::*;
@@ -11,7 +12,7 @@ use rayon::prelude::*;
 use super::memory::Rows;
 use super::{AttentionShape, KvShape};
 use crate::config::KvDtype;
-use crate::model::simd::pages::zeroed_in_large_pages;
+use crate::model::simd::pages::LargePages;
 
 /// Rows from which on K and V are written by two threads.
 const SHARED_ROWS: usize = 64;
@@ -19,29 +20,25 @@ const SHARED_ROWS: usize = 64;
 /// All layers.
 pub struct Pool {
     shape: KvShape,
-    layers: Vec<Elements>,
+    memory: LargePages<u8>,
+    layer_bytes: usize,
 }
 
 /// One layer.
-pub enum Elements {
+pub enum Elements<'a> {
     /// The default.
-    F16(Vec<f16>),
+    F16(&'a [f16]),
     /// For models trained in it.
-    Bf16(Vec<bf16>),
+    Bf16(&'a [bf16]),
     /// For comparisons.
-    F32(Vec<f32>),
+    F32(&'a [f32]),
 }
 
 impl Pool {
-    /// A pool that nothing was written to.
-    pub fn new(shape: KvShape) -> Self {
-        let count = 2 * shape.half_elements();
-        let layer = |_| match shape.dtype {
-            KvDtype::F16 => Elements::F16(zeroed_in_large_pages(count)),
-            KvDtype::Bf16 => Elements::Bf16(zeroed_in_large_pages(count)),
-            KvDtype::F32 => Elements::F32(zeroed_in_large_pages(count)),
-        };
-        Self { shape, layers: (0..shape.layers).map(layer).collect() }
+    /// A pool that nothing was written to. Fails where the system has no room.
+    pub fn new(shape: KvShape) -> Result<Self> {
+        let layer_bytes = shape.blocks * shape.block_bytes() / shape.layers;
+        Ok(Self { shape, memory: LargePages::zeroed(layer_bytes * shape.layers)?, layer_bytes })
     }
 
     /// Its extent.
@@ -50,26 +47,23 @@ impl Pool {
     }
 
     /// One layer.
-    pub fn layer(&self, index: usize) -> &Elements {
-        &self.layers[index]
+    pub fn layer(&self, index: usize) -> Elements<'_> {
+        let layer = &self.memory[index * self.layer_bytes..][..self.layer_bytes];
+        match self.shape.dtype {
+            KvDtype::F16 => Elements::F16(cast_slice(layer)),
+            KvDtype::Bf16 => Elements::Bf16(cast_slice(layer)),
+            KvDtype::F32 => Elements::F32(cast_slice(layer)),
+        }
     }
 
     /// The bytes of every layer.
     pub(super) fn bytes(&self) -> impl IndexedParallelIterator<Item = &[u8]> {
-        self.layers.par_iter().map(|layer| match layer {
-            Elements::F16(elements) => cast_slice(elements),
-            Elements::Bf16(elements) => cast_slice(elements),
-            Elements::F32(elements) => cast_slice(elements),
-        })
+        self.memory.par_chunks_exact(self.layer_bytes)
     }
 
     /// The same, to be written.
     pub(super) fn bytes_mut(&mut self) -> impl IndexedParallelIterator<Item = &mut [u8]> {
-        self.layers.par_iter_mut().map(|layer| match layer {
-            Elements::F16(elements) => cast_slice_mut(elements),
-            Elements::Bf16(elements) => cast_slice_mut(elements),
-            Elements::F32(elements) => cast_slice_mut(elements),
-        })
+        self.memory.par_chunks_exact_mut(self.layer_bytes)
     }
 
     /// Writes zeros everywhere, so that the system hands out the memory now and not within somebody's first step.
@@ -80,10 +74,13 @@ impl Pool {
     /// Writes K and V of every row of `qkv` into its slot of `shape`'s layer.
     pub fn write(&mut self, shape: &AttentionShape, slots: &[u32], qkv: &Rows) {
         let at = Scatter { shape, slots, qkv, half: self.shape.half_elements() };
-        match &mut self.layers[shape.layer] {
-            Elements::F16(elements) => at.run(elements, |to, from| to.convert_from_f32_slice(from)),
-            Elements::Bf16(elements) => at.run(elements, |to, from| to.convert_from_f32_slice(from)),
-            Elements::F32(elements) => at.run(elements, |to, from| to.copy_from_slice(from)),
+        let layer = &mut self.memory[shape.layer * self.layer_bytes..][..self.layer_bytes];
+        match self.shape.dtype {
+            KvDtype::F16 => at.run::<f16>(cast_slice_mut(layer), |to, from| to.convert_from_f32_slice(from)),
+            KvDtype::Bf16 => {
+                at.run::<bf16>(cast_slice_mut(layer), |to, from| to.convert_from_f32_slice(from))
+            }
+            KvDtype::F32 => at.run::<f32>(cast_slice_mut(layer), |to, from| to.copy_from_slice(from)),
         }
     }
 }

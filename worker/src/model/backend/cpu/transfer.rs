@@ -72,7 +72,7 @@ mod tests {
     fn what_is_written_is_read_and_nothing_else_changes() {
         for dtype in [KvDtype::F16, KvDtype::Bf16, KvDtype::F32] {
             let shape = KvShape { layers: 3, blocks: 5, block_tokens: 8, kv_heads: 2, head_dim: 16, dtype };
-            let mut pool = Pool::new(shape);
+            let mut pool = Pool::new(shape).expect("there is room");
             let ids = |ids: &[u32]| ids.iter().copied().map(BlockId).collect::<Vec<_>>();
             let bytes = shape.block_bytes();
             // Finite in every type: the high byte of an element stays small.

@@ -425,7 +425,7 @@ mod tests {
             values.chunks_exact(GROUP).enumerate().map(block).collect()
         };
         let rows: Vec<_> = (0..outputs).map(blocks).collect();
-        let mut packed = PackedQ8::zeroed(outputs, inputs);
+        let mut packed = PackedQ8::zeroed(outputs, inputs).expect("there is room");
         for (mut panel, rows) in packed.panels_mut().zip(rows.chunks(PANEL)) {
             rows.iter().enumerate().for_each(|(column, row)| panel.set(column, row));
         }

@@ -1,0 +1,141 @@
+//! What watching costs: a worker as it is by default, with traces on, beside one that records, logs and traces nothing. And how fast
+//! probes are answered while the first one computes all the time.
+//!
+//! Both workers run all the time and are asked in turns, in short bursts, so that a machine that gets faster or slower does so
+//! for both.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use turnmill::{NewTurn, Producer, ProducerSettings};
+
+use super::report::Samples;
+use super::{BenchError, say};
+use crate::line::{exactly, name};
+use crate::redis_server::RedisServer;
+use crate::worker::Worker;
+
+/// Turns of a burst, all at once.
+const TURNS: usize = 16;
+/// Tokens of each reply.
+const REPLY_TOKENS: u32 = 96;
+/// Between two probes.
+const PROBE_EVERY: Duration = Duration::from_millis(5);
+
+/// What was found.
+#[derive(Clone, Debug, Serialize)]
+pub struct Overhead {
+    /// Tokens per second: watched first, unwatched second.
+    pub tok_s: [Samples; 2],
+    /// `/health/ready` while the engine computes, in milliseconds: the median.
+    pub probe_p50_ms: f64,
+    /// What 95 of 100 took at most.
+    pub probe_p95_ms: f64,
+    /// What 99 of 100 took at most.
+    pub probe_p99_ms: f64,
+}
+
+impl Overhead {
+    /// How much slower the watched worker is, in percent.
+    pub fn percent(&self) -> f64 {
+        100.0 * (1.0 - self.tok_s[0].median / self.tok_s[1].median)
+    }
+}
+
+struct Side {
+    producer: Producer,
+    worker: Arc<Worker>,
+}
+
+impl Side {
+    async fn start(
+        redis: &RedisServer,
+        queue: &str,
+        model: &str,
+        flags: &[&str],
+    ) -> Result<Self, BenchError> {
+        let flags = [&["--model", model, "--queue", queue], flags].concat();
+        let worker = tokio::task::block_in_place(|| Worker::start(redis, &flags));
+        let settings = ProducerSettings::new(name(queue), name("default"));
+        let producer = Producer::connect(&redis.url(), settings).await?;
+        Ok(Self { producer, worker: Arc::new(worker) })
+    }
+
+    /// Tokens per second of one burst.
+    async fn burst(&self, number: usize) -> Result<f64, BenchError> {
+        let turn = |i: usize| {
+            NewTurn::user(format!("Burst {number}: tell me {i} facts.")).sampling(exactly(REPLY_TOKENS))
+        };
+        let began = Instant::now();
+        let mut tokens = 0;
+        for turn in self.producer.enqueue_batch((0..TURNS).map(turn).collect()).await? {
+            tokens += self.producer.wait(turn).await?.usage.completion_tokens;
+        }
+        Ok(f64::from(tokens) / began.elapsed().as_secs_f64())
+    }
+}
+
+/// Measures both.
+pub(super) async fn measure(model: &Path, quick: bool, began: Instant) -> Result<Overhead, BenchError> {
+    let model = model.to_string_lossy();
+    let redis = RedisServer::start();
+    let watched = Side::start(&redis, "watched", &model, &[]).await?;
+    let unwatched = Side::start(&redis, "unwatched", &model, &["--no-metrics", "--log", "off"]).await?;
+    let (mut tok_s, mut probes) = ([Vec::new(), Vec::new()], Vec::new());
+    let bursts = if quick { 3 } else { 15 };
+    for number in 0..=bursts {
+        say(began, &format!("what watching costs, burst {number} of {bursts}"));
+        let probing = Probing::start(watched.worker.clone());
+        let speeds = [watched.burst(number).await?, {
+            probes.extend(probing.stop());
+            unwatched.burst(number).await?
+        }];
+        // The first one warms up.
+        if number > 0 {
+            tok_s.iter_mut().zip(speeds).for_each(|(all, speed)| all.push(speed));
+        }
+    }
+    probes.sort_by(f64::total_cmp);
+    let at = |share: f64| probes.get(((probes.len() as f64 * share) as usize).min(probes.len().max(1) - 1));
+    let percentile = |share| at(share).copied().unwrap_or(f64::NAN);
+    let [watched, unwatched] = tok_s;
+    Ok(Overhead {
+        tok_s: [Samples::new("metrics, logs, traces", watched), Samples::new("none of them", unwatched)],
+        probe_p50_ms: percentile(0.5),
+        probe_p95_ms: percentile(0.95),
+        probe_p99_ms: percentile(0.99),
+    })
+}
+
+/// A thread that asks `/health/ready` again and again.
+struct Probing {
+    over: Arc<AtomicBool>,
+    thread: std::thread::JoinHandle<Vec<f64>>,
+}
+
+impl Probing {
+    fn start(worker: Arc<Worker>) -> Self {
+        let over = Arc::new(AtomicBool::new(false));
+        let stop = over.clone();
+        let probe = move || {
+            let mut took = Vec::new();
+            while !stop.load(Ordering::Relaxed) {
+                let asked = Instant::now();
+                worker.get("/health/ready");
+                took.push(1e3 * asked.elapsed().as_secs_f64());
+                std::thread::sleep(PROBE_EVERY);
+            }
+            took
+        };
+        Self { over, thread: std::thread::spawn(probe) }
+    }
+
+    /// What each answer took, in milliseconds.
+    fn stop(self) -> Vec<f64> {
+        self.over.store(true, Ordering::Relaxed);
+        self.thread.join().expect("the thread asks and does nothing else")
+    }
+}

@@ -1,0 +1,138 @@
+//! What the worker tells at `/metrics`: every metric by name, kind, labels and meaning. docs/METRICS.md is written from it, and
+//! what alerts and dashboards name is looked up in it.
+//!
+//! Invariants: every metric that is told is here; label values come from closed lists, never from users.
+
+use std::fmt::Write as _;
+
+use super::{metrics, process, queue, state};
+
+/// What kind of number a metric is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Kind {
+    /// Only grows, until the process starts anew.
+    Counter,
+    /// Goes up and down.
+    Gauge,
+    /// Observations in buckets of these upper bounds.
+    Histogram(&'static [f64]),
+}
+
+impl Kind {
+    /// Prometheus's name of it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Counter => "counter",
+            Self::Gauge => "gauge",
+            Self::Histogram(_) => "histogram",
+        }
+    }
+}
+
+/// One metric.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Described {
+    /// Its name, ending in the base unit, counters in `_total` (Prometheus's convention).
+    pub name: &'static str,
+    /// Its kind.
+    pub kind: Kind,
+    /// Its labels, one at most.
+    pub labels: &'static [&'static str],
+    /// The values that the label may have; none listed: the worker's version.
+    pub values: &'static [&'static str],
+    /// What it says, in a sentence.
+    pub help: &'static str,
+}
+
+impl Described {
+    /// A gauge without labels.
+    pub(super) const fn gauge(name: &'static str, help: &'static str) -> Self {
+        Self { name, kind: Kind::Gauge, labels: &[], values: &[], help }
+    }
+}
+
+/// Groups of metrics, each with a title and a remark.
+const GROUPS: [(&str, &str, &[Described]); 4] = [
+    (
+        "Queue",
+        "Read from Redis every two seconds. Every worker tells the same numbers about the whole queue: take the `max`, never the \
+         `sum`. While Redis cannot be asked all of them but `turnmill_queue_source_up` are absent; a number nobody can read is \
+         never 0.",
+        queue::GAUGES,
+    ),
+    ("Worker", "Computed at each scrape.", state::GAUGES),
+    (
+        "Work",
+        "This worker's own. Counters begin at 0 when it starts, all label values included, so that a rate misses no first event; \
+         gauges and histograms appear with their first value.",
+        metrics::RECORDED,
+    ),
+    (
+        "Process",
+        "The names every Prometheus client uses. Read from the system at each scrape.",
+        process::GAUGES,
+    ),
+];
+
+/// Every metric.
+pub fn catalogue() -> impl Iterator<Item = Described> {
+    GROUPS.into_iter().flat_map(|(_, _, metrics)| metrics.iter().copied())
+}
+
+/// The catalogue in Markdown.
+pub fn document() -> String {
+    let mut text = "# Metrics\n\nWhat a worker tells at `/metrics`, in Prometheus's text format. This file is printed by \
+                    `turnmill-worker metrics`; a test compares the two.\n\nLabel values come from closed lists: no name of an \
+                    agent, tenant, queue or model reaches a label.\n"
+        .to_owned();
+    for (title, remark, metrics) in GROUPS {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "\n## {title}\n\n{remark}\n\n| name | kind | meaning |\n|---|---|---|\n");
+        for Described { name, kind, labels, values, help } in metrics {
+            let label = match (labels.first(), values) {
+                (None, _) => String::new(),
+                (Some(label), []) => format!("{{{label}}}"),
+                (Some(label), values) => format!("{{{label}={}}}", values.join(", ")),
+            };
+            let _ = writeln!(text, "| `{name}{label}` | {} | {help} |", kind.as_str());
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_end_as_their_kind_asks() {
+        let mut names = HashSet::new();
+        for Described { name, kind, help, labels, .. } in catalogue() {
+            assert!(names.insert(name), "{name} is there twice");
+            assert!(name.starts_with("turnmill_") || name.starts_with("process_"), "{name}");
+            assert!(help.ends_with('.') && labels.len() <= 1, "{name}");
+            let unit = name.rsplit('_').next().unwrap_or_default();
+            match kind {
+                Kind::Counter => assert_eq!(unit, "total", "{name}"),
+                Kind::Gauge => {}
+                Kind::Histogram(buckets) => {
+                    assert!(["seconds", "rows"].contains(&unit), "{name}");
+                    assert!(buckets.is_sorted_by(|a, b| a < b), "{name}");
+                }
+            }
+        }
+        assert!(names.len() >= 30);
+    }
+
+    #[test]
+    fn the_document_is_the_catalogue() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/METRICS.md");
+        let kept = std::fs::read_to_string(path).expect("docs/METRICS.md can be read");
+        assert!(
+            kept == document(),
+            "docs/METRICS.md is not what the code says; run: turnmill-worker metrics > docs/METRICS.md"
+        );
+    }
+}
