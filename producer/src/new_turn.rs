@@ -2,7 +2,9 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use turnmill_schema::{Message, Name, Priority, Role, Sampling, Turn, TurnId};
+use turnmill_schema::{
+    Message, Name, Priority, RequestId, Role, Sampling, TraceParent, TraceState, Turn, TurnId,
+};
 
 /// What an agent says next and how to sample the answer. See [`Turn`] for the fields.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -24,6 +26,12 @@ pub struct NewTurn {
     pub not_before_ms: Option<u64>,
     /// Enqueueing again under the same key returns the first turn.
     pub idempotency_key: Option<Name>,
+    /// What the request is called in logs and traces; none: the turn's id.
+    pub request_id: Option<RequestId>,
+    /// The span that the turn is enqueued in, as the caller's tracing library has it: workers' spans become its children.
+    pub traceparent: Option<TraceParent>,
+    /// What goes with it.
+    pub tracestate: Option<TraceState>,
 }
 
 impl NewTurn {
@@ -57,6 +65,16 @@ impl NewTurn {
         self.run_at(ms_from_now(duration))
     }
 
+    /// Called `id` in logs and traces.
+    pub fn request_id(self, id: RequestId) -> Self {
+        Self { request_id: Some(id), ..self }
+    }
+
+    /// Enqueued in the span of `parent`.
+    pub fn traceparent(self, parent: TraceParent) -> Self {
+        Self { traceparent: Some(parent), ..self }
+    }
+
     /// The turn with its id. The seed is fixed here, so that every attempt samples the same words.
     pub(crate) fn into_turn(self, id: TurnId, tenant: Name) -> Turn {
         let mut sampling = self.sampling;
@@ -73,6 +91,9 @@ impl NewTurn {
             not_before_ms: self.not_before_ms,
             idempotency_key: self.idempotency_key,
             replay_of: None,
+            request_id: Some(self.request_id.unwrap_or_else(|| id.into())),
+            traceparent: self.traceparent,
+            tracestate: self.tracestate.filter(|_| self.traceparent.is_some()),
         }
     }
 }
@@ -94,5 +115,15 @@ mod tests {
         assert_eq!(NewTurn::user("hi").into_turn(id, tenant()).sampling.seed, Some(id.seed()));
         let given = NewTurn::user("hi").sampling(Sampling { seed: Some(7), ..Sampling::default() });
         assert_eq!(given.into_turn(id, tenant()).sampling.seed, Some(7));
+    }
+
+    #[test]
+    fn a_missing_request_id_is_made_and_a_given_one_kept() {
+        let tenant = || Name::new("default").expect("valid");
+        let id = TurnId::new(0);
+        assert_eq!(NewTurn::user("hi").into_turn(id, tenant()).request_id, Some(id.into()));
+        let given: RequestId = "r-1".parse().expect("valid");
+        let turn = NewTurn::user("hi").request_id(given.clone()).into_turn(id, tenant());
+        assert_eq!(turn.request_id, Some(given));
     }
 }

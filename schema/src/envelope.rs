@@ -130,6 +130,37 @@ mod tests {
     }
 
     #[test]
+    fn golden_end_of_a_traced_turn() {
+        let traced = Turn {
+            request_id: Some("r-1".parse().expect("a request id")),
+            traceparent: Some(PARENT.parse().expect("a traceparent")),
+            tracestate: Some("a=1".parse().expect("a tracestate")),
+            ..turn("hi")
+        };
+        let bytes = encode_turn(&traced).expect("encodes");
+        let mut golden = b"\xaarequest_id\xa3r-1\xabtraceparent\xd9\x37".to_vec();
+        golden.extend(PARENT.as_bytes());
+        golden.extend(b"\xaatracestate\xa3a=1");
+        assert_eq!(bytes[bytes.len() - golden.len()..], golden[..]);
+        assert_eq!(decode(&bytes), Ok(traced));
+    }
+
+    const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+
+    #[test]
+    fn what_only_logs_and_traces_use_costs_no_turn() {
+        let mut value = serde_json::json!(turn("hi"));
+        for bad in [serde_json::json!("a b"), 7.into(), serde_json::json!({"a": [1]}), ().into()] {
+            for field in ["request_id", "traceparent", "tracestate"] {
+                value[field] = bad.clone();
+            }
+            let read: Turn = decode(&encode(&value).expect("encodes")).expect("it is a turn all the same");
+            assert_eq!(read, turn("hi"), "{bad}");
+        }
+        assert_eq!(turn("hi").request_id().as_str(), turn("hi").id.to_string());
+    }
+
+    #[test]
     fn fields_with_defaults_may_be_missing_and_unknown_ones_are_passed_over() {
         let bytes = b"\x01\x83\xa4kind\xa3end\xa7outcome\xa7expired\xa6future\xc3";
         let end = End {

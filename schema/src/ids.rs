@@ -189,6 +189,11 @@ impl AgentId {
         Name::new(agent).ok()
     }
 
+    /// What follows its tenant: the agent's name, or `~<turn id>` for a turn that stands alone.
+    pub fn own(&self) -> &str {
+        self.0.split_once('/').map_or("", |(_, own)| own)
+    }
+
     /// Its tenant.
     pub fn tenant(&self) -> &str {
         self.0.split_once('/').map_or(self.0.as_str(), |(tenant, _)| tenant)

@@ -8,6 +8,7 @@
 //! * [`agent_file`]: an agent as one file.
 //! * [`envelope`]: version byte + MessagePack, the form in which all of the above are stored.
 //! * [`payload`]: turns too large for Redis, and the references that stand in their place.
+//! * [`trace_context`], [`request_id`]: what ties a turn to what happened before it, in traces and logs.
 //! * [`keys`]: every Redis key, stream, group and field name.
 //! * [`worker_status`]: what a worker says of itself in the registry.
 //! * [`scripts`]: the queue's atomic steps, in Lua.
@@ -20,7 +21,9 @@ pub mod keys;
 pub mod kv_object;
 pub mod manifest;
 pub mod payload;
+pub mod request_id;
 pub mod scripts;
+pub mod trace_context;
 pub mod transcript;
 pub mod turn;
 pub mod worker_status;
@@ -29,6 +32,8 @@ pub use event::{Begin, DeadReason, Delta, End, Event, FinishReason, Outcome, Tim
 pub use ids::{AgentId, InvalidName, Name, TurnId};
 pub use manifest::{Digest, Manifest};
 pub use payload::{EncodedTurn, PayloadError, PayloadReference, StoredTurn};
+pub use request_id::RequestId;
+pub use trace_context::{TraceParent, TraceState};
 pub use transcript::{History, TranscriptEntry};
 pub use turn::{InvalidTurn, Message, Priority, Role, Sampling, Turn};
 pub use worker_status::WorkerStatus;

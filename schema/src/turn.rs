@@ -5,10 +5,14 @@
 //! runs, because producers in other languages exist.
 
 use std::collections::BTreeMap;
+use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
+use serde::de::IgnoredAny;
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::ids::{AgentId, Name, TurnId};
+use crate::request_id::RequestId;
+use crate::trace_context::{TraceParent, TraceState};
 
 /// Who speaks in a message. The spelling is that of chat templates and of OpenAI's API.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -167,6 +171,29 @@ pub struct Turn {
     /// The dead letter of which this turn is another try.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replay_of: Option<TurnId>,
+    /// What its producer calls the request; see [`Turn::request_id`].
+    #[serde(default, deserialize_with = "valid", skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<RequestId>,
+    /// The span that it was enqueued in.
+    #[serde(default, deserialize_with = "valid", skip_serializing_if = "Option::is_none")]
+    pub traceparent: Option<TraceParent>,
+    /// What goes with that span.
+    #[serde(default, deserialize_with = "valid", skip_serializing_if = "Option::is_none")]
+    pub tracestate: Option<TraceState>,
+}
+
+/// A text that is what it should be; anything else is none. What only logs and traces use costs no turn.
+fn valid<'de, D: Deserializer<'de>, T: FromStr>(deserializer: D) -> Result<Option<T>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Found {
+        Text(String),
+        Other(IgnoredAny),
+    }
+    Ok(match Option::<Found>::deserialize(deserializer)? {
+        Some(Found::Text(text)) => text.parse().ok(),
+        Some(Found::Other(_)) | None => None,
+    })
 }
 
 /// Why a turn can never run. Retrying does not help: reject it.
@@ -213,7 +240,15 @@ impl Turn {
             not_before_ms: None,
             idempotency_key: None,
             replay_of: None,
+            request_id: None,
+            traceparent: None,
+            tracestate: None,
         }
+    }
+
+    /// What its request goes by: the turn's own id, where its producer named none.
+    pub fn request_id(&self) -> RequestId {
+        self.request_id.clone().unwrap_or_else(|| self.id.into())
     }
 
     /// Whose backlog the turn waits in.

@@ -365,7 +365,7 @@ pub async fn a_crashed_turn_resumes_after_its_last_token<Q: TestQueue>(queue: &Q
     let second = queue.worker("second").await;
     let resumed = take_over(&second).await;
     assert_eq!(resumed.published, [delta(0, &[10, 11]), delta(2, &[12])]);
-    assert_eq!(resumed.lease.attempt, 2);
+    assert_eq!((resumed.lease.attempt, resumed.earlier_epoch), (2, Some(crashed.lease.epoch)));
     assert!(resumed.first_token_ms.is_some_and(|first| first <= resumed.queued_ms));
     second.append(&resumed.lease, &delta(3, &[13])).await.expect("appended");
     finish(&second, &resumed.lease, 4).await;
@@ -392,6 +392,11 @@ pub async fn lease_and_finish_may_be_repeated<Q: TestQueue>(queue: &Q) {
     let first = broker.lease(&token).await.expect("answered").expect("ours");
     let again = broker.lease(&token).await.expect("answered").expect("ours");
     assert_eq!(first.lease, again.lease);
+    assert_eq!(
+        [first.earlier_epoch, again.earlier_epoch],
+        [None; 2],
+        "its own Begin is no earlier attempt's"
+    );
     assert_eq!(queue.events(ids[0]).await.len(), 1);
     finish(&broker, &first.lease, 0).await;
     finish(&broker, &first.lease, 0).await;
@@ -449,6 +454,7 @@ pub async fn a_released_turn_is_first_again_and_lost_no_attempt<Q: TestQueue>(qu
     assert!(is_fenced(draining.finish(&released.lease, &ending(1, Outcome::Completed)).await));
     let resumed = claim(&other).await;
     assert_eq!((resumed.lease.turn, resumed.lease.attempt), (ids[0], 1));
+    assert_eq!(resumed.earlier_epoch, Some(released.lease.epoch));
     assert_eq!(resumed.published, [delta(0, &[1])]);
     assert!(is_fenced(draining.append(&released.lease, &delta(1, &[9])).await));
     finish(&other, &resumed.lease, 1).await;

@@ -7,6 +7,7 @@ pub mod broker_conformance;
 pub mod chaos;
 pub mod line;
 pub mod memory_queue;
+pub mod otlp_server;
 pub mod proxy;
 pub mod redis_queue;
 pub mod redis_server;

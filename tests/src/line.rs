@@ -156,7 +156,13 @@ impl Line {
 
     /// Runs `turnmill` on this queue to its end.
     pub async fn turnmill(&self, arguments: &[&str]) -> Output {
+        self.turnmill_with(arguments, &[]).await
+    }
+
+    /// The same with more variables in its environment.
+    pub async fn turnmill_with(&self, arguments: &[&str], variables: &[(&str, &str)]) -> Output {
         let mut command = Command::new(program("turnmill"));
+        command.envs(variables.iter().copied());
         command.args(arguments).env("TURNMILL_REDIS_URL", self.redis.url()).stdin(Stdio::null());
         let output = timeout(PATIENCE, command.kill_on_drop(true).output()).await;
         output.expect("the command ends").expect("the command can be run")

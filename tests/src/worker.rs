@@ -141,7 +141,13 @@ impl Worker {
     }
 
     fn try_get(&self, path: &str) -> Option<(u16, String)> {
-        ask(self.http, path)
+        ask(self.http, "GET", path, "")
+    }
+
+    /// The status and body of the answer to a PUT of `body`.
+    pub fn put(&self, path: &str, body: &str) -> (u16, String) {
+        let answer = ask(self.http, "PUT", path, body);
+        answer.unwrap_or_else(|| panic!("no answer to PUT {path}:\n{}", self.log()))
     }
 
     /// The id of its process.
@@ -192,6 +198,11 @@ impl Worker {
         }
     }
 
+    /// The lines of its log that are JSON: all of them, unless it panicked or was told to write text.
+    pub fn log_lines(&self) -> Vec<Value> {
+        self.log().lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+    }
+
     /// What it wrote to standard error.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.log.path()).expect("the log is text")
@@ -211,13 +222,14 @@ impl Drop for Worker {
 
 /// Whether the worker whose HTTP server is at `address` is there, and ready.
 pub fn is_ready(address: SocketAddr) -> bool {
-    ask(address, "/health/ready").is_some_and(|(status, _)| status == 200)
+    ask(address, "GET", "/health/ready", "").is_some_and(|(status, _)| status == 200)
 }
 
-fn ask(address: SocketAddr, path: &str) -> Option<(u16, String)> {
+fn ask(address: SocketAddr, method: &str, path: &str, body: &str) -> Option<(u16, String)> {
     let mut stream = TcpStream::connect(address).ok()?;
     stream.set_read_timeout(Some(START_TIMEOUT)).ok()?;
-    let request = format!("GET {path} HTTP/1.1\r\nHost: worker\r\nConnection: close\r\n\r\n");
+    let head = format!("{method} {path} HTTP/1.1\r\nHost: worker\r\nContent-Length: {}", body.len());
+    let request = format!("{head}\r\nConnection: close\r\n\r\n{body}");
     stream.write_all(request.as_bytes()).ok()?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).ok()?;

@@ -26,7 +26,8 @@ use crate::kv::{BlockShape, CHUNK_TOKENS};
 use crate::lifecycle::{HeadroomLimits, Lifecycle, Phase};
 use crate::model::{Checkpoint, EngineError, LoadOptions, Model, ModelError};
 use crate::observe::http::{self, HttpState};
-use crate::observe::{ObserveError, QueueGauges, logs, metrics};
+use crate::observe::logs::{self, LogControl};
+use crate::observe::{ObserveError, QueueGauges, Traces, metrics};
 use crate::runner::{
     Held, Intake, Keeper, Link, Prompting, Registry, RestoreSettings, Restorer, Retries, Runner,
     RunnerSettings, heartbeat, notices, trim,
@@ -64,7 +65,7 @@ pub enum AppError {
     /// The first steps.
     #[error(transparent)]
     WarmUp(#[from] EngineError),
-    /// The port, metrics or logs.
+    /// The port, metrics, logs or traces.
     #[error(transparent)]
     Observe(#[from] ObserveError),
     /// The engine's thread ended.
@@ -214,12 +215,13 @@ pub async fn serve(
     settings: Settings,
     progress: impl Fn(Loading<'_>) + Send + 'static,
 ) -> Result<(), AppError> {
-    logs::init(settings.log_format, &settings.log)?;
+    let logs = logs::init(settings.log_format, &settings.log)?;
     let mut signals = Signals::listen()?;
-    let http = Http::start(&settings)?;
+    let http = Http::start(&settings, logs)?;
+    let traces = Traces::start(&settings)?;
     let lifecycle = http.state.lifecycle.clone();
     let outcome = tokio::select! {
-        outcome = Worker::start(&settings, &http.state, progress) => outcome,
+        outcome = Worker::start(&settings, &http.state, traces.clone(), progress) => outcome,
         // Nothing is claimed yet, so there is nothing to drain.
         () = signals.next() => return Ok(()),
     };
@@ -236,6 +238,7 @@ pub async fn serve(
     let window = Duration::from_millis(settings.drain_ms);
     worker.stop(if ended.is_ok() { window } else { Duration::ZERO }, &mut signals).await;
     lifecycle.advance(Phase::Stopped);
+    tokio::task::spawn_blocking(move || traces.shutdown()).await?;
     http.stop().await?;
     info!("stopped");
     ended
@@ -270,7 +273,7 @@ struct Http {
 }
 
 impl Http {
-    fn start(settings: &Settings) -> Result<Self, AppError> {
+    fn start(settings: &Settings, logs: LogControl) -> Result<Self, AppError> {
         let listener = http::bind(settings.http_addr)?;
         let limits = HeadroomLimits { low: settings.headroom_low, high: settings.headroom_high };
         let stall = Duration::from_millis(settings.stall_ms);
@@ -278,6 +281,7 @@ impl Http {
             lifecycle: Arc::new(Lifecycle::new(limits, stall, Instant::now())),
             metrics: if settings.no_metrics { metrics::unrecorded()? } else { metrics::install()? },
             queue: Arc::new(QueueGauges::new(3 * COUNTS_EVERY)),
+            logs,
         };
         let shutdown = CancellationToken::new();
         let thread = http::serve(listener, state.clone(), shutdown.clone())?;
@@ -311,6 +315,7 @@ impl Worker {
     async fn start(
         settings: &Settings,
         http: &HttpState,
+        traces: Traces,
         progress: impl Fn(Loading<'_>) + Send + 'static,
     ) -> Result<Self, AppError> {
         let lifecycle = http.lifecycle.clone();
@@ -357,6 +362,7 @@ impl Worker {
             keeper,
             held: held.clone(),
             link: link.clone(),
+            traces,
             settings: RunnerSettings {
                 worker: settings.worker_name.name().to_string(),
                 flush: Duration::from_millis(settings.flush_ms),
@@ -364,6 +370,7 @@ impl Worker {
                     base: Duration::from_millis(settings.retry_base_ms),
                     max: Duration::from_millis(settings.retry_max_ms),
                 },
+                log_content: settings.log_content,
             },
             stop_claiming: worker.stop_claiming.clone(),
             give_back: worker.give_back.clone(),

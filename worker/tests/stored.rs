@@ -120,7 +120,7 @@ impl Inside {
                     restored = Some(self.restorer.restore(id, std::slice::from_ref(&run), blocks).await);
                     self.engine.end_restore(id).await.expect("the engine runs");
                 }
-                Progress::Admitted { cached_tokens } => cached = cached_tokens,
+                Progress::Admitted { cached_tokens, .. } => cached = cached_tokens,
                 Progress::Token(token) => reply.push(token.id),
                 Progress::Refused(text) | Progress::Failed(text) => panic!("prompt {index}: {text}"),
             }

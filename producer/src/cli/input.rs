@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader};
 use turnmill::NewTurn;
 use turnmill::schema::envelope::MAX_ENVELOPE_BYTES;
-use turnmill::schema::{Message, Name, Role, Sampling};
+use turnmill::schema::{Message, Name, RequestId, Role, Sampling, TraceParent, TraceState};
 
 use super::Exit;
 use super::moment::Moment;
@@ -20,7 +20,7 @@ use super::moment::Moment;
 const MAX_LINE_BYTES: u64 = 6 * MAX_ENVELOPE_BYTES as u64;
 
 /// Keys of a line besides those of sampling.
-const KEYS: [&str; 11] = [
+const KEYS: [&str; 14] = [
     "agent",
     "message",
     "messages",
@@ -32,6 +32,9 @@ const KEYS: [&str; 11] = [
     "delay",
     "at",
     "idempotency_key",
+    "request_id",
+    "traceparent",
+    "tracestate",
 ];
 
 /// The turns of `input`, up to the first line that is wrong. Blank lines are passed over.
@@ -100,6 +103,15 @@ impl Defaults {
         }
         if let Some(key) = fields.take::<Option<Name>>("idempotency_key")? {
             turn.idempotency_key = key;
+        }
+        if let Some(id) = fields.take::<Option<RequestId>>("request_id")? {
+            turn.request_id = id;
+        }
+        if let Some(parent) = fields.take::<Option<TraceParent>>("traceparent")? {
+            (turn.traceparent, turn.tracestate) = (parent, None);
+        }
+        if let Some(state) = fields.take::<Option<TraceState>>("tracestate")? {
+            turn.tracestate = state;
         }
         turn.new_session = fields.take("new_session")?.unwrap_or(turn.new_session);
         turn.priority = fields.take("priority")?.unwrap_or(turn.priority);
@@ -221,6 +233,24 @@ mod tests {
     }
 
     #[test]
+    fn a_lines_own_trace_context_replaces_the_flags() {
+        let parent =
+            |digit| format!("00-{0}-{1}-01", "a1".repeat(16), digit).parse::<TraceParent>().expect("valid");
+        let (flag, own) = (parent("b2".repeat(8)), parent("c3".repeat(8)));
+        let turn = NewTurn {
+            tracestate: Some("a=1".parse().expect("valid")),
+            ..NewTurn::default().traceparent(flag)
+        };
+        let defaults = Defaults { turn, system: None };
+        let read = |line: &str| defaults.read(line.as_bytes()).expect("valid");
+        let plain = read(r#"{"message": "a", "request_id": "r-1"}"#);
+        assert_eq!((plain.traceparent, plain.tracestate.is_some()), (Some(flag), true));
+        assert_eq!(plain.request_id.expect("given").as_str(), "r-1");
+        let traced = read(&format!(r#"{{"message": "a", "traceparent": "{own}"}}"#));
+        assert_eq!((traced.traceparent, traced.tracestate), (Some(own), None));
+    }
+
+    #[test]
     fn every_mistake_is_named() {
         for (line, names) in [
             ("{", "at column"),
@@ -237,6 +267,9 @@ mod tests {
             (r#"{"message": "a", "agent": "a b"}"#, "agent: "),
             (r#"{"message": "a", "priority": "high"}"#, "priority: "),
             (r#"{"message": "a", "at": "noon"}"#, "at: "),
+            (r#"{"message": "a", "request_id": "a b"}"#, "request_id: "),
+            (r#"{"message": "a", "traceparent": "00-1-2-3"}"#, "traceparent: "),
+            (r#"{"message": "a", "tracestate": ","}"#, "tracestate: "),
             (r#"{"message": "a", "at": 5, "delay": 1}"#, "either delay or at"),
             (r#"{"messages": [{"role": "user", "content": "a", "name": "b"}]}"#, "messages: "),
         ] {

@@ -17,6 +17,7 @@ mod sampling;
 mod submit;
 mod table;
 mod tail;
+mod traces;
 mod turn;
 mod version;
 mod worker;

@@ -10,13 +10,14 @@ use futures::stream::FuturesUnordered;
 use futures::{Stream, StreamExt};
 use serde::Serialize;
 use tokio::io::AsyncRead;
-use turnmill::schema::{Message, Name, Priority, Role, Turn, TurnId};
+use turnmill::schema::{Message, Name, Priority, RequestId, Role, TraceParent, TraceState, Turn, TurnId};
 use turnmill::{BATCH_TURNS, NewTurn, Producer, ProducerError, ProducerSettings};
 
 use super::input::{Defaults, turns};
 use super::moment::Moment;
 use super::print::{Show, json_line};
 use super::sampling::SamplingArgs;
+use super::traces::Traces;
 use super::{Exit, Global};
 
 /// Turns waited for at once, each on a connection of its own; reading further lines waits while so many are out.
@@ -25,7 +26,7 @@ const MAX_WAITING: usize = 256;
 const AFTER_HELP: &str = "\
 JSON lines:
   One object a line: agent, message or messages [{role, content}], system, new_session, priority,
-  deadline and delay (seconds from now), at (as --at), idempotency_key, and the sampling parameters by their names (top_k,
+  deadline and delay (seconds from now), at (as --at), idempotency_key, request_id, traceparent, tracestate, and the sampling parameters by their names (top_k,
   stop_token_ids, …), beside the others or under \"sampling\". Flags are the defaults for all lines.
   Lines before a wrong one are submitted.
 
@@ -59,6 +60,15 @@ pub struct Submit {
     /// Submitting again under the same key gives the first turn.
     #[arg(long, value_name = "KEY", conflicts_with = "file")]
     idempotency_key: Option<Name>,
+    /// What the request is called in logs and traces; without: the turn's id.
+    #[arg(long, value_name = "ID")]
+    request_id: Option<RequestId>,
+    /// The span that the turns are enqueued in (W3C trace context); without: that of the variable TRACEPARENT, if any.
+    #[arg(long, value_name = "CONTEXT")]
+    traceparent: Option<TraceParent>,
+    /// What goes with --traceparent; without it: the variable TRACESTATE.
+    #[arg(long, value_name = "LIST", requires = "traceparent")]
+    tracestate: Option<TraceState>,
     /// Not worth running after so many seconds from now.
     #[arg(long, value_name = "SECONDS")]
     deadline: Option<u64>,
@@ -124,6 +134,7 @@ impl Submit {
     fn defaults(&self) -> Result<Defaults, Exit> {
         let sampling = self.sampling.to_sampling();
         sampling.validate().map_err(Exit::bad_input)?;
+        let (traceparent, tracestate) = self.trace_context();
         let turn = NewTurn {
             agent: self.agent.clone(),
             messages: Vec::new(),
@@ -133,6 +144,9 @@ impl Submit {
             deadline_ms: None,
             not_before_ms: None,
             idempotency_key: self.idempotency_key.clone(),
+            request_id: self.request_id.clone(),
+            traceparent,
+            tracestate,
         };
         let turn = match self.deadline {
             Some(seconds) => turn.deadline_in(Duration::from_secs(seconds)),
@@ -144,6 +158,18 @@ impl Submit {
             (None, None) => turn,
         };
         Ok(Defaults { turn, system: self.system.clone() })
+    }
+
+    /// The flags, or the variables: whoever runs us need not know that we trace. What is wrong in a variable is passed over.
+    fn trace_context(&self) -> (Option<TraceParent>, Option<TraceState>) {
+        if self.traceparent.is_some() {
+            return (self.traceparent, self.tracestate.clone());
+        }
+        let variable = |name| std::env::var(name).ok();
+        (
+            variable("TRACEPARENT").and_then(|text| text.parse().ok()),
+            variable("TRACESTATE").and_then(|text| text.parse().ok()),
+        )
     }
 
     /// What makes no sense for several turns.
@@ -183,6 +209,7 @@ impl Submit {
             tenant_max_depth: self.tenant_max_depth,
             ..global.settings()
         };
+        let traces = Traces::from_environment(&global.queue);
         let producer = Producer::connect(&global.redis_url, limits).await?;
         let mut batches = std::pin::pin!(turns.ready_chunks(BATCH_TURNS));
         let mut out = FuturesUnordered::new();
@@ -192,7 +219,7 @@ impl Submit {
             tokio::select! {
                 batch = batches.next(), if more && out.len() < MAX_WAITING => {
                     let (batch, end) = until_wrong(batch);
-                    let batch = self.enqueue(&producer, batch).await?;
+                    let batch = self.enqueue(&producer, &traces, batch).await?;
                     submitted += batch.len();
                     if self.wait || self.stream {
                         out.extend(batch.into_iter().map(|turn| self.attend(&producer, turn)));
@@ -213,9 +240,15 @@ impl Submit {
         }
     }
 
-    async fn enqueue(&self, producer: &Producer, turns: Vec<NewTurn>) -> Result<Vec<Submitted>, Exit> {
+    async fn enqueue(
+        &self,
+        producer: &Producer,
+        traces: &Traces,
+        turns: Vec<NewTurn>,
+    ) -> Result<Vec<Submitted>, Exit> {
         let agents: Vec<Option<Name>> = turns.iter().map(|turn| turn.agent.clone()).collect();
-        let turns: Vec<Turn> = turns.into_iter().map(|turn| producer.prepare(turn)).collect();
+        let mut turns: Vec<Turn> = turns.into_iter().map(|turn| producer.prepare(turn)).collect();
+        let spans = traces.enqueue(&mut turns);
         let ids = loop {
             match producer.enqueue_prepared(&turns).await {
                 // In an empty queue there will never be more room.
@@ -225,6 +258,7 @@ impl Submit {
                 done => break done?,
             }
         };
+        spans.enqueued(&ids);
         let submitted: Vec<Submitted> =
             ids.into_iter().zip(agents).map(|(turn, agent)| Submitted { turn, agent }).collect();
         if !self.wait && !self.stream {

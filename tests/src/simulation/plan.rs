@@ -61,6 +61,9 @@ impl Plan {
             not_before_ms: self.not_before_ms.map(|ms| now_ms + ms),
             idempotency_key: self.is_keyed.then(|| Name::new(key).expect("a name")),
             replay_of: None,
+            request_id: None,
+            traceparent: None,
+            tracestate: None,
         }
     }
 

@@ -60,6 +60,16 @@ pub enum BrokerError {
 }
 
 impl BrokerError {
+    /// Its words for the log, which must not quote what turns say: a decoder's may.
+    pub fn without_content(&self) -> String {
+        match self {
+            Self::Envelope(EnvelopeError::Malformed { .. }) => {
+                "what a turn, its history or its result holds cannot be read".to_owned()
+            }
+            other => other.to_string(),
+        }
+    }
+
     /// Retry, reject or stop.
     pub fn advice(&self) -> Advice {
         match self {

@@ -67,6 +67,8 @@ pub struct Claim {
     pub expires_in: Option<Duration>,
     /// Milliseconds from enqueue to the first published token of earlier attempts, where there was one.
     pub first_token_ms: Option<u64>,
+    /// The epoch of the attempt before this one, where there was one.
+    pub earlier_epoch: Option<u64>,
     /// The last two attempts made no token: run it alone in its steps, so that it takes no neighbours down.
     pub alone: bool,
 }

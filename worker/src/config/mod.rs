@@ -8,6 +8,7 @@ mod byte_size;
 mod environment;
 mod error;
 mod load;
+mod otlp_url;
 mod redis_url;
 pub mod report;
 mod settings;
@@ -18,9 +19,11 @@ mod values;
 pub use byte_size::{AutoByteSize, ByteSize};
 pub use error::ConfigError;
 pub use load::{Effective, SettingsArgs, Source};
+pub use otlp_url::OtlpUrl;
 pub use redis_url::RedisUrl;
 pub use settings::Settings;
 pub use store_url::{StoreSetting, StoreUrl};
 pub use values::{
-    DeviceKind, KvCodec, KvDtype, LogFilter, LogFormat, ModelDigest, SpeculationMode, WeightsMode, WorkerName,
+    DeviceKind, InvalidFilter, KvCodec, KvDtype, LogFilter, LogFormat, ModelDigest, SpeculationMode,
+    WeightsMode, WorkerName,
 };

@@ -8,7 +8,7 @@ use turnmill_schema::Name;
 
 use super::{
     AutoByteSize, ByteSize, ConfigError, DeviceKind, Effective, KvCodec, KvDtype, LogFilter, LogFormat,
-    ModelDigest, RedisUrl, Source, SpeculationMode, StoreSetting, WeightsMode, WorkerName,
+    ModelDigest, OtlpUrl, RedisUrl, Source, SpeculationMode, StoreSetting, WeightsMode, WorkerName,
 };
 
 /// Makes of each entry a flag (`--redis-url`), an environment variable and a key of the TOML file, and of all
@@ -163,6 +163,11 @@ settings! {
     ["TURNMILL_LOG_FORMAT"] log_format: LogFormat = "auto";
     /// Which log lines are written, as in info,turnmill_worker=debug.
     ["TURNMILL_LOG"] log: LogFilter = "info";
+    /// Write what turns say into the log too, at debug: prompts and replies, which are nobody's business otherwise.
+    ["TURNMILL_LOG_CONTENT"] log_content: bool = "false";
+    /// Where spans go, as in http://127.0.0.1:4318 (OTLP over HTTP); unset is what OTEL_EXPORTER_OTLP_ENDPOINT says, or
+    /// nowhere.
+    ["TURNMILL_OTLP_ENDPOINT"] otlp_endpoint: Option<OtlpUrl>;
 }
 
 impl Settings {

@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 
-use super::{AutoByteSize, ByteSize, ConfigError, Settings, StoreSetting, StoreUrl};
+use super::{AutoByteSize, ByteSize, ConfigError, OtlpUrl, Settings, StoreSetting, StoreUrl};
 
 const SMALLEST_POOL: ByteSize = ByteSize::new(1 << 20);
 
@@ -29,6 +29,7 @@ impl Settings {
         self.check_store(&mut problems);
         self.check_queue(&mut problems);
         self.check_headroom(&mut problems);
+        self.check_telling(&mut problems);
         if problems.0.is_empty() { Ok(()) } else { Err(ConfigError::Invalid(problems.0)) }
     }
 
@@ -94,6 +95,12 @@ impl Settings {
         let rule = format!("below headroom_high ({high})");
         problems.require(low < high, "headroom_low", low, rule);
     }
+
+    fn check_telling(&self, problems: &mut Problems) {
+        if let Some(endpoint) = &self.otlp_endpoint {
+            problems.require(endpoint.is_usable(), "otlp_endpoint", endpoint, OtlpUrl::RULE);
+        }
+    }
 }
 
 #[cfg(test)]
@@ -158,6 +165,11 @@ mod tests {
                 "outcome_ttl_ms is 316224000001; it must be from result_ttl_ms (3600000) to 316224000000 (ten years)",
             ),
             ("--headroom-low=0.1", "headroom_low is 0.1; it must be below headroom_high (0.1)"),
+            (
+                "--otlp-endpoint=grpc://u:pw@h",
+                "otlp_endpoint is grpc://u:***@h; it must be a URL that starts with http:// or https://, such as \
+                 http://127.0.0.1:4318",
+            ),
             ("--headroom-high=1.5", "headroom_high is 1.5; it must be from 0 to 1"),
         ];
         for (flag, sentence) in cases {

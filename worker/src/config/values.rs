@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Directive;
 use turnmill_schema::{InvalidName, Name};
 use uuid::Uuid;
 
@@ -216,11 +217,13 @@ impl TryFrom<String> for ModelDigest {
 #[serde(try_from = "String")]
 pub struct LogFilter(String);
 
-/// The text is not a filter.
+/// A part of the text is not a directive of a filter.
 #[derive(Debug, thiserror::Error)]
-#[error("{text:?} is not a log filter ({reason}); write levels, as in info,turnmill_worker=debug")]
+#[error(
+    "{directive:?} is no directive of a log filter ({reason}); write levels, as in info,turnmill_worker=debug"
+)]
 pub struct InvalidFilter {
-    text: String,
+    directive: String,
     reason: String,
 }
 
@@ -229,15 +232,24 @@ impl LogFilter {
     pub fn to_filter(&self) -> EnvFilter {
         EnvFilter::builder().parse_lossy(&self.0)
     }
+
+    /// The filter as it was written.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
 }
 
 impl FromStr for LogFilter {
     type Err = InvalidFilter;
     fn from_str(s: &str) -> Result<Self, InvalidFilter> {
-        match EnvFilter::builder().parse(s) {
-            Ok(_) => Ok(Self(s.to_owned())),
-            Err(error) => Err(InvalidFilter { text: s.to_owned(), reason: error.to_string() }),
+        // Each alone, as the filter itself cuts them: its own error does not say which one is wrong.
+        for directive in s.split(',').filter(|directive| !directive.is_empty()) {
+            if let Err(error) = directive.parse::<Directive>() {
+                let directive = directive.chars().take(64).collect();
+                return Err(InvalidFilter { directive, reason: error.to_string() });
+            }
         }
+        Ok(Self(s.to_owned()))
     }
 }
 
@@ -307,6 +319,7 @@ mod tests {
             assert!(bad.parse::<ModelDigest>().is_err(), "{bad:?}");
         }
         assert!("info,turnmill_worker=debug".parse::<LogFilter>().is_ok());
-        assert!("turnmill_worker=loud".parse::<LogFilter>().is_err());
+        let error = "info,turnmill_worker=loud,hyper=warn".parse::<LogFilter>().expect_err("no such level");
+        assert!(error.to_string().starts_with("\"turnmill_worker=loud\" is no directive"), "{error}");
     }
 }

@@ -6,6 +6,8 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use tracing::Span;
+
 use super::RunSink;
 use crate::kv::{BlockPool, PrefixHash, Run, RunData, RunGrid};
 use crate::model::Engine;
@@ -69,6 +71,8 @@ struct Export {
     sink: Arc<dyn RunSink>,
     run: Arc<Run>,
     blocks: Vec<PrefixHash>,
+    /// Of the turn that offered it.
+    span: Span,
     saved: bool,
 }
 
@@ -96,7 +100,7 @@ impl Exports {
     }
 
     /// Queues the wanted runs of a sequence whose full blocks have `hashes`, from block `from` on, but for those that are
-    /// kept already. Returns the first block that is not in a final run.
+    /// kept already. Returns the first block that is not in a final run. To be called in the turn's span.
     pub fn offer(
         &mut self,
         saving: &Saving,
@@ -129,6 +133,7 @@ impl Exports {
                     sink: sink.clone(),
                     blocks: hashes[run.clone()].to_vec(),
                     run: Arc::new(grid.run(tokens, hashes, &run)),
+                    span: Span::current(),
                     saved: false,
                 };
                 self.queue.push_back(export);
@@ -151,7 +156,9 @@ impl Exports {
                     export.saved = true;
                     export.sink.save(RunData { run: export.run.clone(), data: data.into() });
                 }
-                Err(error) => tracing::warn!(%error, "a run of blocks is not saved"),
+                Err(error) => {
+                    export.span.in_scope(|| tracing::warn!(%error, "a run of blocks is not saved"));
+                }
             }
         }
     }

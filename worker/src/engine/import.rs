@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 
 use tokio::sync::oneshot;
+use tracing::Span;
 
 use super::export::Budget;
 use crate::kv::RunData;
@@ -16,6 +17,8 @@ use crate::schedule::{Scheduler, SequenceId};
 pub(super) struct Import {
     pub id: SequenceId,
     pub data: RunData,
+    /// What log lines about it are written in.
+    pub span: Span,
     /// Whether its blocks are the sequence's now.
     pub answer: oneshot::Sender<bool>,
 }
@@ -42,6 +45,7 @@ impl Imports {
             if import.answer.is_closed() {
                 continue;
             }
+            let _of_the_turn = import.span.enter();
             let taken = take(import.id, &import.data, scheduler, model);
             budget.spend(import.data.data.len());
             // An error means that nobody waits any more.

@@ -14,8 +14,10 @@ mod step_loop;
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use tokio::sync::{mpsc, oneshot};
+use tracing::Span;
 use turnmill_schema::{FinishReason, Priority, Sampling, TokenLogprobs};
 
 pub use export::Saving;
@@ -67,6 +69,8 @@ pub enum Progress {
     Admitted {
         /// Prompt tokens that were not computed again.
         cached_tokens: u32,
+        /// When.
+        at: Instant,
     },
     /// A token was made.
     Token(MadeToken),
@@ -80,6 +84,8 @@ pub enum Progress {
 pub struct MadeToken {
     /// Its id.
     pub id: u32,
+    /// When it was sampled.
+    pub at: Instant,
     /// The text it completed.
     pub text: String,
     /// Log-probabilities, where the turn asked for them.
@@ -91,10 +97,14 @@ pub struct MadeToken {
 }
 
 enum Command {
-    Start(Box<Start>),
+    /// With the span that log lines about the turn are written in.
+    Start(Box<Start>, Span),
     Import(Import),
     EndRestore(SequenceId),
-    Stop { id: SequenceId, keep: bool },
+    Stop {
+        id: SequenceId,
+        keep: bool,
+    },
 }
 
 /// Extent and limits of an engine.
@@ -128,18 +138,18 @@ pub struct EngineHandle {
 }
 
 impl EngineHandle {
-    /// Queues a turn.
+    /// Queues a turn. What the engine logs about it is logged in the caller's span.
     pub async fn start(&self, start: Start) -> Result<(), EngineGone> {
         // Busy from here on: an engine that never takes the turn up is stalled too.
-        self.lifecycle.engine().set_busy(true, std::time::Instant::now());
-        self.commands.send(Command::Start(Box::new(start))).await.map_err(|_| EngineGone)
+        self.lifecycle.engine().set_busy(true, Instant::now());
+        self.commands.send(Command::Start(Box::new(start), Span::current())).await.map_err(|_| EngineGone)
     }
 
     /// Gives a restoring turn its next run, and waits until it is in the pool. False: the turn is not restoring any more,
     /// or lacks what comes before the run.
     pub async fn import(&self, id: SequenceId, data: RunData) -> Result<bool, EngineGone> {
         let (answer, taken) = oneshot::channel();
-        let import = Command::Import(Import { id, data, answer });
+        let import = Command::Import(Import { id, data, span: Span::current(), answer });
         self.commands.send(import).await.map_err(|_| EngineGone)?;
         taken.await.map_err(|_| EngineGone)
     }

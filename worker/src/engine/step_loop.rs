@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::{Receiver, Sender};
+use tracing::Span;
 
 use super::export::{Budget, Exports, Wanted};
 use super::import::Imports;
@@ -53,6 +54,8 @@ struct Turn {
     /// So many of its blocks were computed when that was last looked at.
     computed: usize,
     last_token: Option<Instant>,
+    /// What log lines about it are written in.
+    span: Span,
 }
 
 /// What a turn waits for when it is admitted.
@@ -157,7 +160,7 @@ impl<E: Engine> StepLoop<E> {
 
     fn take(&mut self, command: Command) {
         match command {
-            Command::Start(start) => self.start(*start),
+            Command::Start(start, span) => self.start(*start, span),
             Command::Import(import) => self.imports.push(import),
             Command::EndRestore(id) => self.end_restore(id),
             Command::Stop { id, keep } => self.drop_turn(id, keep),
@@ -172,7 +175,7 @@ impl<E: Engine> StepLoop<E> {
         self.scheduler.end_restore(id);
     }
 
-    fn start(&mut self, start: Start) {
+    fn start(&mut self, start: Start, span: Span) {
         self.waits = false;
         let made = start.reply.tokens();
         let prompt_tokens = start.prompt.len() as u32;
@@ -200,6 +203,7 @@ impl<E: Engine> StepLoop<E> {
                     offered: 0,
                     computed: 0,
                     last_token: None,
+                    span,
                 };
                 self.turns.insert(start.id, turn);
             }
@@ -219,6 +223,7 @@ impl<E: Engine> StepLoop<E> {
                 }
                 Restore::Told => {}
                 Restore::Over => {
+                    let _of_the_turn = turn.span.clone().entered();
                     self.offload.bring_back(id, &mut self.scheduler, &mut self.model, budget);
                     self.waits = false;
                 }
@@ -264,6 +269,7 @@ impl<E: Engine> StepLoop<E> {
             };
             if computed.1.len() > turn.computed {
                 turn.computed = computed.1.len();
+                let _of_the_turn = turn.span.enter();
                 turn.offered = self.exports.offer(saving, computed, Wanted::Final, turn.offered);
             }
         }
@@ -286,6 +292,7 @@ impl<E: Engine> StepLoop<E> {
         let pool = self.scheduler.pool();
         let hashes = &left.hashes[..left.hashes.len().min(kept / pool.block_tokens() as usize)];
         let known = pool.known_prefix(hashes);
+        let _of_the_turn = turn.span.enter();
         self.exports.offer(saving, (&left.tokens, &hashes[..known]), wanted, turn.offered);
     }
 
@@ -308,7 +315,7 @@ impl<E: Engine> StepLoop<E> {
             // Tokens that an earlier attempt made are not part of the prompt.
             let cached = self.scheduler.cached_tokens(sequence.id).unwrap_or(0).min(turn.prompt_tokens);
             metrics::prompt_admitted(turn.prompt_tokens, cached);
-            send(&turn.progress, Progress::Admitted { cached_tokens: cached });
+            send(&turn.progress, Progress::Admitted { cached_tokens: cached, at: Instant::now() });
         }
     }
 
@@ -355,6 +362,7 @@ impl<E: Engine> StepLoop<E> {
         let finished = added.finish.is_some();
         let token = MadeToken {
             id: choice.token,
+            at: now,
             text: added.text,
             logprobs: choice.logprobs,
             finish: added.finish,

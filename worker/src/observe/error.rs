@@ -1,8 +1,8 @@
-//! What can go wrong while the worker starts to tell how it is doing.
+//! What can go wrong while the worker starts to tell how it is doing, or is told to tell more.
 
 use std::net::SocketAddr;
 
-/// Errors of this room. All of them belong to the start; a worker that runs does not meet them.
+/// Errors of this room. All but [`Self::LogFilter`] belong to the start; a worker that runs does not meet them.
 #[derive(Debug, thiserror::Error)]
 pub enum ObserveError {
     /// Another process listens there.
@@ -28,4 +28,12 @@ pub enum ObserveError {
     /// This process has a log subscriber already.
     #[error("cannot set up logs: {0}; they are set up once a process")]
     Logs(#[from] tracing_subscriber::util::TryInitError),
+    /// The log's subscriber is gone, as it is while the process ends.
+    #[error("the log filter cannot be changed: {0}")]
+    LogFilter(#[from] tracing_subscriber::reload::Error),
+    /// Spans cannot be exported as the settings say.
+    #[error(
+        "spans cannot be exported: {0}; correct otlp_endpoint and the OTEL_EXPORTER_OTLP_ variables, or unset them"
+    )]
+    Traces(#[from] opentelemetry_otlp::ExporterBuildError),
 }

@@ -6,6 +6,10 @@
 //! | `/health/startup` | the worker has started | it is still loading |
 //! | `/health/ready` | give it work | starting, draining, cut off from Redis, short of blocks, hung |
 //! | `/metrics` | Prometheus's text format | |
+//! | `/log` | GET: the log filter in force; PUT: the one to put in force | |
+//!
+//! Everybody who reaches the server may read. What changes the worker is for this machine: a PUT from elsewhere is refused
+//! with 403, wherever the server listens. One that is no filter is refused with 400 and a sentence.
 //!
 //! Health bodies are `{"status": "pass" | "fail", "reasons": [{"code", "detail"}]}` (the status words are
 //! those of draft-inadarei-api-health-check). That of `/health/ready` has `"degraded": [{"code", "detail"}]`
@@ -17,7 +21,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use axum::extract::State;
+use axum::extract::{ConnectInfo, DefaultBodyLimit, State};
 use axum::http::{StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -26,7 +30,9 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
+use super::logs::LogControl;
 use super::{ObserveError, QueueGauges, process};
+use crate::config::LogFilter;
 use crate::lifecycle::{Lifecycle, Reason};
 
 /// What the server tells about.
@@ -38,11 +44,16 @@ pub struct HttpState {
     pub metrics: PrometheusHandle,
     /// The queue's metrics.
     pub queue: Arc<QueueGauges>,
+    /// The log filter.
+    pub logs: LogControl,
 }
 
 /// Samples of histograms are kept one by one until they are drained into buckets. This often bounds them when
 /// nobody scrapes.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Longest log filter that is read.
+const FILTER_BYTES: usize = 4096;
 
 /// How long answers under way may take once the server is told to stop: a client that never finishes its
 /// request must not keep the worker from ending.
@@ -83,7 +94,8 @@ pub fn serve(
 async fn run(listener: tokio::net::TcpListener, state: HttpState, shutdown: CancellationToken) {
     let upkeep = tokio::spawn(upkeep(state.metrics.clone()));
     let stop = shutdown.clone().cancelled_owned();
-    let server = axum::serve(listener, router(state)).with_graceful_shutdown(stop);
+    let service = router(state).into_make_service_with_connect_info::<SocketAddr>();
+    let server = axum::serve(listener, service).with_graceful_shutdown(stop);
     let cut_off = async {
         shutdown.cancelled().await;
         tokio::time::sleep(LAST_ANSWERS).await;
@@ -111,6 +123,7 @@ fn router(state: HttpState) -> Router {
         .route("/health/startup", get(startup))
         .route("/health/ready", get(ready))
         .route("/metrics", get(metrics))
+        .route("/log", get(log).put(set_log).layer(DefaultBodyLimit::max(FILTER_BYTES)))
         .fallback(not_found)
         .with_state(state)
 }
@@ -136,8 +149,47 @@ async fn metrics(State(state): State<HttpState>) -> Response {
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
 }
 
+async fn log(State(state): State<HttpState>) -> String {
+    format!("{}\n", state.logs.filter().as_str())
+}
+
+async fn set_log(
+    State(state): State<HttpState>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    text: String,
+) -> Response {
+    if !peer.ip().to_canonical().is_loopback() {
+        let error = "the log filter is changed from the worker's own machine only; ask there";
+        return (StatusCode::FORBIDDEN, Json(json!({ "error": error }))).into_response();
+    }
+    let refused = |error: String| (StatusCode::BAD_REQUEST, Json(json!({ "error": error }))).into_response();
+    let filter = match text.trim() {
+        "" => {
+            return refused("the body is empty; send a log filter, as in info,turnmill_worker=debug".into());
+        }
+        text => match text.parse::<LogFilter>() {
+            Ok(filter) => filter,
+            Err(error) => return refused(error.to_string()),
+        },
+    };
+    let before = state.logs.filter();
+    match state.logs.set(filter.clone()) {
+        Ok(()) => {
+            tracing::info!(
+                filter = filter.as_str(),
+                before = before.as_str(),
+                "the log filter is another one"
+            );
+            log(State(state)).await.into_response()
+        }
+        Err(error) => {
+            (StatusCode::INTERNAL_SERVER_ERROR, Json(json!({ "error": error.to_string() }))).into_response()
+        }
+    }
+}
+
 async fn not_found(uri: Uri) -> Response {
-    let known = ["/health/live", "/health/startup", "/health/ready", "/metrics"];
+    let known = ["/health/live", "/health/startup", "/health/ready", "/metrics", "/log"];
     let error = format!("there is no {}; there are {}", uri.path(), known.join(", "));
     (StatusCode::NOT_FOUND, Json(json!({ "error": error }))).into_response()
 }
@@ -163,9 +215,11 @@ mod tests {
     use std::io::{Read as _, Write as _};
     use std::net::TcpStream;
 
+    use super::super::logs;
     use super::super::metrics::tests::recorded;
     use super::*;
     use crate::broker::{PriorityCounts, QueueCounts};
+    use crate::config::LogFormat;
     use crate::lifecycle::{HeadroomLimits, Phase};
     use crate::observe::metrics::turn_claimed;
 
@@ -179,6 +233,8 @@ mod tests {
     struct Server {
         addr: SocketAddr,
         state: HttpState,
+        /// Keeps the log filter changeable; nothing is written with it.
+        _log: Box<dyn tracing::Subscriber + Send + Sync>,
         shutdown: CancellationToken,
         thread: Option<JoinHandle<()>>,
     }
@@ -186,16 +242,19 @@ mod tests {
     impl Server {
         fn start() -> Self {
             let limits = HeadroomLimits { low: 0.05, high: 0.10 };
+            let info = "info".parse().expect("a filter");
+            let (log, logs) = logs::subscriber(LogFormat::Json, &info, false, std::io::sink);
             let state = HttpState {
                 lifecycle: Arc::new(Lifecycle::new(limits, STALL, long_ago())),
                 metrics: recorded(|| turn_claimed(None)),
                 queue: Arc::new(QueueGauges::new(Duration::from_secs(3600))),
+                logs,
             };
             let listener = bind(SocketAddr::from(([127, 0, 0, 1], 0))).expect("a free port");
             let addr = listener.local_addr().expect("it is bound");
             let shutdown = CancellationToken::new();
             let thread = serve(listener, state.clone(), shutdown.clone()).expect("it starts");
-            Self { addr, state, shutdown, thread: Some(thread) }
+            Self { addr, state, _log: log, shutdown, thread: Some(thread) }
         }
 
         fn connect(&self) -> TcpStream {
@@ -206,8 +265,14 @@ mod tests {
 
         /// Status, head and body of the answer.
         fn get(&self, path: &str) -> (u16, String, String) {
+            self.ask("GET", path, "")
+        }
+
+        fn ask(&self, method: &str, path: &str, body: &str) -> (u16, String, String) {
             let mut stream = self.connect();
-            write!(stream, "GET {path} HTTP/1.1\r\nhost: worker\r\nconnection: close\r\n\r\n").expect("sent");
+            let length = body.len();
+            let head = format!("{method} {path} HTTP/1.1\r\nhost: worker\r\ncontent-length: {length}");
+            write!(stream, "{head}\r\nconnection: close\r\n\r\n{body}").expect("sent");
             let mut answer = String::new();
             stream.read_to_string(&mut answer).expect("an answer");
             let (head, body) = answer.split_once("\r\n\r\n").expect("head and body");
@@ -307,6 +372,33 @@ mod tests {
         let priorities = [interactive, PriorityCounts::default()];
         server.state.queue.set(QueueCounts { priorities, ..QueueCounts::default() }, Instant::now());
         assert!(server.get("/metrics").2.contains("turnmill_queue_runnable_agents 4\n"));
+    }
+
+    #[test]
+    fn the_log_filter_is_read_and_changed() {
+        let server = Server::start();
+        assert_eq!(server.get("/log").2, "info\n");
+        let (status, _, body) = server.ask("PUT", "/log", "warn,turnmill_worker=debug\n");
+        assert_eq!((status, body.as_str()), (200, "warn,turnmill_worker=debug\n"));
+        assert_eq!(server.get("/log").2, "warn,turnmill_worker=debug\n");
+        for (filter, status) in [("info,a=loud", 400), ("\n", 400), (&"a,".repeat(FILTER_BYTES)[..], 413)] {
+            assert_eq!(server.ask("PUT", "/log", filter).0, status);
+        }
+        let body: Value = serde_json::from_str(&server.ask("PUT", "/log", "info,a=loud").2).expect("JSON");
+        assert!(body["error"].as_str().expect("text").contains("\"a=loud\""), "{body}");
+        assert_eq!(server.ask("POST", "/log", "info").0, 405);
+        assert_eq!(server.get("/log").2, "warn,turnmill_worker=debug\n", "a refused one changes nothing");
+    }
+
+    #[tokio::test]
+    async fn only_this_machine_changes_the_log_filter() {
+        let server = Server::start();
+        for (peer, status) in [("192.0.2.1:9", 403), ("[2001:db8::1]:9", 403), ("[::ffff:127.0.0.1]:9", 200)]
+        {
+            let peer = ConnectInfo(peer.parse().expect("an address"));
+            let answer = set_log(State(server.state.clone()), peer, "off".into()).await;
+            assert_eq!(answer.status().as_u16(), status);
+        }
     }
 
     #[test]

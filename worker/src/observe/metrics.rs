@@ -43,6 +43,7 @@ const STORE_BUCKETS: &[f64] =
 const OUTCOMES: &[&str] = &[Outcome::Completed.as_str(), Outcome::Failed.as_str(), Outcome::Expired.as_str()];
 const DEAD_REASONS: &[&str] =
     &[DeadReason::Attempts.as_str(), DeadReason::Rejected.as_str(), DeadReason::Unreadable.as_str()];
+const DROP_REASONS: &[&str] = &["queue_full", "export_failed"];
 const BLOCK_STATES: &[&str] = &["free", "cached", "held"];
 const SAVE_OUTCOMES: &[&str] = &["saved", "dropped", "failed", "evicted"];
 
@@ -157,6 +158,9 @@ metrics! {
         "From enqueue to the first published token of a turn.";
     INTER_TOKEN_SECONDS = Kind::Histogram(INTER_TOKEN_BUCKETS), "turnmill_inter_token_seconds",
         "Between two tokens of a turn.";
+
+    SPANS_DROPPED = Kind::Counter, "turnmill_spans_dropped_total"{reason in DROP_REASONS},
+        "Spans that were not exported, by reason.";
 }
 
 /// Makes this process record metrics. Once a process.
@@ -383,6 +387,11 @@ pub fn inter_token(after: Duration) {
     histogram!(INTER_TOKEN_SECONDS).record(after);
 }
 
+/// So many spans were not exported; `reason` comes from a closed list.
+pub fn spans_dropped(reason: &'static str, count: usize) {
+    counter!(SPANS_DROPPED, "reason" => reason).increment(count as u64);
+}
+
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
@@ -451,6 +460,7 @@ pub(super) mod tests {
             block_brought_back();
             first_token(Duration::from_millis(300));
             inter_token(Duration::from_millis(9));
+            spans_dropped("queue_full", 90);
         })
         .render();
         assert_lines(
@@ -510,6 +520,8 @@ pub(super) mod tests {
                 "turnmill_first_token_seconds_bucket{le=\"0.25\"} 0",
                 "turnmill_first_token_seconds_count 1",
                 "turnmill_inter_token_seconds_bucket{le=\"0.01\"} 1",
+                "turnmill_spans_dropped_total{reason=\"queue_full\"} 90",
+                "turnmill_spans_dropped_total{reason=\"export_failed\"} 0",
             ],
         );
     }

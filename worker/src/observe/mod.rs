@@ -1,4 +1,4 @@
-//! How the worker is doing: metrics, logs, and the small HTTP server that tells them.
+//! How the worker is doing: metrics, logs, traces, and the small HTTP server that tells the first two.
 //!
 //! Invariants: label values come from closed lists, so the number of series is fixed; a number that cannot be
 //! read is absent, never 0; probes answer while the engine keeps every core busy.
@@ -12,7 +12,11 @@ pub mod metrics;
 mod process;
 mod queue;
 mod state;
+pub mod traces;
+mod turn_span;
 
 pub use catalogue::{Described, Kind, catalogue, document};
 pub use error::ObserveError;
 pub use queue::QueueGauges;
+pub use traces::Traces;
+pub use turn_span::{Claimed, TurnSpan};

@@ -14,7 +14,7 @@ use super::publish::persist;
 use super::{Held, Link, Runner};
 use crate::broker::{Broker, ReadyToken};
 use crate::lifecycle::Lifecycle;
-use crate::observe::metrics;
+use crate::observe::{Claimed, metrics};
 
 /// Takes turns from the queue and starts a task for each.
 pub struct Intake<B> {
@@ -135,7 +135,8 @@ async fn run_agent<B: Broker>(
 
 async fn put_back<B: Broker>(runner: &Runner<B>, token: &HeldToken) {
     if let Err(error) = runner.broker.put_back(token.token()).await {
-        warn!(%error, agent = %token.token().agent, "a token was not handed back; it is free after a lease");
+        let agent = &token.token().agent;
+        warn!(%error, agent = agent.own(), tenant = agent.tenant(), "a token was not handed back; it is free after a lease");
     }
 }
 
@@ -145,6 +146,7 @@ async fn lease_and_run<B: Broker>(
     token: HeldToken,
     stop: &CancellationToken,
 ) -> Option<HeldToken> {
+    let from = Instant::now();
     let leased = tokio::select! {
         leased = persist(&runner.link, || runner.broker.lease(token.token())) => leased,
         // The queue does not answer, and the worker stops: the token is free after a lease.
@@ -154,11 +156,13 @@ async fn lease_and_run<B: Broker>(
         Ok(Some(claim)) => {
             let first = claim.lease.attempt == 1;
             metrics::turn_claimed(first.then(|| Duration::from_millis(claim.queued_ms)));
-            runner.run(claim, token).await
+            runner.run(claim, Claimed { from, to: Instant::now() }, token).await
         }
         Ok(None) => None,
         Err(error) => {
-            warn!(%error, agent = %token.token().agent, "the turn could not be leased");
+            let agent = &token.token().agent;
+            let error = error.without_content();
+            warn!(error, agent = agent.own(), tenant = agent.tenant(), "the turn could not be leased");
             None
         }
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
-use tracing::debug;
+use tracing::{Instrument as _, debug};
 use turnmill_schema::Manifest;
 
 use super::Restorer;
@@ -123,7 +123,7 @@ impl Keeper {
         let Late { runs, stored } = late;
         let Ok(place) = self.places.clone().try_acquire_owned() else { return };
         let store = self.store().clone();
-        self.late.spawn(async move {
+        let note = async move {
             let now = store.saved(&runs.ids, LATEST).await;
             if let Some(manifest) = runs.manifest(now).filter(|_| now > stored)
                 && let Err(error) = broker.advance(&lease, &manifest).await
@@ -131,6 +131,8 @@ impl Keeper {
                 debug!(%error, "what was stored late is not noted; it is computed again, or found by its name");
             }
             drop(place);
-        });
+        };
+        // The turn's span for log lines outlives the turn; its trace does not.
+        self.late.spawn(note.in_current_span());
     }
 }

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 use turnmill_schema::{DeadReason, End, Manifest, Message, Outcome, Role, Timing, TranscriptEntry, Usage};
 
 use super::held::HeldToken;
@@ -20,7 +20,7 @@ use crate::observe::metrics;
 pub(super) enum Leaving {
     Completed(Box<Reply>),
     /// It can never run.
-    Rejected(String),
+    Rejected(Reason),
     /// This attempt failed.
     Failed(Failure),
     /// Its deadline passed.
@@ -31,13 +31,40 @@ pub(super) enum Leaving {
 
 /// Why an attempt failed, in one word and in one sentence.
 pub(super) struct Failure {
-    reason: DeadReason,
+    dead: DeadReason,
+    reason: Reason,
+}
+
+/// A sentence for the turn's result, which its owner reads; others read the log.
+pub(super) struct Reason {
     text: String,
+    quotes: bool,
+}
+
+impl Reason {
+    /// One in which nothing that the turn says can stand.
+    pub(super) fn plain(text: impl ToString) -> Self {
+        Self { text: text.to_string(), quotes: false }
+    }
+
+    /// One that may quote the turn: a template or a decoder made it.
+    pub(super) fn quoting(text: impl ToString) -> Self {
+        Self { text: text.to_string(), quotes: true }
+    }
+
+    /// What the log says of it.
+    fn logged(&self, content: bool) -> &str {
+        if self.quotes && !content {
+            "told in the turn's result, because it may quote the turn"
+        } else {
+            &self.text
+        }
+    }
 }
 
 impl Leaving {
-    pub(super) fn failed(reason: DeadReason, text: String) -> Self {
-        Self::Failed(Failure { reason, text })
+    pub(super) fn failed(dead: DeadReason, reason: Reason) -> Self {
+        Self::Failed(Failure { dead, reason })
     }
 }
 
@@ -45,7 +72,7 @@ impl<B: Broker> Runner<B> {
     /// Ends the turn, gives it back or lets it go. The token returned stands for the agent's next turn.
     pub(super) async fn leave(
         &self,
-        attempt: Attempt,
+        attempt: &Attempt,
         publisher: &mut Publisher<B>,
         leaving: Leaving,
         kept: Option<Kept>,
@@ -54,30 +81,33 @@ impl<B: Broker> Runner<B> {
         let published = publisher.published();
         let mut late = None;
         let ending = match leaving {
-            Leaving::Lost => return self.lose(),
-            Leaving::GivenBack => return self.give_back(&attempt, kept, lost).await,
-            Leaving::Failed(failure) => return self.retry(&attempt, failure, lost).await,
-            Leaving::Rejected(text) => {
-                warn!(reason = %text, "the turn can never run");
-                let end = self.end(&attempt, published, Outcome::Failed, Some(text));
+            Leaving::Lost => return self.lose(attempt),
+            Leaving::GivenBack => return self.give_back(attempt, kept, lost).await,
+            Leaving::Failed(failure) => return self.retry(attempt, failure, lost).await,
+            Leaving::Rejected(reason) => {
+                warn!(reason = reason.logged(self.settings.log_content), "the turn can never run");
+                let end = self.end(attempt, published, Outcome::Failed, Some(reason.text));
                 Ending { reason: Some(DeadReason::Rejected), ..self.ending(published, end) }
             }
             Leaving::Expired => {
                 let text = "the deadline passed while it ran; allow more time".to_owned();
-                self.ending(published, self.end(&attempt, published, Outcome::Expired, Some(text)))
+                self.ending(published, self.end(attempt, published, Outcome::Expired, Some(text)))
             }
             Leaving::Completed(reply) => {
-                let mut end = self.end(&attempt, published, Outcome::Completed, None);
+                if self.settings.log_content {
+                    debug!(text = reply.text(), "the turn's reply");
+                }
+                let mut end = self.end(attempt, published, Outcome::Completed, None);
                 end.finish = reply.finish();
                 let manifest;
-                (manifest, late) = self.manifest(&attempt, kept.as_ref(), &reply).await;
+                (manifest, late) = self.manifest(attempt, kept.as_ref(), &reply).await;
                 let entry = kept.map(|kept| entry(&attempt.lease, kept, &reply));
                 Ending { entry, manifest, ..self.ending(published, end) }
             }
         };
         let entry = ending.entry.filter(|_| !attempt.lease.token.agent.is_lone());
         let ending = Ending { entry, reply: publisher.take_short_reply(), ..ending };
-        self.finish(&attempt, &ending, late, lost).await
+        self.finish(attempt, &ending, late, lost).await
     }
 
     async fn finish(
@@ -92,19 +122,29 @@ impl<B: Broker> Runner<B> {
             // First: a heartbeat after the end and before its reply calls the turn lost.
             biased;
             finished = persist(&self.link, || self.broker.finish(lease, ending)) => finished,
-            () = lost.cancelled() => return self.lose(),
+            () = lost.cancelled() => return self.lose(attempt),
         };
         match finished {
             Ok(next) => {
                 // At once: heartbeats cover it from here on.
                 let next = next.map(|token| self.held.add_token(token));
                 let End { outcome, usage, timing, .. } = &ending.end;
+                attempt.span.left(outcome.as_str());
                 metrics::turn_ended(*outcome, Duration::from_millis(timing.total_ms));
                 ending.reason.into_iter().for_each(metrics::turn_dead);
                 if let Some(ms) = timing.first_token_ms {
                     metrics::first_token(Duration::from_millis(ms));
                 }
-                info!(?outcome, ?usage, ?timing, "the turn has ended");
+                info!(
+                    outcome = outcome.as_str(),
+                    prompt_tokens = usage.prompt_tokens,
+                    cached_tokens = usage.cached_tokens,
+                    completion_tokens = usage.completion_tokens,
+                    queued_ms = timing.queued_ms,
+                    first_token_ms = timing.first_token_ms,
+                    total_ms = timing.total_ms,
+                    "the turn has ended"
+                );
                 if let (Some(keeper), Some(late)) = (&self.keeper, late) {
                     keeper.later(self.broker.clone(), lease.clone(), late);
                 }
@@ -113,11 +153,11 @@ impl<B: Broker> Runner<B> {
             }
             Err(error @ BrokerError::Gap { .. }) => {
                 warn!(%error, "published tokens are gone; the turn is given back to go on before them");
-                self.release(lease, None, lost).await
+                self.release(attempt, None, lost).await
             }
             Err(error) => {
                 warn!(%error, "the turn could not be ended");
-                self.lose()
+                self.lose(attempt)
             }
         }
     }
@@ -131,27 +171,31 @@ impl<B: Broker> Runner<B> {
     ) -> Option<HeldToken> {
         let lease = &attempt.lease;
         let delay = self.settings.retries.delay(lease.attempt);
-        let Failure { reason, text } = failure;
+        let Failure { dead, reason } = failure;
+        let logged = reason.logged(self.settings.log_content);
         let retried = tokio::select! {
-            retried = persist(&self.link, || self.broker.retry(lease, delay, reason, &text)) => retried,
-            () = lost.cancelled() => return self.lose(),
+            retried = persist(&self.link, || self.broker.retry(lease, delay, dead, &reason.text)) => retried,
+            () = lost.cancelled() => return self.lose(attempt),
         };
         match retried {
             Ok(Retry::Later) => {
+                attempt.span.left("retried");
                 metrics::turn_retried();
-                warn!(reason = %text, ?delay, "the attempt failed; the turn is tried again");
+                warn!(reason = logged, ?delay, "the attempt failed; the turn is tried again");
             }
             Ok(Retry::Dead) => {
+                attempt.span.left("dead");
                 metrics::turn_ended(Outcome::Failed, attempt.age());
-                metrics::turn_dead(reason);
-                warn!(reason = %text, "the last attempt failed; the turn is a dead letter");
+                metrics::turn_dead(dead);
+                warn!(reason = logged, "the last attempt failed; the turn is a dead letter");
             }
             Err(error) => warn!(%error, "the failed turn could not be given back; it goes on after a lease"),
         }
         None
     }
 
-    fn lose(&self) -> Option<HeldToken> {
+    fn lose(&self, attempt: &Attempt) -> Option<HeldToken> {
+        attempt.span.left("lost");
         metrics::turn_fenced();
         info!("the turn is not ours any more");
         None
@@ -186,16 +230,16 @@ impl<B: Broker> Runner<B> {
         let manifest = match (&self.keeper, conversation) {
             (Some(keeper), Some(conversation)) => tokio::select! {
                 manifest = keeper.give_back(&conversation, &attempt.tokens) => manifest,
-                () = lost.cancelled() => return self.lose(),
+                () = lost.cancelled() => return self.lose(attempt),
             },
             _ => None,
         };
-        self.release(&attempt.lease, manifest, lost).await
+        self.release(attempt, manifest, lost).await
     }
 
     async fn release(
         &self,
-        lease: &Lease,
+        attempt: &Attempt,
         manifest: Option<Manifest>,
         lost: &CancellationToken,
     ) -> Option<HeldToken> {
@@ -204,11 +248,12 @@ impl<B: Broker> Runner<B> {
             return None;
         }
         let released = tokio::select! {
-            released = persist(&self.link, || self.broker.release(lease, manifest.as_ref())) => released,
-            () = lost.cancelled() => return self.lose(),
+            released = persist(&self.link, || self.broker.release(&attempt.lease, manifest.as_ref())) => released,
+            () = lost.cancelled() => return self.lose(attempt),
         };
         match released {
             Ok(()) => {
+                attempt.span.left("given_back");
                 metrics::turn_released();
                 info!("the turn was given back");
             }

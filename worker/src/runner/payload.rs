@@ -7,7 +7,7 @@ use tracing::warn;
 use turnmill_schema::{DeadReason, Outcome, PayloadReference, StoredTurn, Turn};
 
 use super::Runner;
-use super::leave::Leaving;
+use super::leave::{Leaving, Reason};
 use super::link::Backoff;
 use crate::broker::Broker;
 use crate::store::{Payloads, StoreError};
@@ -29,7 +29,7 @@ impl<B: Broker> Runner<B> {
         };
         resolved.map_err(|error| {
             // Whether it may pass or not: another worker may reach the store, and an operator may mend it meanwhile.
-            Leaving::failed(DeadReason::Unreadable, error.to_string())
+            Leaving::failed(DeadReason::Unreadable, Reason::quoting(error))
         })
     }
 }

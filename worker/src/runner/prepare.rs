@@ -5,14 +5,13 @@
 
 use std::sync::Arc;
 
-use tokio_util::sync::CancellationToken;
 use tracing::info;
-use turnmill_schema::{DeadReason, Turn};
+use turnmill_schema::{DeadReason, Delta, History, Manifest, Turn};
 
 use super::Runner;
 use super::conversation::{Conversation, Known};
-use super::leave::Leaving;
-use crate::broker::{Broker, Claim};
+use super::leave::{Leaving, Reason};
+use crate::broker::Broker;
 use crate::engine::Reply;
 use crate::kv::Namespace;
 use crate::model::{ChatTemplate, Prompt, PromptError, Tokenizer, prompt};
@@ -33,6 +32,14 @@ pub struct Prompting {
     pub block_tokens: usize,
 }
 
+/// What a lease brought along besides the turn.
+pub(super) struct Leased {
+    pub(super) history: History,
+    pub(super) manifest: Option<Manifest>,
+    pub(super) published: Vec<Delta>,
+    pub(super) attempt: u32,
+}
+
 /// A prompt and what is left to make.
 pub(super) struct Work {
     pub(super) turn: Turn,
@@ -44,27 +51,23 @@ pub(super) struct Work {
 
 impl<B: Broker> Runner<B> {
     /// Makes the prompt and replays what is published. The error is how the turn leaves instead.
-    pub(super) async fn prepare(&self, claim: Claim, lost: &CancellationToken) -> Result<Work, Leaving> {
-        // Another worker may be of a version that reads it.
-        let stored =
-            claim.turn.map_err(|error| Leaving::failed(DeadReason::Unreadable, error.to_string()))?;
-        let turn = self.fetch(stored, lost).await?;
-        turn.validate().map_err(|error| Leaving::Rejected(error.to_string()))?;
+    pub(super) async fn prepare(&self, turn: Turn, leased: Leased) -> Result<Work, Leaving> {
+        turn.validate().map_err(|error| Leaving::Rejected(Reason::plain(error)))?;
         let prompting = self.prompting.clone();
-        let published: Vec<u32> = claim.published.into_iter().flat_map(|delta| delta.tokens).collect();
+        let published: Vec<u32> = leased.published.into_iter().flat_map(|delta| delta.tokens).collect();
         let keeper = self.keeper.as_ref().filter(|keeper| keeper.serves(turn.tenant.as_str()));
         let is_stored = keeper.is_some();
-        let (manifest, attempt) = (claim.manifest, claim.lease.attempt);
+        let Leased { history, manifest, attempt, .. } = leased;
         // Tokenising a long conversation takes milliseconds of pure computing.
         let made = tokio::task::spawn_blocking(move || {
-            let prompt = prompt(&prompting.tokenizer, &prompting.template, &claim.history, &turn.messages)?;
+            let prompt = prompt(&prompting.tokenizer, &prompting.template, &history, &turn.messages)?;
             let conversation = is_stored.then(|| {
                 let known = Known {
                     tenant: turn.tenant.as_str(),
-                    messages: &[&claim.history.messages[..], &turn.messages].concat(),
+                    messages: &[&history.messages[..], &turn.messages].concat(),
                     tokens: &[&prompt.tokens[..], &published].concat(),
                     manifest,
-                    has_history: !claim.history.tokens.is_empty(),
+                    has_history: !history.tokens.is_empty(),
                     resumed: attempt > 1 || !published.is_empty(),
                 };
                 Conversation::new(&prompting, &known)
@@ -73,18 +76,21 @@ impl<B: Broker> Runner<B> {
         });
         let made = made.await.map_err(|_| {
             let text = "the prompt could not be made: a bug in the worker; please report its log";
-            Leaving::failed(DeadReason::Attempts, text.to_owned())
+            Leaving::failed(DeadReason::Attempts, Reason::plain(text))
         })?;
         let (turn, prompt, published, conversation) =
-            made.map_err(|error| Leaving::Rejected(error.to_string()))?;
-        if prompt.retokenised && claim.lease.attempt == 1 {
+            made.map_err(|error| Leaving::Rejected(Reason::quoting(error)))?;
+        if prompt.retokenised && attempt == 1 {
             info!(kept = prompt.kept, "the template rewrote the history; it was tokenised again");
         }
-        let max_total_tokens =
-            self.max_total_tokens(&turn, prompt.tokens.len() as u32).map_err(Leaving::Rejected)?;
+        let max_total_tokens = self
+            .max_total_tokens(&turn, prompt.tokens.len() as u32)
+            .map_err(Reason::plain)
+            .map_err(Leaving::Rejected)?;
         let max_tokens = max_total_tokens - prompt.tokens.len() as u32;
         let mut reply = Reply::new(self.prompting.tokenizer.clone(), &turn.sampling, max_tokens);
-        self.replay(&mut reply, &published).map_err(|text| Leaving::failed(DeadReason::Unreadable, text))?;
+        self.replay(&mut reply, &published)
+            .map_err(|text| Leaving::failed(DeadReason::Unreadable, Reason::plain(text)))?;
         Ok(Work { turn, prompt, reply, max_total_tokens, conversation })
     }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::task::AbortOnDropHandle;
-use tracing::{debug, info};
+use tracing::{Instrument as _, debug, info};
 
 use crate::engine::EngineHandle;
 use crate::kv::{Run, RunData};
@@ -155,19 +155,20 @@ impl Restorer {
     fn fetch_all(&self, runs: Vec<Arc<Run>>) -> mpsc::Receiver<Fetch> {
         let (sender, receiver) = mpsc::channel(self.settings.parallel.max(1));
         let (store, in_memory) = (self.store.clone(), self.in_memory.clone());
-        tokio::spawn(async move {
+        let fetch_all = async move {
             for run in runs {
                 let place = tokio::select! {
                     place = in_memory.clone().acquire_owned() => place.expect("the semaphore is never closed"),
                     () = sender.closed() => return,
                 };
                 let store = store.clone();
-                let fetch = tokio::spawn(async move { store.fetch(&run).await });
+                let fetch = tokio::spawn(async move { store.fetch(&run).await }.in_current_span());
                 if sender.send((AbortOnDropHandle::new(fetch), place)).await.is_err() {
                     return;
                 }
             }
-        });
+        };
+        tokio::spawn(fetch_all.in_current_span());
         receiver
     }
 

@@ -8,21 +8,23 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
-use tracing::{Instrument, info_span, warn};
-use turnmill_schema::{DeadReason, Message, PayloadReference, StoredTurn, Usage};
+use tracing::{Instrument, debug, warn};
+use turnmill_schema::{DeadReason, Message, PayloadReference, StoredTurn, Turn, Usage};
 
 use super::conversation::Conversation;
 use super::held::{HeldLease, HeldToken};
 use super::keep::Keeper;
-use super::leave::{Leaving, lost_to};
-use super::prepare::{Prompting, Work};
+use super::leave::{Leaving, Reason, lost_to};
+use super::prepare::{Leased, Prompting, Work};
 use super::publish::Publisher;
+use super::restore::Restored;
 use super::retries::Retries;
 use super::{Held, Link};
 use crate::broker::{Broker, Claim, Lease};
 use crate::engine::{EngineHandle, MadeToken, Progress, Saving, Start};
 use crate::kv::Run;
 use crate::model::Prompt;
+use crate::observe::{Claimed, Traces, TurnSpan};
 use crate::schedule::SequenceId;
 use crate::store::Payloads;
 
@@ -35,6 +37,8 @@ pub struct RunnerSettings {
     pub flush: Duration,
     /// Pauses before attempts after the first.
     pub retries: Retries,
+    /// Whether log lines may say what turns say.
+    pub log_content: bool,
 }
 
 /// Runs turns; shared by all of them.
@@ -53,6 +57,8 @@ pub struct Runner<B> {
     pub held: Held,
     /// Whether the queue answers.
     pub link: Link,
+    /// Makes turns' spans.
+    pub traces: Traces,
     /// Settings.
     pub settings: RunnerSettings,
     /// Cancelled when the worker drains: it takes no agent's next turn any more.
@@ -76,6 +82,7 @@ pub(super) struct Attempt {
     pub(super) usage: Usage,
     /// Prompt and reply so far.
     pub(super) tokens: Vec<u32>,
+    pub(super) span: TurnSpan,
 }
 
 impl Attempt {
@@ -98,15 +105,26 @@ const PREFETCH_AFTER: Duration = Duration::from_millis(20);
 impl<B: Broker> Runner<B> {
     /// Runs a leased turn to its end. `token` is what it was leased with; the one returned stands for the agent's next
     /// turn, which this worker may go on with.
-    pub async fn run(&self, claim: Claim, token: HeldToken) -> Option<HeldToken> {
-        let span = info_span!("turn", turn = %claim.lease.turn, agent = %claim.lease.token.agent);
+    pub async fn run(&self, claim: Claim, claimed: Claimed, token: HeldToken) -> Option<HeldToken> {
+        let request = match &claim.turn {
+            Ok(StoredTurn::Inline(turn)) => Some(turn.request_id()),
+            Ok(StoredTurn::Reference(_)) | Err(_) => None,
+        };
+        let span = TurnSpan::new(&claim.lease, request.as_ref());
         let held = self.held.add_lease(claim.lease.clone());
         // Only now: between the two heartbeats would miss it.
         drop(token);
-        self.run_claim(claim, held).instrument(span).await
+        let log = span.log().clone();
+        self.run_claim(claim, claimed, held, span).instrument(log).await
     }
 
-    async fn run_claim(&self, claim: Claim, held: HeldLease) -> Option<HeldToken> {
+    async fn run_claim(
+        &self,
+        claim: Claim,
+        claimed: Claimed,
+        held: HeldLease,
+        span: TurnSpan,
+    ) -> Option<HeldToken> {
         let mut attempt = Attempt {
             lease: claim.lease.clone(),
             payload: claim.turn.as_ref().ok().and_then(StoredTurn::reference),
@@ -116,6 +134,7 @@ impl<B: Broker> Runner<B> {
             first_token_ms: claim.first_token_ms,
             usage: Usage::default(),
             tokens: Vec::new(),
+            span,
         };
         let mut publisher = Publisher::new(
             self.broker.clone(),
@@ -125,9 +144,10 @@ impl<B: Broker> Runner<B> {
             self.settings.flush,
         );
         let alone = claim.alone;
-        let (leaving, kept) = match self.prepare(claim, &held.lost).await {
+        let (leaving, kept) = match self.work(&mut attempt, claim, claimed, &held.lost).await {
             Err(leaving) => (leaving, None),
             Ok(work) => {
+                self.log_asked(&work.turn);
                 attempt.usage.prompt_tokens = work.prompt.tokens.len() as u32;
                 let kept = Kept {
                     messages: work.turn.messages.clone(),
@@ -135,6 +155,7 @@ impl<B: Broker> Runner<B> {
                     conversation: work.conversation.clone(),
                 };
                 let leaving = self.compute(&mut attempt, &mut publisher, work, alone, &held.lost).await;
+                attempt.span.computed();
                 (leaving, Some(kept))
             }
         };
@@ -142,7 +163,41 @@ impl<B: Broker> Runner<B> {
             let ms = attempt.queued_ms + (first - attempt.leased).as_millis() as u64;
             attempt.first_token_ms.get_or_insert(ms);
         }
-        self.leave(attempt, &mut publisher, leaving, kept, &held.lost).await
+        let began_to_leave = Instant::now();
+        let next = self.leave(&attempt, &mut publisher, leaving, kept, &held.lost).await;
+        attempt.span.end(began_to_leave, attempt.usage);
+        next
+    }
+
+    /// What is to be done: the turn is read, wherever it is, and its prompt made. From here on its span is known.
+    async fn work(
+        &self,
+        attempt: &mut Attempt,
+        claim: Claim,
+        claimed: Claimed,
+        lost: &CancellationToken,
+    ) -> Result<Work, Leaving> {
+        let turn = match claim.turn {
+            Ok(stored) => self.fetch(stored, lost).await,
+            // Another worker may be of a version that reads it.
+            Err(error) => Err(Leaving::failed(DeadReason::Unreadable, Reason::quoting(error))),
+        };
+        let about = (claimed, claim.earlier_epoch);
+        attempt.span.begin(&self.traces, &attempt.lease, turn.as_ref().ok(), about);
+        let leased = Leased {
+            history: claim.history,
+            manifest: claim.manifest,
+            published: claim.published,
+            attempt: attempt.lease.attempt,
+        };
+        self.prepare(turn?, leased).await
+    }
+
+    /// What is asked, where the log may say it.
+    fn log_asked(&self, turn: &Turn) {
+        if self.settings.log_content {
+            debug!(messages = ?turn.messages, "the turn's new messages");
+        }
     }
 
     async fn compute(
@@ -226,17 +281,21 @@ impl<B: Broker> Runner<B> {
                 Some(Progress::Room { blocks }) => {
                     drop(prefetch.take());
                     if let Some(keeper) = &self.keeper {
-                        keeper.restorer.restore(id, &stored, blocks).await;
+                        let began = Instant::now();
+                        let Restored { tokens, outcome } = keeper.restorer.restore(id, &stored, blocks).await;
+                        attempt.span.restored(began, outcome, tokens);
                     }
                     if self.engine.end_restore(id).await.is_err() {
                         return Leaving::GivenBack;
                     }
                 }
-                Some(Progress::Admitted { cached_tokens }) => {
+                Some(Progress::Admitted { cached_tokens, at }) => {
                     drop(prefetch.take());
+                    attempt.span.admitted(at, cached_tokens);
                     attempt.usage.cached_tokens = cached_tokens;
                 }
                 Some(Progress::Token(token)) => {
+                    attempt.span.token(token.at);
                     attempt.tokens.push(token.id);
                     publisher.push(&token);
                     let MadeToken { reply: Some(reply), .. } = token else { continue };
@@ -245,8 +304,10 @@ impl<B: Broker> Runner<B> {
                         Err(error) => lost_to(&error),
                     };
                 }
-                Some(Progress::Refused(text)) => return Leaving::Rejected(text),
-                Some(Progress::Failed(text)) => return Leaving::failed(DeadReason::Attempts, text),
+                Some(Progress::Refused(text)) => return Leaving::Rejected(Reason::plain(text)),
+                Some(Progress::Failed(text)) => {
+                    return Leaving::failed(DeadReason::Attempts, Reason::plain(text));
+                }
                 None => return Leaving::GivenBack,
             }
         }
@@ -256,10 +317,11 @@ impl<B: Broker> Runner<B> {
     fn prefetch(&self, stored: &[Arc<Run>]) -> Option<AbortOnDropHandle<()>> {
         let keeper = self.keeper.clone().filter(|_| !stored.is_empty())?;
         let stored = stored.to_vec();
-        Some(AbortOnDropHandle::new(tokio::spawn(async move {
+        let fetch = async move {
             tokio::time::sleep(PREFETCH_AFTER).await;
             keeper.restorer.prefetch(&stored).await;
-        })))
+        };
+        Some(AbortOnDropHandle::new(tokio::spawn(fetch.in_current_span())))
     }
 
     /// What the engine made before it was stopped is published too: the next worker goes on after it.
@@ -272,6 +334,7 @@ impl<B: Broker> Runner<B> {
     ) {
         while let Some(next) = progress.recv().await {
             if let Progress::Token(token) = next {
+                attempt.span.token(token.at);
                 attempt.tokens.push(token.id);
                 publisher.push(&token);
             }

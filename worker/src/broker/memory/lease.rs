@@ -152,6 +152,8 @@ impl State {
             Event::Delta(delta) => Some((entry.at_ms, delta.clone())),
             _ => None,
         });
+        let earlier = turn.results.iter().filter(|entry| matches!(entry.event, Event::Begin(_)));
+        let earlier = earlier.map(|begin| begin.epoch).filter(|epoch| *epoch < agent.epoch);
         let first_token_at_ms = deltas.clone().next().map(|(at_ms, _)| at_ms);
         let since_enqueue = |ms: u64| ms.saturating_sub(turn.enqueued_ms);
         Claim {
@@ -165,6 +167,7 @@ impl State {
                 .deadline_ms
                 .map(|deadline_ms| Duration::from_millis(deadline_ms.saturating_sub(self.now_ms))),
             first_token_ms: first_token_at_ms.map(since_enqueue),
+            earlier_epoch: earlier.max(),
             alone: turn.barren.saturating_sub(1) >= BARREN_BEFORE_ALONE,
         }
     }

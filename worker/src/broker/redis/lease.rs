@@ -30,6 +30,8 @@ struct Grant {
 struct Published {
     deltas: Vec<Delta>,
     first_token_at_ms: Option<u64>,
+    /// Of the newest lease before this one.
+    earlier_epoch: Option<u64>,
 }
 
 impl RedisBroker {
@@ -63,7 +65,12 @@ impl RedisBroker {
                 (Ok(LeaseReply::Leased(_)), None) => {
                     return Err(self.unreadable("a turn was leased that nobody named".to_owned()));
                 }
-                (Err(e), _) => return Err(self.unreadable(e.to_string())),
+                (Err(e), _) => {
+                    // The client quotes the answer after that, and with it the turn.
+                    let text = e.to_string();
+                    let kind = text.split(" (response was").next().unwrap_or_default();
+                    return Err(self.unreadable(kind.to_owned()));
+                }
             }
         }
     }
@@ -95,7 +102,7 @@ impl RedisBroker {
     }
 
     fn claim(&self, token: &ReadyToken, entry: &BacklogEntry, grant: Grant) -> Result<Claim, BrokerError> {
-        let published = read_published(entry.turn, &grant.entries)?;
+        let published = read_published(entry.turn, grant.epoch, &grant.entries)?;
         // A history that cannot be read ends the turn as an unreadable envelope does.
         let (turn, history) = match read_history(&grant.transcript) {
             Ok(history) => (StoredTurn::decode(&grant.envelope), history),
@@ -117,6 +124,7 @@ impl RedisBroker {
             queued_ms: since_enqueue(now_ms),
             expires_in: has_deadline.then(|| Duration::from_millis(grant.deadline_ms.saturating_sub(now_ms))),
             first_token_ms: published.first_token_at_ms.map(since_enqueue),
+            earlier_epoch: published.earlier_epoch,
             alone: grant.alone,
         })
     }
@@ -161,12 +169,21 @@ fn read_history(transcript: &[Vec<u8>]) -> Result<History, EnvelopeError> {
     transcript.iter().map(|entry| decode::<TranscriptEntry>(entry)).collect()
 }
 
-fn read_published(turn: TurnId, entries: &StreamRangeReply) -> Result<Published, BrokerError> {
+fn read_published(turn: TurnId, epoch: u64, entries: &StreamRangeReply) -> Result<Published, BrokerError> {
     let mut published = Published::default();
     let mut tokens = 0;
     for entry in &entries.ids {
         let event: Vec<u8> = entry.get(FIELD_EVENT).unwrap_or_default();
-        let Event::Delta(mut delta) = decode(&event)? else { continue };
+        let mut delta = match decode(&event)? {
+            Event::Delta(delta) => delta,
+            Event::Begin(begin) => {
+                // One of this very lease is there when its reply was lost.
+                published.earlier_epoch =
+                    Some(begin.epoch).filter(|of| *of < epoch).or(published.earlier_epoch);
+                continue;
+            }
+            Event::End(_) => continue,
+        };
         if delta.index < tokens {
             // An append whose reply was lost was repeated with more: what is known is skipped.
             let known = ((tokens - delta.index) as usize).min(delta.tokens.len());

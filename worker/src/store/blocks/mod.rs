@@ -27,6 +27,7 @@ use std::time::{Duration, Instant};
 use tokio::runtime::{Handle, Runtime};
 use tokio::sync::Semaphore;
 use tokio_util::task::AbortOnDropHandle;
+use tracing::Instrument as _;
 use turnmill_schema::Name;
 
 use self::cost::CostMeter;
@@ -293,7 +294,7 @@ impl BlockStore {
         &self,
         work: impl Future<Output = T> + Send + 'static,
     ) -> Result<T, String> {
-        let task = AbortOnDropHandle::new(self.0.runtime.spawn(work));
+        let task = AbortOnDropHandle::new(self.0.runtime.spawn(work.in_current_span()));
         task.await.map_err(|error| format!("the store's task failed: {error}"))
     }
 }
