@@ -141,19 +141,13 @@ impl Worker {
     }
 
     fn try_get(&self, path: &str) -> Option<(u16, String)> {
-        ask(self.http, path)
+        ask(self.http, "GET", path, "")
     }
 
     /// The status and body of the answer to a PUT of `body`.
     pub fn put(&self, path: &str, body: &str) -> (u16, String) {
-        let answer = send(self.http, "PUT", path, body);
-        answer.unwrap_or_else(|| {
-            panic!(
-                "no answer to PUT {path}:
-{}",
-                self.log()
-            )
-        })
+        let answer = ask(self.http, "PUT", path, body);
+        answer.unwrap_or_else(|| panic!("no answer to PUT {path}:\n{}", self.log()))
     }
 
     /// The id of its process.
@@ -228,14 +222,10 @@ impl Drop for Worker {
 
 /// Whether the worker whose HTTP server is at `address` is there, and ready.
 pub fn is_ready(address: SocketAddr) -> bool {
-    ask(address, "/health/ready").is_some_and(|(status, _)| status == 200)
+    ask(address, "GET", "/health/ready", "").is_some_and(|(status, _)| status == 200)
 }
 
-fn ask(address: SocketAddr, path: &str) -> Option<(u16, String)> {
-    send(address, "GET", path, "")
-}
-
-fn send(address: SocketAddr, method: &str, path: &str, body: &str) -> Option<(u16, String)> {
+fn ask(address: SocketAddr, method: &str, path: &str, body: &str) -> Option<(u16, String)> {
     let mut stream = TcpStream::connect(address).ok()?;
     stream.set_read_timeout(Some(START_TIMEOUT)).ok()?;
     let head = format!("{method} {path} HTTP/1.1\r\nHost: worker\r\nContent-Length: {}", body.len());

@@ -171,7 +171,8 @@ fn check_manifests(ledger: &Ledger) -> Option<String> {
 fn check_counts(stage: &Stage) -> Option<String> {
     stage.queue.check_integrity();
     let counts = stage.queue.counts();
-    let QueueCounts { dead, retained_bytes, enqueued, ended, .. } = counts;
-    let rest = QueueCounts { dead, retained_bytes, enqueued, ended, lag: Some(0), ..Default::default() };
+    let QueueCounts { dead, retained_bytes, enqueued, ended, paused, .. } = counts;
+    let rest =
+        QueueCounts { dead, retained_bytes, enqueued, ended, paused, lag: Some(0), ..Default::default() };
     (counts != rest).then(|| format!("something is left over: {counts:?}"))
 }

@@ -248,7 +248,7 @@ async fn a_long_turn_that_was_killed_finds_what_was_stored_while_it_ran() {
     let flags = [&SHORT_LEASE[..], &["--store", &store]].concat();
     let mut first = line.worker(&flags);
     let words: String = (0..600).map(|i| format!("{} ", i * 7)).collect();
-    let turn = line.enqueue(vec![NewTurn::user(words).agent(name("a")).sampling(exactly(400))]).await;
+    let turn = line.enqueue(vec![NewTurn::user(words).agent(name("a")).sampling(exactly(1200))]).await;
     line.until_all_have_tokens(&turn).await;
     until_saved(&first).await;
     first.kill9();
@@ -256,7 +256,7 @@ async fn a_long_turn_that_was_killed_finds_what_was_stored_while_it_ran() {
     assert_eq!(line.manifest("a").await, None, "no manifest names them");
     let second = line.worker(&flags);
     let result: TurnResult = line.wait(turn[0]).await;
-    assert_eq!((result.outcome, result.tokens.len()), (Outcome::Completed, 400), "{:?}", result.error);
+    assert_eq!((result.outcome, result.tokens.len()), (Outcome::Completed, 1200), "{:?}", result.error);
     assert!(result.usage.cached_tokens + 256 > result.usage.prompt_tokens, "{:?}", result.usage);
     assert!(second.metric("turnmill_restored_tokens_total", &[]) >= 1024.0);
 }

@@ -43,11 +43,9 @@ const STORE_BUCKETS: &[f64] =
 const OUTCOMES: &[&str] = &[Outcome::Completed.as_str(), Outcome::Failed.as_str(), Outcome::Expired.as_str()];
 const DEAD_REASONS: &[&str] =
     &[DeadReason::Attempts.as_str(), DeadReason::Rejected.as_str(), DeadReason::Unreadable.as_str()];
+const DROP_REASONS: &[&str] = &["queue_full", "export_failed"];
 const BLOCK_STATES: &[&str] = &["free", "cached", "held"];
 const SAVE_OUTCOMES: &[&str] = &["saved", "dropped", "failed", "evicted"];
-
-/// Why a span is not exported.
-const SPANS_LOST: &[&str] = &["queue_full", "export_failed"];
 
 /// What may become of a turn with stored runs.
 pub const RESTORE_OUTCOMES: &[&str] = &["restored", "partly", "missed", "timed_out", "prefilled"];
@@ -161,7 +159,7 @@ metrics! {
     INTER_TOKEN_SECONDS = Kind::Histogram(INTER_TOKEN_BUCKETS), "turnmill_inter_token_seconds",
         "Between two tokens of a turn.";
 
-    SPANS_DROPPED = Kind::Counter, "turnmill_spans_dropped_total"{reason in SPANS_LOST},
+    SPANS_DROPPED = Kind::Counter, "turnmill_spans_dropped_total"{reason in DROP_REASONS},
         "Spans that were not exported, by reason.";
 }
 

@@ -265,7 +265,7 @@ fn what_is_not_to_be_trusted_is_not_found_again() {
     let turn = || Turn::new(tokens(100..112), 5);
     let discarded = world.must_add(turn());
     world.step();
-    assert_eq!(world.scheduler.pool().counts().held, 2);
+    assert_eq!(world.scheduler.pool().counts().held, 3);
     world.scheduler.discard(discarded);
     world.live.remove(&discarded);
     assert_eq!(world.scheduler.pool().counts().free, 100);
