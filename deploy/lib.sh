@@ -160,19 +160,31 @@ ensure_rust() {
     fi
 }
 
-# ensure_redis: 7.0 or later. Debian starts a service with the package, now and at each boot; nobody asked for
-# one, so it is switched off again.
+# switch_off SERVICE: Debian starts a service with the package of that name, now and at each boot. Nobody asked for one.
+switch_off() {
+    command -v update-rc.d >/dev/null || return 0
+    as_root service "$1" stop >/dev/null 2>&1 || true
+    as_root update-rc.d "$1" disable >/dev/null 2>&1 || true
+}
+
+# ensure_redis: 7.0 or later.
 ensure_redis() {
     if ! command -v redis-server >/dev/null; then
         ensure redis-server redis-server redis
-        if command -v update-rc.d >/dev/null; then
-            as_root service redis-server stop >/dev/null 2>&1 || true
-            as_root update-rc.d redis-server disable >/dev/null 2>&1 || true
-        fi
+        switch_off redis-server
     fi
     local major
     major=$(redis-server --version | sed -n 's/.* v=\([0-9]*\)\..*/\1/p')
     [ "${major:-0}" -ge 7 ] || die "$(command -v redis-server) is older than 7.0; install Redis 7.0 or later and run this again"
+}
+
+# ensure_prometheus: prometheus and promtool, which checks rules and tests them.
+ensure_prometheus() {
+    if ! command -v prometheus >/dev/null; then
+        ensure prometheus prometheus prometheus
+        switch_off prometheus
+    fi
+    command -v promtool >/dev/null || die "$(command -v prometheus) came without promtool; install promtool and run this again"
 }
 
 has_pip() { python3 -m pip --version >/dev/null 2>&1; }
