@@ -64,6 +64,11 @@ impl Connection {
         suitable::check(&mut self.short.clone(), &self.address).await
     }
 
+    /// Where it is: host and port, or a socket's path.
+    pub(crate) fn address(&self) -> &str {
+        &self.address
+    }
+
     /// How long a blocking read waits.
     pub(crate) fn block(&self) -> Duration {
         self.block

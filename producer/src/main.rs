@@ -1,7 +1,9 @@
 //! The `turnmill` command.
 
 mod cli;
+mod top;
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -9,7 +11,9 @@ use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
     let cli = cli::Cli::parse();
-    log_to_stderr();
+    if !(cli.takes_over() && std::io::stderr().is_terminal()) {
+        log_to_stderr();
+    }
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return cli::Exit::Output(error).report(),

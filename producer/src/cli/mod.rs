@@ -17,6 +17,7 @@ mod sampling;
 mod submit;
 mod table;
 mod tail;
+mod top;
 mod traces;
 mod turn;
 mod version;
@@ -30,6 +31,7 @@ use turnmill::schema::Name;
 use turnmill::{Producer, ProducerError, ProducerSettings};
 
 pub use exit::Exit;
+pub use table::age;
 
 const AFTER_HELP: &str = "\
 Exit codes:
@@ -46,6 +48,7 @@ Examples:
   turnmill submit - --wait --json < turns.jsonl
   turnmill tail 01980000-0000-7000-8000-000000000000.0
   turnmill lag
+  turnmill top
   turnmill dead replay --reason attempts --older-than 600 --dry-run
   turnmill events --group billing --consumer billing-1 --json";
 
@@ -131,6 +134,8 @@ enum Command {
     Queue(queue::Queue),
     /// Follow the turns of all agents as they end.
     Events(events::Events),
+    /// Watch queue, workers, running turns and dead letters; cancel, drain, replay and pause by key.
+    Top(top::Top),
     /// Check the server and the queue, and say what to do.
     Doctor(doctor::Doctor),
     /// Show versions.
@@ -140,6 +145,11 @@ enum Command {
 }
 
 impl Cli {
+    /// Whether it takes over the terminal, on which nothing else must be written then.
+    pub fn takes_over(&self) -> bool {
+        matches!(&self.command, Command::Top(top) if top.takes_over())
+    }
+
     /// Runs the subcommand.
     pub async fn run(self) -> Result<(), Exit> {
         match self.command {
@@ -152,6 +162,7 @@ impl Cli {
             Command::Dead(dead) => dead.run(&self.global).await,
             Command::Queue(queue) => queue.run(&self.global).await,
             Command::Events(events) => events.run(&self.global).await,
+            Command::Top(top) => top.run(&self.global).await,
             Command::Doctor(doctor) => doctor.run(&self.global).await,
             Command::Version => version::run(),
             Command::Completions(completions) => completions.run(),
@@ -166,6 +177,12 @@ impl Global {
 
     async fn operator(&self) -> Result<Operator, ProducerError> {
         self.connect().await.map(Operator::new)
+    }
+
+    /// An operator for one who watches: short patience, since the next reading comes soon.
+    async fn watcher(&self) -> Result<Operator, ProducerError> {
+        let settings = crate::top::settings(self.settings());
+        Producer::connect(&self.redis_url, settings).await.map(Operator::new)
     }
 
     fn settings(&self) -> ProducerSettings {

@@ -39,7 +39,7 @@ pub struct DeadLetter {
     pub error: Option<String>,
     /// Its entry in the stream of dead letters.
     #[serde(skip)]
-    entry: String,
+    pub entry: String,
 }
 
 /// Which dead letters; those that fit all that is given.
@@ -91,6 +91,24 @@ impl Operator {
             }
         }
         Ok(found)
+    }
+
+    /// The newest dead letters of all tenants, newest first, each with what was wrong; at most `limit`.
+    pub async fn newest_dead_letters(&self, limit: usize) -> Result<Vec<DeadLetter>, ProducerError> {
+        let mut letters = Vec::new();
+        for keys in self.producer.queue.all_keys() {
+            let mut command = redis::cmd("XREVRANGE");
+            command.arg(keys.dead()).arg("+").arg("-").arg("COUNT").arg(limit);
+            let newest: StreamRangeReply =
+                self.producer.connection.ask("reading dead letters", &command).await?;
+            for entry in &newest.ids {
+                letters.push(read_letter(entry)?);
+            }
+        }
+        letters.sort_by_key(|letter| std::cmp::Reverse(letter.failed_ms));
+        letters.truncate(limit);
+        self.add_errors(&mut letters).await?;
+        Ok(letters)
     }
 
     async fn page(&self, keys: &Keys, from: &str) -> Result<Vec<RawEntry>, ProducerError> {

@@ -1,6 +1,7 @@
 //! The operator's view of a queue: what is there, and the few things a person does to it.
 //!
 //! * [`turn`], [`agent`], [`worker`], [`dead`], [`queue`]: show and change one kind of thing each.
+//! * [`running`]: the turns that workers hold, and how far each got. [`ends`]: how the newest ended.
 //! * [`history`]: go back in an agent's history, or give it to another agent.
 //! * [`transfer`]: an agent as one file.
 //! * [`events`]: follow the turns of all agents as they end.
@@ -12,10 +13,12 @@
 pub mod agent;
 pub mod dead;
 pub mod doctor;
+pub mod ends;
 pub mod events;
 mod hash;
 pub mod history;
 pub mod queue;
+pub mod running;
 pub mod transfer;
 pub mod turn;
 pub mod worker;
@@ -37,6 +40,16 @@ impl Operator {
     /// An operator that shares the producer's connection.
     pub fn new(producer: Producer) -> Self {
         Self { producer }
+    }
+
+    /// Where its Redis is: host and port, or a socket's path. Never a password.
+    pub fn address(&self) -> &str {
+        self.producer.connection.address()
+    }
+
+    /// The queue's name.
+    pub fn queue(&self) -> &Name {
+        &self.producer.queue.name
     }
 
     /// The tenant's agent of that name, and the keys of its shard.

@@ -59,6 +59,11 @@ impl Operator {
         Ok(resumed > 0)
     }
 
+    /// How much work there is.
+    pub async fn lag(&self) -> Result<Lag, ProducerError> {
+        self.producer.lag().await
+    }
+
     /// How the queue does.
     pub async fn queue_stats(&self) -> Result<QueueStats, ProducerError> {
         let workers = self.workers().await?;
@@ -68,11 +73,11 @@ impl Operator {
         });
         let queue = self.producer.queue.name.to_string();
         let lag = self.producer.lag().await?;
-        let (ends, ends_ms) = self.newest_ends().await?;
+        let (ends, ends_ms) = self.count_newest_ends().await?;
         Ok(QueueStats { queue, lag, workers, running, capacity, ends, ends_ms })
     }
 
-    async fn newest_ends(&self) -> Result<(BTreeMap<&'static str, u64>, Option<u64>), ProducerError> {
+    async fn count_newest_ends(&self) -> Result<(BTreeMap<&'static str, u64>, Option<u64>), ProducerError> {
         let now_ms = self.now_ms().await?;
         let all = Outcome::ALL;
         let mut ends: BTreeMap<_, u64> = all.map(|outcome| (outcome.as_str(), 0)).into();

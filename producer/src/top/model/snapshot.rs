@@ -1,0 +1,38 @@
+//! What one reading of Redis brings.
+
+use turnmill::Lag;
+use turnmill::operate::dead::DeadLetter;
+use turnmill::operate::ends::EndsRead;
+use turnmill::operate::running::{Running, RunningTurn};
+use turnmill::operate::worker::WorkerView;
+use turnmill::schema::Name;
+
+/// Running turns that are read; more are counted only.
+pub const MAX_RUNNING: usize = 200;
+/// Dead letters that are read, the newest; more are counted only.
+pub const MAX_DEAD: usize = 50;
+
+/// A part of a reading; an error says in a sentence why it is unknown.
+pub type Part<T> = Result<T, String>;
+
+/// What one reading brought. Parts fail by themselves: a user may be kept from one command.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    pub lag: Part<Lag>,
+    pub workers: Part<Vec<WorkerView>>,
+    pub running: Part<Running>,
+    /// Ends since the reading before.
+    pub ends: Part<EndsRead>,
+    /// The newest.
+    pub dead: Part<Vec<DeadLetter>>,
+}
+
+/// An agent as people read it; a turn that stands alone has none.
+pub fn agent_id(tenant: &str, agent: Option<&Name>) -> String {
+    agent.map_or_else(|| format!("{tenant}/-"), |agent| format!("{tenant}/{agent}"))
+}
+
+/// The agent of a turn.
+pub fn agent_of(turn: &RunningTurn) -> String {
+    agent_id(&turn.tenant, turn.agent.as_ref())
+}
