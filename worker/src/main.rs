@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use clap_complete::Shell;
 
-use commands::{CommandError, bench, check, config, kv, serve, verify};
+use commands::{CommandError, bench, check, config, kv, man, serve, verify};
 
 /// A worker of Turnmill's queue: claims agent turns, computes them together, publishes their tokens.
 #[derive(Parser)]
@@ -31,6 +31,7 @@ enum Command {
     Version,
     /// Print a completion script for a shell.
     Completions(Completions),
+    Man(man::ManArgs),
 }
 
 #[derive(Args)]
@@ -70,5 +71,6 @@ fn run(command: Command, matches: &ArgMatches) -> Result<ExitCode, CommandError>
             clap_complete::generate(shell, &mut Cli::command(), "turnmill-worker", &mut std::io::stdout());
             Ok(ExitCode::SUCCESS)
         }
+        Command::Man(args) => man::run(&args, Cli::command()),
     }
 }

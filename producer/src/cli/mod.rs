@@ -10,6 +10,7 @@ mod events;
 mod exit;
 mod input;
 mod lag;
+mod man;
 mod moment;
 mod print;
 mod queue;
@@ -142,6 +143,8 @@ enum Command {
     Version,
     /// Write a completion script for a shell.
     Completions(completions::Completions),
+    /// Write manual pages, one a command.
+    Man(man::Manual),
 }
 
 impl Cli {
@@ -166,6 +169,7 @@ impl Cli {
             Command::Doctor(doctor) => doctor.run(&self.global).await,
             Command::Version => version::run(),
             Command::Completions(completions) => completions.run(),
+            Command::Man(manual) => manual.run(),
         }
     }
 }

@@ -5,6 +5,7 @@ pub mod check;
 pub mod config;
 pub mod kv;
 mod loading;
+pub mod man;
 mod model_args;
 pub mod serve;
 mod threads;

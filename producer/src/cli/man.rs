@@ -1,0 +1,71 @@
+//! `turnmill man`: manual pages in a folder, one a subcommand.
+//!
+//! Invariant: pages depend on the build alone, not on machine, environment or time, so that releases can be reproduced.
+
+use std::fs;
+use std::path::PathBuf;
+
+use clap::{Args, CommandFactory};
+
+use super::{Cli, Exit};
+
+#[derive(Debug, Args)]
+pub struct Manual {
+    /// The folder to write them into; made where there is none.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+}
+
+impl Manual {
+    pub fn run(self) -> Result<(), Exit> {
+        let written =
+            fs::create_dir_all(&self.out).and_then(|()| clap_mangen::generate_to(Cli::command(), &self.out));
+        written.map_err(|error| {
+            Exit::bad_input(format!("no manual pages can be written to {}: {error}", self.out.display()))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use clap::Command;
+
+    use super::*;
+
+    /// The page of `command` and those of its subcommands.
+    fn pages(prefix: &str, command: &Command) -> BTreeSet<String> {
+        let name = format!("{prefix}{}", command.get_name());
+        let below = command.get_subcommands().flat_map(|below| pages(&format!("{name}-"), below));
+        below.chain([format!("{name}.1")]).collect()
+    }
+
+    #[test]
+    fn every_subcommand_has_a_page() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let out = folder.path().join("new/man");
+        Manual { out: out.clone() }.run().expect("pages are written");
+        let mut found = BTreeSet::new();
+        for entry in fs::read_dir(&out).expect("the folder is there") {
+            let entry = entry.expect("it can be read");
+            let page = fs::read_to_string(entry.path()).expect("a page is text");
+            let name = entry.file_name().into_string().expect("a name is text");
+            let title = name.trim_end_matches(".1");
+            assert!(page.contains(&format!(".TH {title} 1")) && page.contains(".SH OPTIONS"), "{name}: {page}");
+            found.insert(name);
+        }
+        let expected = pages("", &Cli::command());
+        assert!(expected.len() > 30 && expected.contains("turnmill-agent-ls.1"), "{expected:?}");
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_made_is_named() {
+        let file = tempfile::NamedTempFile::new().expect("a temporary file");
+        let out = file.path().join("man");
+        let refused = Manual { out: out.clone() }.run().expect_err("a file is in the way");
+        let path = out.display().to_string();
+        assert!(matches!(&refused, Exit::BadInput(said) if said.contains(&path)), "{refused:?}");
+    }
+}
