@@ -1,11 +1,14 @@
 //! `turnmill man`: manual pages in a folder, one a subcommand.
 //!
-//! Invariant: pages depend on the build alone, not on machine, environment or time, so that releases can be reproduced.
+//! Invariant: what is written depends on the build and the day alone, and with SOURCE_DATE_EPOCH on the build alone.
 
 use std::fs;
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 
-use clap::{Args, CommandFactory};
+use clap::{Args, Command, CommandFactory};
+use clap_mangen::Man;
+use jiff::Timestamp;
 
 use super::{Cli, Exit};
 
@@ -18,19 +21,33 @@ pub struct Manual {
 
 impl Manual {
     pub fn run(self) -> Result<(), Exit> {
-        let written =
-            fs::create_dir_all(&self.out).and_then(|()| clap_mangen::generate_to(Cli::command(), &self.out));
+        let mut command = Cli::command().disable_help_subcommand(true);
+        // Names the subcommands in full.
+        command.build();
+        let written = fs::create_dir_all(&self.out).and_then(|()| write(&command, &date(), &self.out));
         written.map_err(|error| {
             Exit::bad_input(format!("no manual pages can be written to {}: {error}", self.out.display()))
         })
     }
 }
 
+/// The page of `command` and those of its subcommands.
+fn write(command: &Command, date: &str, folder: &Path) -> io::Result<()> {
+    command.get_subcommands().try_for_each(|below| write(below, date, folder))?;
+    let source = concat!("turnmill ", env!("CARGO_PKG_VERSION"));
+    Man::new(command.clone()).date(date).source(source).manual("Turnmill").generate_to(folder).map(|_| ())
+}
+
+/// What pages are dated: today, or what reproducible builds say.
+fn date() -> String {
+    let said = std::env::var("SOURCE_DATE_EPOCH").ok().and_then(|text| text.parse().ok());
+    let at = said.and_then(|seconds| Timestamp::from_second(seconds).ok()).unwrap_or_else(Timestamp::now);
+    at.strftime("%Y-%m-%d").to_string()
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
-
-    use clap::Command;
 
     use super::*;
 
@@ -52,7 +69,8 @@ mod tests {
             let page = fs::read_to_string(entry.path()).expect("a page is text");
             let name = entry.file_name().into_string().expect("a name is text");
             let title = name.trim_end_matches(".1");
-            assert!(page.contains(&format!(".TH {title} 1")) && page.contains(".SH OPTIONS"), "{name}: {page}");
+            let is_whole = page.contains(&format!(".TH {title} 1 ")) && page.contains("TURNMILL_REDIS_URL");
+            assert!(is_whole && page.contains(".SH OPTIONS"), "{name}: {page}");
             found.insert(name);
         }
         let expected = pages("", &Cli::command());

@@ -1,8 +1,8 @@
 //! `turnmill-worker man`: manual pages in a folder, one a subcommand.
 //!
 //! They are of section 8, for daemons: in section 1, `turnmill worker`, another program's subcommand, has a page of this
-//! program's name. Invariant: pages depend on the build alone, not on machine, environment or time, so that releases can be
-//! reproduced.
+//! program's name. Invariant: what is written depends on the build and the day alone, and with SOURCE_DATE_EPOCH on
+//! the build alone.
 
 use std::fs;
 use std::io;
@@ -11,6 +11,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Command};
 use clap_mangen::Man;
+use jiff::Timestamp;
 
 use super::CommandError;
 
@@ -31,14 +32,22 @@ pub fn run(args: &ManArgs, command: Command) -> Result<ExitCode, CommandError> {
     let mut command = command.disable_help_subcommand(true);
     // Names the subcommands in full.
     command.build();
-    write(&command, &args.out)?;
+    write(&command, &date(), &args.out)?;
     Ok(ExitCode::SUCCESS)
 }
 
 /// The page of `command` and those of its subcommands.
-fn write(command: &Command, folder: &Path) -> io::Result<()> {
-    command.get_subcommands().try_for_each(|below| write(below, folder))?;
-    Man::new(command.clone()).section(SECTION).generate_to(folder).map(|_| ())
+fn write(command: &Command, date: &str, folder: &Path) -> io::Result<()> {
+    command.get_subcommands().try_for_each(|below| write(below, date, folder))?;
+    let page = Man::new(command.clone()).section(SECTION).date(date).manual("Turnmill");
+    page.source(concat!("turnmill ", env!("CARGO_PKG_VERSION"))).generate_to(folder).map(|_| ())
+}
+
+/// What pages are dated: today, or what reproducible builds say.
+fn date() -> String {
+    let said = std::env::var("SOURCE_DATE_EPOCH").ok().and_then(|text| text.parse().ok());
+    let at = said.and_then(|seconds| Timestamp::from_second(seconds).ok()).unwrap_or_else(Timestamp::now);
+    at.strftime("%Y-%m-%d").to_string()
 }
 
 #[cfg(test)]
