@@ -118,7 +118,8 @@ fn spawn(port: u16, directory: &Path, options: &[String]) -> Child {
         .expect("redis-server can be run; install redis (7.0 or newer)")
 }
 
-pub(crate) fn free_port() -> u16 {
+/// A port on which nobody listens just now.
+pub fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a local port is free");
     listener.local_addr().expect("a bound socket has an address").port()
 }

@@ -8,7 +8,7 @@ use super::model::Order;
 
 /// What was done, or why not; a sentence either way.
 pub async fn perform(operator: &Operator, order: Order) -> Result<String, String> {
-    done(operator, order).await.map_err(|error| error.to_string())
+    done(operator, order).await.map_err(|error| format!("it failed: {error}"))
 }
 
 async fn done(operator: &Operator, order: Order) -> Result<String, ProducerError> {

@@ -15,6 +15,7 @@ use turnmill::{NewTurn, Producer, ProducerSettings};
 use super::report::Samples;
 use super::{BenchError, say};
 use crate::line::{exactly, name};
+use crate::otlp_server::OtlpServer;
 use crate::redis_server::RedisServer;
 use crate::worker::Worker;
 
@@ -82,7 +83,8 @@ impl Side {
 pub(super) async fn measure(model: &Path, quick: bool, began: Instant) -> Result<Overhead, BenchError> {
     let model = model.to_string_lossy();
     let redis = RedisServer::start();
-    let watched = Side::start(&redis, "watched", &model, &[]).await?;
+    let receiver = OtlpServer::start();
+    let watched = Side::start(&redis, "watched", &model, &["--otlp-endpoint", &receiver.url()]).await?;
     let unwatched = Side::start(&redis, "unwatched", &model, &["--no-metrics", "--log", "off"]).await?;
     let (mut tok_s, mut probes) = ([Vec::new(), Vec::new()], Vec::new());
     let bursts = if quick { 3 } else { 15 };

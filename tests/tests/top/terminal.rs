@@ -62,7 +62,8 @@ impl Terminal {
         self.until_so(text, |shown| !shown.contains(text))
     }
 
-    fn until_so(&self, what: &str, is_so: impl Fn(&str) -> bool) -> String {
+    /// Waits until what the screen shows is so; what it shows then.
+    pub fn until_so(&self, what: &str, is_so: impl Fn(&str) -> bool) -> String {
         let patience = Instant::now() + PATIENCE;
         loop {
             let shown = self.shown();

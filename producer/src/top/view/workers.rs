@@ -16,7 +16,7 @@ const COLUMNS: [Column; 7] = [
     Column::number("RUNNING", 7),
     Column::number("HEADROOM", 8),
     Column::number("TOK/S", 7),
-    Column::number("HEARD", 8),
+    Column::number("HEARD", 9),
     Column::rest("MODEL"),
 ];
 
