@@ -69,7 +69,7 @@ const GROUPS: [(&str, &str, &[Described]); 4] = [
     ),
     (
         "Process",
-        "The names every Prometheus client uses. Read from the system at each scrape.",
+        "The names every Prometheus client uses. Read from the system at each scrape, on Linux; elsewhere they are absent.",
         process::GAUGES,
     ),
 ];

@@ -1,5 +1,6 @@
-//! The process as the system sees it, under the names every Prometheus client uses.
+//! The process as the system sees it, under the names every Prometheus client uses. Linux only.
 
+#[cfg(target_os = "linux")]
 use metrics_process::Collector;
 
 use super::catalogue::Described;
@@ -20,10 +21,12 @@ pub(super) const GAUGES: &[Described] = &[
 
 /// Gives the recorder their help.
 pub(super) fn describe() {
+    #[cfg(target_os = "linux")]
     Collector::default().describe();
 }
 
 /// Reads what the system says now into the recorder.
 pub(super) fn collect() {
+    #[cfg(target_os = "linux")]
     Collector::default().collect();
 }
