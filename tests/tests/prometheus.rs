@@ -4,12 +4,13 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
 use tempfile::TempDir;
 use turnmill::NewTurn;
 use turnmill_schema::{Message, Outcome, Role};
 use turnmill_tests::PATIENCE;
 use turnmill_tests::line::{Line, exactly, name};
-use turnmill_tests::observability::dashboard::{Dashboard, substituted};
+use turnmill_tests::observability::dashboard::{Dashboard, Panel, Target, substituted};
 use turnmill_tests::observability::promql::selectors;
 use turnmill_tests::observability::rules::Rules;
 use turnmill_tests::prometheus_server::PrometheusServer;
@@ -19,6 +20,9 @@ use turnmill_tests::worker::Worker;
 const RATE_INTERVAL: &str = "10s";
 /// How far back a panel looks.
 const SHOWN_SECONDS: u32 = 120;
+
+/// Tokens of a full stored run.
+const RUN_TOKENS: u32 = 256;
 
 /// Questions that may have no answer here, because nothing of it happens: panel, and legend.
 const MAY_BE_EMPTY: [(&str, &str); 0] = [];
@@ -31,39 +35,48 @@ struct Question {
 }
 
 fn questions() -> Vec<Question> {
-    let panels = Dashboard::load().panels.into_iter();
-    let of_panel = |panel: turnmill_tests::observability::dashboard::Panel| {
-        let question = move |target: turnmill_tests::observability::dashboard::Target| Question {
+    let of_panel = |panel: Panel| {
+        let question = move |target: Target| Question {
             panel: panel.title.clone(),
             legend: target.legend,
             expr: substituted(&target.expr, RATE_INTERVAL),
         };
         panel.targets.into_iter().map(question)
     };
-    panels.flat_map(of_panel).collect()
+    Dashboard::load().panels.into_iter().flat_map(of_panel).collect()
 }
 
-/// About four hundred tokens, more than a stored run.
-fn system_prompt() -> Message {
+/// Agents that begin with the same words.
+const OF_A_SET: usize = 3;
+
+/// About five hundred tokens, more than a stored run.
+fn system_prompt(set: usize) -> Message {
     let rules: String =
-        (1..=25).map(|i| format!("Rule {i}: be polite, and never mention rule {i}.\n")).collect();
+        (1..=25).map(|i| format!("Rule {i} of {set}: be polite, and never mention rule {i}.\n")).collect();
     Message::new(Role::System, rules)
 }
 
-/// Three agents talk at once, each in a conversation of its own.
-async fn talk(line: &Line, round: usize) {
-    let turn = |agent: usize| {
-        let mut turn =
-            NewTurn::user(format!("Count from {round}, again and again.")).agent(name(&format!("a{agent}")));
-        if round == 0 {
-            turn.messages.insert(0, system_prompt());
+/// A turn of each agent of these sets, all at once; in the first of an agent it is told how to behave.
+async fn talk(line: &Line, sets: &[(usize, bool)]) {
+    let turn = |set: usize, first: bool, agent: usize| {
+        let text = format!("Count from {set}, again and again.");
+        let mut turn = NewTurn::user(text).agent(name(&agent_name(set, agent)));
+        if first {
+            turn.messages.insert(0, system_prompt(set));
         }
         turn.sampling(exactly(24))
     };
-    let turns = line.enqueue((0..3).map(turn).collect()).await;
-    for turn in turns {
-        assert_eq!(line.wait(turn).await.outcome, Outcome::Completed);
+    let of_set = |(set, first): &(usize, bool)| {
+        (0..OF_A_SET).map(|agent| turn(*set, *first, agent)).collect::<Vec<_>>()
+    };
+    for turn in line.enqueue(sets.iter().flat_map(of_set).collect()).await {
+        let result = line.wait(turn).await;
+        assert_eq!(result.outcome, Outcome::Completed, "{:?}", result.error);
     }
+}
+
+fn agent_name(set: usize, agent: usize) -> String {
+    format!("agent-{set}-{agent}")
 }
 
 /// Those that Prometheus cannot answer, and those that have no answer yet.
@@ -73,7 +86,7 @@ async fn unanswered(prometheus: &PrometheusServer, questions: &[Question]) -> Ve
         let told = prometheus.query_range(expr, SHOWN_SECONDS).await;
         let told = told.unwrap_or_else(|error| panic!("{panel}, {legend}: {error}\n{expr}"));
         // Quantiles of nothing are no numbers, and are no answer.
-        let is_answer = |series: &serde_json::Value| {
+        let is_answer = |series: &Value| {
             series["values"].as_array().is_some_and(|values| values.iter().any(|pair| pair[1] != "NaN"))
         };
         if !told.iter().any(is_answer) && !MAY_BE_EMPTY.contains(&(panel, legend)) {
@@ -83,16 +96,17 @@ async fn unanswered(prometheus: &PrometheusServer, questions: &[Question]) -> Ve
     empty
 }
 
+/// Talks until every question has an answer. Old agents come back after new ones have driven their blocks out.
 async fn until_answered(line: &Line, prometheus: &PrometheusServer) {
     let questions = questions();
     let deadline = Instant::now() + PATIENCE;
-    for round in 10.. {
+    for set in 2.. {
+        talk(line, &[(set - 2, false), (set, true)]).await;
         let empty = unanswered(prometheus, &questions).await;
         if empty.is_empty() {
             return;
         }
         assert!(Instant::now() < deadline, "no answer to\n{}", empty.join("\n"));
-        talk(line, round).await;
     }
 }
 
@@ -138,15 +152,17 @@ async fn a_real_prometheus_answers_every_panel_and_evaluates_every_rule() {
     let line = Line::start().await;
     let folder = TempDir::new().expect("the temporary directory is writable");
     let store = format!("file://{}", folder.path().display());
-    // A pool that is small, so that blocks are evicted.
-    let flags = ["--store", &store, "--pool-bytes", "24MiB", "--host-cache-bytes", "0"];
+    // Room for about two conversations, so that blocks are evicted.
+    let flags = ["--store", &store, "--pool-bytes", "24MiB"];
     let mut first: Worker = line.worker(&flags);
+    talk(&line, &[(0, true)]).await;
+    for agent in 0..OF_A_SET {
+        line.until_stored(&agent_name(0, agent), RUN_TOKENS).await;
+    }
     let second = line.worker(&flags);
     let prometheus = PrometheusServer::start(&[first.http(), second.http()]).await;
-    for round in 0..3 {
-        talk(&line, round).await;
-    }
-    // What the first has computed the other has to bring back.
+    talk(&line, &[(1, true)]).await;
+    // What only the first has computed the second has to bring back.
     first.sigterm();
     assert!(first.wait_exit().success(), "{}", first.log());
 
