@@ -10,7 +10,7 @@ use nix::unistd::Pid;
 use turnmill::schema::{
     DeadReason, Delta, End, Outcome, Timing, TranscriptEntry, TurnId, Usage, WorkerStatus,
 };
-use turnmill_tests::broker_conformance::{TestQueue, WorkerLimits};
+use turnmill_tests::broker_conformance::WorkerLimits;
 use turnmill_tests::redis_queue::RedisQueue;
 use turnmill_tests::{PATIENCE, program};
 use turnmill_worker::broker::redis::{BrokerSettings, RedisBroker, Scripts};
