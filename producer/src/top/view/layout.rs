@@ -43,9 +43,9 @@ impl Places {
     }
 }
 
-/// Lines of a frame that shows every row.
+/// Lines of a frame that shows every row; a pane with fewer has the least there are all the same, as [`share`] gives it.
 pub fn whole_height(wants: [usize; 3]) -> u16 {
-    let rows = wants.map(|rows| u16::try_from(rows).unwrap_or(u16::MAX / 4).max(1) + PANE_HEAD);
+    let rows = wants.map(|rows| u16::try_from(rows).unwrap_or(u16::MAX / 4).max(LEAST_ROWS) + PANE_HEAD);
     rows.into_iter().sum::<u16>() + QUEUE_HEIGHT + 2
 }
 
@@ -86,7 +86,7 @@ mod tests {
 
     #[test]
     fn a_whole_frame_has_a_line_for_every_row() {
-        for wants in [[0, 0, 0], [1, 1, 1], [3, 40, 7]] {
+        for wants in [[0, 0, 0], [1, 1, 1], [1, 4, 1], [0, 9, 0], [3, 40, 7]] {
             let height = whole_height(wants);
             let places = Places::of(Rect::new(0, 0, 80, height), wants);
             let rows = [places.workers, places.running, places.dead].map(|area| area.height - PANE_HEAD);
