@@ -11,7 +11,7 @@ use super::redis_url::masked;
 /// The base URL of an OTLP receiver over HTTP; the signal's path (`/v1/traces`) is appended to it.
 ///
 /// Parsing takes any text, because a parser's error would quote the text and a password in it;
-/// [`OtlpUrl::is_usable`] is checked with the other settings.
+/// `is_usable` is checked with the other settings.
 #[derive(Clone, PartialEq, Eq, Deserialize)]
 #[serde(from = "String")]
 pub struct OtlpUrl(String);

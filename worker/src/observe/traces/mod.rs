@@ -1,7 +1,7 @@
 //! Spans of turns, exported over OTLP to whoever collects traces. Off unless a setting or the standard variables say where.
 //!
 //! Invariants: a receiver that is slow, dead or wrong costs no turn anything: spans wait in a bounded queue, what does not
-//! fit or cannot be sent is dropped and counted, and the end of the worker waits for it [`LAST_EXPORT`] at most; it is
+//! fit or cannot be sent is dropped and counted, and the end of the worker waits for it `LAST_EXPORT` at most; it is
 //! logged once an episode. `docs/adr/0018` says why the context travels as it does.
 //!
 //! | file | owns |
@@ -93,7 +93,7 @@ impl Traces {
         Self(Some(Arc::new(Recorder { provider, tracer, room, queue: queue.to_owned() })))
     }
 
-    /// Exports what waits, for [`LAST_EXPORT`] at most, and nothing after that. Blocks.
+    /// Exports what waits, for `LAST_EXPORT` at most, and nothing after that. Blocks.
     pub fn shutdown(&self) {
         let Some(recorder) = &self.0 else { return };
         // An error says that the last batch was not sent, or not yet; it is counted like any other.
