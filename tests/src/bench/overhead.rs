@@ -1,5 +1,5 @@
 //! What watching costs: a worker as it is by default, with traces on, beside one that records, logs and traces nothing. And how fast
-//! probes are answered while the first one computes all the time.
+//! probes are answered while they compute all the time.
 //!
 //! Both workers run all the time and are asked in turns, in short bursts, so that a machine that gets faster or slower does so
 //! for both.
@@ -90,11 +90,13 @@ pub(super) async fn measure(model: &Path, quick: bool, began: Instant) -> Result
     let bursts = if quick { 3 } else { 15 };
     for number in 0..=bursts {
         say(began, &format!("what watching costs, burst {number} of {bursts}"));
-        let probing = Probing::start(watched.worker.clone());
-        let speeds = [watched.burst(number).await?, {
+        // Both are probed, because probing costs as well.
+        let mut speeds = [0.0; 2];
+        for (speed, side) in speeds.iter_mut().zip([&watched, &unwatched]) {
+            let probing = Probing::start(side.worker.clone());
+            *speed = side.burst(number).await?;
             probes.extend(probing.stop());
-            unwatched.burst(number).await?
-        }];
+        }
         // The first one warms up.
         if number > 0 {
             tok_s.iter_mut().zip(speeds).for_each(|(all, speed)| all.push(speed));
