@@ -24,7 +24,8 @@ pub struct PrometheusServer {
 }
 
 impl PrometheusServer {
-    /// Starts one that scrapes `workers`, and waits until it answers. Panics where there is no `prometheus`.
+    /// Starts one that scrapes `workers`, and waits until it has done so once: what happens afterwards is in its rates.
+    /// Panics where there is no `prometheus`.
     pub async fn start(workers: &[SocketAddr]) -> Self {
         let directory = TempDir::new().expect("the temporary directory is writable");
         let configuration = directory.path().join("prometheus.yml");
@@ -38,6 +39,7 @@ impl PrometheusServer {
         let url = Url::parse(&format!("http://{address}")).expect("an address makes a URL");
         let mut server = Self { child, url, client, directory };
         server.until_ready().await;
+        server.until_scraped(workers.len()).await;
         server
     }
 
@@ -48,6 +50,18 @@ impl PrometheusServer {
             let exited = self.child.try_wait().expect("our own child can be waited for");
             assert!(exited.is_none(), "prometheus does not start:\n{}", self.log());
             assert!(Instant::now() < deadline, "prometheus is not ready in time:\n{}", self.log());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    async fn until_scraped(&self, workers: usize) {
+        let deadline = Instant::now() + START_TIMEOUT;
+        loop {
+            let up = self.query("up == 1").await.expect("Prometheus knows up");
+            if up.len() == workers {
+                return;
+            }
+            assert!(Instant::now() < deadline, "prometheus has scraped {up:?} of {workers}:\n{}", self.log());
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }

@@ -18,8 +18,8 @@ use turnmill_tests::worker::Worker;
 
 /// What `$__rate_interval` stands for: some scrapes.
 const RATE_INTERVAL: &str = "10s";
-/// How far back a panel looks.
-const SHOWN_SECONDS: u32 = 120;
+/// How far back a panel looks: over the whole test.
+const SHOWN_SECONDS: u32 = 300;
 
 /// Tokens of a full stored run.
 const RUN_TOKENS: u32 = 256;

@@ -63,8 +63,8 @@ const GROUPS: [(&str, &str, &[Described]); 4] = [
     ("Worker", "Computed at each scrape.", state::GAUGES),
     (
         "Work",
-        "This worker's own. Counters begin at 0 when it starts, all label values included, so that a rate misses no first event; \
-         gauges and histograms appear with their first value.",
+        "This worker's own. Counters and histograms begin at 0 when it starts, all label values included, so that a rate misses no first event; \
+         gauges appear with their first value.",
         metrics::RECORDED,
     ),
     (

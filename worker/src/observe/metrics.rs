@@ -186,8 +186,8 @@ fn builder() -> Result<PrometheusBuilder, ObserveError> {
     Ok(builder)
 }
 
-/// Gives every metric its help, and every counter its 0: a rate over a series that begins with its first
-/// event misses that event. Gauges and histograms appear with their first value.
+/// Gives every metric its help, and every counter and histogram its 0: a rate over a series that begins with
+/// its first event misses that event. Gauges appear with their first value.
 fn announce() {
     for Described { name, kind, labels, values, help } in RECORDED {
         match kind {
@@ -200,7 +200,8 @@ fn announce() {
             (Kind::Counter, Some(label)) => {
                 values.iter().for_each(|value| counter!(*name, *label => *value).absolute(0));
             }
-            _ => {}
+            (Kind::Histogram(_), _) => drop(histogram!(*name)),
+            (Kind::Gauge, _) => {}
         }
     }
     gauge!(BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
@@ -413,13 +414,14 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn counters_begin_at_zero_and_unread_gauges_are_absent() {
+    fn counters_and_histograms_begin_at_zero_and_unread_gauges_are_absent() {
         let text = recorded(|| ()).render();
         assert_lines(
             &text,
             &[
                 "turnmill_turns_claimed_total 0",
                 "turnmill_turns_ended_total{outcome=\"failed\"} 0",
+                "turnmill_store_get_seconds_count 0",
                 concat!("turnmill_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"} 1"),
             ],
         );
