@@ -88,7 +88,7 @@ pub enum CommandError {
 }
 
 /// Prints one JSON value on a line.
-pub fn print_json(value: &impl Serialize) -> Result<(), CommandError> {
+pub fn print_json(value: &(impl Serialize + ?Sized)) -> Result<(), CommandError> {
     println!("{}", serde_json::to_string(value)?);
     Ok(())
 }

@@ -9,7 +9,8 @@ use indicatif::BinaryBytes;
 use turnmill_worker::bench::engine::{self, Long, Options, Report};
 
 use super::super::model_args::ModelArgs;
-use super::super::{CommandError, print_json, spinner};
+use super::super::{CommandError, spinner};
+use super::print_figures;
 
 /// Prompt and reply tokens per second of the model alone, time to the first token, and what memory gives.
 #[derive(Args)]
@@ -57,12 +58,7 @@ pub fn run(args: EngineArgs) -> Result<ExitCode, CommandError> {
     let spinner = spinner();
     let report = engine::run(&options, &|what| spinner.set_message(what))?;
     spinner.finish_and_clear();
-    if args.json {
-        print_json(&report)?;
-    } else {
-        print_table(&report);
-    }
-    Ok(ExitCode::SUCCESS)
+    print_figures(args.json, &report, print_table)
 }
 
 fn print_table(report: &Report) {

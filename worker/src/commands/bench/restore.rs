@@ -15,6 +15,7 @@ use turnmill_worker::model::ModelChoice;
 
 use super::super::model_args::ModelArgs;
 use super::super::{CommandError, print_json, runtime, spinner};
+use super::print_figures;
 
 /// Time to the first token of a conversation that is nowhere, in the pool, or only in the store.
 #[derive(Args)]
@@ -65,12 +66,7 @@ pub fn run(args: RestoreArgs) -> Result<ExitCode, CommandError> {
     let figures =
         runtime.block_on(restore::run(&options, &part_command, &|what| spinner.set_message(what)))?;
     spinner.finish_and_clear();
-    if args.json {
-        print_json(&figures)?;
-    } else {
-        print_table(&figures);
-    }
-    Ok(ExitCode::SUCCESS)
+    print_figures(args.json, figures.as_slice(), print_table)
 }
 
 /// This program once more, for one part.

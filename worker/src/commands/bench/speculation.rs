@@ -9,7 +9,8 @@ use turnmill_worker::bench::speculation::{self, Figure, Options};
 use turnmill_worker::schedule::Speculation;
 
 use super::super::model_args::ModelArgs;
-use super::super::{CommandError, print_json, spinner};
+use super::super::{CommandError, spinner};
+use super::print_figures;
 
 /// Tokens per second with prompt lookup and without, of agents' turns and of questions.
 #[derive(Args)]
@@ -57,12 +58,7 @@ pub fn run(args: SpeculationArgs) -> Result<ExitCode, CommandError> {
     let spinner = spinner();
     let figures = speculation::run(&options, &|what| spinner.set_message(what))?;
     spinner.finish_and_clear();
-    if args.json {
-        print_json(&figures)?;
-    } else {
-        print_table(&figures);
-    }
-    Ok(ExitCode::SUCCESS)
+    print_figures(args.json, figures.as_slice(), print_table)
 }
 
 fn print_table(figures: &[Figure]) {

@@ -11,7 +11,8 @@ use turnmill_worker::bench::stored::Subject;
 use turnmill_worker::config::{ByteSize, KvCodec, StoreUrl};
 
 use super::super::model_args::ModelArgs;
-use super::super::{CommandError, print_json, runtime, spinner};
+use super::super::{CommandError, runtime, spinner};
+use super::print_figures;
 
 /// Time between two tokens while K and V are restored and saved, against the same undisturbed.
 #[derive(Args)]
@@ -58,12 +59,7 @@ pub fn run(args: &StallArgs) -> Result<ExitCode, CommandError> {
     let spinner = spinner();
     let report = runtime()?.block_on(stall::run(&options, &|what| spinner.set_message(what)))?;
     spinner.finish_and_clear();
-    if args.json {
-        print_json(&report)?;
-    } else {
-        print_table(&report);
-    }
-    Ok(ExitCode::SUCCESS)
+    print_figures(args.json, &report, print_table)
 }
 
 fn print_table(report: &Report) {
