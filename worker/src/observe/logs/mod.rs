@@ -179,7 +179,7 @@ pub(super) mod tests {
 
     #[test]
     fn the_filter_can_be_changed_while_lines_are_written() {
-        let written = written(LogFormat::Json, "warn", false, |control| {
+        let written = written(LogFormat::Json, "off", false, |control| {
             let span = error_span!("turn", turn = "t");
             span.in_scope(|| debug!("unheard"));
             control.set("turnmill_worker=debug".parse().expect("a filter")).expect("set");
