@@ -60,7 +60,7 @@ impl RedisQueue {
     /// A worker's settings.
     pub fn settings(&self, name: &str, limits: WorkerLimits) -> BrokerSettings {
         BrokerSettings {
-            url: RedisUrl::from(self.server.url()),
+            redis: RedisUrl::from(self.server.url()).into(),
             queue: self.queue.name.clone(),
             shards: NonZeroU16::MIN,
             worker: name.to_owned(),

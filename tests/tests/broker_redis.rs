@@ -14,7 +14,7 @@ use turnmill_tests::redis_queue::RedisQueue;
 use turnmill_tests::redis_server::RedisServer;
 use turnmill_worker::broker::redis::{BrokerSettings, RedisBroker, check_server};
 use turnmill_worker::broker::{Advice, Broker, BrokerError};
-use turnmill_worker::config::RedisUrl;
+use turnmill_worker::config::{RedisEndpoint, RedisUrl};
 
 turnmill_tests::broker_conformance!(RedisQueue::start());
 
@@ -293,7 +293,7 @@ async fn a_full_redis_drains_and_takes_nothing_new() {
 
 #[tokio::test]
 async fn unsuitable_servers_are_refused_with_the_remedy() {
-    let check = async |server: &RedisServer| check_server(&RedisUrl::from(server.url())).await;
+    let check = async |server: &RedisServer| check_server(&RedisUrl::from(server.url()).into()).await;
     let good = RedisServer::start();
     let facts = check(&good).await.expect("suitable");
     assert!(facts.warning().is_some(), "there is no append-only file");
@@ -309,14 +309,40 @@ async fn unsuitable_servers_are_refused_with_the_remedy() {
     assert!(error.to_string().contains("read-only replica"), "{error}");
 
     let url = good.url().replace("redis://", "redis://:s3cret@");
-    let error = check_server(&RedisUrl::from(url.clone())).await.expect_err("no password is set there");
+    let error =
+        check_server(&RedisUrl::from(url.clone()).into()).await.expect_err("no password is set there");
     assert!(!error.to_string().contains("s3cret"), "{error}");
     drop(good);
-    let error = check_server(&RedisUrl::from(url)).await.expect_err("nothing listens there");
+    let error = check_server(&RedisUrl::from(url).into()).await.expect_err("nothing listens there");
     assert!(matches!(error, BrokerError::Unreachable { .. }), "{error}");
     assert!(!error.to_string().contains("s3cret"), "{error}");
-    let error = check_server(&RedisUrl::from("http://x".to_owned())).await.expect_err("no Redis URL");
+    let error = check_server(&RedisUrl::from("http://x".to_owned()).into()).await.expect_err("no Redis URL");
     assert!(error.to_string().contains("not a Redis URL"), "{error}");
+}
+
+#[tokio::test]
+async fn unusable_authorities_are_named_with_the_remedy() {
+    let folder = tempfile::TempDir::new().expect("the temporary directory is writable");
+    let refused = async |file: &str, content: Option<&str>| {
+        let ca = folder.path().join(file);
+        if let Some(content) = content {
+            std::fs::write(&ca, content).expect("the temporary directory is writable");
+        }
+        let endpoint =
+            RedisEndpoint { url: RedisUrl::from("rediss://127.0.0.1:1".to_owned()), ca: Some(ca.clone()) };
+        let error = check_server(&endpoint).await.expect_err("nobody could be trusted");
+        assert_eq!(error.advice(), Advice::Stop);
+        let error = error.to_string();
+        assert!(
+            error.contains(ca.to_str().expect("unicode")) && error.contains("name a PEM file"),
+            "{error}"
+        );
+        error
+    };
+    assert!(refused("missing.pem", None).await.contains("cannot be read"));
+    let broken = "-----BEGIN CERTIFICATE-----\n!\n-----END CERTIFICATE-----\n";
+    assert!(refused("broken.pem", Some(broken)).await.contains("is not usable"));
+    assert!(refused("key.pem", Some("nothing of ours\n")).await.contains("holds no certificate"));
 }
 
 #[tokio::test]
@@ -339,7 +365,7 @@ async fn a_queue_of_several_shards_serves_all_of_them() {
     let queue =
         Queue { name: Name::new("q").expect("a name"), shards: NonZeroU16::new(3).expect("not zero") };
     let settings = BrokerSettings {
-        url: RedisUrl::from(server.url()),
+        redis: RedisUrl::from(server.url()).into(),
         queue: queue.name.clone(),
         shards: queue.shards,
         ..RedisQueue::start().settings("w", WorkerLimits::default())

@@ -145,7 +145,7 @@ impl Place {
 
     async fn collector(&self) -> Collector {
         let url = RedisUrl::from(self.redis.url());
-        RedisReferences::connect(&url, &name("q")).await.expect("Redis is suitable").collector()
+        RedisReferences::connect(&url.into(), &name("q")).await.expect("Redis is suitable").collector()
     }
 
     async fn holder(&self) -> Option<String> {

@@ -52,7 +52,7 @@ impl Place {
 
     async fn broker(&self) -> RedisBroker {
         let settings = BrokerSettings {
-            url: RedisUrl::from(self.redis.url()),
+            redis: RedisUrl::from(self.redis.url()).into(),
             queue: name("q"),
             shards: NonZeroU16::MIN,
             worker: "w".into(),

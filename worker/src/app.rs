@@ -117,9 +117,9 @@ pub fn load_options(settings: &Settings) -> LoadOptions {
 }
 
 /// What the queue's adapter is told, from settings.
-pub fn broker_settings(settings: &Settings) -> BrokerSettings {
+fn broker_settings(settings: &Settings) -> BrokerSettings {
     BrokerSettings {
-        url: settings.redis_url.clone(),
+        redis: settings.redis(),
         queue: settings.queue.clone(),
         shards: settings.shards,
         worker: settings.worker_name.consumer_id(),

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::{ArgMatches, Args};
 use serde::Serialize;
-use turnmill_worker::app::{Loading, broker_settings, load_options, open_blocks};
+use turnmill_worker::app::{Loading, load_options, open_blocks};
 use turnmill_worker::broker::redis::check_server;
 use turnmill_worker::config::{Settings, SettingsArgs};
 use turnmill_worker::hub;
@@ -85,11 +85,10 @@ fn check(settings: &Settings) -> Result<Vec<Finding>, CommandError> {
 }
 
 async fn check_queue(settings: &Settings) -> Vec<Finding> {
-    let url = &broker_settings(settings).url;
-    match check_server(url).await {
+    match check_server(&settings.redis()).await {
         Err(error) => vec![Finding::new("queue", Err(error))],
         Ok(facts) => {
-            let found = format!("Redis {} at {}", facts.version, url.masked());
+            let found = format!("Redis {} at {}", facts.version, settings.redis_url);
             let mut findings = vec![Finding::new::<CommandError>("queue", Ok(found))];
             findings.extend(facts.warning().map(|warning| Finding {
                 name: "queue",

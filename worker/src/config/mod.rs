@@ -20,7 +20,7 @@ pub use byte_size::{AutoByteSize, ByteSize};
 pub use error::ConfigError;
 pub use load::{Effective, SettingsArgs, Source};
 pub use otlp_url::OtlpUrl;
-pub use redis_url::RedisUrl;
+pub use redis_url::{RedisEndpoint, RedisUrl};
 pub use settings::Settings;
 pub use store_url::{StoreSetting, StoreUrl};
 pub use values::{

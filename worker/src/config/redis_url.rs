@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::fmt;
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize, Serializer};
@@ -14,7 +15,8 @@ use serde::{Deserialize, Serialize, Serializer};
 #[serde(from = "String")]
 pub struct RedisUrl(String);
 
-const SCHEMES: [&str; 4] = ["redis://", "rediss://", "unix://", "redis+unix://"];
+const TLS_SCHEME: &str = "rediss://";
+const SCHEMES: [&str; 4] = ["redis://", TLS_SCHEME, "unix://", "redis+unix://"];
 const MASK: &str = "***";
 
 impl RedisUrl {
@@ -28,9 +30,29 @@ impl RedisUrl {
         SCHEMES.iter().any(|scheme| self.0.strip_prefix(scheme).is_some_and(|rest| !rest.is_empty()))
     }
 
+    /// Whether what is said goes through TLS.
+    pub fn is_tls(&self) -> bool {
+        self.0.starts_with(TLS_SCHEME)
+    }
+
     /// The URL without its password: `redis://user:***@host`, `unix:///socket?pass=***`.
     pub fn masked(&self) -> String {
         masked(&self.0)
+    }
+}
+
+/// A Redis, and who vouches for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RedisEndpoint {
+    /// Where it is.
+    pub url: RedisUrl,
+    /// A PEM file of the authorities that `rediss://` trusts in place of the system's.
+    pub ca: Option<PathBuf>,
+}
+
+impl From<RedisUrl> for RedisEndpoint {
+    fn from(url: RedisUrl) -> Self {
+        Self { url, ca: None }
     }
 }
 

@@ -8,7 +8,8 @@ use turnmill_schema::Name;
 
 use super::{
     AutoByteSize, ByteSize, ConfigError, DeviceKind, Effective, KvCodec, KvDtype, LogFilter, LogFormat,
-    ModelDigest, OtlpUrl, RedisUrl, Source, SpeculationMode, StoreSetting, WeightsMode, WorkerName,
+    ModelDigest, OtlpUrl, RedisEndpoint, RedisUrl, Source, SpeculationMode, StoreSetting, WeightsMode,
+    WorkerName,
 };
 
 /// Makes of each entry a flag (`--redis-url`), an environment variable and a key of the TOML file, and of all
@@ -69,6 +70,8 @@ settings! {
 
     /// Where the queue lives: redis://, rediss:// or unix://.
     ["TURNMILL_REDIS_URL"] redis_url: RedisUrl = "redis://127.0.0.1:6379";
+    /// For rediss://: trust the authorities in this PEM file instead of the system's.
+    ["TURNMILL_REDIS_CA"] redis_ca: Option<PathBuf>;
     /// Where K and V are kept, and turns too large for Redis: auto (a folder for K and V in the user's caches), none, or a
     /// URL as in file:///var/lib/turnmill or s3://bucket/prefix, which producers share.
     ["TURNMILL_STORE"] store: StoreSetting = "auto";
@@ -174,6 +177,11 @@ impl Settings {
     /// The model, for commands that cannot do without.
     pub fn model_path(&self) -> Result<&Path, ConfigError> {
         self.model.as_deref().ok_or(ConfigError::NoModel)
+    }
+
+    /// Where Redis is, and who says that it is that one.
+    pub fn redis(&self) -> RedisEndpoint {
+        RedisEndpoint { url: self.redis_url.clone(), ca: self.redis_ca.clone() }
     }
 
     /// Time between heartbeats. Two may be lost before the lease is.

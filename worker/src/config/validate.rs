@@ -68,6 +68,11 @@ impl Settings {
     fn check_queue(&self, problems: &mut Problems) {
         let schemes = "a URL that starts with redis://, rediss:// or unix://";
         problems.require(self.redis_url.has_known_scheme(), "redis_url", &self.redis_url, schemes);
+        if let Some(file) = &self.redis_ca {
+            // Who names authorities believes that the connection is encrypted.
+            let rule = "left out unless redis_url starts with rediss://";
+            problems.require(self.redis_url.is_tls(), "redis_ca", file.display(), rule);
+        }
         // A third of it is the heartbeat, which one slow answer of Redis must not outlast.
         problems.require(self.lease_ms >= 300, "lease_ms", self.lease_ms, "at least 300");
         // A full step with a long context takes hundreds of milliseconds; shorter would end healthy workers.
@@ -133,6 +138,10 @@ mod tests {
                 "--redis-url=http://:pw@h",
                 "redis_url is http://:***@h; it must be a URL that starts with redis://, rediss:// or \
                  unix://",
+            ),
+            (
+                "--redis-ca=/ca.pem",
+                "redis_ca is /ca.pem; it must be left out unless redis_url starts with rediss://",
             ),
             (
                 "--store=ftp://u:pw@h",

@@ -146,7 +146,7 @@ impl Bench {
     /// A worker's way to the queue, with the settings a worker has by default.
     async fn broker(&self, worker: &str) -> Result<RedisBroker, BenchError> {
         let settings = BrokerSettings {
-            url: self.options.redis_url.clone(),
+            redis: self.options.redis_url.clone().into(),
             queue: self.queue.name.clone(),
             shards: NonZeroU16::MIN,
             worker: worker.to_owned(),

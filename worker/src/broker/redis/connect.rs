@@ -4,6 +4,7 @@
 //! Invariants: no error text carries the password of the URL; whatever breaks is replaced by the next call that needs
 //! it, and counted, because a server that restarted may have lost its last second.
 
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -11,15 +12,15 @@ use std::time::{Duration, Instant};
 use deadpool_redis::{Connection, Hook, Manager, Pool, Runtime};
 use redis::aio::MultiplexedConnection;
 use redis::io::tcp::TcpSettings;
-use redis::{AsyncConnectionConfig, Client, ConnectionInfo, ErrorKind, FromRedisValue, IntoConnectionInfo};
-use redis::{ConnectionAddr, RedisError, Value};
+use redis::{AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, ErrorKind, FromRedisValue};
+use redis::{IntoConnectionInfo, RedisError, TlsCertificates, Value};
 use turnmill_schema::keys::GROUP;
 use turnmill_schema::scripts::Call;
 
 use super::facts::ServerFacts;
 use super::steps::Step;
 use super::waiting::BLOCK;
-use super::{BrokerError, RedisBroker, RedisUrl};
+use super::{BrokerError, RedisBroker, RedisEndpoint, RedisUrl};
 use crate::cryptography;
 
 /// How long a short command may take; a full pool, a connection attempt: the same.
@@ -89,11 +90,17 @@ impl Connects {
 }
 
 impl Server {
-    /// Prepares connections to `url`; none is made yet.
-    pub(super) fn new(url: &RedisUrl) -> Result<Self, BrokerError> {
-        let info = connection_info(url)?;
+    /// Prepares connections to `redis`; none is made yet.
+    pub(super) fn new(redis: &RedisEndpoint) -> Result<Self, BrokerError> {
+        let RedisEndpoint { url, ca } = redis;
         let invalid = |e: &dyn std::fmt::Display| unusable_url(url, e);
-        let manager = Manager::new_with_config(info.clone(), timeouts(TIMEOUT)).map_err(|e| invalid(&e))?;
+        let info = connection_info(url)?;
+        let client = match ca {
+            Some(file) => trusting(info, file)?,
+            None => Client::open(info).map_err(|e| invalid(&e))?,
+        };
+        let info = client.get_connection_info().clone();
+        let manager = Manager::new_with_config(info, timeouts(TIMEOUT)).map_err(|e| invalid(&e))?;
         let connects = Arc::new(Connects { count: AtomicU64::new(0), last: Mutex::new(Instant::now()) });
         let noted = Arc::clone(&connects);
         let pool = Pool::builder(manager)
@@ -110,7 +117,6 @@ impl Server {
             }))
             .build()
             .map_err(|e| invalid(&e))?;
-        let client = Client::open(info).map_err(|e| invalid(&e))?;
         let shared = tokio::sync::Mutex::default();
         Ok(Self { client, pool, shared, masked_url: url.masked(), connects })
     }
@@ -241,9 +247,9 @@ impl RedisBroker {
     }
 }
 
-/// Connects to `url` and tells what the server is; [`BrokerError::Unsuitable`] where it cannot carry a queue.
-pub async fn check_server(url: &RedisUrl) -> Result<ServerFacts, BrokerError> {
-    let server = Server::new(url)?;
+/// Connects to `redis` and tells what the server is; [`BrokerError::Unsuitable`] where it cannot carry a queue.
+pub async fn check_server(redis: &RedisEndpoint) -> Result<ServerFacts, BrokerError> {
+    let server = Server::new(redis)?;
     let mut connection = server.reader().await?;
     let info: String =
         redis::cmd("INFO").query_async(&mut connection).await.map_err(|e| server.error("INFO", &e))?;
@@ -258,6 +264,20 @@ fn connection_info(url: &RedisUrl) -> Result<ConnectionInfo, BrokerError> {
     // Deltas are small writes; Nagle's algorithm would hold them back.
     let tcp = TcpSettings::default().set_nodelay(true);
     Ok(info.set_tcp_settings(tcp))
+}
+
+/// A client that believes the authorities of a PEM file and no others.
+fn trusting(info: ConnectionInfo, file: &Path) -> Result<Client, BrokerError> {
+    let unusable = |what: &str, e: &dyn std::fmt::Display| {
+        let file = file.display();
+        BrokerError::Unsuitable(format!("redis_ca {file} {what}: {e}; name a PEM file of certificates"))
+    };
+    let pem = std::fs::read(file).map_err(|e| unusable("cannot be read", &e))?;
+    if !String::from_utf8_lossy(&pem).contains("BEGIN CERTIFICATE") {
+        return Err(unusable("holds no certificate", &"every server would be refused"));
+    }
+    let certificates = TlsCertificates { client_tls: None, root_cert: Some(pem) };
+    Client::build_with_tls(info, certificates).map_err(|e| unusable("is not usable", &e))
 }
 
 fn unusable_url(url: &RedisUrl, reason: &dyn std::fmt::Display) -> BrokerError {

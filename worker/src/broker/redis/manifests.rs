@@ -15,7 +15,7 @@ use turnmill_schema::{Manifest, Name, StoredTurn};
 
 use super::collector::Collector;
 use super::connect::{Server, check_server};
-use super::{BrokerError, RedisUrl};
+use super::{BrokerError, RedisEndpoint};
 use crate::broker::{Manifests, PayloadsInUse, References, Root};
 
 /// Keys that Redis looks at in one step of a scan.
@@ -32,9 +32,9 @@ pub struct RedisReferences {
 
 impl RedisReferences {
     /// Connects, and checks the server.
-    pub async fn connect(url: &RedisUrl, queue: &Name) -> Result<Self, BrokerError> {
-        check_server(url).await?;
-        Ok(Self { server: Arc::new(Server::new(url)?), queue: queue.clone() })
+    pub async fn connect(redis: &RedisEndpoint, queue: &Name) -> Result<Self, BrokerError> {
+        check_server(redis).await?;
+        Ok(Self { server: Arc::new(Server::new(redis)?), queue: queue.clone() })
     }
 
     /// The right to remove garbage of this queue.

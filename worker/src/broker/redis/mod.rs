@@ -34,7 +34,7 @@ use turnmill_schema::{DeadReason, Delta, Manifest, Name, Priority, TurnId, Worke
 use super::{
     Beat, Broker, BrokerError, Claim, Ending, Lease, Orders, PriorityCounts, QueueCounts, ReadyToken, Retry,
 };
-use crate::config::RedisUrl;
+use crate::config::{RedisEndpoint, RedisUrl};
 
 use batch::{Batch, BatchContext};
 pub use collector::{Collector, HoldError};
@@ -52,7 +52,7 @@ use steps::Steps;
 #[derive(Clone, Debug)]
 pub struct BrokerSettings {
     /// Where Redis is.
-    pub url: RedisUrl,
+    pub redis: RedisEndpoint,
     /// The queue to serve.
     pub queue: Name,
     /// How many shards the queue was created with.
@@ -117,7 +117,7 @@ impl RedisBroker {
 
     /// The same with other scripts than the protocol's: for tests that show what a check is for.
     pub async fn connect_with(settings: BrokerSettings, scripts: Scripts) -> Result<Self, BrokerError> {
-        check_server(&settings.url).await?;
+        check_server(&settings.redis).await?;
         let queue = Queue { name: settings.queue.clone(), shards: settings.shards };
         let streams = Priority::ALL.into_iter().flat_map(|priority| {
             queue.all_keys().map(move |keys| ReadyStream {
@@ -127,7 +127,7 @@ impl RedisBroker {
             })
         });
         let streams = streams.collect();
-        let server = Arc::new(Server::new(&settings.url)?);
+        let server = Arc::new(Server::new(&settings.redis)?);
         let steps = Arc::new(Steps::from(scripts));
         let held = Arc::new(Held::default());
         let context = |keys, args: &[u64], step| BatchContext {

@@ -52,7 +52,7 @@ pub async fn run(
     settings: &Settings,
     inventory: &Inventory,
 ) -> Result<ExitCode, CommandError> {
-    let references = RedisReferences::connect(&settings.redis_url, &settings.queue).await?;
+    let references = RedisReferences::connect(&settings.redis(), &settings.queue).await?;
     let spinner = spinner();
     spinner.set_message("reading manifests");
     let progress = |collected: &Collected| tell(&spinner, collected);

@@ -84,7 +84,7 @@ pub async fn run(
 }
 
 async fn manifests(settings: &Settings) -> Result<Manifests, BrokerError> {
-    RedisReferences::connect(&settings.redis_url, &settings.queue).await?.manifests().await
+    RedisReferences::connect(&settings.redis(), &settings.queue).await?.manifests().await
 }
 
 fn by_namespace(manifests: &Manifests) -> BTreeMap<Digest, u64> {
