@@ -345,6 +345,19 @@ async fn unusable_authorities_are_named_with_the_remedy() {
     assert!(refused("key.pem", Some("nothing of ours\n")).await.contains("holds no certificate"));
 }
 
+/// A number nobody may read is not 0.
+#[tokio::test]
+async fn who_may_not_ask_for_the_leased_is_not_told_that_there_are_none() {
+    let queue = RedisQueue::start();
+    let broker = queue.worker("w").await;
+    enqueue(&queue, &[turn(Some("a"), "1")]).await;
+    claim(&broker).await;
+    assert_eq!(broker.counts().await.expect("counted").leased(), 1);
+    let _: String = queue.command(&["ACL", "SETUSER", "default", "-xpending"]).await;
+    let error = broker.counts().await.expect_err("it may not ask").to_string();
+    assert!(error.contains("XPENDING"), "{error}");
+}
+
 #[tokio::test]
 async fn foreign_entries_in_a_ready_stream_are_dropped() {
     let queue = RedisQueue::start();

@@ -7,10 +7,16 @@
 --      delayed agents, dead letters, bytes of ended turns, paused (1 or 0), turns ever enqueued,
 --      turns ever ended as {completed, failed, cancelled, expired}}
 
--- A stream that does not exist yet has no group either.
+-- A stream that does not exist yet has no group either. Any other error is the caller's: who may not ask is not told 0.
 local function pending_of(stream)
   local summary = redis.pcall('XPENDING', stream, GROUP)
-  return summary.err and 0 or summary[1]
+  if not summary.err then
+    return summary[1]
+  end
+  if not summary.err:find('^NOGROUP') then
+    error(redis.error_reply(summary.err .. ' (XPENDING ' .. stream .. ')'))
+  end
+  return 0
 end
 
 local function lag_of(stream)
