@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use turnmill_schema::envelope::{EnvelopeError, decode, encode_turn};
 use turnmill_schema::keys::{FIELD_END, GROUP, Queue};
-use turnmill_schema::{Event, Name, Outcome, Priority, Turn, TurnId, scripts};
+use turnmill_schema::{Event, Name, Outcome, Priority, Turn, TurnId, WorkerStatus, scripts};
 use turnmill_tests::broker_conformance::{
     LEASE_MS, PATIENCE, ROOM, TestQueue, WorkerLimits, claim, delta, end, ending, ending_with, enqueue,
     entry, read_one, reclaim_one, turn,
@@ -343,6 +343,16 @@ async fn unusable_authorities_are_named_with_the_remedy() {
     let broken = "-----BEGIN CERTIFICATE-----\n!\n-----END CERTIFICATE-----\n";
     assert!(refused("broken.pem", Some(broken)).await.contains("is not usable"));
     assert!(refused("key.pem", Some("nothing of ours\n")).await.contains("holds no certificate"));
+}
+
+#[tokio::test]
+async fn a_worker_that_enters_itself_first_of_all_knows_the_servers_time() {
+    let queue = RedisQueue::start();
+    let broker = queue.worker("w").await;
+    broker.register(&WorkerStatus::default()).await.expect("registered");
+    let heard_ms: u64 = queue.command(&["ZSCORE", &queue.keys().workers(), "w"]).await;
+    let (now_s, _): (u64, u64) = queue.command(&["TIME"]).await;
+    assert!(now_s - heard_ms / 1000 <= 60, "heard of at {heard_ms} ms, when it is {now_s} s");
 }
 
 /// A number nobody may read is not 0.

@@ -245,6 +245,17 @@ impl RedisBroker {
         }
         Ok(())
     }
+
+    /// Asks for the server's time. A worker may enter itself in the registry before anything else was answered.
+    pub(super) async fn set_clock(&self) -> Result<(), BrokerError> {
+        let mut connection = self.server.connection().await?;
+        let (seconds, micros): (u64, u64) = redis::cmd("TIME")
+            .query_async(&mut connection)
+            .await
+            .map_err(|e| self.server.error("TIME", &e))?;
+        self.held.clock().set(seconds * 1000 + micros / 1000);
+        Ok(())
+    }
 }
 
 /// Connects to `redis` and tells what the server is; [`BrokerError::Unsuitable`] where it cannot carry a queue.

@@ -155,6 +155,7 @@ impl RedisBroker {
         let (reader, notices) = (tokio::sync::Mutex::default(), tokio::sync::Mutex::default());
         let broker = Self { streams, server, steps, batches, reader, notices, held, queue, settings };
         broker.create_groups().await?;
+        broker.set_clock().await?;
         Ok(broker)
     }
 
