@@ -1,8 +1,8 @@
 //! What watching costs: a worker as it is by default, with traces on, beside one that records, logs and traces nothing. And how fast
 //! probes are answered while they compute all the time.
 //!
-//! Both workers run all the time and are asked in turns, in short bursts, so that a machine that gets faster or slower does so
-//! for both.
+//! Both workers run all the time and are asked in turns, in short bursts, now the one first and now the other, and neighbouring
+//! bursts are compared: a machine that gets faster or slower does so for both.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -13,6 +13,7 @@ use serde::Serialize;
 use turnmill::{NewTurn, Producer, ProducerSettings};
 
 use super::report::Samples;
+use super::rounds::median;
 use super::{BenchError, say};
 use crate::line::{exactly, name};
 use crate::otlp_server::OtlpServer;
@@ -31,19 +32,14 @@ const PROBE_EVERY: Duration = Duration::from_millis(5);
 pub struct Overhead {
     /// Tokens per second: watched first, unwatched second.
     pub tok_s: [Samples; 2],
+    /// How many times as fast the watched one is: the median of neighbouring bursts' ratios.
+    pub ratio: f64,
     /// `/health/ready` while the engine computes, in milliseconds: the median.
     pub probe_p50_ms: f64,
     /// What 95 of 100 took at most.
     pub probe_p95_ms: f64,
     /// What 99 of 100 took at most.
     pub probe_p99_ms: f64,
-}
-
-impl Overhead {
-    /// How much slower the watched worker is, in percent.
-    pub fn percent(&self) -> f64 {
-        100.0 * (1.0 - self.tok_s[0].median / self.tok_s[1].median)
-    }
 }
 
 struct Side {
@@ -87,14 +83,16 @@ pub(super) async fn measure(model: &Path, quick: bool, began: Instant) -> Result
     let watched = Side::start(&redis, "watched", &model, &["--otlp-endpoint", &receiver.url()]).await?;
     let unwatched = Side::start(&redis, "unwatched", &model, &["--no-metrics", "--log", "off"]).await?;
     let (mut tok_s, mut probes) = ([Vec::new(), Vec::new()], Vec::new());
-    let bursts = if quick { 3 } else { 15 };
+    let bursts = if quick { 3 } else { 60 };
     for number in 0..=bursts {
         say(began, &format!("what watching costs, burst {number} of {bursts}"));
         // Both are probed, because probing costs as well.
         let mut speeds = [0.0; 2];
-        for (speed, side) in speeds.iter_mut().zip([&watched, &unwatched]) {
+        let mut turns = [(0, &watched), (1, &unwatched)];
+        turns.rotate_left(number % 2);
+        for (index, side) in turns {
             let probing = Probing::start(side.worker.clone());
-            *speed = side.burst(number).await?;
+            speeds[index] = side.burst(number).await?;
             probes.extend(probing.stop());
         }
         // The first one warms up.
@@ -106,8 +104,10 @@ pub(super) async fn measure(model: &Path, quick: bool, began: Instant) -> Result
     let at = |share: f64| probes.get(((probes.len() as f64 * share) as usize).min(probes.len().max(1) - 1));
     let percentile = |share| at(share).copied().unwrap_or(f64::NAN);
     let [watched, unwatched] = tok_s;
+    let ratios: Vec<f64> = watched.iter().zip(&unwatched).map(|(watched, not)| watched / not).collect();
     Ok(Overhead {
         tok_s: [Samples::new("metrics, logs, traces", watched), Samples::new("none of them", unwatched)],
+        ratio: median(&ratios),
         probe_p50_ms: percentile(0.5),
         probe_p95_ms: percentile(0.95),
         probe_p99_ms: percentile(0.99),

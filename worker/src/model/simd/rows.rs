@@ -208,8 +208,8 @@ mod tests {
     }
 
     #[test]
-    fn norm_equals_a_plain_one_and_is_the_same_in_place() {
-        let (x, weight) = (floats(1, 3 * 96), floats(2, 96));
+    fn norm_equals_a_plain_one_and_is_the_same_in_place_and_added() {
+        let (x, weight, before) = (floats(1, 3 * 96), floats(2, 96), floats(3, 3 * 96));
         let mut plain = vec![0.0; x.len()];
         norm(Isa::Portable, &x, &weight, 1e-5, &mut plain);
         for (row, found) in x.chunks(96).zip(plain.chunks(96)) {
@@ -218,11 +218,13 @@ mod tests {
                 close(*found, f64::from(*x) / (mean + 1e-5).sqrt() * f64::from(*weight));
             }
         }
+        let sums: Vec<f32> = before.iter().zip(&plain).map(|(before, norm)| before + norm).collect();
         for isa in Isa::all_here() {
-            let (mut out, mut in_place) = (vec![0.0; x.len()], x.clone());
+            let (mut out, mut in_place, mut added) = (vec![0.0; x.len()], x.clone(), before.clone());
             norm(isa, &x, &weight, 1e-5, &mut out);
             norm_in_place(isa, &mut in_place, &weight, 1e-5);
-            assert!(out == plain && in_place == plain, "{isa:?}");
+            norm_add(isa, &x, &weight, 1e-5, &mut added);
+            assert!(out == plain && in_place == plain && added == sums, "{isa:?}");
         }
     }
 
