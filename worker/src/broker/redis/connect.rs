@@ -249,11 +249,11 @@ impl RedisBroker {
     /// Asks for the server's time. A worker may enter itself in the registry before anything else was answered.
     pub(super) async fn set_clock(&self) -> Result<(), BrokerError> {
         let mut connection = self.server.connection().await?;
-        let (seconds, micros): (u64, u64) = redis::cmd("TIME")
+        let time = redis::cmd("TIME")
             .query_async(&mut connection)
             .await
             .map_err(|e| self.server.error("TIME", &e))?;
-        self.held.clock().set(seconds * 1000 + micros / 1000);
+        self.held.clock().set_time(time);
         Ok(())
     }
 }

@@ -166,6 +166,11 @@ impl ServerClock {
         self.offset_ms.store(now_ms as i64 - self.local_ms(), Ordering::Relaxed);
     }
 
+    /// The same, as `TIME` answers: seconds and microseconds.
+    pub(super) fn set_time(&self, (seconds, micros): (u64, u64)) {
+        self.set(seconds * 1000 + micros / 1000);
+    }
+
     /// Unix milliseconds by the server's clock.
     pub(super) fn now_ms(&self) -> i64 {
         self.offset_ms.load(Ordering::Relaxed) + self.local_ms()

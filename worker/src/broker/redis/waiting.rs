@@ -64,9 +64,9 @@ impl RedisBroker {
         // A worker that has leased nothing yet does not know the server's clock.
         look.cmd("TIME");
         let mut connection = self.server.connection().await?;
-        let (paused, delayed, tenants, (seconds, micros)): Look =
+        let (paused, delayed, tenants, time): Look =
             look.query_async(&mut connection).await.map_err(error)?;
-        self.held.clock().set(seconds * 1000 + micros / 1000);
+        self.held.clock().set_time(time);
         let mut block = BLOCK;
         let mut agents = Vec::new();
         let now_ms = self.held.clock().now_ms() as f64;
