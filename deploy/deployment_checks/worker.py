@@ -51,7 +51,7 @@ class Worker:
     def _after_drain(root: Path) -> float:
         """Seconds that a worker may take after its drain window, from the constants that bound them."""
         total = 0
-        for file, name in [("app.rs", "GIVE_BACK"), ("app.rs", "FLUSH"), ("observe/http.rs", "LAST_ANSWERS")]:
+        for file, name in [("app.rs", "REQUEUE"), ("app.rs", "FLUSH"), ("observe/http.rs", "LAST_ANSWERS")]:
             source = (root / "worker/src" / file).read_text()
             match = re.search(rf"^const {name}: Duration = Duration::from_secs\((\d+)\);", source, re.MULTILINE)
             if not match:

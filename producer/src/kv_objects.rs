@@ -10,40 +10,40 @@ use turnmill_schema::{Digest, Manifest};
 use crate::error::ProducerError;
 use crate::payload::PayloadStore;
 
-/// Tokens of a block, the least that a run has.
+/// Tokens of a block, the least that a segment has.
 const BLOCK_TOKENS: u32 = 16;
 
-/// Walks the runs that a manifest reaches, from the last one to the first.
+/// Walks the segments that a manifest reaches, from the last one to the first.
 #[derive(Debug)]
-pub(crate) struct Runs<'a> {
+pub(crate) struct Segments<'a> {
     store: &'a PayloadStore,
     namespace: Digest,
     next: Option<Digest>,
-    /// Runs there can be at most: a chain that names itself comes to an end.
+    /// Segments there can be at most: a chain that names itself comes to an end.
     left: u32,
 }
 
 impl PayloadStore {
-    /// The runs that `manifest` reaches.
-    pub(crate) fn runs(&self, manifest: &Manifest) -> Runs<'_> {
+    /// The segments that `manifest` reaches.
+    pub(crate) fn segments(&self, manifest: &Manifest) -> Segments<'_> {
         let Manifest { namespace, tokens, last, .. } = *manifest;
-        Runs { store: self, namespace, next: Some(last), left: tokens / BLOCK_TOKENS }
+        Segments { store: self, namespace, next: Some(last), left: tokens / BLOCK_TOKENS }
     }
 
     /// Puts an object in its place, unless there is one.
-    pub(crate) async fn put_run(&self, object: Vec<u8>) -> Result<(), ProducerError> {
+    pub(crate) async fn put_segment(&self, object: Vec<u8>) -> Result<(), ProducerError> {
         let Some(start) = HeaderStart::read(&object) else {
             let reason = "it holds no K and V".to_owned();
             return Err(ProducerError::Unreadable { what: "an object".to_owned(), reason });
         };
-        let path = self.run_path(&start.namespace, &start.hash);
+        let path = self.segment_path(&start.namespace, &start.hash);
         match self.store.put_opts(&path, object.into(), PutMode::Create.into()).await {
             Ok(_) | Err(object_store::Error::AlreadyExists { .. }) => Ok(()),
             Err(error) => Err(self.failed(&error)),
         }
     }
 
-    fn run_path(&self, namespace: &Digest, hash: &Digest) -> Path {
+    fn segment_path(&self, namespace: &Digest, hash: &Digest) -> Path {
         kv_object::path(&self.queue, namespace, hash).into()
     }
 
@@ -52,7 +52,7 @@ impl PayloadStore {
     }
 }
 
-impl Runs<'_> {
+impl Segments<'_> {
     /// The next object, or why there is none though the chain goes on: the rest costs prefill, and nothing else.
     pub(crate) async fn next(&mut self) -> Result<Option<Result<Vec<u8>, String>>, ProducerError> {
         let Some(hash) = self.next.take() else { return Ok(None) };
@@ -61,7 +61,7 @@ impl Runs<'_> {
             return missing("is one more than the manifest has room for");
         }
         self.left -= 1;
-        let path = self.store.run_path(&self.namespace, &hash);
+        let path = self.store.segment_path(&self.namespace, &hash);
         let found = match self.store.store.get(&path).await {
             Ok(found) => found,
             Err(object_store::Error::NotFound { .. }) => return missing("is not in the store"),

@@ -1,6 +1,6 @@
 //! How much work there is, read as of one moment.
 //!
-//! Acknowledged tokens are always deleted, so what a ready stream holds beyond the pending ones is undelivered.
+//! Acknowledged tickets are always deleted, so what a ready stream holds beyond the pending ones is undelivered.
 //! Redis's own lag goes null after restarts and deletions: it is a cross-check and may be absent.
 
 use redis::{FromRedisValue, RedisError};

@@ -24,7 +24,7 @@ use crate::transcript::TranscriptEntry;
 pub const START: [u8; 8] = *b"TMAF\x01\0\0\0";
 /// Bytes before a record's body.
 pub const RECORD_START_BYTES: usize = KIND_AND_LENGTH_BYTES + DIGEST_BYTES;
-/// Largest object, in bytes: far above a chunk of a large model.
+/// Largest object, in bytes: far above a segment of a large model.
 pub const MAX_OBJECT_BYTES: usize = 256 * 1024 * 1024;
 
 const KIND_AND_LENGTH_BYTES: usize = 5;

@@ -173,7 +173,7 @@ impl AgentId {
         Self(format!("{tenant}/~{turn}"))
     }
 
-    /// Takes what a token or a script's reply holds: an id that this type once wrote.
+    /// Takes what a ticket or a script's reply holds: an id that this type once wrote.
     pub fn from_wire(text: String) -> Self {
         Self(text)
     }

@@ -18,8 +18,8 @@ pub const FIELD_EVENT: &str = "event";
 pub const FIELD_AT: &str = "at";
 /// Field of ready streams that holds the runnable agent's id.
 pub const FIELD_AGENT: &str = "agent";
-/// Field of ready streams that holds the head of the agent's backlog, as a [`BacklogEntry`]: which turn the token was
-/// made for. The head may be another by the time the token is read.
+/// Field of ready streams that holds the head of the agent's backlog, as a [`BacklogEntry`]: which turn the ticket was
+/// made for. The head may be another by the time the ticket is read.
 pub const FIELD_HEAD: &str = "head";
 /// Field of a turn's hash that holds the whole reply as one [`crate::Delta`] in its envelope, where it is short: then the
 /// result stream goes soon after the end.
@@ -100,12 +100,12 @@ impl Keys {
         self.shard
     }
 
-    /// Stream of tokens: one entry for each agent that may be leased. Group [`GROUP`].
+    /// Stream of tickets: one entry for each agent that may be leased. Group [`GROUP`].
     pub fn ready(&self, priority: Priority) -> String {
         format!("{}:ready:{}", self.prefix, priority.as_str())
     }
 
-    /// Hash: the agent's state, token, epoch and owner.
+    /// Hash: the agent's state, ticket, epoch and owner.
     pub fn agent(&self, agent: &AgentId) -> String {
         format!("{}:agent:{agent}", self.prefix)
     }

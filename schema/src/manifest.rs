@@ -26,7 +26,7 @@ pub struct Manifest {
     pub namespace: Digest,
     /// Tokens whose K and V are stored, from the first one on; whole blocks.
     pub tokens: u32,
-    /// How many of them are the system prompt's, after which the grid of chunks starts anew; whole blocks.
+    /// How many of them are the system prompt's, after which the grid of segments starts anew; whole blocks.
     pub shared_tokens: u32,
     /// The hash of the last block, which names the last run.
     pub last: Digest,

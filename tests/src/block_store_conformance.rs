@@ -17,7 +17,7 @@ use object_store::{Error, ObjectStore, ObjectStoreExt};
 use turnmill_schema::Name;
 use turnmill_worker::config::{KvCodec, KvDtype, StoreUrl};
 use turnmill_worker::kv::{
-    BlockShape, HashChain, Identity, Namespace, PrefixHash, Run, RunData, RunId, run_bounds,
+    BlockShape, HashChain, Identity, Namespace, PrefixHash, Segment, SegmentData, SegmentId, segment_bounds,
 };
 use turnmill_worker::observe::metrics;
 use turnmill_worker::store::{self, BlockStore, BlockStoreSettings};
@@ -53,7 +53,7 @@ macro_rules! block_store_conformance {
         $crate::block_store_conformance!(@tests $attributes $place;
             what_one_worker_saved_another_fetches
             what_is_there_already_is_not_written_again
-            two_writers_of_one_run_both_succeed
+            two_writers_of_one_segment_both_succeed
             the_host_cache_answers_without_the_store
             many_fetches_share_few_reads
             what_a_limit_removes_is_saved_again
@@ -61,14 +61,14 @@ macro_rules! block_store_conformance {
             a_tenants_key_is_needed_to_read
             what_is_absent_is_a_miss
             every_damage_is_a_miss_and_set_aside
-            another_runs_object_is_a_miss
+            another_segments_object_is_a_miss
             queues_and_tenants_share_nothing
             a_full_queue_drops_and_counts
-            the_queue_has_room_again_once_a_run_is_written
+            the_queue_has_room_again_once_a_segment_is_written
             the_host_cache_keeps_to_its_budget
-            only_leading_runs_are_counted
+            only_leading_segments_are_counted
             waiting_ends_in_time
-            a_run_that_cannot_be_encoded_fails_alone
+            a_segment_that_cannot_be_encoded_fails_alone
             flushing_waits_for_everything
             dropping_it_with_a_full_queue_is_clean
         );
@@ -108,28 +108,28 @@ pub fn worker_with(place: &impl TestPlace, change: impl FnOnce(&mut BlockStoreSe
     BlockStore::open(settings).expect("the store opens")
 }
 
-/// The runs of a sequence of `blocks` blocks in chunks of four; sequences with other seeds share none.
-pub fn runs(seed: u32, blocks: usize) -> Vec<RunData> {
-    runs_of("t", seed, blocks)
+/// The segments of a sequence of `blocks` blocks, four to a segment; sequences with other seeds share none.
+pub fn segments(seed: u32, blocks: usize) -> Vec<SegmentData> {
+    segments_of("t", seed, blocks)
 }
 
 /// The same of a tenant.
-pub fn runs_of(tenant: &str, seed: u32, blocks: usize) -> Vec<RunData> {
+pub fn segments_of(tenant: &str, seed: u32, blocks: usize) -> Vec<SegmentData> {
     let namespace = Namespace::new(&identity()).for_tenant(tenant);
     let tokens: Vec<u32> = (0..blocks * SHAPE.block_tokens).map(|i| seed << 16 | i as u32).collect();
     let mut chain = HashChain::new(namespace, SHAPE.block_tokens as u32);
     chain.extend(&tokens);
-    let run = |blocks: std::ops::Range<usize>| {
+    let segment = |blocks: std::ops::Range<usize>| {
         let parent = blocks.start.checked_sub(1).map_or(PrefixHash::ROOT, |last| chain.hashes()[last]);
-        let id = RunId { namespace, parent, last: chain.hashes()[blocks.end - 1] };
+        let id = SegmentId { namespace, parent, last: chain.hashes()[blocks.end - 1] };
         let first = (seed as usize) + blocks.start;
         let data =
             (0..blocks.len() * SHAPE.block_bytes()).map(|i| (i * 31 + i / 251 + first) as u8).collect();
         let tokens = tokens[blocks.start * SHAPE.block_tokens..blocks.end * SHAPE.block_tokens].to_vec();
-        let run = Run { id, tenant: tenant.into(), first_block: blocks.start, tokens };
-        RunData { run: Arc::new(run), data }
+        let segment = Segment { id, tenant: tenant.into(), first_block: blocks.start, tokens };
+        SegmentData { segment: Arc::new(segment), data }
     };
-    run_bounds(blocks, 0, 4).into_iter().map(run).collect()
+    segment_bounds(blocks, 0, 4).into_iter().map(segment).collect()
 }
 
 fn identity() -> Identity<'static> {
@@ -143,28 +143,28 @@ fn identity() -> Identity<'static> {
         compute_kind: "cpu-avx2",
         numerics_revision: 1,
         block_tokens: SHAPE.block_tokens as u32,
-        chunk_tokens: 64,
+        segment_tokens: 64,
         layout_version: 1,
     }
 }
 
-/// The names of runs.
-pub fn ids(runs: &[RunData]) -> Vec<RunId> {
-    runs.iter().map(|run| run.run.id).collect()
+/// The names of segments.
+pub fn ids(segments: &[SegmentData]) -> Vec<SegmentId> {
+    segments.iter().map(|segment| segment.segment.id).collect()
 }
 
-/// Saves runs and waits until the store has them.
-pub async fn save_all(worker: &BlockStore, runs: &[RunData]) {
-    for run in runs {
-        assert!(worker.save(run.clone()), "the queue has room");
+/// Saves segments and waits until the store has them.
+pub async fn save_all(worker: &BlockStore, segments: &[SegmentData]) {
+    for segment in segments {
+        assert!(worker.save(segment.clone()), "the queue has room");
     }
-    assert_eq!(worker.saved(&ids(runs), PATIENCE).await, runs.len(), "the store takes them");
+    assert_eq!(worker.saved(&ids(segments), PATIENCE).await, segments.len(), "the store takes them");
 }
 
-/// Fetches a run and compares it with what was saved.
-pub async fn assert_fetched(worker: &BlockStore, saved: &RunData) {
-    let fetched = worker.fetch(&saved.run).await.expect("a hit");
-    assert_eq!(fetched.run.id, saved.run.id);
+/// Fetches a segment and compares it with what was saved.
+pub async fn assert_fetched(worker: &BlockStore, saved: &SegmentData) {
+    let fetched = worker.fetch(&saved.segment).await.expect("a hit");
+    assert_eq!(fetched.segment.id, saved.segment.id);
     assert!(fetched.data == saved.data, "other bytes came back than were saved");
 }
 
@@ -209,14 +209,14 @@ impl Outside {
     }
 }
 
-/// Where a run of queue `q` has to be.
-pub fn path(id: &RunId) -> String {
+/// Where a segment of queue `q` has to be.
+pub fn path(id: &SegmentId) -> String {
     let hash = id.last.to_string();
     format!("kv/q/{}/{}/{hash}", id.namespace, &hash[..2])
 }
 
 /// Where it is once it was found to be damaged.
-pub fn path_aside(id: &RunId) -> String {
+pub fn path_aside(id: &SegmentId) -> String {
     path(id).replacen("kv/", "kv-damaged/", 1)
 }
 

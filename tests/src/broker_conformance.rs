@@ -17,7 +17,7 @@ use turnmill_schema::{
     StoredTurn, Timing, TranscriptEntry, Turn, TurnId, Usage,
 };
 use turnmill_worker::broker::memory::{Acted, Cancelled, DeadLetter, QueueFull};
-use turnmill_worker::broker::{Advice, Broker, BrokerError, Claim, Ending, Lease, QueueCounts, ReadyToken};
+use turnmill_worker::broker::{Advice, Broker, BrokerError, Claim, Ending, Lease, QueueCounts, Ticket};
 
 pub use manifests::*;
 pub use operators::*;
@@ -37,13 +37,13 @@ pub struct WorkerLimits {
     pub max_attempts: u32,
     /// Turns of one tenant that may run at once; 0: no limit.
     pub tenant_max_running: u64,
-    /// Turns in a row that are handed over while others wait; 0: none.
-    pub max_handovers: u32,
+    /// Turns in a row that a worker continues with while others wait; 0: none.
+    pub max_continues: u32,
 }
 
 impl Default for WorkerLimits {
     fn default() -> Self {
-        Self { max_attempts: MAX_ATTEMPTS, tenant_max_running: 0, max_handovers: 0 }
+        Self { max_attempts: MAX_ATTEMPTS, tenant_max_running: 0, max_continues: 0 }
     }
 }
 
@@ -104,7 +104,7 @@ macro_rules! broker_conformance {
             finish_refuses_missing_tokens
             an_append_over_a_gap_is_refused
             a_released_turn_is_first_again_and_lost_no_attempt
-            a_token_put_back_is_read_by_another
+            a_returned_ticket_is_read_by_another
             a_turn_past_its_deadline_expires_and_the_next_runs
             history_grows_by_completed_turns_only
             a_new_session_replaces_history_when_it_completes
@@ -123,9 +123,9 @@ macro_rules! broker_conformance {
             a_tenant_runs_as_many_turns_as_it_may
             a_tenant_has_a_depth_of_its_own
             a_worker_may_go_on_with_its_agent
-            a_worker_that_dies_after_a_hand_over_strands_nobody
+            a_worker_that_dies_as_it_continues_strands_nobody
             a_short_reply_is_kept_with_its_outcome
-            heartbeats_keep_leases
+            renewing_keeps_leases
             a_waiting_turn_is_cancelled_at_once
             a_turn_cancelled_between_read_and_lease_is_passed_over
             a_delayed_or_held_turn_can_be_cancelled
@@ -176,7 +176,7 @@ pub fn ending(published: u32, outcome: Outcome) -> Ending {
         entry: None,
         reply: None,
         reason,
-        hand_over: false,
+        continues: false,
         manifest: None,
     }
 }
@@ -214,29 +214,29 @@ pub async fn enqueue<Q: TestQueue>(queue: &Q, turns: &[Turn]) -> Vec<TurnId> {
     queue.enqueue(turns, ROOM).await.expect("the queue has room")
 }
 
-/// Reads one token and leases it.
+/// Reads one ticket and leases it.
 pub async fn claim<B: Broker>(broker: &B) -> Claim {
-    let token = read_one(broker).await;
-    broker.lease(&token).await.expect("the lease is answered").expect("the token is ours")
+    let ticket = read_one(broker).await;
+    broker.lease(&ticket).await.expect("the lease is answered").expect("the ticket is ours")
 }
 
-/// Waits for one token.
-pub async fn read_one<B: Broker>(broker: &B) -> ReadyToken {
+/// Waits for one ticket.
+pub async fn read_one<B: Broker>(broker: &B) -> Ticket {
     let patience = Instant::now() + PATIENCE;
     loop {
-        if let Some(token) = broker.read(1).await.expect("the read is answered").pop() {
-            return token;
+        if let Some(ticket) = broker.read(1).await.expect("the read is answered").pop() {
+            return ticket;
         }
-        assert!(Instant::now() < patience, "no token came");
+        assert!(Instant::now() < patience, "no ticket came");
     }
 }
 
-/// Waits until a token of a silent worker can be taken over.
-pub async fn reclaim_one<B: Broker>(broker: &B) -> ReadyToken {
+/// Waits until a ticket of a silent worker can be taken over.
+pub async fn reclaim_one<B: Broker>(broker: &B) -> Ticket {
     let patience = Instant::now() + PATIENCE;
     loop {
-        if let Some(token) = broker.reclaim(1).await.expect("the reclaim is answered").pop() {
-            return token;
+        if let Some(ticket) = broker.reclaim(1).await.expect("the reclaim is answered").pop() {
+            return ticket;
         }
         assert!(Instant::now() < patience, "nothing could be reclaimed");
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -244,13 +244,13 @@ pub async fn reclaim_one<B: Broker>(broker: &B) -> ReadyToken {
 }
 
 async fn take_over<B: Broker>(broker: &B) -> Claim {
-    let token = reclaim_one(broker).await;
-    broker.lease(&token).await.expect("the lease is answered").expect("the token is ours")
+    let ticket = reclaim_one(broker).await;
+    broker.lease(&ticket).await.expect("the lease is answered").expect("the ticket is ours")
 }
 
 async fn finish<B: Broker>(broker: &B, lease: &Lease, published: u32) {
     let next = broker.finish(lease, &ending(published, Outcome::Completed)).await.expect("the turn ends");
-    assert_eq!(next, None, "nobody asked for a hand-over");
+    assert_eq!(next, None, "nobody asked to continue");
 }
 
 fn is_fenced<T: std::fmt::Debug>(result: Result<T, BrokerError>) -> bool {
@@ -280,9 +280,9 @@ pub async fn turns_of_an_agent_run_one_at_a_time_in_order<Q: TestQueue>(queue: &
     let work = async |name: &str| {
         let broker = queue.worker(name).await;
         while log.lock().expect("not poisoned").len() < total {
-            for token in broker.read(2).await.expect("the read is answered") {
-                let Some(claim) = broker.lease(&token).await.expect("answered") else { continue };
-                let agent = token.agent.to_string();
+            for ticket in broker.read(2).await.expect("the read is answered") {
+                let Some(claim) = broker.lease(&ticket).await.expect("answered") else { continue };
+                let agent = ticket.agent.to_string();
                 assert!(running.lock().expect("not poisoned").insert(agent.clone()), "{agent} runs twice");
                 broker.append(&claim.lease, &delta(0, &[1])).await.expect("appended");
                 running.lock().expect("not poisoned").remove(&agent);
@@ -326,13 +326,13 @@ pub async fn a_lease_taken_over_fences_the_old_worker<Q: TestQueue>(queue: &Q) {
     assert!(is_fenced(old.append(&stale.lease, &delta(1, &[9])).await));
     assert!(is_fenced(old.append(&stale.lease, &delta(1, &[9])).await));
     assert!(is_fenced(old.finish(&stale.lease, &ending(1, Outcome::Failed)).await));
-    assert!(is_fenced(old.release(&stale.lease, None).await));
-    let beat = old.heartbeat(std::slice::from_ref(&stale.lease), &[]).await.expect("answered");
-    assert_eq!(beat.lost, [id]);
+    assert!(is_fenced(old.requeue(&stale.lease, None).await));
+    let renewal = old.renew(std::slice::from_ref(&stale.lease), &[]).await.expect("answered");
+    assert_eq!(renewal.lost, [id]);
     assert_eq!(queue.events(id).await, before);
 
-    let beat = new.heartbeat(std::slice::from_ref(&fresh.lease), &[]).await.expect("answered");
-    assert_eq!(beat.lost, []);
+    let renewal = new.renew(std::slice::from_ref(&fresh.lease), &[]).await.expect("answered");
+    assert_eq!(renewal.lost, []);
     finish(&new, &fresh.lease, 1).await;
     assert!(is_fenced(old.append(&stale.lease, &delta(1, &[9])).await));
     assert!(is_fenced(old.finish(&stale.lease, &ending(1, Outcome::Failed)).await));
@@ -341,14 +341,14 @@ pub async fn a_lease_taken_over_fences_the_old_worker<Q: TestQueue>(queue: &Q) {
     assert_eq!(after.len(), before.len() + 1);
 }
 
-/// The token itself went to another worker: leasing it must not steal the agent back.
+/// The ticket itself went to another worker: leasing it must not steal the agent back.
 pub async fn a_worker_that_slept_between_read_and_lease_gets_nothing<Q: TestQueue>(queue: &Q) {
     enqueue(queue, &[turn(Some("a"), "1")]).await;
     let (sleeper, other) = (queue.worker("sleeper").await, queue.worker("other").await);
-    let token = read_one(&sleeper).await;
+    let ticket = read_one(&sleeper).await;
     let running = take_over(&other).await;
-    assert!(sleeper.lease(&token).await.expect("answered").is_none());
-    sleeper.put_back(&token).await.expect("answered");
+    assert!(sleeper.lease(&ticket).await.expect("answered").is_none());
+    sleeper.return_ticket(&ticket).await.expect("answered");
     assert_eq!(other.counts().await.expect("counted").runnable(), 0);
     other.append(&running.lease, &delta(0, &[1])).await.expect("still the lease's holder");
     finish(&other, &running.lease, 1).await;
@@ -388,9 +388,9 @@ pub async fn a_crashed_turn_resumes_after_its_last_token<Q: TestQueue>(queue: &Q
 pub async fn lease_and_finish_may_be_repeated<Q: TestQueue>(queue: &Q) {
     let ids = enqueue(queue, &[turn(Some("a"), "1"), turn(Some("a"), "2")]).await;
     let broker = queue.worker("w").await;
-    let token = read_one(&broker).await;
-    let first = broker.lease(&token).await.expect("answered").expect("ours");
-    let again = broker.lease(&token).await.expect("answered").expect("ours");
+    let ticket = read_one(&broker).await;
+    let first = broker.lease(&ticket).await.expect("answered").expect("ours");
+    let again = broker.lease(&ticket).await.expect("answered").expect("ours");
     assert_eq!(first.lease, again.lease);
     assert_eq!(
         [first.earlier_epoch, again.earlier_epoch],
@@ -447,32 +447,32 @@ pub async fn an_append_over_a_gap_is_refused<Q: TestQueue>(queue: &Q) {
 pub async fn a_released_turn_is_first_again_and_lost_no_attempt<Q: TestQueue>(queue: &Q) {
     let ids = enqueue(queue, &[turn(Some("a"), "1"), turn(Some("a"), "2")]).await;
     let (draining, other) = (queue.worker("draining").await, queue.worker("other").await);
-    let released = claim(&draining).await;
-    draining.append(&released.lease, &delta(0, &[1])).await.expect("appended");
-    draining.release(&released.lease, None).await.expect("released");
-    draining.release(&released.lease, None).await.expect("a repeated release answers the same");
-    assert!(is_fenced(draining.finish(&released.lease, &ending(1, Outcome::Completed)).await));
+    let requeued = claim(&draining).await;
+    draining.append(&requeued.lease, &delta(0, &[1])).await.expect("appended");
+    draining.requeue(&requeued.lease, None).await.expect("requeued");
+    draining.requeue(&requeued.lease, None).await.expect("a repeated requeue answers the same");
+    assert!(is_fenced(draining.finish(&requeued.lease, &ending(1, Outcome::Completed)).await));
     let resumed = claim(&other).await;
     assert_eq!((resumed.lease.turn, resumed.lease.attempt), (ids[0], 1));
-    assert_eq!(resumed.earlier_epoch, Some(released.lease.epoch));
+    assert_eq!(resumed.earlier_epoch, Some(requeued.lease.epoch));
     assert_eq!(resumed.published, [delta(0, &[1])]);
-    assert!(is_fenced(draining.append(&released.lease, &delta(1, &[9])).await));
+    assert!(is_fenced(draining.append(&requeued.lease, &delta(1, &[9])).await));
     finish(&other, &resumed.lease, 1).await;
     assert_eq!(claim(&other).await.lease.turn, ids[1]);
 }
 
-/// A worker that read more than it can run hands tokens on without a lease's wait.
-pub async fn a_token_put_back_is_read_by_another<Q: TestQueue>(queue: &Q) {
+/// A worker that read more than it can run hands tickets on without a lease's wait.
+pub async fn a_returned_ticket_is_read_by_another<Q: TestQueue>(queue: &Q) {
     let id = enqueue(queue, &[turn(Some("a"), "1")]).await[0];
     let (full, other) = (queue.worker("full").await, queue.worker("other").await);
-    let token = read_one(&full).await;
-    full.put_back(&token).await.expect("put back");
-    full.put_back(&token).await.expect("a repeated call answers the same");
+    let ticket = read_one(&full).await;
+    full.return_ticket(&ticket).await.expect("returned");
+    full.return_ticket(&ticket).await.expect("a repeated call answers the same");
     let counts = other.counts().await.expect("counted");
     assert_eq!((counts.runnable(), counts.leased()), (1, 0));
     let claim = claim(&other).await;
     assert_eq!((claim.lease.turn, claim.lease.attempt), (id, 1));
-    assert!(full.lease(&token).await.expect("answered").is_none());
+    assert!(full.lease(&ticket).await.expect("answered").is_none());
     finish(&other, &claim.lease, 0).await;
 }
 
@@ -490,8 +490,8 @@ pub async fn a_turn_past_its_deadline_expires_and_the_next_runs<Q: TestQueue>(qu
     finish(&broker, &running.lease, 0).await;
 
     enqueue(queue, &[Turn { id: TurnId::new(0), ..late }]).await;
-    let token = read_one(&broker).await;
-    assert!(broker.lease(&token).await.expect("answered").is_none());
+    let ticket = read_one(&broker).await;
+    assert!(broker.lease(&ticket).await.expect("answered").is_none());
     let counts = broker.counts().await.expect("counted");
     assert_eq!((counts.open(), counts.runnable(), counts.leased()), (0, 0, 0));
 }
@@ -614,7 +614,7 @@ pub async fn reads_keep_to_their_room_and_take_interactive_first<Q: TestQueue>(q
     enqueue(queue, &[batch("a"), batch("b"), turn(Some("c"), "1"), turn(Some("d"), "1")]).await;
     assert_eq!(broker.read(0).await.expect("answered"), []);
     let read = broker.read(3).await.expect("answered");
-    let priorities: Vec<Priority> = read.iter().map(|token| token.priority).collect();
+    let priorities: Vec<Priority> = read.iter().map(|ticket| ticket.priority).collect();
     assert_eq!(priorities, [Priority::Interactive, Priority::Interactive, Priority::Batch]);
     assert_eq!(broker.read(3).await.expect("answered").len(), 1);
     assert_eq!(broker.counts().await.expect("counted").leased(), 4);

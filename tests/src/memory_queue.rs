@@ -21,7 +21,7 @@ pub fn settings(worker: &str, lease_ms: u64, limits: WorkerLimits) -> MemorySett
         keep_stream_ms: 30_000,
         retained_bytes: 100_000_000,
         tenant_max_running: limits.tenant_max_running,
-        max_handovers: limits.max_handovers,
+        max_continues: limits.max_continues,
     }
 }
 

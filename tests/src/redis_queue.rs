@@ -67,7 +67,7 @@ impl RedisQueue {
             lease_ms: LEASE_MS,
             max_attempts: limits.max_attempts,
             tenant_max_running: limits.tenant_max_running,
-            max_handovers: limits.max_handovers,
+            max_continues: limits.max_continues,
             result_ttl_ms: RESULT_TTL_MS,
             outcome_ttl_ms: OUTCOME_TTL_MS,
             keep_stream_ms: KEEP_STREAM_MS,
@@ -126,7 +126,7 @@ impl RedisQueue {
         dump
     }
 
-    /// Waits until a token of `priority` has been idle for a lease.
+    /// Waits until a ticket of `priority` has been idle for a lease.
     pub async fn until_idle(&self, priority: Priority) {
         let patience = Instant::now() + PATIENCE;
         let ready = self.keys().ready(priority);
@@ -137,7 +137,7 @@ impl RedisQueue {
             if !idle.is_empty() {
                 return;
             }
-            assert!(Instant::now() < patience, "the token never idled");
+            assert!(Instant::now() < patience, "the ticket never idled");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }

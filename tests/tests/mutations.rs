@@ -6,7 +6,7 @@ use turnmill_schema::Outcome;
 use turnmill_tests::broker_conformance::{
     TestQueue, a_late_manifest_is_taken_unless_a_newer_lease_said_something,
     a_lease_taken_over_fences_the_old_worker, a_worker_that_slept_between_read_and_lease_gets_nothing, claim,
-    ending, enqueue, heartbeats_keep_leases, manifest, turn,
+    ending, enqueue, manifest, renewing_keeps_leases, turn,
 };
 use turnmill_tests::redis_queue::RedisQueue;
 use turnmill_worker::broker::Broker;
@@ -39,11 +39,11 @@ async fn the_fence() {
 }
 
 #[tokio::test]
-async fn the_heartbeat() {
+async fn renewing() {
     let mut scripts = Scripts::default();
-    let keep = "redis.call('XCLAIM', READY[priority], GROUP, WORKER, 0, token, 'JUSTID')";
-    without(&mut scripts.heartbeat, keep, "");
-    is_missed(|queue| async move { heartbeats_keep_leases(&*queue).await }, scripts).await;
+    let keep = "redis.call('XCLAIM', READY[priority], GROUP, WORKER, 0, ticket, 'JUSTID')";
+    without(&mut scripts.renew, keep, "");
+    is_missed(|queue| async move { renewing_keeps_leases(&*queue).await }, scripts).await;
 }
 
 /// The suite sees no keys.
@@ -53,7 +53,7 @@ async fn a_late_manifest_brings_no_agent_back(queue: Arc<RedisQueue>) {
     let lease = claim(&worker).await.lease;
     worker.finish(&lease, &ending(0, Outcome::Completed)).await.expect("ended");
     worker.advance(&lease, &manifest(16)).await.expect("answered");
-    let left: u64 = queue.command(&["EXISTS", &queue.keys().agent(&lease.token.agent)]).await;
+    let left: u64 = queue.command(&["EXISTS", &queue.keys().agent(&lease.ticket.agent)]).await;
     assert_eq!(left, 0);
 }
 

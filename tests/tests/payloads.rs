@@ -63,7 +63,7 @@ impl Place {
             keep_stream_ms: 10_000,
             retained_bytes: 1 << 30,
             tenant_max_running: 0,
-            max_handovers: 0,
+            max_continues: 0,
         };
         RedisBroker::connect(settings).await.expect("the server is suitable")
     }

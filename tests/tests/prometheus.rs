@@ -21,8 +21,8 @@ const RATE_INTERVAL: &str = "10s";
 /// How far back a panel looks: over the whole test.
 const SHOWN_SECONDS: u32 = 300;
 
-/// Tokens of a full stored run.
-const RUN_TOKENS: u32 = 256;
+/// Tokens of a full stored segment.
+const SEGMENT_TOKENS: u32 = 256;
 
 /// Questions that may have no answer here, because nothing of it happens: panel, and legend.
 const MAY_BE_EMPTY: [(&str, &str); 0] = [];
@@ -49,7 +49,7 @@ fn questions() -> Vec<Question> {
 /// Agents that begin with the same words.
 const OF_A_SET: usize = 3;
 
-/// About five hundred tokens, more than a stored run.
+/// About five hundred tokens, more than a stored segment.
 fn system_prompt(set: usize) -> Message {
     let rules: String =
         (1..=25).map(|i| format!("Rule {i} of {set}: be polite, and never mention rule {i}.\n")).collect();
@@ -157,12 +157,12 @@ async fn a_real_prometheus_answers_every_panel_and_evaluates_every_rule() {
     let mut first: Worker = line.worker(&flags);
     talk(&line, &[(0, true)]).await;
     for agent in 0..OF_A_SET {
-        line.until_stored(&agent_name(0, agent), RUN_TOKENS).await;
+        line.until_stored(&agent_name(0, agent), SEGMENT_TOKENS).await;
     }
     let second = line.worker(&flags);
     let prometheus = PrometheusServer::start(&[first.http(), second.http()]).await;
     talk(&line, &[(1, true)]).await;
-    // What only the first has computed the second has to bring back.
+    // What only the first has computed the second has to restore.
     first.sigterm();
     assert!(first.wait_exit().success(), "{}", first.log());
 

@@ -60,7 +60,7 @@ fn a_seed_is_a_run() {
 fn a_missing_check_is_found() {
     let mutations = [
         Mutation::NoFence,
-        Mutation::NoHeartbeat,
+        Mutation::NoRenewal,
         Mutation::NoReclaim,
         Mutation::NoOwnerCheck,
         Mutation::NoManifestFence,

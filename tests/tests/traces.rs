@@ -1,7 +1,7 @@
 //! The same traces on both adapters: every answer and, after each step, what the queue shows must be the same. The
 //! simulation is about the memory adapter; this says that what it shows holds for the scripts.
 //!
-//! Time is steered: leases are longer than any trace, so nothing idles by itself; a token is taken over on both sides
+//! Time is steered: leases are longer than any trace, so nothing idles by itself; a ticket is taken over on both sides
 //! because the trace says so, delays are none or far off. `TURNMILL_TRACE_SEED=n` replays one trace.
 
 use std::collections::BTreeMap;
@@ -21,7 +21,7 @@ use turnmill_tests::redis_queue::RedisQueue;
 use turnmill_tests::simulation::Dice;
 use turnmill_worker::broker::memory::{Clock, MemoryBroker, MemoryQueue};
 use turnmill_worker::broker::redis::RedisBroker;
-use turnmill_worker::broker::{Broker, BrokerError, Ending, Lease, ReadyToken};
+use turnmill_worker::broker::{Broker, BrokerError, Ending, Lease, Ticket};
 
 const TRACES: u64 = 300;
 const STEPS: u64 = 40;
@@ -58,9 +58,9 @@ struct Trace {
     memory: MemoryQueue,
     redis: RedisQueue,
     workers: Vec<(MemoryBroker, RedisBroker)>,
-    /// Redis's tokens by those of the memory adapter.
+    /// Redis's tickets by those of the memory adapter.
     entries: BTreeMap<(bool, String), String>,
-    unleased: Vec<(usize, Pair<ReadyToken>)>,
+    unleased: Vec<(usize, Pair<Ticket>)>,
     /// Leases, live or lost, and the tokens published under them.
     leases: Vec<(usize, Pair<Lease>, u32)>,
     turns: Vec<TurnId>,
@@ -92,7 +92,7 @@ impl Trace {
         let memory = MemoryQueue::new(Arc::clone(&clock) as Arc<dyn Clock>);
         let dice = Dice::new(seed);
         let limits =
-            WorkerLimits { max_attempts: 3, tenant_max_running: 0, max_handovers: dice.below(3) as u32 };
+            WorkerLimits { max_attempts: 3, tenant_max_running: 0, max_continues: dice.below(3) as u32 };
         let mut workers = Vec::new();
         for number in 0..WORKERS {
             let name = format!("w{number}");
@@ -107,7 +107,7 @@ impl Trace {
         trace
     }
 
-    /// A worker's first read looks for tokens that an earlier process of its name held; later ones do not.
+    /// A worker's first read looks for tickets that an earlier process of its name held; later ones do not.
     async fn first_read(&self, memory: &MemoryBroker, redis: &RedisBroker) {
         let lone = [turn(None, "1")];
         self.memory.enqueue(&lone, room_for(9)).expect("the queue has room");
@@ -129,11 +129,11 @@ impl Trace {
             5 | 6 => self.lease().await,
             7 => self.append().await,
             8 | 9 => self.end().await,
-            10 => self.give_back().await,
+            10 => self.requeue().await,
             11 => self.take_over().await,
             12 => self.operate().await,
             13 => self.advance().await,
-            _ => self.beat().await,
+            _ => self.renew().await,
         }
     }
 
@@ -175,8 +175,8 @@ impl Trace {
         }
         let worker = self.dice.below(WORKERS) as usize;
         let (memory, redis) = &self.workers[worker];
-        let tokens = (memory.read(1).await.expect("answered"), redis.read(1).await.expect("answered"));
-        let ([memory], [redis]) = (&tokens.0[..], &tokens.1[..]) else { panic!("{tokens:?}") };
+        let tickets = (memory.read(1).await.expect("answered"), redis.read(1).await.expect("answered"));
+        let ([memory], [redis]) = (&tickets.0[..], &tickets.1[..]) else { panic!("{tickets:?}") };
         assert_eq!((&memory.agent, memory.priority), (&redis.agent, redis.priority));
         self.entries.insert(key(memory), redis.entry.clone());
         self.unleased.push((worker, Pair { memory: memory.clone(), redis: redis.clone() }));
@@ -187,14 +187,14 @@ impl Trace {
             return;
         }
         let number = self.dice.below(self.unleased.len() as u64) as usize;
-        let (worker, token) = self.unleased.swap_remove(number);
+        let (worker, ticket) = self.unleased.swap_remove(number);
         let (memory, redis) = &self.workers[worker];
         if self.dice.chance(150) {
-            memory.put_back(&token.memory).await.expect("answered");
-            return redis.put_back(&token.redis).await.expect("answered");
+            memory.return_ticket(&ticket.memory).await.expect("answered");
+            return redis.return_ticket(&ticket.redis).await.expect("answered");
         }
-        let of_memory = memory.lease(&token.memory).await.expect("answered");
-        let of_redis = redis.lease(&token.redis).await.expect("answered");
+        let of_memory = memory.lease(&ticket.memory).await.expect("answered");
+        let of_redis = redis.lease(&ticket.redis).await.expect("answered");
         let of = |claim: &turnmill_worker::broker::Claim| {
             let (turn, attempt) = (claim.lease.turn, claim.lease.attempt);
             let published: Vec<u32> = claim.published.iter().flat_map(|delta| delta.tokens.clone()).collect();
@@ -237,35 +237,35 @@ impl Trace {
         let ending = Ending {
             entry: Some(entry(&lease.memory, "1", 0, &[published])),
             reply: self.dice.chance(500).then(|| delta(0, &[7])),
-            hand_over: self.dice.chance(500),
+            continues: self.dice.chance(500),
             manifest: self.manifest(),
             ..ending(published, outcome)
         };
         for _ in 0..self.dice.between(1, 2) {
             let of_memory = memory.finish(&lease.memory, &ending).await;
             let of_redis = redis.finish(&lease.redis, &ending).await;
-            let is_some = |answer: &Result<Option<ReadyToken>, BrokerError>| match answer {
-                Ok(token) => format!("{}", token.is_some()),
+            let is_some = |answer: &Result<Option<Ticket>, BrokerError>| match answer {
+                Ok(ticket) => format!("{}", ticket.is_some()),
                 error => kind(error),
             };
             assert_eq!(is_some(&of_memory), is_some(&of_redis));
             if let (Ok(Some(memory)), Ok(Some(redis))) = (of_memory, of_redis) {
-                let token = Pair { memory, redis };
-                if !self.unleased.iter().any(|(_, other)| other.memory == token.memory) {
-                    self.unleased.push((worker, token));
+                let ticket = Pair { memory, redis };
+                if !self.unleased.iter().any(|(_, other)| other.memory == ticket.memory) {
+                    self.unleased.push((worker, ticket));
                 }
             }
         }
     }
 
-    async fn give_back(&mut self) {
+    async fn requeue(&mut self) {
         let Some(number) = self.some_lease() else { return };
         let (worker, lease, _) = self.leases[number].clone();
         let (memory, redis) = &self.workers[worker];
         if self.dice.chance(400) {
             let manifest = self.manifest();
-            let of_memory = memory.release(&lease.memory, manifest.as_ref()).await;
-            let of_redis = redis.release(&lease.redis, manifest.as_ref()).await;
+            let of_memory = memory.requeue(&lease.memory, manifest.as_ref()).await;
+            let of_redis = redis.requeue(&lease.redis, manifest.as_ref()).await;
             return assert_eq!(kind(&of_memory), kind(&of_redis));
         }
         let delay = if self.dice.chance(700) { Duration::ZERO } else { FAR_OFF };
@@ -284,7 +284,7 @@ impl Trace {
         let ready = self.redis.keys().ready(memory.priority);
         let name = format!("w{worker}");
         let _: redis::Value = self.redis.command(&["XCLAIM", &ready, GROUP, &name, "0", &entry]).await;
-        let redis = ReadyToken { entry, ..memory.clone() };
+        let redis = Ticket { entry, ..memory.clone() };
         self.unleased.push((worker, Pair { memory, redis }));
     }
 
@@ -305,12 +305,12 @@ impl Trace {
         assert_eq!(self.memory.act(&agent, action), self.redis.act(&agent, action).await);
     }
 
-    async fn beat(&mut self) {
+    async fn renew(&mut self) {
         let Some(number) = self.some_lease() else { return };
         let (worker, lease, _) = self.leases[number].clone();
         let (memory, redis) = &self.workers[worker];
-        let of_memory = memory.heartbeat(std::slice::from_ref(&lease.memory), &[]).await;
-        let of_redis = redis.heartbeat(std::slice::from_ref(&lease.redis), &[]).await;
+        let of_memory = memory.renew(std::slice::from_ref(&lease.memory), &[]).await;
+        let of_redis = redis.renew(std::slice::from_ref(&lease.redis), &[]).await;
         assert_eq!(kind(&of_memory), kind(&of_redis));
     }
 
@@ -341,9 +341,9 @@ impl Trace {
     }
 }
 
-/// What tells a token of the memory adapter.
-fn key(token: &ReadyToken) -> (bool, String) {
-    (token.priority == Priority::Batch, token.entry.clone())
+/// What tells a ticket of the memory adapter.
+fn key(ticket: &Ticket) -> (bool, String) {
+    (ticket.priority == Priority::Batch, ticket.entry.clone())
 }
 
 #[tokio::test]

@@ -1,7 +1,7 @@
 //! The one place that knows every concrete type: puts a worker together, runs it, takes it apart.
 //!
 //! Order of starting: what can be refused cheaply first (the port, the queue), then the model, then claiming.
-//! Order of stopping: no more claims, running turns finish within the drain window, the rest is given back at
+//! Order of stopping: no more claims, running turns finish within the drain window, the rest is requeued at
 //! the head of its agents' backlogs, the server goes last.
 
 use std::path::PathBuf;
@@ -20,9 +20,9 @@ use turnmill_schema::WorkerStatus;
 use crate::broker::redis::{BrokerSettings, RedisBroker};
 use crate::broker::{Broker as _, BrokerError};
 use crate::config::{AutoByteSize, ConfigError, KvDtype, Settings, StoreSetting};
-use crate::engine::{self, EngineGone, EngineHandle, EngineSettings, RunSink};
+use crate::engine::{self, EngineGone, EngineHandle, EngineSettings, SegmentSink};
 use crate::hub::{self, Fetching, HubError};
-use crate::kv::{BlockShape, CHUNK_TOKENS};
+use crate::kv::{BlockShape, SEGMENT_TOKENS};
 use crate::lifecycle::{HeadroomLimits, Lifecycle, Phase};
 use crate::model::{Checkpoint, EngineError, LoadOptions, Model, ModelError};
 use crate::observe::http::{self, HttpState};
@@ -30,17 +30,17 @@ use crate::observe::logs::{self, LogControl};
 use crate::observe::{ObserveError, QueueGauges, Traces, metrics};
 use crate::runner::{
     Held, Intake, Keeper, Link, Prompting, Registry, RestoreSettings, Restorer, Retries, Runner,
-    RunnerSettings, heartbeat, notices, trim,
+    RunnerSettings, notices, renew, trim,
 };
 use crate::schedule::{Limits, Speculation};
 use crate::store::{BlockStore, BlockStoreSettings, Payloads, StoreError};
 
 /// Time between two looks at the queue's counts.
 const COUNTS_EVERY: Duration = Duration::from_secs(2);
-/// After the drain window: time to publish last tokens and give turns back.
-const GIVE_BACK: Duration = Duration::from_secs(5);
+/// After the drain window: time to publish last tokens and requeue turns.
+const REQUEUE: Duration = Duration::from_secs(5);
 /// Of that: time to store what the next worker goes on from.
-const GIVE_BACK_PERSIST: Duration = Duration::from_secs(3);
+const REQUEUE_PERSIST: Duration = Duration::from_secs(3);
 /// After the last turn: time to store what is on its way, and to note it.
 const FLUSH: Duration = Duration::from_secs(5);
 
@@ -130,7 +130,7 @@ fn broker_settings(settings: &Settings) -> BrokerSettings {
         keep_stream_ms: settings.keep_stream_ms.min(settings.result_ttl_ms),
         retained_bytes: settings.retained_bytes.bytes(),
         tenant_max_running: settings.tenant_max_running,
-        max_handovers: settings.max_handovers,
+        max_continues: settings.max_continues,
     }
 }
 
@@ -149,11 +149,11 @@ pub fn open_blocks(settings: &Settings, shape: BlockShape) -> Result<Option<Bloc
         }
         return Ok(None);
     };
-    let run_bytes = CHUNK_TOKENS / shape.block_tokens.clamp(1, CHUNK_TOKENS) * shape.block_bytes();
-    if run_bytes as u64 > settings.save_queue_bytes.bytes() {
+    let segment_bytes = SEGMENT_TOKENS / shape.block_tokens.clamp(1, SEGMENT_TOKENS) * shape.block_bytes();
+    if segment_bytes as u64 > settings.save_queue_bytes.bytes() {
         warn!(
-            run_bytes,
-            "a full run does not fit save_queue_bytes, so none is kept; allow twice as much or more"
+            segment_bytes,
+            "a full segment does not fit save_queue_bytes, so none is kept; allow twice as much or more"
         );
     }
     if settings.kv_dtype != KvDtype::F16 {
@@ -207,7 +207,7 @@ fn keeper(settings: &Settings, store: BlockStore, engine: EngineHandle) -> Keepe
         choose: true,
     };
     let persist_wait = Duration::from_millis(settings.persist_wait_ms);
-    Keeper::new(Restorer::new(store, engine, restore), persist_wait, GIVE_BACK_PERSIST)
+    Keeper::new(Restorer::new(store, engine, restore), persist_wait, REQUEUE_PERSIST)
 }
 
 /// Runs a worker until a signal or a failure ends it. `progress` is told how far the model is.
@@ -302,10 +302,10 @@ struct Worker {
     engine: EngineHandle,
     keeper: Option<Arc<Keeper>>,
     turns: TaskTracker,
-    /// Heartbeat and counts: they outlive the turns.
+    /// Renewal and counts: they outlive the turns.
     background: TaskTracker,
     stop_claiming: CancellationToken,
-    give_back: CancellationToken,
+    requeue: CancellationToken,
     stop_background: CancellationToken,
     /// Cancelled when an operator orders a drain.
     drain: CancellationToken,
@@ -331,7 +331,7 @@ impl Worker {
             store.on_trouble(move |trouble| lifecycle.set_store_trouble(trouble));
         }
         let limited = store.clone().zip(folder_limit(settings));
-        let sink = store.clone().map(|store| Arc::new(store) as Arc<dyn RunSink>);
+        let sink = store.clone().map(|store| Arc::new(store) as Arc<dyn SegmentSink>);
         let engine_settings = engine_settings(settings, &model);
         let (engine, _thread) = engine::spawn(model.engine, engine_settings, sink, lifecycle.clone())
             .map_err(|source| AppError::System { what: "the engine's thread", source })?;
@@ -342,7 +342,7 @@ impl Worker {
             turns: TaskTracker::new(),
             background: TaskTracker::new(),
             stop_claiming: CancellationToken::new(),
-            give_back: CancellationToken::new(),
+            requeue: CancellationToken::new(),
             stop_background: CancellationToken::new(),
             drain: CancellationToken::new(),
         };
@@ -373,7 +373,7 @@ impl Worker {
                 log_content: settings.log_content,
             },
             stop_claiming: worker.stop_claiming.clone(),
-            give_back: worker.give_back.clone(),
+            requeue: worker.requeue.clone(),
             sequences: AtomicU64::new(0),
         });
         // Without a store nothing comes near by being claimed early.
@@ -387,7 +387,7 @@ impl Worker {
             worker.stop_claiming.clone(),
         );
         worker.turns.spawn(intake.run());
-        let interval = Duration::from_millis(settings.heartbeat_ms());
+        let interval = Duration::from_millis(settings.renew_ms());
         let stop = worker.stop_background.clone();
         let registry = Registry {
             broker: broker.clone(),
@@ -403,25 +403,25 @@ impl Worker {
         }
         worker.background.spawn(count(broker.clone(), http.queue.clone(), stop.clone()));
         worker.background.spawn(notices(broker.clone(), held.clone(), link.clone(), stop.clone()));
-        worker.background.spawn(heartbeat(broker, held, link, lifecycle, interval, stop));
+        worker.background.spawn(renew(broker, held, link, lifecycle, interval, stop));
         Ok(worker)
     }
 
-    /// Drains: turns finish within `window` or until another signal, then what is left is given back.
+    /// Drains: turns finish within `window` or until another signal, then what is left is requeued.
     async fn stop(self, window: Duration, signals: &mut Signals) {
         self.stop_claiming.cancel();
         self.turns.close();
         tokio::select! {
             () = self.turns.wait() => {}
             () = tokio::time::sleep(window) => {}
-            () = signals.next() => info!("a second signal: what runs is given back now"),
+            () = signals.next() => info!("a second signal: what runs is requeued now"),
         }
         if let Some(keeper) = &self.keeper {
             keeper.hurry();
         }
-        self.give_back.cancel();
-        if tokio::time::timeout(GIVE_BACK, self.turns.wait()).await.is_err() {
-            error!("not every turn could be given back; other workers take them after a lease");
+        self.requeue.cancel();
+        if tokio::time::timeout(REQUEUE, self.turns.wait()).await.is_err() {
+            error!("not every turn could be requeued; other workers take them after a lease");
         }
         if let Some(keeper) = &self.keeper {
             keeper.flush(FLUSH).await;

@@ -22,7 +22,7 @@ pub enum Phase {
     Starting,
     /// Claiming turns.
     Ready,
-    /// Claims nothing more; finishes or releases what runs.
+    /// Claims nothing more; finishes or requeues what runs.
     Draining,
     /// Nothing runs any more.
     Stopped,
@@ -331,7 +331,7 @@ impl Lifecycle {
         Err(Reason::new(ReasonCode::EngineStalled, detail))
     }
 
-    /// Whether the engine hangs. Heartbeats must stop then: a hung engine has to lose its leases, so that
+    /// Whether the engine hangs. Renewals must stop then: a hung engine has to lose its leases, so that
     /// another worker runs its turns.
     pub fn engine_stalled(&self, now: Instant) -> bool {
         self.engine.silence(now) > self.stall

@@ -9,8 +9,10 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Mutex, mpsc};
 use turnmill_schema::{Priority, Sampling};
 use turnmill_worker::config::{KvDtype, WeightsMode};
-use turnmill_worker::engine::{self, EngineHandle, EngineSettings, Progress, Reply, RunSink, Saving, Start};
-use turnmill_worker::kv::{BlockId, Run, RunData, RunGrid, RunId};
+use turnmill_worker::engine::{
+    self, EngineHandle, EngineSettings, Progress, Reply, Saving, SegmentSink, Start,
+};
+use turnmill_worker::kv::{BlockId, Segment, SegmentData, SegmentGrid, SegmentId};
 use turnmill_worker::lifecycle::{HeadroomLimits, Lifecycle};
 use turnmill_worker::model::{Engine, EngineError, Logits, Tokenizer};
 use turnmill_worker::schedule::{Limits, SequenceId, StepPlan};
@@ -67,20 +69,20 @@ struct Line {
 /// A sink that is full for ever.
 struct Full;
 
-impl RunSink for Full {
-    fn announce(&self, _: &RunId) -> bool {
+impl SegmentSink for Full {
+    fn announce(&self, _: &SegmentId) -> bool {
         true
     }
 
-    fn has_room(&self, _: &Run) -> bool {
+    fn has_room(&self, _: &Segment) -> bool {
         false
     }
 
-    fn save(&self, _: RunData) {
+    fn save(&self, _: SegmentData) {
         panic!("there is no room");
     }
 
-    fn withdraw(&self, _: &RunId) {}
+    fn withdraw(&self, _: &SegmentId) {}
 }
 
 impl Line {
@@ -88,7 +90,7 @@ impl Line {
         Self::start_with(None)
     }
 
-    fn start_with(sink: Option<Arc<dyn RunSink>>) -> Self {
+    fn start_with(sink: Option<Arc<dyn SegmentSink>>) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let path = Tiny::default().write(directory.path());
         let model = load(&path, WeightsMode::F32, KvDtype::F32, 4096);
@@ -115,7 +117,7 @@ impl Line {
     /// Everything a turn computes; where there is no sink, nothing.
     fn saving(&self) -> Saving {
         let namespace = self.namespace.for_tenant("t");
-        let grid = RunGrid { namespace, tenant: "t".into(), block_tokens: 16, shared_blocks: 0 };
+        let grid = SegmentGrid { namespace, tenant: "t".into(), block_tokens: 16, shared_blocks: 0 };
         Saving { grid, only_shared: false }
     }
 

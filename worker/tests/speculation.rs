@@ -12,8 +12,10 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Mutex, mpsc};
 use turnmill_schema::{FinishReason, Priority, Sampling, TokenLogprobs};
 use turnmill_worker::config::{KvDtype, WeightsMode};
-use turnmill_worker::engine::{self, EngineHandle, EngineSettings, Progress, Reply, RunSink, Saving, Start};
-use turnmill_worker::kv::{BlockId, Namespace, Run, RunData, RunGrid, RunId};
+use turnmill_worker::engine::{
+    self, EngineHandle, EngineSettings, Progress, Reply, Saving, SegmentSink, Start,
+};
+use turnmill_worker::kv::{BlockId, Namespace, Segment, SegmentData, SegmentGrid, SegmentId};
 use turnmill_worker::lifecycle::{HeadroomLimits, Lifecycle};
 use turnmill_worker::model::{Engine, EngineError, Logits, Tokenizer};
 use turnmill_worker::schedule::{Limits, SequenceId, Speculation, StepPlan};
@@ -69,27 +71,27 @@ impl<E: Engine> Engine for Counting<E> {
 }
 
 /// What was saved, by first block and tokens.
-type Runs = BTreeMap<(usize, Vec<u32>), Vec<u8>>;
+type Segments = BTreeMap<(usize, Vec<u32>), Vec<u8>>;
 
-/// Keeps every run.
+/// Keeps every segment.
 #[derive(Default)]
-struct Keeping(StdMutex<Runs>);
+struct Keeping(StdMutex<Segments>);
 
-impl RunSink for Keeping {
-    fn announce(&self, _: &RunId) -> bool {
+impl SegmentSink for Keeping {
+    fn announce(&self, _: &SegmentId) -> bool {
         true
     }
 
-    fn has_room(&self, _: &Run) -> bool {
+    fn has_room(&self, _: &Segment) -> bool {
         true
     }
 
-    fn save(&self, data: RunData) {
-        let key = (data.run.first_block, data.run.tokens.clone());
+    fn save(&self, data: SegmentData) {
+        let key = (data.segment.first_block, data.segment.tokens.clone());
         self.0.lock().expect("nobody panics").insert(key, data.data.to_vec());
     }
 
-    fn withdraw(&self, _: &RunId) {}
+    fn withdraw(&self, _: &SegmentId) {}
 }
 
 /// A turn to make.
@@ -156,7 +158,7 @@ impl Line {
         };
         let counting = Counting { engine: model.engine, counts: counts.clone(), nonsense_after };
         let kept = Arc::new(Keeping::default());
-        let sink: Arc<dyn RunSink> = kept.clone();
+        let sink: Arc<dyn SegmentSink> = kept.clone();
         let (engine, _thread) = engine::spawn(counting, settings, Some(sink), lifecycle.clone())
             .expect("a thread can be started");
         let (tokenizer, namespace) = (Arc::new(model.tokenizer), model.namespace);
@@ -170,7 +172,8 @@ impl Line {
         let mut reply = Reply::new(self.tokenizer.clone(), &wish.sampling, wish.tokens);
         wish.made.iter().for_each(|token| drop(reply.push(*token)));
         let namespace = self.namespace.for_tenant("t");
-        let grid = RunGrid { namespace, tenant: "t".into(), block_tokens: BLOCK_TOKENS, shared_blocks: 0 };
+        let grid =
+            SegmentGrid { namespace, tenant: "t".into(), block_tokens: BLOCK_TOKENS, shared_blocks: 0 };
         let start = Start {
             id,
             max_total_tokens: wish.prompt.len() as u32 + wish.tokens,
@@ -338,7 +341,7 @@ async fn what_is_saved_is_of_tokens_that_were_said() {
     let _only_me = COMPUTING.lock().await;
     let directory = tempfile::tempdir().expect("a temporary directory");
     let path = Tiny::default().write(directory.path());
-    // A full run and more.
+    // A full segment and more.
     let wishes = tiny_wishes(240).split_off(6);
     let mut kept = Vec::new();
     for speculation in [None, LOOKUP] {
@@ -351,7 +354,7 @@ async fn what_is_saved_is_of_tokens_that_were_said() {
         line.idle().await;
         kept.push(std::mem::take(&mut *line.kept.0.lock().expect("nobody panics")));
     }
-    let tokens = |kept: &Runs| kept.keys().cloned().collect::<Vec<_>>();
+    let tokens = |kept: &Segments| kept.keys().cloned().collect::<Vec<_>>();
     assert!(kept[0].len() >= 2 * wishes.len() - 4, "{}", kept[0].len());
     assert_eq!(tokens(&kept[1]), tokens(&kept[0]));
     assert!(kept[0] == kept[1], "the same tokens have other K and V");

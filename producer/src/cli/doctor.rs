@@ -10,7 +10,7 @@ use super::{Exit, Global};
 
 #[derive(Debug, Args)]
 pub struct Doctor {
-    /// The workers' lease_ms: tokens idle for three of them are stuck.
+    /// The workers' lease_ms: tickets idle for three of them are stuck.
     #[arg(long, value_name = "MS", default_value_t = 15_000)]
     lease_ms: u64,
     /// One JSON object for each check.

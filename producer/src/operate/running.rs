@@ -1,6 +1,6 @@
 //! Turns that workers hold just now, and how far each got.
 //!
-//! A held turn is found by its agent's token, which stays pending in a ready stream for as long as the lease lasts. So
+//! A held turn is found by its agent's ticket, which stays pending in a ready stream for as long as the lease lasts. So
 //! what this costs grows with the limit that the caller gives, and neither with the backlog nor with the keys there are.
 
 use redis::streams::{StreamPendingCountReply, StreamRangeReply};
@@ -83,7 +83,7 @@ impl Operator {
         self.progress(leased).await
     }
 
-    /// Agents whose tokens are delivered and not acknowledged.
+    /// Agents whose tickets are delivered and not acknowledged.
     async fn pending_agents(&self, stream: &str, limit: usize) -> Result<Vec<AgentId>, ProducerError> {
         let mut pending = redis::pipe();
         // A stream that does not exist yet has no group either.
@@ -100,17 +100,17 @@ impl Operator {
         if pending.ids.is_empty() {
             return Ok(Vec::new());
         }
-        let mut tokens = redis::pipe();
+        let mut tickets = redis::pipe();
         for entry in &pending.ids {
-            tokens.cmd("XRANGE").arg(stream).arg(&entry.id).arg(&entry.id);
+            tickets.cmd("XRANGE").arg(stream).arg(&entry.id).arg(&entry.id);
         }
-        let tokens: Vec<StreamRangeReply> = self.producer.connection.ask_all(STEP, &tokens).await?;
-        // A token that was acknowledged meanwhile is gone.
-        let agents = tokens.iter().filter_map(|token| token.ids.first()?.get::<String>(FIELD_AGENT));
+        let tickets: Vec<StreamRangeReply> = self.producer.connection.ask_all(STEP, &tickets).await?;
+        // A ticket that was acknowledged meanwhile is gone.
+        let agents = tickets.iter().filter_map(|ticket| ticket.ids.first()?.get::<String>(FIELD_AGENT));
         Ok(agents.map(AgentId::from_wire).collect())
     }
 
-    /// The turns that run: a token may be read and not leased yet, or given back meanwhile.
+    /// The turns that run: a ticket may be read and not leased yet, or requeued meanwhile.
     async fn leased(&self, held: Vec<Held>) -> Result<Vec<Leased>, ProducerError> {
         let mut pipeline = redis::pipe();
         // One broken agent must not hide the others.

@@ -61,8 +61,8 @@ impl Operator {
         let Some(store) = &self.producer.payloads else {
             return Ok((0, Some("no store was named".to_owned())));
         };
-        let (mut runs, mut objects) = (store.runs(manifest), 0);
-        while let Some(object) = runs.next().await? {
+        let (mut segments, mut objects) = (store.segments(manifest), 0);
+        while let Some(object) = segments.next().await? {
             match object {
                 Ok(object) => write(file, &Record::Object(object)).await?,
                 Err(why) => return Ok((objects, Some(why))),
@@ -118,7 +118,7 @@ impl Operator {
                 Record::Object(object) => {
                     objects += 1;
                     if let Some(store) = &self.producer.payloads {
-                        store.put_run(object).await?;
+                        store.put_segment(object).await?;
                     }
                 }
                 Record::End(totals) => {

@@ -152,7 +152,7 @@ impl Operator {
     }
 
     /// Cancels a turn, waiting or running. A running one has ended when this returns; its worker learns of it at once or
-    /// with its next heartbeat.
+    /// with its next renewal.
     pub async fn cancel_turn(&self, turn: TurnId) -> Result<Cancelled, ProducerError> {
         let (_, agent, entry) = self.read_turn(turn, &[FIELD_AGENT, "entry"]).await?;
         let keys = self.producer.queue.keys(turn.shard());
@@ -191,7 +191,7 @@ impl Operator {
         let _changed: u64 = self.producer.connection.ask("retry", &due).await?;
         let mut call = Call::new(&keys);
         call.keys(waiting_keys(&keys, &agent));
-        // One that waits for a place among its tenant's turns gets a token only where none of them runs.
+        // One that waits for a place among its tenant's turns gets a ticket only where none of them runs.
         call.text(1).text(&agent);
         let promoted = self.producer.connection.script("retry", PROMOTE, &call).await?;
         let promoted: u64 = self.producer.connection.read("retry", promoted)?;

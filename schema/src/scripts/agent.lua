@@ -22,7 +22,7 @@ local ID, ACTION, KNOWN_HEAD = ARGV[1], ARGV[2], ARGV[3]
 expect_shared()
 expect(PARKED, 'zset')
 expect(TRANSCRIPT, 'list')
-local agent = fields(AGENT, 'state', 'token', 'priority', 'hold', 'epoch')
+local agent = fields(AGENT, 'state', 'ticket', 'priority', 'hold', 'epoch')
 local head = ask('LINDEX', BACKLOG, 0)
 head = head and backlog_entry(head)
 if not agent.state then
@@ -66,13 +66,13 @@ end
 if ACTION == 'pause' and agent.state == 'leased' then
   redis.call('HSET', AGENT, 'hold', 'paused')
 elseif ACTION == 'pause' and agent.state ~= 'halted' then
-  if agent.token and READY[agent.priority] then
-    drop_token(READY[agent.priority], agent.token)
+  if agent.ticket and READY[agent.priority] then
+    drop_ticket(READY[agent.priority], agent.ticket)
   end
   stop_waiting(ID, PARKED)
-  redis.call('HSET', AGENT, 'state', 'paused', 'token', '', 'owner', '')
+  redis.call('HSET', AGENT, 'state', 'paused', 'ticket', '', 'owner', '')
 elseif ACTION == 'resume' and (agent.state == 'paused' or agent.state == 'halted') then
-  let_run(AGENT, ID, {}, head)
+  make_runnable(AGENT, ID, {}, head)
 elseif ACTION == 'resume' then
   redis.call('HSET', AGENT, 'hold', '')
 elseif ACTION == 'halt' or ACTION == 'skip' then
@@ -80,7 +80,7 @@ elseif ACTION == 'halt' or ACTION == 'skip' then
 elseif ACTION == 'reset' or ACTION == 'rollback' then
   local refused = why_not()
   if not refused and ACTION == 'rollback' then
-    -- The manifest stays: its whole runs of what remains are found.
+    -- The manifest stays: its whole segments of what remains are found.
     refused = roll_back()
   end
   if refused then

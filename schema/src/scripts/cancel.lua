@@ -33,8 +33,8 @@ local function cancel(i)
   end
   c.epoch = math.max(c.epoch, (tonumber(agent.epoch) or 0) + 1)
   c.found, c.following = agent, following
-  -- A token that no worker leased stands for the turn behind as well.
-  c.keep_token = agent.state == 'ready'
+  -- A ticket that no worker leased stands for the turn behind as well.
+  c.keep_ticket = agent.state == 'ready'
   if agent.state == 'halted' or agent.state == 'paused' then
     agent.hold = agent.state
   end

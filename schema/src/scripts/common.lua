@@ -110,26 +110,26 @@ local function backlog_entry(text)
   }
 end
 
--- A pending token: its consumer and how often it was delivered; nil where it is not pending.
-local function pending(stream, token)
-  local found = redis.call('XPENDING', stream, GROUP, token, token, 1)[1]
+-- A pending ticket: its consumer and how often it was delivered; nil where it is not pending.
+local function pending(stream, ticket)
+  local found = redis.call('XPENDING', stream, GROUP, ticket, ticket, 1)[1]
   if found then
     return found[2], found[4]
   end
 end
 
--- Tokens to be dropped are gathered and dropped together, at the end of a script.
+-- Tickets to be dropped are gathered and dropped together, at the end of a script.
 local dropped = {}
 
-local function drop_token(stream, token)
+local function drop_ticket(stream, ticket)
   dropped[stream] = dropped[stream] or {}
-  table.insert(dropped[stream], token)
+  table.insert(dropped[stream], ticket)
 end
 
 local function drop_gathered()
-  for stream, tokens in pairs(dropped) do
-    redis.call('XACK', stream, GROUP, unpack(tokens))
-    redis.call('XDEL', stream, unpack(tokens))
+  for stream, tickets in pairs(dropped) do
+    redis.call('XACK', stream, GROUP, unpack(tickets))
+    redis.call('XDEL', stream, unpack(tickets))
   end
 end
 
@@ -162,28 +162,28 @@ local function write_indexes()
   end
 end
 
--- Makes the agent readable by any worker: a new token, which the agent's hash names. The token carries the head of
+-- Makes the agent readable by any worker: a new ticket, which the agent's hash names. The ticket carries the head of
 -- the backlog, so that whoever reads it knows the keys of the lease.
-local function add_token(agent_key, agent, head, ...)
-  local token = redis.call('XADD', READY[head.priority], '*', 'agent', agent, 'head', head.text)
-  redis.call('HSET', agent_key, 'state', 'ready', 'token', token, 'priority', head.priority, 'owner', '',
-    'handovers', '0', ...)
+local function add_ticket(agent_key, agent, head, ...)
+  local ticket = redis.call('XADD', READY[head.priority], '*', 'agent', agent, 'head', head.text)
+  redis.call('HSET', agent_key, 'state', 'ready', 'ticket', ticket, 'priority', head.priority, 'owner', '',
+    'continues', '0', ...)
 end
 
--- The agent's next state, where no worker has it: a token for `head`, or waiting until the head is due, or held, or
+-- The agent's next state, where no worker has it: a ticket for `head`, or waiting until the head is due, or held, or
 -- nothing to do. `found` has the agent's field `hold`; what follows are more fields of the agent to be written.
-local function let_run(agent_key, agent, found, head, ...)
+local function make_runnable(agent_key, agent, found, head, ...)
   if not head and is_lone(agent) then
     redis.call('DEL', agent_key)
   elseif found.hold then
-    redis.call('HSET', agent_key, 'state', found.hold, 'token', '', 'owner', '', 'hold', '', ...)
+    redis.call('HSET', agent_key, 'state', found.hold, 'ticket', '', 'owner', '', 'hold', '', ...)
   elseif not head then
-    redis.call('HSET', agent_key, 'state', 'idle', 'token', '', 'owner', '', ...)
+    redis.call('HSET', agent_key, 'state', 'idle', 'ticket', '', 'owner', '', ...)
   elseif head.not_before_ms > NOW then
-    redis.call('HSET', agent_key, 'state', 'delayed', 'token', '', 'owner', '', ...)
+    redis.call('HSET', agent_key, 'state', 'delayed', 'ticket', '', 'owner', '', ...)
     redis.call('ZADD', DELAYED, whole(head.not_before_ms), agent)
   else
-    add_token(agent_key, agent, head, ...)
+    add_ticket(agent_key, agent, head, ...)
   end
 end
 

@@ -22,7 +22,7 @@ local function item_keys(i)
   }
 end
 
-local AGENT_FIELDS = {'state', 'token', 'priority', 'owner', 'epoch', 'delivery', 'hold', 'on_dead', 'handovers',
+local AGENT_FIELDS = {'state', 'ticket', 'priority', 'owner', 'epoch', 'delivery', 'hold', 'on_dead', 'continues',
   'manifest'}
 
 local function read_agent(keys)
@@ -123,7 +123,7 @@ local function manifest_fields(manifest, epoch)
 end
 
 -- Ends the head of the backlog. Further fields of `c`: found (the agent as read), following (the turn behind, or nil),
--- keep_token (the caller's worker goes on with the agent), handovers (how often in a row it then did), manifest (in its
+-- keep_ticket (the caller's worker goes on with the agent), continues (how often in a row it then did), manifest (in its
 -- envelope; nil or '': the old one stays, or goes together with its history). Every check comes before.
 local function conclude(c)
   local keys, found, following = c.keys, c.found, c.following
@@ -138,16 +138,16 @@ local function conclude(c)
   if c.outcome == 'failed' and found.on_dead == 'halt' then
     found.hold = found.hold or 'halted'
   end
-  -- A token of another priority would let the turn behind jump its queue, or wait in the wrong one.
-  local goes_on = c.keep_token and following and not found.hold and following.not_before_ms <= NOW
+  -- A ticket of another priority would let the turn behind jump its queue, or wait in the wrong one.
+  local goes_on = c.keep_ticket and following and not found.hold and following.not_before_ms <= NOW
     and following.priority == found.priority
   if goes_on then
-    redis.call('HSET', keys.agent, 'state', 'ready', 'owner', '', 'handovers', c.handovers or 0, unpack(more))
+    redis.call('HSET', keys.agent, 'state', 'ready', 'owner', '', 'continues', c.continues or 0, unpack(more))
     return true
   end
-  if found.token and READY[found.priority] then
-    drop_token(READY[found.priority], found.token)
+  if found.ticket and READY[found.priority] then
+    drop_ticket(READY[found.priority], found.ticket)
   end
-  let_run(keys.agent, c.agent, found, following, unpack(more))
+  make_runnable(keys.agent, c.agent, found, following, unpack(more))
   return false
 end

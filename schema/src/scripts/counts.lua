@@ -1,4 +1,4 @@
--- How much work there is, at one moment. Acknowledged tokens are always deleted, so what a stream holds beyond the
+-- How much work there is, at one moment. Acknowledged tickets are always deleted, so what a stream holds beyond the
 -- pending ones is undelivered; the group's own lag goes null after restarts and deletions and is only a cross-check.
 --
 -- KEYS the shared ones

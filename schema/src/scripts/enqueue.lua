@@ -90,7 +90,7 @@ for _, turn in ipairs(fresh) do
   count(turn.tenant .. ':open', 1)
   if agents[agent_key].state == 'idle' then
     redis.call('ZADD', OPEN, now, agent)
-    let_run(agent_key, agent, {}, backlog_entry(entry))
+    make_runnable(agent_key, agent, {}, backlog_entry(entry))
     agents[agent_key].state = 'ready'
   elseif agents[agent_key].state == 'paused' or agents[agent_key].state == 'halted' then
     -- Held agents may be without work; any other has some, and is in the index.

@@ -10,8 +10,8 @@
 --      history went)
 -- Reply now_ms, then for each item
 --      {'done'}: ended, now or by the same call before
---      {'next', token id, head}: the same, and the token stands for the agent's next turn now, to be leased by this
---       worker at once: hand-over
+--      {'next', ticket id, head}: the same, and the ticket stands for the agent's next turn now, to be leased by this
+--       worker at once
 --      {'fenced'}: another lease took over, or the turn ended otherwise; nothing was written
 --      {'gap', found}: the result stream does not end with the tokens given; nothing was written
 --      {'error', reason}: something of this agent cannot be read; nothing was written
@@ -34,20 +34,20 @@ local function may_go_on(agent, following, budget)
   if budget == 0 or not following then
     return false
   end
-  return (tonumber(agent.handovers) or 0) < budget or not others_wait()
+  return (tonumber(agent.continues) or 0) < budget or not others_wait()
 end
 
--- Repeated after a lost reply: whether this worker still has the token that was handed over.
+-- Repeated after a lost reply: whether this worker still has the ticket it continued with.
 local function ended_before(keys, turn, epoch)
   if turn.epoch ~= epoch then
     return {'fenced'}
   end
   local agent, head = read_agent(keys), read_backlog(keys)
   -- Not one that it read since: that would be leased twice.
-  local handed_over = agent.epoch == whole(tonumber(epoch) + 1) and (tonumber(agent.handovers) or 0) > 0
-  local kept = handed_over and head and agent.state == 'ready' and agent.token and READY[agent.priority]
-    and pending(READY[agent.priority], agent.token) == WORKER
-  return kept and {'next', agent.token, head.text} or {'done'}
+  local continued = agent.epoch == whole(tonumber(epoch) + 1) and (tonumber(agent.continues) or 0) > 0
+  local kept = continued and head and agent.state == 'ready' and agent.ticket and READY[agent.priority]
+    and pending(READY[agent.priority], agent.ticket) == WORKER
+  return kept and {'next', agent.ticket, head.text} or {'done'}
 end
 
 local function finish(i)
@@ -75,16 +75,16 @@ local function finish(i)
     published = found, outcome = outcome, reason = ARGV[a + 6], event = ARGV[a + 7],
     transcript = entry ~= '' and entry or nil, new_session = turn.new_session,
     reply = whole_reply ~= '' and whole_reply or nil, found = agent, following = following,
-    keep_token = may_go_on(agent, following, tonumber(ARGV[a + 10])), handovers = (tonumber(agent.handovers) or 0) + 1,
+    keep_ticket = may_go_on(agent, following, tonumber(ARGV[a + 10])), continues = (tonumber(agent.continues) or 0) + 1,
     manifest = ARGV[a + 11],
     stream_ttl_ms = whole_reply ~= '' and KEEP_STREAM_MS or RESULT_TTL_MS, outcome_ttl_ms = OUTCOME_TTL_MS,
   })
   if not goes_on then
     return {'done'}
   end
-  -- The worker has the token for another whole lease.
-  redis.call('XCLAIM', READY[agent.priority], GROUP, WORKER, 0, agent.token, 'JUSTID')
-  return {'next', agent.token, following.text}
+  -- The worker has the ticket for another whole lease.
+  redis.call('XCLAIM', READY[agent.priority], GROUP, WORKER, 0, agent.ticket, 'JUSTID')
+  return {'next', agent.ticket, following.text}
 end
 
 expect_shared()

@@ -1,15 +1,15 @@
--- Leases the heads of agents' backlogs to the worker that holds the agents' tokens.
+-- Leases the heads of agents' backlogs to the worker that holds the agents' tickets.
 --
 -- KEYS as in conclude.lua, each item's for the head the caller knows of
 -- ARGV 1 worker  2 most attempts in a row without progress  3 result_ttl_ms  4 outcome_ttl_ms
 --      5 turns of one tenant that may run at once (0: no limit)
---      then for each item: agent id, token id, priority of the token's stream, the head the caller knows of
+--      then for each item: agent id, ticket id, priority of the ticket's stream, the head the caller knows of
 -- Reply now_ms, then for each item
 --      {'leased', epoch, attempt, alone (1 or 0), deadline_ms (0: none), envelope ('': missing), entries of the result
 --       stream, transcript, manifest ('': none)}; both lists are empty where there can be nothing in them
 --      {'head', text}: the head is this one; call again with its keys
---      {'gone'}: the token was not the caller's, or no turn is left, or its tenant runs as many as it may
---      {'paused'}: the queue is paused; put the token back
+--      {'gone'}: the ticket was not the caller's, or no turn is left, or its tenant runs as many as it may
+--      {'paused'}: the queue is paused; return the ticket
 --      {'error', reason}: something of this agent cannot be read; nothing was written
 
 local WORKER, MAX_ATTEMPTS, RESULT_TTL_MS, OUTCOME_TTL_MS = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
@@ -29,10 +29,10 @@ local function published_before(keys, begun)
 end
 
 -- Parks the agent until one of its tenant's turns ends: see promote.lua.
-local function park(keys, agent, stream, token, head)
+local function park(keys, agent, stream, ticket, head)
   expect(keys.parked, 'zset')
-  drop_token(stream, token)
-  redis.call('HSET', keys.agent, 'state', 'parked', 'token', '')
+  drop_ticket(stream, ticket)
+  redis.call('HSET', keys.agent, 'state', 'parked', 'ticket', '')
   redis.call('ZADD', keys.parked, whole(head.enqueued_ms), agent)
   redis.call('SADD', CAPPED, tenant_of(agent))
   return {'gone'}
@@ -40,25 +40,25 @@ end
 
 local function lease(i)
   local keys, a = item_keys(i), ARGS + i * ARGS_AN_ITEM
-  local agent_id, token, priority, known_head = ARGV[a + 1], ARGV[a + 2], ARGV[a + 3], ARGV[a + 4]
+  local agent_id, ticket, priority, known_head = ARGV[a + 1], ARGV[a + 2], ARGV[a + 3], ARGV[a + 4]
   local stream = READY[priority]
-  local consumer, delivery = pending(stream, token)
+  local consumer, delivery = pending(stream, ticket)
   if consumer ~= WORKER then
     return {'gone'}
   end
   local agent = read_agent(keys)
   local leasable = agent.state == 'ready' or agent.state == 'leased'
-  if agent.token ~= token or agent.priority ~= priority or not leasable then
-    drop_token(stream, token)
+  if agent.ticket ~= ticket or agent.priority ~= priority or not leasable then
+    drop_ticket(stream, ticket)
     return {'gone'}
   end
   local head, following = read_backlog(keys)
   if not head then
     -- An operator deleted the backlog: nothing to run.
-    drop_token(stream, token)
+    drop_ticket(stream, ticket)
     unlease(agent_id, agent)
     note_head(agent_id, nil)
-    let_run(keys.agent, agent_id, agent, nil)
+    make_runnable(keys.agent, agent_id, agent, nil)
     return {'gone'}
   end
   if head.text ~= known_head then
@@ -66,9 +66,9 @@ local function lease(i)
   end
 
   local turn = fields(keys.turn, 'envelope', 'attempts', 'barren', 'progress', 'new_session', 'deadline_ms',
-    'given_back')
+    'requeued')
   local attempts, last_epoch = tonumber(turn.attempts) or 0, tonumber(agent.epoch) or 0
-  local entries, top_epoch, published = published_before(keys, attempts > 0 or turn.given_back)
+  local entries, top_epoch, published = published_before(keys, attempts > 0 or turn.requeued)
   local transcript = {}
   if not turn.new_session and not is_lone(agent_id) then
     transcript = ask('LRANGE', keys.transcript, 0, -1)
@@ -92,23 +92,23 @@ local function lease(i)
   end
   local at_cap = TENANT_CAP > 0 and agent.state == 'ready' and counter(tenant_of(agent_id) .. ':leased') >= TENANT_CAP
   if at_cap then
-    return park(keys, agent_id, stream, token, head)
+    return park(keys, agent_id, stream, ticket, head)
   end
   local epoch = math.max(last_epoch + 1, NOW, top_epoch + 1)
-  local function give_up(outcome, cause, reason)
+  local function end_unrun(outcome, cause, reason)
     local goes_on = conclude({
       keys = keys, agent = agent_id, entry = head, attempts = attempts, epoch = epoch, published = published,
       outcome = outcome, reason = cause, event = ending(outcome, reason, head.enqueued_ms), found = agent,
-      following = following, keep_token = true, handovers = agent.handovers, stream_ttl_ms = RESULT_TTL_MS, outcome_ttl_ms = OUTCOME_TTL_MS,
+      following = following, keep_ticket = true, continues = agent.continues, stream_ttl_ms = RESULT_TTL_MS, outcome_ttl_ms = OUTCOME_TTL_MS,
     })
     return goes_on and {'head', following.text} or {'gone'}
   end
   if deadline_ms > 0 and NOW >= deadline_ms then
     local late_ms = whole(NOW - deadline_ms)
-    return give_up('expired', '', 'the deadline had passed by ' .. late_ms .. ' ms when a worker was free; allow more time')
+    return end_unrun('expired', '', 'the deadline had passed by ' .. late_ms .. ' ms when a worker was free; allow more time')
   end
   if barren >= MAX_ATTEMPTS then
-    return give_up('failed', 'attempts',
+    return end_unrun('failed', 'attempts',
       'gave up after ' .. barren .. ' attempts that made no progress; see the workers\' logs')
   end
 

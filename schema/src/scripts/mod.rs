@@ -25,17 +25,17 @@ pub const ENQUEUE: &str = script!("" "enqueue.lua");
 pub const LEASE: &str = script!(" flags=allow-oom" "conclude.lua" "lease.lua");
 /// Ends leased turns; see `finish.lua`.
 pub const FINISH: &str = script!(" flags=allow-oom" "conclude.lua" "finish.lua");
-/// Gives leased turns back, at once or for a later attempt; see `give_back.lua`.
-pub const GIVE_BACK: &str = script!(" flags=allow-oom" "conclude.lua" "give_back.lua");
+/// Requeues leased turns, at once or for a later attempt; see `requeue.lua`.
+pub const REQUEUE: &str = script!(" flags=allow-oom" "conclude.lua" "requeue.lua");
 /// Cancels turns; see `cancel.lua`.
 pub const CANCEL: &str = script!(" flags=allow-oom" "conclude.lua" "cancel.lua");
-/// Keeps leases and tokens alive; see `heartbeat.lua`.
-pub const HEARTBEAT: &str = script!(" flags=allow-oom" "heartbeat.lua");
-/// Gives an unleased token back; see `put_back.lua`.
-pub const PUT_BACK: &str = script!(" flags=allow-oom" "put_back.lua");
-/// Gives agents that waited for a time or a place a token; see `promote.lua`.
+/// Keeps leases and tickets alive; see `renew.lua`.
+pub const RENEW: &str = script!(" flags=allow-oom" "renew.lua");
+/// Returns an unleased ticket; see `return_ticket.lua`.
+pub const RETURN_TICKET: &str = script!(" flags=allow-oom" "return_ticket.lua");
+/// Gives agents that waited for a time or a place a ticket; see `promote.lua`.
 pub const PROMOTE: &str = script!(" flags=allow-oom" "promote.lua");
-/// Gives agents whose token was lost a new one; see `repair.lua`.
+/// Gives agents whose ticket was lost a new one; see `repair.lua`.
 pub const REPAIR: &str = script!(" flags=allow-oom" "repair.lua");
 /// Removes consumers of workers that are gone; see `consumers.lua`.
 pub const CONSUMERS: &str = script!(" flags=allow-oom" "consumers.lua");
@@ -76,9 +76,9 @@ pub fn shared_keys(keys: &Keys) -> Vec<String> {
     ]
 }
 
-/// The KEYS of an item of [`LEASE`], [`FINISH`], [`GIVE_BACK`] and [`CANCEL`]: everything an agent and one of its turns
+/// The KEYS of an item of [`LEASE`], [`FINISH`], [`REQUEUE`] and [`CANCEL`]: everything an agent and one of its turns
 /// have. `turn` is the turn and its idempotency key, as in its [`BacklogEntry`]; where the caller knows of none, as
-/// of a token that names no head, the script answers which it is before it touches a key of the turn's.
+/// of a ticket that names no head, the script answers which it is before it touches a key of the turn's.
 pub fn turn_keys(keys: &Keys, agent: &AgentId, turn: Option<(TurnId, Option<&str>)>) -> [String; 7] {
     let agent_key = keys.agent(agent);
     let (turn_key, result) = match turn {
@@ -243,8 +243,24 @@ mod tests {
     #[test]
     fn the_shebang_is_the_first_line_and_stands_once() {
         let all = [
-            ENQUEUE, LEASE, FINISH, GIVE_BACK, CANCEL, HEARTBEAT, PUT_BACK, PROMOTE, REPAIR, CONSUMERS, TRIM,
-            PURGE, AGENT, SEED, COUNTS, APPEND, ADVANCE, COLLECTOR,
+            ENQUEUE,
+            LEASE,
+            FINISH,
+            REQUEUE,
+            CANCEL,
+            RENEW,
+            RETURN_TICKET,
+            PROMOTE,
+            REPAIR,
+            CONSUMERS,
+            TRIM,
+            PURGE,
+            AGENT,
+            SEED,
+            COUNTS,
+            APPEND,
+            ADVANCE,
+            COLLECTOR,
         ];
         for script in all {
             assert!(script.starts_with("#!lua"), "{script}");

@@ -1,14 +1,14 @@
--- Gives agents that waited a token: for a retry or a scheduled turn that is due, or for a place among the running turns
+-- Gives agents that waited a ticket: for a retry or a scheduled turn that is due, or for a place among the running turns
 -- of their tenant.
 --
 -- KEYS the shared ones, then for each agent: agent, backlog, parked
 -- ARGV 1 turns of one tenant that may run at once (0: no limit), then the agents' ids
--- Reply how many agents got a token
+-- Reply how many agents got a ticket
 
 local TENANT_CAP = tonumber(ARGV[1])
 local KEYS_AN_AGENT = 3
 
--- Tokens given to parked agents in this call, by tenant: more than there are places would be parked again.
+-- Tickets given to parked agents in this call, by tenant: more than there are places would be parked again.
 local given = {}
 
 local function may_run(agent, id, parked_key)
@@ -38,10 +38,10 @@ local function promote(i)
       if agent.state == 'parked' then
         given[tenant_of(id)] = (given[tenant_of(id)] or 0) + 1
       end
-      add_token(agent_key, id, backlog_entry(head))
+      add_ticket(agent_key, id, backlog_entry(head))
       promoted = promoted + 1
     else
-      let_run(agent_key, id, agent, nil)
+      make_runnable(agent_key, id, agent, nil)
     end
   end
 end

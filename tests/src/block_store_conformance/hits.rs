@@ -7,15 +7,19 @@ use turnmill_worker::store::Miss;
 
 use super::*;
 
-/// Full runs and a short one, from one worker through the store to another.
+/// Full segments and a short one, from one worker through the store to another.
 pub async fn what_one_worker_saved_another_fetches(place: &impl TestPlace) {
-    let (one, other, runs) = (worker(place), worker(place), runs(1, 10));
-    assert_eq!(runs.iter().map(|run| run.run.tokens.len()).collect::<Vec<_>>(), [64, 64, 32]);
-    save_all(&one, &runs).await;
-    assert!(runs.iter().all(|run| one.is_saved(&run.run.id) && !other.is_saved(&run.run.id)));
-    for run in &runs {
-        assert_fetched(&other, run).await;
-        assert!(other.is_saved(&run.run.id), "a run that was fetched need not be saved");
+    let (one, other, segments) = (worker(place), worker(place), segments(1, 10));
+    assert_eq!(segments.iter().map(|segment| segment.segment.tokens.len()).collect::<Vec<_>>(), [64, 64, 32]);
+    save_all(&one, &segments).await;
+    assert!(
+        segments
+            .iter()
+            .all(|segment| one.is_saved(&segment.segment.id) && !other.is_saved(&segment.segment.id))
+    );
+    for segment in &segments {
+        assert_fetched(&other, segment).await;
+        assert!(other.is_saved(&segment.segment.id), "a segment that was fetched need not be saved");
     }
     let cost = other.fetch_cost();
     assert!(cost.latency > Duration::ZERO && cost.bytes_per_second.is_finite(), "{cost:?}");
@@ -23,20 +27,20 @@ pub async fn what_one_worker_saved_another_fetches(place: &impl TestPlace) {
 
 /// Put-if-absent: the first object stays, whatever it is.
 pub async fn what_is_there_already_is_not_written_again(place: &impl TestPlace) {
-    let (worker, outside, run) = (worker(place), Outside::of(place), runs(1, 4).remove(0));
-    let path = path(&run.run.id);
+    let (worker, outside, segment) = (worker(place), Outside::of(place), segments(1, 4).remove(0));
+    let path = path(&segment.segment.id);
     outside.put(&path, "first").await;
-    save_all(&worker, std::slice::from_ref(&run)).await;
+    save_all(&worker, std::slice::from_ref(&segment)).await;
     assert_eq!(outside.get(&path).await.as_deref(), Some(&b"first"[..]));
 }
 
-/// Two workers that computed the same run at the same time.
-pub async fn two_writers_of_one_run_both_succeed(place: &impl TestPlace) {
+/// Two workers that computed the same segment at the same time.
+pub async fn two_writers_of_one_segment_both_succeed(place: &impl TestPlace) {
     let (one, other, outside) = (worker(place), worker(place), Outside::of(place));
     for seed in 0..8 {
-        let runs = runs(seed, 4);
-        tokio::join!(save_all(&one, &runs), save_all(&other, &runs));
-        assert_fetched(&worker(place), &runs[0]).await;
+        let segments = segments(seed, 4);
+        tokio::join!(save_all(&one, &segments), save_all(&other, &segments));
+        assert_fetched(&worker(place), &segments[0]).await;
     }
     assert_eq!(outside.list().await.len(), 8);
 }
@@ -45,30 +49,30 @@ pub async fn two_writers_of_one_run_both_succeed(place: &impl TestPlace) {
 pub async fn the_host_cache_answers_without_the_store(place: &impl TestPlace) {
     let cached = || worker_with(place, |settings| settings.host_cache_bytes = 1 << 20);
     let (one, other, none) = (cached(), cached(), worker(place));
-    let (outside, run) = (Outside::of(place), runs(1, 4).remove(0));
-    save_all(&one, std::slice::from_ref(&run)).await;
-    assert!(one.is_cached(&run.run.id) && !other.is_cached(&run.run.id));
+    let (outside, segment) = (Outside::of(place), segments(1, 4).remove(0));
+    save_all(&one, std::slice::from_ref(&segment)).await;
+    assert!(one.is_cached(&segment.segment.id) && !other.is_cached(&segment.segment.id));
     let fetches = counted("turnmill_store_fetches_total");
     let hits = counted("turnmill_host_cache_hits_total");
     for worker in [&other, &none] {
-        assert_fetched(worker, &run).await;
+        assert_fetched(worker, &segment).await;
     }
     assert!(counted("turnmill_store_fetches_total") >= fetches + 2);
-    assert!(other.is_cached(&run.run.id) && !none.is_cached(&run.run.id));
-    outside.remove(&path(&run.run.id)).await;
+    assert!(other.is_cached(&segment.segment.id) && !none.is_cached(&segment.segment.id));
+    outside.remove(&path(&segment.segment.id)).await;
     for worker in [&one, &other] {
-        assert_fetched(worker, &run).await;
+        assert_fetched(worker, &segment).await;
     }
     assert!(counted("turnmill_host_cache_hits_total") >= hits + 2);
-    assert!(matches!(none.fetch(&run.run).await, Err(Miss::Absent)));
+    assert!(matches!(none.fetch(&segment.segment).await, Err(Miss::Absent)));
 }
 
 /// More fetches at once than reads are allowed.
 pub async fn many_fetches_share_few_reads(place: &impl TestPlace) {
-    let runs = runs(1, 96);
-    save_all(&worker(place), &runs).await;
+    let segments = segments(1, 96);
+    save_all(&worker(place), &segments).await;
     let reader = worker_with(place, |settings| settings.parallel = 2);
-    join_all(runs.iter().map(|run| assert_fetched(&reader, run))).await;
+    join_all(segments.iter().map(|segment| assert_fetched(&reader, segment))).await;
 }
 
 /// A folder's limit takes what is oldest, and what is gone may be saved again.
@@ -78,18 +82,21 @@ pub async fn what_a_limit_removes_is_saved_again(place: &impl TestPlace) {
         return;
     }
     let worker = worker(place);
-    let runs = runs(1, 8);
-    for run in &runs {
-        assert!(worker.save(run.clone()));
+    let segments = segments(1, 8);
+    for segment in &segments {
+        assert!(worker.save(segment.clone()));
         worker.flush(PATIENCE).await;
     }
     assert_eq!(worker.trim(u64::MAX).await.expect("the folder is listed").objects, 0);
-    assert!(runs.iter().all(|run| worker.is_saved(&run.run.id)));
-    assert_eq!(worker.trim(0).await.expect("the folder is trimmed").objects, runs.len() as u64);
-    assert!(runs.iter().all(|run| !worker.is_saved(&run.run.id)), "what is gone counts as stored");
-    assert!(worker.save(runs[0].clone()));
+    assert!(segments.iter().all(|segment| worker.is_saved(&segment.segment.id)));
+    assert_eq!(worker.trim(0).await.expect("the folder is trimmed").objects, segments.len() as u64);
+    assert!(
+        segments.iter().all(|segment| !worker.is_saved(&segment.segment.id)),
+        "what is gone counts as stored"
+    );
+    assert!(worker.save(segments[0].clone()));
     worker.flush(PATIENCE).await;
-    assert_eq!(worker.fetch(&runs[0].run).await.expect("it is there again"), runs[0]);
+    assert_eq!(worker.fetch(&segments[0].segment).await.expect("it is there again"), segments[0]);
 }
 
 /// `check` says that all is well, and cleans up.
@@ -103,13 +110,13 @@ pub async fn a_tenants_key_is_needed_to_read(place: &impl TestPlace) {
     let keys = tempfile::tempdir().expect("a temporary folder");
     std::fs::write(keys.path().join("t.key"), "0123456789abcdef".repeat(4)).expect("written");
     let with_key = || worker_with(place, |settings| settings.keys = Some(keys.path().to_owned()));
-    let (outside, run) = (Outside::of(place), runs(1, 4).remove(0));
-    save_all(&with_key(), std::slice::from_ref(&run)).await;
-    let object = outside.get(&path(&run.run.id)).await.expect("it is there");
+    let (outside, segment) = (Outside::of(place), segments(1, 4).remove(0));
+    save_all(&with_key(), std::slice::from_ref(&segment)).await;
+    let object = outside.get(&path(&segment.segment.id)).await.expect("it is there");
     let shows = |part: &[u8]| object.windows(part.len()).any(|window| window == part);
-    let tokens: Vec<u8> = run.run.tokens[..8].iter().flat_map(|token| token.to_le_bytes()).collect();
-    assert!(!shows(&run.data[..32]) && !shows(&tokens), "it can be read without a key");
-    let miss = worker(place).fetch(&run.run).await.expect_err("no key");
+    let tokens: Vec<u8> = segment.segment.tokens[..8].iter().flat_map(|token| token.to_le_bytes()).collect();
+    assert!(!shows(&segment.data[..32]) && !shows(&tokens), "it can be read without a key");
+    let miss = worker(place).fetch(&segment.segment).await.expect_err("no key");
     assert_eq!(miss.reason(), "key_missing");
-    assert_fetched(&with_key(), &run).await;
+    assert_fetched(&with_key(), &segment).await;
 }

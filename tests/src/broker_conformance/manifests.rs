@@ -56,17 +56,17 @@ pub async fn a_manifest_is_committed_with_the_end<Q: TestQueue>(queue: &Q) {
 /// Drain: the next worker finds what this one stored in the middle of the turn.
 pub async fn a_released_turn_carries_its_manifest<Q: TestQueue>(queue: &Q) {
     let (draining, other) = (queue.worker("draining").await, queue.worker("other").await);
-    let released = next(queue, &draining).await;
+    let requeued = next(queue, &draining).await;
     for _ in 0..2 {
-        draining.release(&released.lease, Some(&manifest(16))).await.expect("released, now or before");
+        draining.requeue(&requeued.lease, Some(&manifest(16))).await.expect("requeued, now or before");
     }
     let resumed = claim(&other).await;
     assert_eq!(resumed.manifest, Some(manifest(16)));
-    assert!(is_fenced(draining.finish(&released.lease, &ending(0, Outcome::Completed)).await));
-    other.release(&resumed.lease, None).await.expect("released");
+    assert!(is_fenced(draining.finish(&requeued.lease, &ending(0, Outcome::Completed)).await));
+    other.requeue(&resumed.lease, None).await.expect("requeued");
     let resumed = claim(&other).await;
     assert_eq!(resumed.manifest, Some(manifest(16)), "what was said stands");
-    assert!(is_fenced(draining.release(&released.lease, Some(&manifest(99))).await));
+    assert!(is_fenced(draining.requeue(&requeued.lease, Some(&manifest(99))).await));
     finish(&other, &resumed.lease, 0).await;
     assert_eq!(next(queue, &other).await.manifest, Some(manifest(16)));
 }
@@ -119,7 +119,7 @@ pub async fn a_new_session_forgets_the_manifest_when_it_completes<Q: TestQueue>(
 pub async fn a_reset_forgets_the_manifest_and_late_ones<Q: TestQueue>(queue: &Q) {
     let broker = queue.worker("w").await;
     let first = next(queue, &broker).await;
-    let id = first.lease.token.agent.clone();
+    let id = first.lease.ticket.agent.clone();
     finish_with(&broker, &first.lease, Outcome::Completed, Some(16)).await;
     assert_eq!(queue.act(&id, AgentAction::Reset).await, Acted::State(AgentState::Idle));
     broker.advance(&first.lease, &manifest(32)).await.expect("ignored");
@@ -131,17 +131,17 @@ pub async fn a_reset_forgets_the_manifest_and_late_ones<Q: TestQueue>(queue: &Q)
     assert_eq!(next(queue, &broker).await.manifest, Some(manifest(48)));
 }
 
-/// They have no next turn. One that is given back has a next worker.
+/// They have no next turn. One that is requeued has a next worker.
 pub async fn lone_turns_leave_no_manifest<Q: TestQueue>(queue: &Q) {
     let broker = queue.worker("w").await;
     enqueue(queue, &[turn(None, "1")]).await;
-    let released = claim(&broker).await;
-    broker.release(&released.lease, Some(&manifest(16))).await.expect("released");
+    let requeued = claim(&broker).await;
+    broker.requeue(&requeued.lease, Some(&manifest(16))).await.expect("requeued");
     let resumed = claim(&broker).await;
     assert_eq!(resumed.manifest, Some(manifest(16)));
     finish_with(&broker, &resumed.lease, Outcome::Completed, Some(32)).await;
     broker.advance(&resumed.lease, &manifest(48)).await.expect("ignored");
-    let unknown = queue.act(&resumed.lease.token.agent, AgentAction::Skip).await;
+    let unknown = queue.act(&resumed.lease.ticket.agent, AgentAction::Skip).await;
     assert_eq!(unknown, Acted::Unknown, "the agent is gone, and nothing of it came back");
 }
 
@@ -149,16 +149,16 @@ pub async fn lone_turns_leave_no_manifest<Q: TestQueue>(queue: &Q) {
 pub async fn a_waiting_turn_that_published_keeps_its_history<Q: TestQueue>(queue: &Q) {
     let broker = queue.worker("w").await;
     let first = next(queue, &broker).await;
-    let id = first.lease.token.agent.clone();
+    let id = first.lease.ticket.agent.clone();
     let committed = ending_with(entry(&first.lease, "1", 0, &[1, 2]), Outcome::Completed);
     broker.finish(&first.lease, &committed).await.expect("ended");
     let second = next(queue, &broker).await;
-    broker.release(&second.lease, None).await.expect("released");
+    broker.requeue(&second.lease, None).await.expect("requeued");
     assert_eq!(queue.act(&id, AgentAction::Pause).await, Acted::State(AgentState::Paused));
     queue.act(&id, AgentAction::Resume).await;
     let second = claim(&broker).await;
     broker.append(&second.lease, &delta(0, &[3])).await.expect("appended");
-    broker.release(&second.lease, None).await.expect("released");
+    broker.requeue(&second.lease, None).await.expect("requeued");
     assert_eq!(queue.act(&id, AgentAction::Reset).await, Acted::Busy);
     let second = claim(&broker).await;
     assert_eq!(second.history.tokens, [1, 2]);

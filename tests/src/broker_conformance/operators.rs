@@ -40,7 +40,7 @@ pub async fn a_waiting_turn_is_cancelled_at_once<Q: TestQueue>(queue: &Q) {
     assert_eq!((counts.open(), counts.runnable(), counts.leased()), (0, 0, 0));
 }
 
-/// The worker read the token for the turn that is gone: the token stands for the next one, or for nothing.
+/// The worker read the ticket for the turn that is gone: the ticket stands for the next one, or for nothing.
 pub async fn a_turn_cancelled_between_read_and_lease_is_passed_over<Q: TestQueue>(queue: &Q) {
     let ids = enqueue(queue, &[turn(Some("a"), "1"), turn(Some("a"), "2"), turn(Some("b"), "1")]).await;
     let broker = queue.worker("w").await;
@@ -70,7 +70,7 @@ pub async fn a_delayed_or_held_turn_can_be_cancelled<Q: TestQueue>(queue: &Q) {
     assert_eq!(claim(&broker).await.lease.turn, ids[3]);
 }
 
-/// It ends at once; its worker writes nothing more, and hears of it with its next heartbeat.
+/// It ends at once; its worker writes nothing more, and hears of it with its next renewal.
 pub async fn a_running_turn_is_cancelled_and_its_worker_fenced<Q: TestQueue>(queue: &Q) {
     let ids = enqueue(queue, &[turn(Some("a"), "1"), turn(Some("a"), "2")]).await;
     let (broker, other) = (queue.worker("w").await, queue.worker("other").await);
@@ -80,11 +80,11 @@ pub async fn a_running_turn_is_cancelled_and_its_worker_fenced<Q: TestQueue>(que
     assert_eq!(outcomes(queue, ids[0]).await, [Outcome::Cancelled]);
     assert!(is_fenced(broker.append(&running.lease, &delta(1, &[2])).await));
     assert!(is_fenced(broker.finish(&running.lease, &ending(1, Outcome::Completed)).await));
-    assert!(is_fenced(broker.release(&running.lease, None).await));
+    assert!(is_fenced(broker.requeue(&running.lease, None).await));
     let retried = broker.retry(&running.lease, Duration::ZERO, DeadReason::Attempts, "a fault").await;
     assert!(is_fenced(retried));
-    let beat = broker.heartbeat(std::slice::from_ref(&running.lease), &[]).await.expect("answered");
-    assert_eq!(beat.lost, [ids[0]]);
+    let renewal = broker.renew(std::slice::from_ref(&running.lease), &[]).await.expect("answered");
+    assert_eq!(renewal.lost, [ids[0]]);
     assert_eq!(outcomes(queue, ids[0]).await, [Outcome::Cancelled]);
     assert_eq!(claim(&other).await.lease.turn, ids[1]);
 }
@@ -94,9 +94,9 @@ pub async fn a_paused_agent_runs_nothing_new<Q: TestQueue>(queue: &Q) {
     assert_eq!(queue.act(&agent("a"), AgentAction::Pause).await, Acted::Unknown);
     let ids = enqueue(queue, &[turn(Some("a"), "1"), turn(Some("a"), "2")]).await;
     let broker = queue.worker("w").await;
-    let token = read_one(&broker).await;
+    let ticket = read_one(&broker).await;
     assert_eq!(queue.act(&agent("a"), AgentAction::Pause).await, Acted::State(AgentState::Paused));
-    assert!(broker.lease(&token).await.expect("answered").is_none());
+    assert!(broker.lease(&ticket).await.expect("answered").is_none());
     assert_eq!(broker.counts().await.expect("counted").runnable(), 0);
     assert_eq!(queue.act(&agent("a"), AgentAction::Resume).await, Acted::State(AgentState::Ready));
 
@@ -109,13 +109,13 @@ pub async fn a_paused_agent_runs_nothing_new<Q: TestQueue>(queue: &Q) {
     assert_eq!(claim(&broker).await.lease.turn, ids[1]);
 }
 
-/// Tokens that workers hold are put back, and lost to nobody.
+/// Tickets that workers hold are returned, and lost to nobody.
 pub async fn a_paused_queue_leases_nothing<Q: TestQueue>(queue: &Q) {
     let id = enqueue(queue, &[turn(Some("a"), "1")]).await[0];
     let (broker, other) = (queue.worker("w").await, queue.worker("other").await);
-    let token = read_one(&broker).await;
+    let ticket = read_one(&broker).await;
     queue.pause(true).await;
-    assert!(broker.lease(&token).await.expect("answered").is_none());
+    assert!(broker.lease(&ticket).await.expect("answered").is_none());
     let counts = broker.counts().await.expect("counted");
     assert_eq!((counts.runnable(), counts.leased()), (1, 0));
     queue.pause(false).await;
@@ -134,7 +134,7 @@ pub async fn an_agents_history_can_be_forgotten<Q: TestQueue>(queue: &Q) {
     assert_eq!(claim(&broker).await.history, Default::default());
 }
 
-/// Sooner than by a heartbeat, once the worker listens.
+/// Sooner than by a renewal, once the worker listens.
 pub async fn workers_are_told_of_cancelled_turns<Q: TestQueue>(queue: &Q) {
     let broker = queue.worker("w").await;
     let mut told = std::pin::pin!(broker.next_cancelled());

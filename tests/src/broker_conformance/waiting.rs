@@ -19,7 +19,7 @@ fn agent(name: &str) -> AgentId {
 
 /// An end after which the worker would go on.
 fn going_on(published: u32) -> Ending {
-    Ending { hand_over: true, ..ending(published, Outcome::Completed) }
+    Ending { continues: true, ..ending(published, Outcome::Completed) }
 }
 
 /// Whichever is more, both kinds are read.
@@ -120,8 +120,8 @@ pub async fn a_tenant_runs_as_many_turns_as_it_may<Q: TestQueue>(queue: &Q) {
     let other = Turn { tenant: Name::new("other").expect("a name"), ..turn(Some("a"), "1") };
     let ids = enqueue(queue, &[turn(Some("a"), "1"), turn(Some("b"), "1"), other]).await;
     let first = claim(&broker).await;
-    let token = read_one(&broker).await;
-    assert!(broker.lease(&token).await.expect("answered").is_none());
+    let ticket = read_one(&broker).await;
+    assert!(broker.lease(&ticket).await.expect("answered").is_none());
     assert_eq!(claim(&broker).await.lease.turn, ids[2]);
     assert_eq!(broker.counts().await.expect("counted").runnable(), 0);
     finish(&broker, &first.lease, 0).await;
@@ -140,17 +140,18 @@ pub async fn a_tenant_has_a_depth_of_its_own<Q: TestQueue>(queue: &Q) {
 
 /// The worker that has an agent's blocks goes on with it, whether it heard so the first time or not.
 pub async fn a_worker_may_go_on_with_its_agent<Q: TestQueue>(queue: &Q) {
-    let limits = WorkerLimits { max_handovers: 1, ..Default::default() };
+    let limits = WorkerLimits { max_continues: 1, ..Default::default() };
     let broker = queue.worker_with("w", limits).await;
     let turns = ["1", "2", "3"].map(|content| turn(Some("a"), content));
     let ids = enqueue(queue, &turns).await;
     let first = claim(&broker).await;
-    let token = broker.finish(&first.lease, &going_on(0)).await.expect("ended").expect("handed over");
+    let ticket =
+        broker.finish(&first.lease, &going_on(0)).await.expect("ended").expect("the worker continues");
     assert_eq!(
         broker.finish(&first.lease, &going_on(0)).await.expect("the same answer"),
-        Some(token.clone())
+        Some(ticket.clone())
     );
-    let second = broker.lease(&token).await.expect("answered").expect("ours");
+    let second = broker.lease(&ticket).await.expect("answered").expect("ours");
     assert_eq!((second.lease.turn, second.lease.attempt), (ids[1], 1));
     assert_eq!(
         broker.finish(&first.lease, &going_on(0)).await.expect("answered"),
@@ -160,19 +161,19 @@ pub async fn a_worker_may_go_on_with_its_agent<Q: TestQueue>(queue: &Q) {
     // Beyond the budget only while nobody else waits.
     enqueue(queue, &[turn(Some("b"), "1")]).await;
     assert_eq!(broker.finish(&second.lease, &going_on(0)).await.expect("ended"), None);
-    assert_eq!(claim(&broker).await.lease.token.agent, agent("b"));
+    assert_eq!(claim(&broker).await.lease.ticket.agent, agent("b"));
     assert_eq!(claim(&broker).await.lease.turn, ids[2]);
 }
 
-/// The token stays pending to it, so it is taken over as any other.
-pub async fn a_worker_that_dies_after_a_hand_over_strands_nobody<Q: TestQueue>(queue: &Q) {
-    let limits = WorkerLimits { max_handovers: 4, ..Default::default() };
+/// The ticket stays pending to it, so it is taken over as any other.
+pub async fn a_worker_that_dies_as_it_continues_strands_nobody<Q: TestQueue>(queue: &Q) {
+    let limits = WorkerLimits { max_continues: 4, ..Default::default() };
     let (dying, other) = (queue.worker_with("dying", limits).await, queue.worker("other").await);
     let ids = enqueue(queue, &[turn(Some("a"), "1"), turn(Some("a"), "2")]).await;
     let first = claim(&dying).await;
     assert!(dying.finish(&first.lease, &going_on(0)).await.expect("ended").is_some());
-    let token = reclaim_one(&other).await;
-    let taken = other.lease(&token).await.expect("answered").expect("ours");
+    let ticket = reclaim_one(&other).await;
+    let taken = other.lease(&ticket).await.expect("answered").expect("ours");
     assert_eq!((taken.lease.turn, taken.lease.attempt), (ids[1], 1));
 }
 
@@ -191,23 +192,23 @@ pub async fn a_short_reply_is_kept_with_its_outcome<Q: TestQueue>(queue: &Q) {
     assert_eq!([queue.short_reply(ids[0]).await, queue.short_reply(ids[1]).await], replies);
 }
 
-/// While its holder beats in time, a lease is nobody else's, and a token that was read neither.
-pub async fn heartbeats_keep_leases<Q: TestQueue>(queue: &Q) {
+/// While its holder renews in time, a lease is nobody else's, and a ticket that was read neither.
+pub async fn renewing_keeps_leases<Q: TestQueue>(queue: &Q) {
     enqueue(queue, &[turn(Some("a"), "1"), turn(Some("b"), "1")]).await;
     let (holder, other) = (queue.worker("holder").await, queue.worker("other").await);
     let (running, unleased) = (claim(&holder).await, read_one(&holder).await);
     let start_ms = queue.now_ms().await;
-    let mut beaten_ms = start_ms;
-    while beaten_ms < start_ms + 4 * LEASE_MS {
+    let mut renewed_ms = start_ms;
+    while renewed_ms < start_ms + 4 * LEASE_MS {
         let sent_ms = queue.now_ms().await;
-        let (held, tokens) = (std::slice::from_ref(&running.lease), std::slice::from_ref(&unleased));
-        let beat = holder.heartbeat(held, tokens).await.expect("answered");
-        assert_eq!(beat.lost, []);
-        beaten_ms = sent_ms;
+        let (held, tickets) = (std::slice::from_ref(&running.lease), std::slice::from_ref(&unleased));
+        let renewal = holder.renew(held, tickets).await.expect("answered");
+        assert_eq!(renewal.lost, []);
+        renewed_ms = sent_ms;
         let taken = other.reclaim(2).await.expect("answered");
         // A busy machine may have made the holder late.
-        let is_late = queue.now_ms().await >= beaten_ms + LEASE_MS;
-        assert!(taken.is_empty() || is_late, "taken over from a worker that beats");
+        let is_late = queue.now_ms().await >= renewed_ms + LEASE_MS;
+        assert!(taken.is_empty() || is_late, "taken over from a worker that renews");
         if is_late {
             return;
         }

@@ -35,7 +35,7 @@ const FLAGS: [&str; 22] = [
     "4",
     "--pool-bytes",
     "64MiB",
-    // A few runs, so that most of what comes back is read from the store.
+    // A few segments, so that most of what comes back is read from the store.
     "--host-cache-bytes",
     "16MiB",
     "--drain-ms",

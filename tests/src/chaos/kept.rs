@@ -25,13 +25,13 @@ pub struct Kept {
     /// Whose it is.
     pub queue: Name,
     /// What is at each path; the error says what is wrong with it.
-    pub objects: BTreeMap<String, Result<KeptRun, String>>,
+    pub objects: BTreeMap<String, Result<KeptSegment, String>>,
 }
 
-/// A stored run that is whole: its checksums fit, and its tokens lead from the run before to its name.
+/// A stored segment that is whole: its checksums fit, and its tokens lead from the segment before to its name.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct KeptRun {
-    /// Which run it says it is.
+pub struct KeptSegment {
+    /// Which segment it says it is.
     pub start: HeaderStart,
     /// The tokens of the agent's history whose K and V it has.
     pub tokens: Range<usize>,
@@ -46,21 +46,21 @@ impl Kept {
         while let Some(found) = listed.try_next().await? {
             if !found.location.as_ref().starts_with(PROBES) {
                 let bytes = store.get(&found.location).await?.bytes().await?;
-                objects.insert(found.location.into(), KeptRun::read(bytes));
+                objects.insert(found.location.into(), KeptSegment::read(bytes));
             }
         }
         Ok(Self { queue: queue.clone(), objects })
     }
 
-    /// Where the run `hash` of `namespace` has to be.
+    /// Where the segment `hash` of `namespace` has to be.
     pub fn path(&self, namespace: &Digest, hash: &Digest) -> String {
         kv_object::path(&self.queue, namespace, hash)
     }
 }
 
-impl KeptRun {
+impl KeptSegment {
     fn read(object: bytes::Bytes) -> Result<Self, String> {
-        let start = HeaderStart::read(&object).ok_or("it is no stored run of this version")?;
+        let start = HeaderStart::read(&object).ok_or("it is no stored segment of this version")?;
         let contents = object::inspect(object, None).map_err(|damage| damage.to_string())?;
         let first = contents.first_block * contents.shape.block_tokens;
         Ok(Self { start, tokens: first..first + contents.tokens.len() })
@@ -77,7 +77,7 @@ mod tests {
     use std::sync::Arc;
 
     use turnmill_worker::config::{KvCodec, KvDtype};
-    use turnmill_worker::kv::{BlockShape, Namespace, PrefixHash, Run, RunData, RunId};
+    use turnmill_worker::kv::{BlockShape, Namespace, PrefixHash, Segment, SegmentData, SegmentId};
 
     use super::*;
 
@@ -89,10 +89,10 @@ mod tests {
         let namespace = Namespace::from_bytes([1; 32]);
         let (parent, tokens) = (PrefixHash([2; 32]), (0..8).collect::<Vec<u32>>());
         let last = parent.after(&namespace, &tokens, SHAPE.block_tokens);
-        let id = RunId { namespace, parent, last };
+        let id = SegmentId { namespace, parent, last };
         let data = vec![3; 2 * SHAPE.block_bytes()].into();
-        let run = Arc::new(Run { id, tenant: "t".into(), first_block: 1, tokens });
-        let object = object::encode(&RunData { run, data }, &SHAPE, KvCodec::F16, None);
+        let segment = Arc::new(Segment { id, tenant: "t".into(), first_block: 1, tokens });
+        let object = object::encode(&SegmentData { segment, data }, &SHAPE, KvCodec::F16, None);
         (kv_object::path(queue, &Digest([1; 32]), &Digest(last.0)), object)
     }
 
@@ -121,8 +121,8 @@ mod tests {
         let found: Vec<_> =
             kept.objects.iter().map(|(path, object)| (path.as_str(), object.is_ok())).collect();
         assert_eq!(found, [(aside.as_str(), false), (&path, true), ("kv/q/empty", false)]);
-        let run = kept.objects[&path].as_ref().expect("it is whole");
-        assert_eq!((run.start.parent, run.tokens.clone()), (Some(Digest([2; 32])), 4..12));
-        assert_eq!(kept.path(&run.start.namespace, &run.start.hash), path);
+        let segment = kept.objects[&path].as_ref().expect("it is whole");
+        assert_eq!((segment.start.parent, segment.tokens.clone()), (Some(Digest([2; 32])), 4..12));
+        assert_eq!(kept.path(&segment.start.namespace, &segment.start.hash), path);
     }
 }

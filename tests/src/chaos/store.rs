@@ -126,7 +126,7 @@ impl Store {
         agent: &AgentId,
     ) -> Result<StoredAgent, ChaosError> {
         let fields: Vec<Option<String>> =
-            redis.hmget(self.keys.agent(agent), &["state", "owner", "token"]).await?;
+            redis.hmget(self.keys.agent(agent), &["state", "owner", "ticket"]).await?;
         // Empty is as good as missing.
         let mut fields = fields.into_iter().map(|value| value.filter(|value| !value.is_empty()));
         let mut next = || fields.next().flatten();
@@ -141,7 +141,7 @@ impl Store {
         Ok(StoredAgent {
             state: next(),
             owner: next(),
-            token: next(),
+            ticket: next(),
             backlog: redis.llen(self.keys.backlog(agent)).await?,
             transcript: transcript.iter().map(read).collect::<Result<_, _>>()?,
             manifest: manifest.map(|manifest| decode(&manifest).map_err(unreadable)).transpose()?,
@@ -161,7 +161,7 @@ impl Store {
         let mut queue = StoredQueue { counters, open, waiting: delayed + capped, ..StoredQueue::default() };
         for priority in Priority::ALL {
             let ready = self.keys.ready(priority);
-            queue.tokens += redis.xlen::<_, usize>(&ready).await?;
+            queue.tickets += redis.xlen::<_, usize>(&ready).await?;
             let StreamInfoGroupsReply { groups } = redis.xinfo_groups(&ready).await?;
             let workers = groups.iter().filter(|group| group.name == GROUP);
             queue.pending += workers.map(|group| group.pending).sum::<usize>();
@@ -247,7 +247,7 @@ mod tests {
         let _new: u64 = redis.hset(store.keys.agent(&stray), FIELD_MANIFEST, "").await.expect("HSET");
         let stored = store.snapshot().await.expect("read");
         let counters = BTreeMap::from([(counter::open(Priority::Batch), 1)]);
-        let queue = StoredQueue { counters, open: 1, tokens: 1, ..StoredQueue::default() };
+        let queue = StoredQueue { counters, open: 1, tickets: 1, ..StoredQueue::default() };
         assert_eq!(stored.queue, queue);
         assert_eq!(stored.turns.keys().collect::<Vec<_>>(), [&turn]);
         assert_eq!(stored.turns[&turn].begins().next().map(|begin| begin.resume_from), Some(7));

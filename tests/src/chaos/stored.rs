@@ -45,7 +45,7 @@ pub struct StoredAgent {
     /// The worker that holds it.
     pub owner: Option<String>,
     /// Its entry in a ready stream.
-    pub token: Option<String>,
+    pub ticket: Option<String>,
     /// How many turns wait.
     pub backlog: usize,
     /// Its history.
@@ -63,9 +63,9 @@ pub struct StoredQueue {
     pub open: usize,
     /// Agents that wait for a due time, and tenants with agents that wait for a place.
     pub waiting: usize,
-    /// Tokens in ready streams.
-    pub tokens: usize,
-    /// Tokens that some worker holds.
+    /// Tickets in ready streams.
+    pub tickets: usize,
+    /// Tickets that some worker holds.
     pub pending: usize,
 }
 

@@ -6,7 +6,7 @@ use turnmill_schema::{
     DeadReason, Delta, Digest, End, FinishReason, Manifest, Outcome, StoredTurn, Timing, TranscriptEntry,
     TurnId, Usage,
 };
-use turnmill_worker::broker::{Broker, BrokerError, Claim, Ending, Lease, ReadyToken, Retry};
+use turnmill_worker::broker::{Broker, BrokerError, Claim, Ending, Lease, Retry, Ticket};
 
 use super::plan::Plan;
 use super::worker::Process;
@@ -34,8 +34,8 @@ struct Work {
 }
 
 impl Process {
-    /// Runs the turn as far as this worker gets. Some: the agent's next turn was handed over.
-    pub(super) async fn attempt(&self, claim: Claim) -> Option<ReadyToken> {
+    /// Runs the turn as far as this worker gets. Some: the worker continues with the agent's next turn.
+    pub(super) async fn attempt(&self, claim: Claim) -> Option<Ticket> {
         let mut work = self.load(claim)?;
         loop {
             self.stage.sleep_below(self.stage.world.lease_ms / 3).await;
@@ -47,10 +47,10 @@ impl Process {
                 }
                 Step::End(outcome) => return self.end(&work, outcome).await,
                 Step::Release => {
-                    self.note_given_back(&work.lease);
+                    self.note_requeued(&work.lease);
                     let manifest = self.stage.dice.chance(500).then(|| said_by(&work.lease));
-                    let release = async || self.broker.release(&work.lease, manifest.as_ref()).await;
-                    return self.answered(&work.lease, self.insist(release).await).and(None);
+                    let requeue = async || self.broker.requeue(&work.lease, manifest.as_ref()).await;
+                    return self.answered(&work.lease, self.insist(requeue).await).and(None);
                 }
                 Step::Retry => return self.fail(&work).await,
                 Step::Stop => {
@@ -64,7 +64,7 @@ impl Process {
     /// What the claim says must be what was published before: a beginning of the only right reply.
     fn load(&self, claim: Claim) -> Option<Work> {
         if let Some(manifest) = &claim.manifest {
-            let key = (claim.lease.token.agent.clone(), claim.lease.epoch);
+            let key = (claim.lease.ticket.agent.clone(), claim.lease.epoch);
             self.stage.ledger().manifests.insert(key, who_said(manifest));
         }
         let Ok(StoredTurn::Inline(turn)) = claim.turn else { return None };
@@ -111,7 +111,7 @@ impl Process {
         Step::Publish(Delta { index, tokens, text: String::new(), logprobs: Vec::new() })
     }
 
-    async fn end(&self, work: &Work, outcome: Outcome) -> Option<ReadyToken> {
+    async fn end(&self, work: &Work, outcome: Outcome) -> Option<Ticket> {
         let manifest = self.stage.dice.chance(500).then(|| said_by(&work.lease));
         let ending = Ending { manifest, ..work.ending(outcome, &self.name, self.stage.dice.chance(500)) };
         let finish = async || self.broker.finish(&work.lease, &ending).await;
@@ -132,8 +132,8 @@ impl Process {
         }
     }
 
-    async fn fail(&self, work: &Work) -> Option<ReadyToken> {
-        self.note_given_back(&work.lease);
+    async fn fail(&self, work: &Work) -> Option<Ticket> {
+        self.note_requeued(&work.lease);
         let delay = Duration::from_millis(self.stage.dice.below(200));
         let retry = async || self.broker.retry(&work.lease, delay, DeadReason::Attempts, "a fault").await;
         if self.answered(&work.lease, self.insist(retry).await)? == Retry::Dead {
@@ -154,8 +154,8 @@ impl Process {
         }
     }
 
-    fn note_given_back(&self, lease: &Lease) {
-        self.stage.ledger().given_back.insert((lease.turn, lease.epoch));
+    fn note_requeued(&self, lease: &Lease) {
+        self.stage.ledger().requeued.insert((lease.turn, lease.epoch));
     }
 
     fn note_end(&self, turn: TurnId, outcome: Outcome) {
@@ -176,7 +176,7 @@ fn who_said(manifest: &Manifest) -> u64 {
 }
 
 impl Work {
-    fn ending(&self, outcome: Outcome, worker: &str, hand_over: bool) -> Ending {
+    fn ending(&self, outcome: Outcome, worker: &str, continues: bool) -> Ending {
         let is_completed = outcome == Outcome::Completed;
         let entry = TranscriptEntry {
             turn: self.lease.turn,
@@ -200,7 +200,7 @@ impl Work {
             entry: is_completed.then_some(entry),
             reply: is_short.then(whole),
             reason: None,
-            hand_over,
+            continues,
             manifest: None,
         }
     }

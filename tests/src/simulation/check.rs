@@ -119,7 +119,7 @@ fn check_leases(stage: &Stage, ledger: &Ledger, plan: &Plan, shown: &Shown) -> O
             return Some(format!("{}: epoch {} follows {}", shown.turn, new.epoch, old.epoch));
         }
         let key = (shown.turn, old.epoch);
-        let is_free = old.worker == new.worker || ledger.given_back.contains(&key);
+        let is_free = old.worker == new.worker || ledger.requeued.contains(&key);
         let Some((_, kept_ms)) = ledger.kept_ms.get(&key).filter(|_| !is_free) else { continue };
         if *at_ms < kept_ms + stage.world.lease_ms {
             let (turn, since_ms) = (shown.turn, at_ms.saturating_sub(*kept_ms));

@@ -30,8 +30,8 @@ pub(super) struct Ledger {
     pub(super) turns: BTreeMap<usize, TurnId>,
     /// When a lease was last known to be kept, by turn and epoch.
     pub(super) kept_ms: BTreeMap<(TurnId, u64), (String, u64)>,
-    /// Leases that their workers gave back, or tried to.
-    pub(super) given_back: BTreeSet<(TurnId, u64)>,
+    /// Leases whose turns their workers requeued, or tried to.
+    pub(super) requeued: BTreeSet<(TurnId, u64)>,
     /// How turns ended, by those who were told that they ended them.
     pub(super) ended: BTreeMap<TurnId, Outcome>,
     /// Which lease said the manifest that came with a claim, by agent and the claim's epoch.

@@ -94,7 +94,7 @@ async fn watch(stage: Arc<Stage>) {
         check_caps(&stage);
         let is_done = stage.producing.load(Ordering::Relaxed) == 0 && stage.queue.counts().open() == 0;
         if is_over && is_done {
-            // Tokens in the hands of workers that have not heard yet.
+            // Tickets in the hands of workers that have not heard yet.
             stage.sleep(stage.world.lease_ms).await;
             return;
         }

@@ -133,7 +133,7 @@ impl World {
             limits: WorkerLimits {
                 max_attempts: dice.between(3, 5) as u32,
                 tenant_max_running: if dice.chance(300) { dice.between(1, 2) } else { 0 },
-                max_handovers: dice.below(3) as u32,
+                max_continues: dice.below(3) as u32,
             },
             depth: DepthLimits { queue: open, tenant: open },
             faults: Faults {

@@ -1,4 +1,4 @@
-//! A worker's process: it reads, leases, publishes, ends, gives back and keeps alive, as a real one does, with the
+//! A worker's process: it reads, leases, publishes, ends, requeues and renews, as a real one does, with the
 //! computation replaced by a function.
 
 use std::collections::BTreeSet;
@@ -9,7 +9,7 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use turnmill_schema::TurnId;
 use turnmill_worker::broker::memory::MemoryBroker;
-use turnmill_worker::broker::{Advice, Broker, BrokerError, Lease, ReadyToken};
+use turnmill_worker::broker::{Advice, Broker, BrokerError, Lease, Ticket};
 
 use super::faults::{FaultyLink, Mortal};
 use super::ledger::Stage;
@@ -21,7 +21,7 @@ pub(super) struct Process {
     pub(super) broker: MemoryBroker,
     pub(super) stage: Arc<Stage>,
     held: Mutex<Vec<Lease>>,
-    unleased: Mutex<Vec<ReadyToken>>,
+    unleased: Mutex<Vec<Ticket>>,
     lost: Mutex<BTreeSet<(TurnId, u64)>>,
     draining: AtomicBool,
 }
@@ -36,7 +36,7 @@ pub(super) async fn supervise(stage: Arc<Stage>, number: usize) {
         if died {
             stage.ledger().forget_worker(&name);
         }
-        // The same name comes back for its own tokens at once; another one waits until they idle.
+        // The same name comes back for its own tickets at once; another one waits until they idle.
         life += u64::from(stage.dice.chance(600));
         stage.sleep_below(2 * stage.world.lease_ms).await;
     }
@@ -60,7 +60,8 @@ impl Process {
     async fn run(self) {
         let slots: FuturesUnordered<_> = (0..self.stage.world.slots).map(|_| self.slot()).collect();
         let slots = std::pin::pin!(slots.collect::<Vec<()>>());
-        let rest = std::pin::pin!(futures::future::join3(self.beat(), self.listen(), self.drain_some_time()));
+        let rest =
+            std::pin::pin!(futures::future::join3(self.renew(), self.listen(), self.drain_some_time()));
         futures::future::select(slots, rest).await;
     }
 
@@ -83,32 +84,32 @@ impl Process {
     /// Runs one turn at a time.
     async fn slot(&self) {
         while !self.is_draining() {
-            let mut next = self.take_token().await;
-            while let Some(token) = next.take() {
-                next = self.serve(&token).await;
+            let mut next = self.take_ticket().await;
+            while let Some(ticket) = next.take() {
+                next = self.serve(&ticket).await;
             }
         }
     }
 
-    async fn take_token(&self) -> Option<ReadyToken> {
-        let mut tokens = self.broker.reclaim(1).await.unwrap_or_default();
-        if tokens.is_empty() {
-            tokens = self.broker.read(1).await.unwrap_or_default();
+    async fn take_ticket(&self) -> Option<Ticket> {
+        let mut tickets = self.broker.reclaim(1).await.unwrap_or_default();
+        if tickets.is_empty() {
+            tickets = self.broker.read(1).await.unwrap_or_default();
         }
-        tokens.pop()
+        tickets.pop()
     }
 
-    /// Leases the token and runs its turn, or puts it back. Some: the next turn was handed over.
-    async fn serve(&self, token: &ReadyToken) -> Option<ReadyToken> {
-        self.unleased.lock().expect("not poisoned").push(token.clone());
+    /// Leases the ticket and runs its turn, or returns it. Some: the worker continues with the next turn.
+    async fn serve(&self, ticket: &Ticket) -> Option<Ticket> {
+        self.unleased.lock().expect("not poisoned").push(ticket.clone());
         self.stage.sleep_below(3).await;
         let gives_up = self.is_draining() || self.stage.fails(30);
         let claim = if gives_up {
-            self.insist(async || self.broker.put_back(token).await).await.map(|()| None)
+            self.insist(async || self.broker.return_ticket(ticket).await).await.map(|()| None)
         } else {
-            self.insist(async || self.broker.lease(token).await).await
+            self.insist(async || self.broker.lease(ticket).await).await
         };
-        self.unleased.lock().expect("not poisoned").retain(|other| other != token);
+        self.unleased.lock().expect("not poisoned").retain(|other| other != ticket);
         let claim = claim.unwrap_or_default()?;
         let lease = claim.lease.clone();
         self.held.lock().expect("not poisoned").push(lease.clone());
@@ -131,16 +132,16 @@ impl Process {
     }
 
     /// Keeps what this worker holds, and notes what it lost.
-    async fn beat(&self) {
+    async fn renew(&self) {
         loop {
             self.stage.sleep(self.stage.world.lease_ms / 3).await;
             let held = self.held.lock().expect("not poisoned").clone();
             let unleased = self.unleased.lock().expect("not poisoned").clone();
             let sent_ms = self.stage.clock.now();
-            let Ok(beat) = self.broker.heartbeat(&held, &unleased).await else { continue };
+            let Ok(renewal) = self.broker.renew(&held, &unleased).await else { continue };
             for lease in held {
                 let key = (lease.turn, lease.epoch);
-                if beat.lost.contains(&lease.turn) {
+                if renewal.lost.contains(&lease.turn) {
                     self.lost.lock().expect("not poisoned").insert(key);
                 } else {
                     self.stage.ledger().kept_ms.insert(key, (self.name.clone(), sent_ms));

@@ -62,7 +62,7 @@ async fn eight_turns_survive_a_worker_killed_with_9() {
 #[tokio::test]
 async fn draining_gives_back_what_does_not_finish() {
     let line = Line::start().await;
-    // The default lease: a turn that another worker runs at once was given back, not reclaimed.
+    // The default lease: a turn that another worker runs at once was requeued, not reclaimed.
     let mut first = line.worker(&["--drain-ms", "50"]);
     let mut running = turns("drained", 3, 60);
     running.push(NewTurn::user("And now?").agent(name("drained0")).sampling(exactly(5)));
@@ -73,16 +73,16 @@ async fn draining_gives_back_what_does_not_finish() {
     let unfinished = 4 - ended(&line, &running).await;
     assert!(unfinished >= 3, "so long a turn cannot finish in the window");
     let lag = line.producer.lag().await.expect("counts");
-    assert_eq!((lag.priorities[0].leased, lag.priorities[0].runnable), (0, 3), "all is given back");
+    assert_eq!((lag.priorities[0].leased, lag.priorities[0].runnable), (0, 3), "all is requeued");
 
     let _second = line.worker(&[]);
     let resumed = line.told(&running).await;
     for told in &resumed[..3] {
         let attempts: Vec<u32> = told.begins.iter().map(|begin| begin.attempt).collect();
-        assert_eq!(attempts, [1, 1], "giving back costs no attempt");
+        assert_eq!(attempts, [1, 1], "a requeue costs no attempt");
         assert!(told.begins[1].resume_from > 0);
     }
-    assert!(resumed[3].begins[0].epoch > resumed[0].begins[1].epoch, "a turn given back is still the first");
+    assert!(resumed[3].begins[0].epoch > resumed[0].begins[1].epoch, "a requeued turn is still the first");
     let mut quiet = turns("quiet", 3, 60);
     quiet.push(NewTurn::user("And now?").agent(name("quiet0")).sampling(exactly(5)));
     let quiet = line.enqueue(quiet).await;

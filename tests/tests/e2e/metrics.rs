@@ -182,7 +182,7 @@ async fn trouble_and_drain(line: &Line, mut worker: Worker, server: &S3Server, m
     moved.until_some(&worker, &["turnmill_store_save_queue_bytes"]).await;
     worker.sigterm();
     let phase = "turnmill_worker_phase{phase=\"draining\"}";
-    moved.until(&worker, |value| value == 1.0, &["turnmill_turns_released_total", phase]).await;
+    moved.until(&worker, |value| value == 1.0, &["turnmill_turns_requeued_total", phase]).await;
     assert_eq!(worker.wait_exit().code(), Some(0));
     server.faults(&Faults::default());
     assert!(line.turnmill(&["turn", "cancel", &left[0].to_string()]).await.status.success());
@@ -205,7 +205,7 @@ fn again(agent: &str) -> NewTurn {
     NewTurn::user("Once more.").agent(name(agent)).sampling(exactly(4))
 }
 
-/// Another worker brings back what the first one stored.
+/// Another worker restores what the first one stored.
 async fn restored(line: &Line, worker: &Worker, moved: &mut Moved) {
     let result = line.run(again(LONG[0])).await;
     assert!(result.usage.cached_tokens > 0, "{:?}", result.usage);

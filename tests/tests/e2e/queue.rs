@@ -1,4 +1,4 @@
-//! What the queue does with turns of real workers: cancelling, deadlines, schedules, hand-over, dead letters.
+//! What the queue does with turns of real workers: cancelling, deadlines, schedules, continuing, dead letters.
 
 use std::time::{Duration, Instant};
 
@@ -40,7 +40,7 @@ fn begins(events: &[Event]) -> Vec<String> {
 #[tokio::test]
 async fn a_running_turn_is_cancelled_its_blocks_are_freed_and_the_next_one_runs() {
     let line = Line::start().await;
-    // Heartbeats come so seldom that it is the notice which stops the turn.
+    // Renewals come so seldom that it is the notice which stops the turn.
     let worker = line.worker(&["--lease-ms", "600000"]);
     let running = line.enqueue(vec![endless("a")]).await[0];
     line.until_all_have_tokens(&[running]).await;

@@ -84,8 +84,8 @@ async fn ten_agents_share_one_system_prompt_over_three_workers() {
     assert!(computed <= f64::from(shared) + 10.0 * own, "{computed} prompt tokens were computed");
     let saved = sum("turnmill_store_saves_total", &["outcome=\"saved\""]);
     assert_eq!(saved as usize, objects(folder.path()), "something was stored twice");
-    let runs_of_prompt = (shared as usize).div_ceil(256);
-    assert!(objects(folder.path()) <= runs_of_prompt + 10, "{} objects", objects(folder.path()));
+    let segments_of_prompt = (shared as usize).div_ceil(256);
+    assert!(objects(folder.path()) <= segments_of_prompt + 10, "{} objects", objects(folder.path()));
 }
 
 /// The turns of one conversation; the fifth is long enough to be killed in its middle.
@@ -252,7 +252,7 @@ async fn a_long_turn_that_was_killed_finds_what_was_stored_while_it_ran() {
     line.until_all_have_tokens(&turn).await;
     until_saved(&first).await;
     first.kill9();
-    assert!(objects(folder.path()) > 2, "full runs are stored as they fill");
+    assert!(objects(folder.path()) > 2, "full segments are stored as they fill");
     assert_eq!(line.manifest("a").await, None, "no manifest names them");
     let second = line.worker(&flags);
     let result: TurnResult = line.wait(turn[0]).await;
@@ -262,7 +262,7 @@ async fn a_long_turn_that_was_killed_finds_what_was_stored_while_it_ran() {
 }
 
 #[tokio::test]
-async fn turns_that_have_to_give_way_go_on_where_they_were() {
+async fn preempted_turns_go_on_where_they_were() {
     let line = Line::start().await;
     let turns = |prefix: &str| -> Vec<NewTurn> {
         let turn = |i: usize| {
@@ -284,7 +284,7 @@ async fn turns_that_have_to_give_way_go_on_where_they_were() {
     for (roomy, told) in roomy.iter().zip(line.told(&ids).await) {
         assert_eq!(roomy.words(), told.words());
     }
-    assert!(tight.metric("turnmill_engine_preempted_total", &[]) > 0.0, "nobody had to give way");
+    assert!(tight.metric("turnmill_engine_preempted_total", &[]) > 0.0, "nobody was preempted");
     let offloaded = tight.metric("turnmill_offloaded_blocks_total", &[]);
     let came_back = tight.metric("turnmill_offloaded_blocks_restored_total", &[]);
     assert!(came_back > 0.0 && came_back <= offloaded, "{came_back} of {offloaded} blocks came back");

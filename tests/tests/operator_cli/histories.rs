@@ -23,7 +23,7 @@ async fn say(queue: &RedisQueue, worker: &RedisBroker, agent: &str, said: Option
         entry: Some(entry),
         reply: None,
         reason: None,
-        hand_over: false,
+        continues: false,
         manifest: said,
     };
     worker.finish(&claim.lease, &ending).await.expect("finishes");
@@ -59,7 +59,11 @@ async fn an_agent_goes_back_to_a_turn() {
     assert_eq!(done(&queue, &back).await.line(), json!({"agent": "a", "forgotten": 1}));
     assert_eq!(done(&queue, &back).await.line(), json!({"agent": "a", "forgotten": 0}));
     let (tokens, said) = known(&queue, &worker, "a").await;
-    assert_eq!((tokens, said), (vec![1, 2], Some(manifest(48))), "its whole runs of what remains are found");
+    assert_eq!(
+        (tokens, said),
+        (vec![1, 2], Some(manifest(48))),
+        "its whole segments of what remains are found"
+    );
     let people = done(&queue, &["agent", "rollback", "a", "--to", &first, "-y"]).await.out;
     assert_eq!(people, format!("a forgot 1 turns after {first}\n"));
     assert_eq!(known(&queue, &worker, "a").await.0, [1]);
@@ -82,7 +86,7 @@ async fn a_history_that_a_turn_goes_on_with_stays() {
     refused().await;
     let delta = Delta { index: 0, tokens: vec![7], text: "x".into(), logprobs: Vec::new() };
     worker.append(&running.lease, &delta).await.expect("appends");
-    worker.release(&running.lease, None).await.expect("releases");
+    worker.requeue(&running.lease, None).await.expect("requeues");
     refused().await;
     done(&queue, &["turn", "cancel", &turn]).await;
 
@@ -172,18 +176,18 @@ async fn a_seeded_agent_is_seeded_once() {
     assert_eq!(known(&queue, &worker, "a").await, (vec![5], Some(manifest(16))));
 }
 
-/// Three runs of K and V in a store, as far as their headers go, and the manifest that reaches them.
+/// Three segments of K and V in a store, as far as their headers go, and the manifest that reaches them.
 fn stored(folder: &Path) -> (Manifest, Vec<PathBuf>) {
     let namespace = Digest([9; 32]);
     let mut parent = Digest([0; 32]);
     let mut paths = Vec::new();
-    for run in 1..=3 {
-        let hash = Digest([run; 32]);
+    for number in 1..=3 {
+        let hash = Digest([number; 32]);
         let head =
             [&b"TMKV\x01\0\0\0"[..], namespace.as_bytes(), parent.as_bytes(), hash.as_bytes()].concat();
         let path = folder.join(kv_object::path(&name("q"), &namespace, &hash));
         std::fs::create_dir_all(path.parent().expect("a folder")).expect("made");
-        std::fs::write(&path, [&head[..], &[run; 5000]].concat()).expect("written");
+        std::fs::write(&path, [&head[..], &[number; 5000]].concat()).expect("written");
         paths.push(path);
         parent = hash;
     }

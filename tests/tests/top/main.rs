@@ -53,13 +53,13 @@ fn top(queue: &RedisQueue, flags: &[&str]) -> Terminal {
 async fn claim(worker: &RedisBroker) -> Claim {
     let read = async {
         loop {
-            if let Some(token) = worker.read(1).await.expect("reads").pop() {
-                return token;
+            if let Some(ticket) = worker.read(1).await.expect("reads").pop() {
+                return ticket;
             }
         }
     };
-    let token = tokio::time::timeout(PATIENCE, read).await.expect("a token comes");
-    worker.lease(&token).await.expect("leases").expect("a turn")
+    let ticket = tokio::time::timeout(PATIENCE, read).await.expect("a ticket comes");
+    worker.lease(&ticket).await.expect("leases").expect("a turn")
 }
 
 async fn say(worker: &RedisBroker, lease: &Lease, index: u32, tokens: usize) {
@@ -78,7 +78,7 @@ async fn finish(worker: &RedisBroker, lease: &Lease, published: u32, outcome: Ou
         entry: (outcome == Outcome::Completed).then_some(entry),
         reply: None,
         reason: (outcome == Outcome::Failed).then_some(DeadReason::Rejected),
-        hand_over: false,
+        continues: false,
         manifest: None,
     };
     worker.finish(lease, &ending).await.expect("finishes");
@@ -99,7 +99,7 @@ fn status() -> WorkerStatus {
 /// A queue with an end, a dead letter, and two turns that run: those of `planner` and `coder`.
 async fn busy(options: &[&str]) -> (RedisQueue, RedisBroker, [Claim; 2]) {
     let queue = RedisQueue::start_with(options);
-    // Nobody sends heartbeats here: its lease, and what it says of itself, are to outlast the test.
+    // Nobody sends renewals here: its lease, and what it says of itself, are to outlast the test.
     let limits = WorkerLimits::default();
     let settings = BrokerSettings { lease_ms: 3_600_000, ..queue.settings("w", limits) };
     let worker =

@@ -1,8 +1,8 @@
 //! What a codec does to a model's words: next-token distributions over blocks that went through it.
 //!
-//! A text is computed in chunks, once for each codec and once as the measure, where blocks are stored as f16.
-//! After each chunk its blocks are replaced by what decoding their encoded form gives, so that every later token
-//! attends to what a worker that restores them would read. Counted are the tokens after the first chunk: those in
+//! A text is computed in segments, once for each codec and once as the measure, where blocks are stored as f16.
+//! After each segment its blocks are replaced by what decoding their encoded form gives, so that every later token
+//! attends to what a worker that restores them would read. Counted are the tokens after the first segment: those in
 //! it have nothing stored before them.
 
 use std::ops::{AddAssign, Range};
@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use crate::config::KvCodec;
 use crate::kv::codec::Coding;
-use crate::kv::{BlockId, BlockShape, CHUNK_TOKENS};
+use crate::kv::{BlockId, BlockShape, SEGMENT_TOKENS};
 use crate::model::{
     Engine, EngineError, LoadOptions, Logits, Model, ModelChoice, ModelError, likeliest, log_sum_exp,
 };
@@ -60,9 +60,9 @@ pub enum DriftError {
     /// A step failed.
     #[error(transparent)]
     Engine(#[from] EngineError),
-    /// Nothing would follow the first stored chunk.
+    /// Nothing would follow the first stored segment.
     #[error(
-        "the model holds {0} tokens, and drift shows after {CHUNK_TOKENS}; measure a model with a longer context"
+        "the model holds {0} tokens, and drift shows after {SEGMENT_TOKENS}; measure a model with a longer context"
     )]
     TooShort(usize),
 }
@@ -71,9 +71,9 @@ pub enum DriftError {
 pub fn run(options: &Options, progress: &dyn Fn(usize, usize)) -> Result<Vec<Drift>, DriftError> {
     let mut bench = Bench::new(options)?;
     let end = bench.tokens.len();
-    for start in (0..end).step_by(CHUNK_TOKENS) {
+    for start in (0..end).step_by(SEGMENT_TOKENS) {
         progress(start, end);
-        bench.chunk(start..end.min(start + CHUNK_TOKENS))?;
+        bench.segment(start..end.min(start + SEGMENT_TOKENS))?;
     }
     Ok(bench.drifts())
 }
@@ -106,7 +106,7 @@ impl Bench {
         let model = Model::load(&options.model.path, &load, &|_, _| ())?;
         let mut tokens = model.tokenizer.encode(TEXT)?;
         tokens.truncate(model.context_tokens);
-        if tokens.len() <= CHUNK_TOKENS + 1 {
+        if tokens.len() <= SEGMENT_TOKENS + 1 {
             return Err(DriftError::TooShort(tokens.len()));
         }
         let shape = model.block_shape;
@@ -122,7 +122,7 @@ impl Bench {
     }
 
     /// Computes the tokens `rows` in every lane, compares, and stores their blocks.
-    fn chunk(&mut self, rows: Range<usize>) -> Result<(), DriftError> {
+    fn segment(&mut self, rows: Range<usize>) -> Result<(), DriftError> {
         let mut measure = None;
         for index in 0..self.lanes.len() {
             let plan = plan(&self.tokens, rows.clone(), self.lanes[index].first_block);

@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use super::stored::{BLOCK_TOKENS, BenchError, Inside, Kept, Prompt, Subject};
 use crate::config::{KvCodec, StoreUrl};
-use crate::kv::RunId;
+use crate::kv::SegmentId;
 use crate::store::inventory::Inventory;
 
 /// Processes that a warm figure is the median of, and repetitions of the short figures within one.
@@ -153,10 +153,11 @@ async fn store(inside: &mut Inside, prompt: &Prompt) -> Result<PartFigures, Benc
     for _ in 0..REPETITIONS {
         hot.push(milliseconds(inside.first_token(prompt, Kept::Stored).await?.0));
     }
-    let ids: Vec<RunId> = prompt.runs.iter().map(|run| run.id).collect();
+    let ids: Vec<SegmentId> = prompt.segments.iter().map(|segment| segment.id).collect();
     let stored = inside.restorer.store().saved(&ids, STORE_TIMEOUT).await;
     if stored < ids.len() {
-        let tokens = |runs: usize| prompt.runs[..runs].iter().map(|run| run.tokens.len()).sum();
+        let tokens =
+            |segments: usize| prompt.segments[..segments].iter().map(|segment| segment.tokens.len()).sum();
         return Err(BenchError::NotThere { came: tokens(stored), wanted: tokens(ids.len()) });
     }
     let bytes = read_all(inside, prompt).await?;
@@ -164,7 +165,7 @@ async fn store(inside: &mut Inside, prompt: &Prompt) -> Result<PartFigures, Benc
 }
 
 async fn restore(inside: &mut Inside, prompt: &Prompt) -> Result<PartFigures, BenchError> {
-    let wanted = prompt.runs.iter().map(|run| run.tokens.len()).sum();
+    let wanted = prompt.segments.iter().map(|segment| segment.tokens.len()).sum();
     let (warm, came) = inside.first_token(prompt, Kept::Stored).await?;
     if came < wanted {
         return Err(BenchError::NotThere { came, wanted });
@@ -182,11 +183,12 @@ async fn restore(inside: &mut Inside, prompt: &Prompt) -> Result<PartFigures, Be
 /// Reads all objects of the prompt, as many at once as the store allows. Their bytes.
 async fn read_all(inside: &Inside, prompt: &Prompt) -> Result<usize, BenchError> {
     let store = inside.restorer.store();
-    let reads =
-        stream::iter(&prompt.runs).map(|run| store.read_only(run)).buffer_unordered(prompt.runs.len().max(1));
+    let reads = stream::iter(&prompt.segments)
+        .map(|segment| store.read_only(segment))
+        .buffer_unordered(prompt.segments.len().max(1));
     let reads: Vec<_> = reads.collect().await;
     let bytes: Result<Vec<usize>, _> = reads.into_iter().collect();
-    let wanted = prompt.runs.iter().map(|run| run.tokens.len()).sum();
+    let wanted = prompt.segments.iter().map(|segment| segment.tokens.len()).sum();
     bytes.map(|bytes| bytes.iter().sum()).map_err(|_| BenchError::NotThere { came: 0, wanted })
 }
 

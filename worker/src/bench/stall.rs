@@ -1,8 +1,8 @@
 //! How much longer tokens take while K and V come and go: sequences decode, now undisturbed, now while other conversations
 //! are restored from the store and saved to it at a given rate. The two alternate, over prompts of the same lengths.
 //!
-//! What comes and goes is never computed, so that only the transfers are measured: a conversation is given room, its runs
-//! are restored as a worker would, and then it is stopped and checkpointed. Saved runs get names of their own, because
+//! What comes and goes is never computed, so that only the transfers are measured: a conversation is given room, its segments
+//! are restored as a worker would, and then it is stopped and checkpointed. Saved segments get names of their own, because
 //! what is stored already would not be saved again.
 
 use std::sync::Arc;
@@ -16,8 +16,8 @@ use turnmill_schema::Name;
 use uuid::Uuid;
 
 use super::stored::{BLOCK_TOKENS, BenchError, Inside, Kept, Prompt, Subject};
-use crate::engine::{EngineGone, Progress, RunSink};
-use crate::kv::{PrefixHash, Run, RunData, RunId};
+use crate::engine::{EngineGone, Progress, SegmentSink};
+use crate::kv::{PrefixHash, Segment, SegmentData, SegmentId};
 use crate::store::BlockStore;
 use crate::store::inventory::Inventory;
 
@@ -218,9 +218,9 @@ impl Traffic {
         let (id, mut progress) = self.inside.begin(conversation, 1, Kept::Stored).await?;
         let mut bytes = 0;
         if let Some(Progress::Room { blocks }) = progress.recv().await {
-            let restored = self.inside.restorer.restore(id, &conversation.runs, blocks).await;
-            let stored = |run: &Arc<Run>| self.inside.restorer.store().stored_bytes(run);
-            let all: usize = conversation.runs.iter().map(stored).sum();
+            let restored = self.inside.restorer.restore(id, &conversation.segments, blocks).await;
+            let stored = |segment: &Arc<Segment>| self.inside.restorer.store().stored_bytes(segment);
+            let all: usize = conversation.segments.iter().map(stored).sum();
             bytes = all * restored.tokens / conversation.tokens.len();
         }
         self.inside.engine.stop(id, true).await?;
@@ -228,12 +228,12 @@ impl Traffic {
     }
 }
 
-/// A sink that gives everything a name of its own once it was told a run before, so that nothing is stored already.
+/// A sink that gives everything a name of its own once it was told a segment before, so that nothing is stored already.
 struct Renaming {
     store: BlockStore,
     count: AtomicU64,
     saved: AtomicUsize,
-    /// Runs that were announced, and neither saved nor withdrawn yet.
+    /// Segments that were announced, and neither saved nor withdrawn yet.
     announced: AtomicUsize,
 }
 
@@ -244,31 +244,31 @@ impl Renaming {
     }
 }
 
-impl RunSink for Renaming {
-    fn announce(&self, _: &RunId) -> bool {
+impl SegmentSink for Renaming {
+    fn announce(&self, _: &SegmentId) -> bool {
         self.announced.fetch_add(1, Ordering::Relaxed);
         true
     }
 
-    fn has_room(&self, run: &Run) -> bool {
-        self.store.has_room(run)
+    fn has_room(&self, segment: &Segment) -> bool {
+        self.store.has_room(segment)
     }
 
-    fn save(&self, data: RunData) {
+    fn save(&self, data: SegmentData) {
         self.saved.fetch_add(data.data.len(), Ordering::Relaxed);
         self.announced.fetch_sub(1, Ordering::Relaxed);
-        if !self.store.is_saved(&data.run.id) {
+        if !self.store.is_saved(&data.segment.id) {
             self.store.save(data);
             return;
         }
         let mut last = [0; 32];
         last[..8].copy_from_slice(&self.count.fetch_add(1, Ordering::Relaxed).to_le_bytes());
-        let id = RunId { last: PrefixHash(last), ..data.run.id };
-        let run = Arc::new(Run { id, ..Run::clone(&data.run) });
-        self.store.save(RunData { run, data: data.data });
+        let id = SegmentId { last: PrefixHash(last), ..data.segment.id };
+        let segment = Arc::new(Segment { id, ..Segment::clone(&data.segment) });
+        self.store.save(SegmentData { segment, data: data.data });
     }
 
-    fn withdraw(&self, _: &RunId) {
+    fn withdraw(&self, _: &SegmentId) {
         self.announced.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -11,9 +11,9 @@ use turnmill_schema::{Name, Priority, Sampling};
 use super::scramble;
 use crate::config::{KvCodec, StoreUrl};
 use crate::engine::{
-    self, EngineGone, EngineHandle, EngineSettings, Progress, Reply, RunSink, Saving, Start,
+    self, EngineGone, EngineHandle, EngineSettings, Progress, Reply, Saving, SegmentSink, Start,
 };
-use crate::kv::{HashChain, Namespace, Run, RunGrid};
+use crate::kv::{HashChain, Namespace, Segment, SegmentGrid};
 use crate::lifecycle::{HeadroomLimits, Lifecycle};
 use crate::model::{EngineError, LoadOptions, Model, ModelChoice, ModelError, Tokenizer};
 use crate::runner::{RestoreSettings, Restorer};
@@ -104,9 +104,9 @@ pub(super) struct Inside {
 /// A prompt, and how it is stored.
 pub(super) struct Prompt {
     pub tokens: Vec<u32>,
-    pub grid: RunGrid,
-    /// All runs of its full blocks: what is stored once it was computed.
-    pub runs: Vec<Arc<Run>>,
+    pub grid: SegmentGrid,
+    /// All segments of its full blocks: what is stored once it was computed.
+    pub segments: Vec<Arc<Segment>>,
 }
 
 impl Inside {
@@ -115,7 +115,7 @@ impl Inside {
         subject: &Subject,
         pool_tokens: usize,
         max_sequences: usize,
-        wrap: impl FnOnce(&BlockStore) -> Arc<dyn RunSink>,
+        wrap: impl FnOnce(&BlockStore) -> Arc<dyn SegmentSink>,
     ) -> Result<Self, BenchError> {
         let load = subject.model.load_options();
         let mut load = LoadOptions { block_tokens: BLOCK_TOKENS, kv_codec: subject.codec, ..load };
@@ -172,13 +172,13 @@ impl Inside {
         let tokens: Vec<u32> = (0..tokens as u64).map(token).collect();
         let namespace = self.namespace;
         let grid =
-            RunGrid { namespace, tenant: "bench".into(), block_tokens: BLOCK_TOKENS, shared_blocks: 0 };
+            SegmentGrid { namespace, tenant: "bench".into(), block_tokens: BLOCK_TOKENS, shared_blocks: 0 };
         let mut chain = HashChain::new(namespace, BLOCK_TOKENS as u32);
         chain.extend(&tokens);
         let blocks = tokens.len() / BLOCK_TOKENS;
-        let run = |blocks| Arc::new(grid.run(&tokens, chain.hashes(), &blocks));
-        let runs = grid.bounds(blocks).into_iter().map(run).collect();
-        Prompt { tokens, grid, runs }
+        let segment = |blocks| Arc::new(grid.segment(&tokens, chain.hashes(), &blocks));
+        let segments = grid.bounds(blocks).into_iter().map(segment).collect();
+        Prompt { tokens, grid, segments }
     }
 
     /// A prompt that nobody has met.
@@ -215,7 +215,7 @@ impl Inside {
         Ok((id, progress))
     }
 
-    /// Time from a prompt to its first token, its runs restored where the pool lacks them; and the tokens that came back.
+    /// Time from a prompt to its first token, its segments restored where the pool lacks them; and the tokens that came back.
     pub async fn first_token(
         &mut self,
         prompt: &Prompt,
@@ -227,7 +227,7 @@ impl Inside {
         loop {
             match progress.recv().await {
                 Some(Progress::Room { blocks }) => {
-                    came = self.restorer.restore(id, &prompt.runs, blocks).await.tokens;
+                    came = self.restorer.restore(id, &prompt.segments, blocks).await.tokens;
                     self.engine.end_restore(id).await?;
                 }
                 Some(Progress::Admitted { .. }) => {}

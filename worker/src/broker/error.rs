@@ -8,7 +8,7 @@ use turnmill_schema::envelope::EnvelopeError;
 pub enum Advice {
     /// It may pass: try again after a pause.
     Retry,
-    /// This turn or token is not ours or not possible: drop it and go on with the others.
+    /// This turn or ticket is not ours or not possible: drop it and go on with the others.
     Reject,
     /// Nothing this worker does can help: stop and tell the operator.
     Stop,

@@ -24,7 +24,7 @@ pub use references::{Manifests, PayloadsInUse, References, Root};
 
 /// A delivered ready-stream entry: "this agent is runnable". It means the agent, not a turn.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct ReadyToken {
+pub struct Ticket {
     /// Whose head of backlog may be leased.
     pub agent: AgentId,
     /// The ready stream it came from.
@@ -40,8 +40,8 @@ pub struct ReadyToken {
 pub struct Lease {
     /// The turn.
     pub turn: TurnId,
-    /// The token held for it.
-    pub token: ReadyToken,
+    /// The ticket held for it.
+    pub ticket: Ticket,
     /// Grows with every lease of the agent; the fence.
     pub epoch: u64,
     /// Which attempt this is, from 1.
@@ -73,9 +73,9 @@ pub struct Claim {
     pub alone: bool,
 }
 
-/// What became of leases in a heartbeat.
+/// What became of leases in a renewal.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Beat {
+pub struct Renewal {
     /// Turns whose lease is gone (taken over, cancelled or ended): stop them, publish nothing more.
     pub lost: Vec<TurnId>,
 }
@@ -93,8 +93,8 @@ pub struct Ending {
     pub reply: Option<Delta>,
     /// Why it is a dead letter; for failed turns.
     pub reason: Option<DeadReason>,
-    /// Whether this worker would go on with the agent's next turn.
-    pub hand_over: bool,
+    /// Whether this worker would continue with the agent's next turn.
+    pub continues: bool,
     /// What is stored of the agent's K and V now, whatever the outcome. None: what was said before stands, unless the turn
     /// replaced the history it was about. Turns that stand alone leave none.
     pub manifest: Option<Manifest>,
@@ -119,7 +119,7 @@ pub struct Orders {
 /// Agents and turns of one priority.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PriorityCounts {
-    /// Agents with a token that no worker holds.
+    /// Agents with a ticket that no worker holds.
     pub runnable: u64,
     /// Agents held by workers.
     pub leased: u64,
@@ -151,7 +151,7 @@ pub struct QueueCounts {
 }
 
 impl QueueCounts {
-    /// Agents with a token that no worker holds.
+    /// Agents with a ticket that no worker holds.
     pub fn runnable(&self) -> u64 {
         self.priorities.iter().map(|counts| counts.runnable).sum()
     }
@@ -169,45 +169,45 @@ impl QueueCounts {
 
 /// The queue, as one worker sees it.
 pub trait Broker: Send + Sync + 'static {
-    /// Waits up to about two seconds for tokens; at most `room` of them. Agents that waited for a time or for a
-    /// place among their tenant's turns get their tokens meanwhile. Of every four tokens one is of batch
-    /// priority, where both kinds wait. After an error it first hands out tokens that were delivered to this
+    /// Waits up to about two seconds for tickets; at most `room` of them. Agents that waited for a time or for a
+    /// place among their tenant's turns get their tickets meanwhile. Of every four tickets one is of batch
+    /// priority, where both kinds wait. After an error it first hands out tickets that were delivered to this
     /// worker and whose reply was lost.
-    fn read(&self, room: usize) -> impl Future<Output = Result<Vec<ReadyToken>, BrokerError>> + Send;
+    fn read(&self, room: usize) -> impl Future<Output = Result<Vec<Ticket>, BrokerError>> + Send;
 
-    /// Takes over tokens whose holders were silent for a whole lease; at most `room` of them.
-    fn reclaim(&self, room: usize) -> impl Future<Output = Result<Vec<ReadyToken>, BrokerError>> + Send;
+    /// Takes over tickets whose holders were silent for a whole lease; at most `room` of them.
+    fn reclaim(&self, room: usize) -> impl Future<Output = Result<Vec<Ticket>, BrokerError>> + Send;
 
-    /// Leases the head of the token's agent. None: the token was not ours any more, or nothing was left
+    /// Leases the head of the ticket's agent. None: the ticket was not ours any more, or nothing was left
     /// to run, or its tenant runs as many turns as it may, or the queue is paused; it is then dealt with.
-    fn lease(&self, token: &ReadyToken) -> impl Future<Output = Result<Option<Claim>, BrokerError>> + Send;
+    fn lease(&self, ticket: &Ticket) -> impl Future<Output = Result<Option<Claim>, BrokerError>> + Send;
 
-    /// Keeps leases and read-but-unleased tokens alive.
-    fn heartbeat(
+    /// Keeps leases and read-but-unleased tickets alive.
+    fn renew(
         &self,
         held: &[Lease],
-        unleased: &[ReadyToken],
-    ) -> impl Future<Output = Result<Beat, BrokerError>> + Send;
+        unleased: &[Ticket],
+    ) -> impl Future<Output = Result<Renewal, BrokerError>> + Send;
 
     /// Waits for the next running turn, of any worker, that somebody cancelled. Notices get lost with a
-    /// connection; heartbeats find what they missed.
+    /// connection; renewals find what they missed.
     fn next_cancelled(&self) -> impl Future<Output = Result<TurnId, BrokerError>> + Send;
 
     /// Publishes tokens, at least one. Deltas of one turn are appended in order by one task.
     fn append(&self, lease: &Lease, delta: &Delta) -> impl Future<Output = Result<(), BrokerError>> + Send;
 
     /// Ends the turn: publishes its End, commits its entry to the transcript (completed turns of agents only),
-    /// frees the agent's next turn. Some: the agent's next turn was handed over to this worker; lease the token,
-    /// or put it back.
+    /// frees the agent's next turn. Some: this worker continues with the agent's next turn: lease the ticket,
+    /// or return it.
     fn finish(
         &self,
         lease: &Lease,
         ending: &Ending,
-    ) -> impl Future<Output = Result<Option<ReadyToken>, BrokerError>> + Send;
+    ) -> impl Future<Output = Result<Option<Ticket>, BrokerError>> + Send;
 
-    /// Gives the turn back at the head of its agent's backlog, not counting the attempt. `manifest`: what is stored of
+    /// Requeues the turn at the head of its agent's backlog, not counting the attempt. `manifest`: what is stored of
     /// its K and V now; none: what was said before stands.
-    fn release(
+    fn requeue(
         &self,
         lease: &Lease,
         manifest: Option<&Manifest>,
@@ -232,10 +232,10 @@ pub trait Broker: Send + Sync + 'static {
         text: &str,
     ) -> impl Future<Output = Result<Retry, BrokerError>> + Send;
 
-    /// Hands an unleased token back, so that another worker reads it.
-    fn put_back(&self, token: &ReadyToken) -> impl Future<Output = Result<(), BrokerError>> + Send;
+    /// Returns an unleased ticket, so that another worker reads it.
+    fn return_ticket(&self, ticket: &Ticket) -> impl Future<Output = Result<(), BrokerError>> + Send;
 
-    /// Work that keeps the queue whole and small: lost tokens, consumers that are gone, results past their time.
+    /// Work that keeps the queue whole and small: lost tickets, consumers that are gone, results past their time.
     fn sweep(&self) -> impl Future<Output = Result<(), BrokerError>> + Send;
 
     /// How much work there is.

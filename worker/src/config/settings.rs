@@ -110,7 +110,7 @@ settings! {
     ["TURNMILL_SAVE_QUEUE_BYTES"] save_queue_bytes: ByteSize = "64MiB";
     /// Memory for stored K and V, between the pool and the store; 0 is none.
     ["TURNMILL_HOST_CACHE_BYTES"] host_cache_bytes: ByteSize = "256MiB";
-    /// Memory for the blocks of turns that had to give way; 0 is none.
+    /// Memory for the blocks of preempted turns; 0 is none.
     ["TURNMILL_OFFLOAD_BYTES"] offload_bytes: ByteSize = "64MiB";
     /// Bytes copied between pool and memory between two steps, at most.
     ["TURNMILL_TRANSFER_BYTES"] transfer_bytes: ByteSize = "8MiB";
@@ -127,7 +127,7 @@ settings! {
     /// Turns claimed beyond max_sequences, so that their K and V come near meanwhile.
     ["TURNMILL_LOOK_AHEAD"] look_ahead: u32 = "2";
 
-    /// Silence after which other workers take a turn over; heartbeats come three times as often.
+    /// Silence after which other workers take a turn over; renewals come three times as often.
     ["TURNMILL_LEASE_MS"] lease_ms: u64 = "15000";
     /// Time that running turns get to finish after SIGTERM.
     ["TURNMILL_DRAIN_MS"] drain_ms: u64 = "30000";
@@ -142,7 +142,8 @@ settings! {
     /// Longest pause before any attempt.
     ["TURNMILL_RETRY_MAX_MS"] retry_max_ms: u64 = "60000";
     /// Turns in a row that a worker may take of one agent while others wait.
-    ["TURNMILL_MAX_HANDOVERS"] max_handovers: u32 = "4";
+    #[arg(alias = "max-handovers")]
+    ["TURNMILL_MAX_CONTINUES"] max_continues: u32 = "4";
     /// Turns of one tenant that may run at once in the whole fleet; 0 is no limit. The same for all workers.
     ["TURNMILL_TENANT_MAX_RUNNING"] tenant_max_running: u64 = "0";
     /// How long result streams are kept after the end of their turn.
@@ -184,8 +185,8 @@ impl Settings {
         RedisEndpoint { url: self.redis_url.clone(), ca: self.redis_ca.clone() }
     }
 
-    /// Time between heartbeats. Two may be lost before the lease is.
-    pub fn heartbeat_ms(&self) -> u64 {
+    /// Time between renewals. Two may be lost before the lease is.
+    pub fn renew_ms(&self) -> u64 {
         self.lease_ms / 3
     }
 }

@@ -73,7 +73,7 @@ impl Settings {
             let rule = "left out unless redis_url starts with rediss://";
             problems.require(self.redis_url.is_tls(), "redis_ca", file.display(), rule);
         }
-        // A third of it is the heartbeat, which one slow answer of Redis must not outlast.
+        // A third of it is the renewal, which one slow answer of Redis must not outlast.
         problems.require(self.lease_ms >= 300, "lease_ms", self.lease_ms, "at least 300");
         // A full step with a long context takes hundreds of milliseconds; shorter would end healthy workers.
         problems.require(self.stall_ms >= 1000, "stall_ms", self.stall_ms, "at least 1000");

@@ -1,6 +1,6 @@
-//! Runs that are to be saved, until their blocks were copied out of the pool.
+//! Segments that are to be saved, until their blocks were copied out of the pool.
 //!
-//! Invariants: blocks are read by their hash between two steps, so what is saved is what the hash says; a run that was
+//! Invariants: blocks are read by their hash between two steps, so what is saved is what the hash says; a segment that was
 //! announced is saved or withdrawn, whatever happens; copies keep to the step's [`Budget`]; the queue is bounded.
 
 use std::collections::VecDeque;
@@ -8,12 +8,12 @@ use std::sync::Arc;
 
 use tracing::Span;
 
-use super::RunSink;
-use crate::kv::{BlockPool, PrefixHash, Run, RunData, RunGrid};
+use super::SegmentSink;
+use crate::kv::{BlockPool, PrefixHash, Segment, SegmentData, SegmentGrid};
 use crate::model::Engine;
 use crate::observe::metrics;
 
-/// Runs that wait to be copied. At 256 tokens a run: more than fit most pools.
+/// Segments that wait to be copied. At 256 tokens a segment: more than fit most pools.
 const LONGEST: usize = 1024;
 
 /// Bytes that may still be copied between pool and memory before the next step.
@@ -40,7 +40,7 @@ impl Budget {
     }
 }
 
-/// Which of a sequence's runs are to be saved.
+/// Which of a sequence's segments are to be saved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Wanted {
     /// Those that stay as they are however long the conversation gets.
@@ -54,22 +54,22 @@ pub(super) enum Wanted {
 /// What of a turn's K and V is kept outside the pool.
 #[derive(Clone, Debug)]
 pub struct Saving {
-    /// How its tokens are cut into runs.
-    pub grid: RunGrid,
+    /// How its tokens are cut into segments.
+    pub grid: SegmentGrid,
     /// Nobody comes back to the conversation: only what it shares with others is worth keeping.
     pub only_shared: bool,
 }
 
 /// The queue.
 pub(super) struct Exports {
-    sink: Option<Arc<dyn RunSink>>,
+    sink: Option<Arc<dyn SegmentSink>>,
     queue: VecDeque<Export>,
 }
 
-/// A run that was announced; withdrawn when it is dropped.
+/// A segment that was announced; withdrawn when it is dropped.
 struct Export {
-    sink: Arc<dyn RunSink>,
-    run: Arc<Run>,
+    sink: Arc<dyn SegmentSink>,
+    segment: Arc<Segment>,
     blocks: Vec<PrefixHash>,
     /// Of the turn that offered it.
     span: Span,
@@ -79,14 +79,14 @@ struct Export {
 impl Drop for Export {
     fn drop(&mut self) {
         if !self.saved {
-            metrics::run_withdrawn();
-            self.sink.withdraw(&self.run.id);
+            metrics::segment_withdrawn();
+            self.sink.withdraw(&self.segment.id);
         }
     }
 }
 
 impl Exports {
-    pub fn new(sink: Option<Arc<dyn RunSink>>) -> Self {
+    pub fn new(sink: Option<Arc<dyn SegmentSink>>) -> Self {
         Self { sink, queue: VecDeque::new() }
     }
 
@@ -94,13 +94,13 @@ impl Exports {
         self.queue.is_empty()
     }
 
-    /// Whether the sink has no room for the next run.
+    /// Whether the sink has no room for the next segment.
     pub fn is_held_up(&self) -> bool {
-        self.queue.front().is_some_and(|next| !next.sink.has_room(&next.run))
+        self.queue.front().is_some_and(|next| !next.sink.has_room(&next.segment))
     }
 
-    /// Queues the wanted runs of a sequence whose full blocks have `hashes`, from block `from` on, but for those that are
-    /// kept already. Returns the first block that is not in a final run. To be called in the turn's span.
+    /// Queues the wanted segments of a sequence whose full blocks have `hashes`, from block `from` on, but for those that are
+    /// kept already. Returns the first block that is not in a final segment. To be called in the turn's span.
     pub fn offer(
         &mut self,
         saving: &Saving,
@@ -113,26 +113,26 @@ impl Exports {
         let shared_only = saving.only_shared && wanted != Wanted::Checkpoint;
         let blocks = if shared_only { hashes.len().min(grid.shared_blocks) } else { hashes.len() };
         let mut next = from;
-        for run in grid.bounds(blocks) {
-            let is_final = grid.is_final(&run);
-            if (is_final && run.end <= from) || (wanted == Wanted::Final && !is_final) {
+        for segment in grid.bounds(blocks) {
+            let is_final = grid.is_final(&segment);
+            if (is_final && segment.end <= from) || (wanted == Wanted::Final && !is_final) {
                 continue;
             }
             if self.queue.len() >= LONGEST {
                 // Offered again after the next step, unless this was the last.
                 if wanted != Wanted::Final {
-                    metrics::run_withdrawn();
+                    metrics::segment_withdrawn();
                 }
                 break;
             }
             if is_final {
-                next = run.end;
+                next = segment.end;
             }
-            if sink.announce(&grid.id(hashes, &run)) {
+            if sink.announce(&grid.id(hashes, &segment)) {
                 let export = Export {
                     sink: sink.clone(),
-                    blocks: hashes[run.clone()].to_vec(),
-                    run: Arc::new(grid.run(tokens, hashes, &run)),
+                    blocks: hashes[segment.clone()].to_vec(),
+                    segment: Arc::new(grid.segment(tokens, hashes, &segment)),
                     span: Span::current(),
                     saved: false,
                 };
@@ -142,7 +142,7 @@ impl Exports {
         next
     }
 
-    /// Copies queued runs out of the pool while there is budget.
+    /// Copies queued segments out of the pool while there is budget.
     pub fn copy(&mut self, pool: &BlockPool, model: &impl Engine, budget: &mut Budget) {
         while budget.is_left()
             && !self.is_held_up()
@@ -154,10 +154,10 @@ impl Exports {
                 Ok(data) => {
                     budget.spend(data.len());
                     export.saved = true;
-                    export.sink.save(RunData { run: export.run.clone(), data: data.into() });
+                    export.sink.save(SegmentData { segment: export.segment.clone(), data: data.into() });
                 }
                 Err(error) => {
-                    export.span.in_scope(|| tracing::warn!(%error, "a run of blocks is not saved"));
+                    export.span.in_scope(|| tracing::warn!(%error, "a segment of blocks is not saved"));
                 }
             }
         }

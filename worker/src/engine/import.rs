@@ -1,6 +1,6 @@
-//! Runs that come back into the pool, for sequences that wait for them.
+//! Segments that come back into the pool, for sequences that wait for them.
 //!
-//! Invariants: a run is written whole before its blocks are sealed, between two steps; every import is answered; copies
+//! Invariants: a segment is written whole before its blocks are sealed, between two steps; every import is answered; copies
 //! keep to the step's [`Budget`].
 
 use std::collections::VecDeque;
@@ -9,21 +9,21 @@ use tokio::sync::oneshot;
 use tracing::Span;
 
 use super::export::Budget;
-use crate::kv::RunData;
+use crate::kv::SegmentData;
 use crate::model::Engine;
 use crate::schedule::{Scheduler, SequenceId};
 
-/// A run for a sequence.
+/// A segment for a sequence.
 pub(super) struct Import {
     pub id: SequenceId,
-    pub data: RunData,
+    pub data: SegmentData,
     /// What log lines about it are written in.
     pub span: Span,
     /// Whether its blocks are the sequence's now.
     pub answer: oneshot::Sender<bool>,
 }
 
-/// Runs that wait for their copy, in the order they came. Who sends one waits for its answer, so there are at most as many
+/// Segments that wait for their copy, in the order they came. Who sends one waits for its answer, so there are at most as many
 /// as restoring turns.
 #[derive(Default)]
 pub(super) struct Imports(VecDeque<Import>);
@@ -54,9 +54,9 @@ impl Imports {
     }
 }
 
-fn take(id: SequenceId, data: &RunData, scheduler: &mut Scheduler, model: &mut impl Engine) -> bool {
-    let first = data.run.first_block;
-    let count = data.run.tokens.len() / scheduler.pool().block_tokens() as usize;
+fn take(id: SequenceId, data: &SegmentData, scheduler: &mut Scheduler, model: &mut impl Engine) -> bool {
+    let first = data.segment.first_block;
+    let count = data.segment.tokens.len() / scheduler.pool().block_tokens() as usize;
     let Some(blocks) = scheduler.restore(id, &(first..first + count)) else { return false };
     // The first ones may be there already, and the last token's block is not the sequence's to get.
     let sealed = scheduler.restoring().find(|(other, _)| *other == id).map_or(0, |(_, sealed)| sealed);
@@ -67,7 +67,7 @@ fn take(id: SequenceId, data: &RunData, scheduler: &mut Scheduler, model: &mut i
             true
         }
         Err(error) => {
-            tracing::warn!(%error, "a run of blocks is not restored");
+            tracing::warn!(%error, "a segment of blocks is not restored");
             false
         }
     }

@@ -22,11 +22,11 @@ use turnmill_schema::{FinishReason, Priority, Sampling, TokenLogprobs};
 
 pub use export::Saving;
 pub use reply::{Added, Reply};
-pub use sink::RunSink;
+pub use sink::SegmentSink;
 
 use self::import::Import;
 use self::pace::Pace;
-use crate::kv::{Namespace, RunData};
+use crate::kv::{Namespace, SegmentData};
 use crate::lifecycle::Lifecycle;
 use crate::model::Engine;
 use crate::schedule::{Limits, SequenceId, Speculation};
@@ -116,7 +116,7 @@ pub struct EngineSettings {
     pub blocks: u32,
     /// Tokens a block.
     pub block_tokens: u32,
-    /// Bytes copied between pool and memory, at most, between two steps; a run that is begun is copied whole.
+    /// Bytes copied between pool and memory, at most, between two steps; a segment that is begun is copied whole.
     pub transfer_bytes: usize,
     /// Bytes of preempted sequences' blocks that are kept in memory.
     pub offload_bytes: usize,
@@ -145,9 +145,9 @@ impl EngineHandle {
         self.commands.send(Command::Start(Box::new(start), Span::current())).await.map_err(|_| EngineGone)
     }
 
-    /// Gives a restoring turn its next run, and waits until it is in the pool. False: the turn is not restoring any more,
-    /// or lacks what comes before the run.
-    pub async fn import(&self, id: SequenceId, data: RunData) -> Result<bool, EngineGone> {
+    /// Gives a restoring turn its next segment, and waits until it is in the pool. False: the turn is not restoring any more,
+    /// or lacks what comes before the segment.
+    pub async fn import(&self, id: SequenceId, data: SegmentData) -> Result<bool, EngineGone> {
         let (answer, taken) = oneshot::channel();
         let import = Command::Import(Import { id, data, span: Span::current(), answer });
         self.commands.send(import).await.map_err(|_| EngineGone)?;
@@ -180,11 +180,11 @@ impl EngineHandle {
     }
 }
 
-/// Starts the engine's thread. Runs of turns that ask for it are saved to `sink`.
+/// Starts the engine's thread. Segments of turns that ask for it are saved to `sink`.
 pub fn spawn(
     model: impl Engine + 'static,
     settings: EngineSettings,
-    sink: Option<Arc<dyn RunSink>>,
+    sink: Option<Arc<dyn SegmentSink>>,
     lifecycle: Arc<Lifecycle>,
 ) -> std::io::Result<(EngineHandle, JoinHandle<()>)> {
     // A worker claims few more turns than it may run at once; whoever finds the channel full waits for a step.

@@ -42,7 +42,7 @@ impl Offload {
     }
 
     /// Gives an admitted sequence what is here of its blocks, in order, and ends its restore unless the budget ends first.
-    pub fn bring_back(
+    pub fn restore(
         &mut self,
         id: SequenceId,
         scheduler: &mut Scheduler,

@@ -12,14 +12,14 @@ use super::export::{Budget, Exports, Wanted};
 use super::import::Imports;
 use super::offload::Offload;
 use super::pace::Pace;
-use super::{Command, EngineSettings, MadeToken, Progress, Reply, RunSink, Saving, Start};
+use super::{Command, EngineSettings, MadeToken, Progress, Reply, Saving, SegmentSink, Start};
 use crate::kv::BlockPool;
 use crate::lifecycle::Lifecycle;
 use crate::model::{Engine, EngineError, Logits, Sampler};
 use crate::observe::metrics;
 use crate::schedule::{Left, NewSequence, Sampled, Scheduler, SequenceId, StepPlan};
 
-/// Between two looks whether a full sink takes runs again, while there is nothing else to do.
+/// Between two looks whether a full sink takes segments again, while there is nothing else to do.
 const HELD_UP: Duration = Duration::from_millis(1);
 
 /// Everything the engine's thread owns.
@@ -49,7 +49,7 @@ struct Turn {
     admitted: bool,
     restore: Restore,
     saving: Option<Saving>,
-    /// Its blocks before this one were offered to be saved, in final runs.
+    /// Its blocks before this one were offered to be saved, in final segments.
     offered: usize,
     /// So many of its blocks were computed when that was last looked at.
     computed: usize,
@@ -69,7 +69,7 @@ enum Restore {
     Over,
 }
 
-/// A turn that made its last token in this step, and what it says of it once its runs are announced.
+/// A turn that made its last token in this step, and what it says of it once its segments are announced.
 struct Ended {
     id: SequenceId,
     turn: Turn,
@@ -82,7 +82,7 @@ impl<E: Engine> StepLoop<E> {
     pub(super) fn new(
         model: E,
         settings: EngineSettings,
-        sink: Option<Arc<dyn RunSink>>,
+        sink: Option<Arc<dyn SegmentSink>>,
         inbox: Receiver<Command>,
         (lifecycle, pace): (Arc<Lifecycle>, Arc<Pace>),
     ) -> Self {
@@ -224,7 +224,7 @@ impl<E: Engine> StepLoop<E> {
                 Restore::Told => {}
                 Restore::Over => {
                     let _of_the_turn = turn.span.clone().entered();
-                    self.offload.bring_back(id, &mut self.scheduler, &mut self.model, budget);
+                    self.offload.restore(id, &mut self.scheduler, &mut self.model, budget);
                     self.waits = false;
                 }
             }
@@ -260,7 +260,7 @@ impl<E: Engine> StepLoop<E> {
         self.lifecycle.engine().step_done(Instant::now());
     }
 
-    /// Offers the final runs that this step completed.
+    /// Offers the final segments that this step completed.
     fn offer_computed(&mut self, plan: &StepPlan) {
         for sequence in &plan.sequences {
             let Some(turn) = self.turns.get_mut(&sequence.id) else { continue };
@@ -275,7 +275,7 @@ impl<E: Engine> StepLoop<E> {
         }
     }
 
-    /// Tells ended turns their last token. Their last runs are announced before, so that whoever waits for them knows
+    /// Tells ended turns their last token. Their last segments are announced before, so that whoever waits for them knows
     /// that they come.
     fn finish(&mut self, ended: Vec<Ended>, left: &[Left]) {
         for Ended { id, turn, token, kept } in ended {
@@ -286,7 +286,7 @@ impl<E: Engine> StepLoop<E> {
         }
     }
 
-    /// Offers all runs of a turn that left which the pool holds, up to its first `kept` tokens.
+    /// Offers all segments of a turn that left which the pool holds, up to its first `kept` tokens.
     fn offer_all(&mut self, turn: &Turn, left: &Left, kept: usize, wanted: Wanted) {
         let Some(saving) = &turn.saving else { return };
         let pool = self.scheduler.pool();

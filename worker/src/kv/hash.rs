@@ -27,8 +27,8 @@ pub struct Identity<'a> {
     pub numerics_revision: u32,
     /// Tokens a block.
     pub block_tokens: u32,
-    /// Tokens a stored chunk.
-    pub chunk_tokens: u32,
+    /// Tokens of a full segment.
+    pub segment_tokens: u32,
     /// Version of the order of elements within a block.
     pub layout_version: u32,
 }
@@ -47,7 +47,7 @@ impl Identity<'static> {
             compute_kind: "cpu-avx2",
             numerics_revision: 1,
             block_tokens: 16,
-            chunk_tokens: 256,
+            segment_tokens: 256,
             layout_version: 1,
         }
     }
@@ -71,7 +71,7 @@ impl Namespace {
             compute_kind,
             numerics_revision,
             block_tokens,
-            chunk_tokens,
+            segment_tokens,
             layout_version,
         } = identity;
         Fields::default()
@@ -84,7 +84,7 @@ impl Namespace {
             .field("compute_kind", compute_kind.as_bytes())
             .field("numerics_revision", &numerics_revision.to_le_bytes())
             .field("block_tokens", &block_tokens.to_le_bytes())
-            .field("chunk_tokens", &chunk_tokens.to_le_bytes())
+            .field("chunk_tokens", &segment_tokens.to_le_bytes())
             .field("layout_version", &layout_version.to_le_bytes())
             .finish()
     }
@@ -254,7 +254,7 @@ mod tests {
             Identity { compute_kind: "metal", ..base.clone() },
             Identity { numerics_revision: 2, ..base.clone() },
             Identity { block_tokens: 32, ..base.clone() },
-            Identity { chunk_tokens: 512, ..base.clone() },
+            Identity { segment_tokens: 512, ..base.clone() },
             Identity { layout_version: 2, ..base.clone() },
         ];
         let mut seen: HashSet<Namespace> = identities.iter().map(Namespace::new).collect();

@@ -1,4 +1,4 @@
-//! Block pool, block tables, prefix hashes, runs and how they are encoded. Pure: no I/O, no clock, no tensors.
+//! Block pool, block tables, prefix hashes, segments and how they are encoded. Pure: no I/O, no clock, no tensors.
 //!
 //! A block goes from free to mutable (one writer), to shared (full, immutable, counted holders, findable by
 //! its prefix hash), to cached (no holder, still findable) and back to free when its room is needed.
@@ -7,13 +7,13 @@ pub mod codec;
 mod grid;
 mod hash;
 mod pool;
-mod run;
+mod segment;
 mod table;
 
-pub use grid::RunGrid;
+pub use grid::SegmentGrid;
 pub use hash::{HashChain, Identity, Namespace, PrefixHash};
 pub use pool::{BlockPool, MutableBlock, PoolCounts, SharedBlock};
-pub use run::{BlockShape, CHUNK_TOKENS, Run, RunData, RunId, run_bounds};
+pub use segment::{BlockShape, SEGMENT_TOKENS, Segment, SegmentData, SegmentId, segment_bounds};
 pub use table::BlockTable;
 
 /// Index of a block in the pool.

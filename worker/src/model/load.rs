@@ -13,7 +13,7 @@ use super::template::ChatTemplate;
 use super::tokenizer::Tokenizer;
 use super::{Engine, EngineError, ModelError};
 use crate::config::{DeviceKind, KvCodec, KvDtype, WeightsMode};
-use crate::kv::{BlockShape, CHUNK_TOKENS, Identity, Namespace};
+use crate::kv::{BlockShape, Identity, Namespace, SEGMENT_TOKENS};
 
 /// Bumped when a kernel changes the bits it computes, so that stored blocks of older workers are not mixed in.
 const NUMERICS_REVISION: u32 = 2;
@@ -247,7 +247,7 @@ fn namespace(
         compute_kind: if options.kv_any_compute { "any" } else { compute_kind },
         numerics_revision: NUMERICS_REVISION,
         block_tokens: options.block_tokens as u32,
-        chunk_tokens: CHUNK_TOKENS as u32,
+        segment_tokens: SEGMENT_TOKENS as u32,
         layout_version: LAYOUT_VERSION,
     }))
 }

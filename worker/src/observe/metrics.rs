@@ -47,7 +47,7 @@ const DROP_REASONS: &[&str] = &["queue_full", "export_failed"];
 const BLOCK_STATES: &[&str] = &["free", "cached", "held"];
 const SAVE_OUTCOMES: &[&str] = &["saved", "dropped", "failed", "evicted"];
 
-/// What may become of a turn with stored runs.
+/// What may become of a turn with stored segments.
 pub const RESTORE_OUTCOMES: &[&str] = &["restored", "partly", "missed", "timed_out", "prefilled"];
 
 macro_rules! metrics {
@@ -72,7 +72,7 @@ metrics! {
     TURNS_CLAIMED = Kind::Counter, "turnmill_turns_claimed_total",
         "Turns leased by this worker.";
     TURNS_RECLAIMED = Kind::Counter, "turnmill_turns_reclaimed_total",
-        "Tokens taken over from workers that fell silent.";
+        "Tickets taken over from workers that fell silent.";
     TURNS_FENCED = Kind::Counter, "turnmill_turns_fenced_total",
         "Turns this worker lost because another took them over, or because they were cancelled or ended elsewhere.";
     TURNS_RETRIED = Kind::Counter, "turnmill_turns_retried_total",
@@ -81,8 +81,8 @@ metrics! {
         "Turns ended by this worker, by outcome; those cancelled under its hands count as fenced.";
     TURNS_DEAD = Kind::Counter, "turnmill_turns_dead_total"{reason in DEAD_REASONS},
         "Turns that this worker ended as dead letters, by reason.";
-    TURNS_RELEASED = Kind::Counter, "turnmill_turns_released_total",
-        "Turns given back at the head of their agents' backlogs, as a drain does; the attempt does not count.";
+    TURNS_REQUEUED = Kind::Counter, "turnmill_turns_requeued_total",
+        "Turns requeued at the head of their agents' backlogs, as a drain does; the attempt does not count.";
     TURNS_HELD = Kind::Gauge, "turnmill_turns_held",
         "Turns that this worker holds leases for.";
     TURN_QUEUED_SECONDS = Kind::Histogram(QUEUED_BUCKETS), "turnmill_turn_queued_seconds",
@@ -101,7 +101,7 @@ metrics! {
     BAD_LOGITS = Kind::Counter, "turnmill_engine_bad_logits_total",
         "Turns that failed because their logits were not numbers.";
     PREEMPTED = Kind::Counter, "turnmill_engine_preempted_total",
-        "Times a running sequence had to give up its blocks.";
+        "Times a running sequence was preempted.";
 
     PROMPT_TOKENS = Kind::Counter, "turnmill_prompt_tokens_total",
         "Prompt tokens of admitted turns, cached ones included.";
@@ -122,37 +122,37 @@ metrics! {
         "Cached blocks whose content was given up for room.";
 
     STORE_SAVES = Kind::Counter, "turnmill_store_saves_total"{outcome in SAVE_OUTCOMES},
-        "Runs of KV blocks given to the object store, by what became of them.";
+        "Segments of KV blocks given to the object store, by what became of them.";
     STORE_SAVE_BYTES = Kind::Counter, "turnmill_store_save_bytes_total"{outcome in SAVE_OUTCOMES},
-        "Bytes of those runs as the pool has them, by what became of them.";
+        "Bytes of those segments as the pool has them, by what became of them.";
     STORE_FETCHES = Kind::Counter, "turnmill_store_fetches_total",
-        "Runs of KV blocks read from the object store.";
+        "Segments of KV blocks read from the object store.";
     STORE_FETCH_BYTES = Kind::Counter, "turnmill_store_fetch_bytes_total",
-        "Bytes of those runs as they are stored.";
+        "Bytes of those segments as they are stored.";
     STORE_PUT_SECONDS = Kind::Histogram(STORE_BUCKETS), "turnmill_store_put_seconds",
-        "Time to encode and write one run.";
+        "Time to encode and write one segment.";
     STORE_GET_SECONDS = Kind::Histogram(STORE_BUCKETS), "turnmill_store_get_seconds",
-        "Time to read and verify one run.";
+        "Time to read and verify one segment.";
     STORE_MISSES = Kind::Counter, "turnmill_store_misses_total"{reason in MISS_REASONS},
-        "Runs of KV blocks that were asked for and not had, by reason.";
+        "Segments of KV blocks that were asked for and not had, by reason.";
     STORE_TRIMMED = Kind::Counter, "turnmill_store_trimmed_bytes_total",
-        "Bytes of stored runs that this worker removed because their folder was over its limit.";
+        "Bytes of stored segments that this worker removed because their folder was over its limit.";
     STORE_QUEUE = Kind::Gauge, "turnmill_store_save_queue_bytes",
-        "Bytes of runs that wait to be written or are being written.";
+        "Bytes of segments that wait to be written or are being written.";
     HOST_CACHE_HITS = Kind::Counter, "turnmill_host_cache_hits_total",
-        "Runs of KV blocks found in the host cache.";
+        "Segments of KV blocks found in the host cache.";
     RESTORES = Kind::Counter, "turnmill_restores_total"{outcome in RESTORE_OUTCOMES},
-        "Turns with stored runs, by what was decided: to restore them, or to prefill because that was expected to be faster, and how a restore ended.";
+        "Turns with stored segments, by what was decided: to restore them, or to prefill because that was expected to be faster, and how a restore ended.";
     RESTORED_TOKENS = Kind::Counter, "turnmill_restored_tokens_total",
         "Tokens whose KV came back from host cache or object store.";
     RESTORE_SECONDS = Kind::Histogram(RESTORE_BUCKETS), "turnmill_restore_seconds",
-        "From room in the pool to the last run that came back, for each restored turn.";
+        "From room in the pool to the last segment that came back, for each restored turn.";
     OFFLOADED = Kind::Counter, "turnmill_offloaded_blocks_total",
         "Blocks of preempted sequences that were copied out of the pool.";
     BROUGHT_BACK = Kind::Counter, "turnmill_offloaded_blocks_restored_total",
         "Those of them that came back.";
     HOST_CACHE = Kind::Gauge, "turnmill_host_cache_bytes",
-        "Bytes of stored runs that the host cache holds.";
+        "Bytes of stored segments that the host cache holds.";
 
     FIRST_TOKEN_SECONDS = Kind::Histogram(FIRST_TOKEN_BUCKETS), "turnmill_first_token_seconds",
         "From enqueue to the first published token of a turn.";
@@ -220,9 +220,9 @@ pub fn turns_held(count: usize) {
     gauge!(TURNS_HELD).set(count as f64);
 }
 
-/// A turn was given back.
-pub fn turn_released() {
-    counter!(TURNS_RELEASED).increment(1);
+/// A turn was requeued.
+pub fn turn_requeued() {
+    counter!(TURNS_REQUEUED).increment(1);
 }
 
 /// A turn became a dead letter.
@@ -230,7 +230,7 @@ pub fn turn_dead(reason: DeadReason) {
     counter!(TURNS_DEAD, "reason" => reason.as_str()).increment(1);
 }
 
-/// `count` tokens were taken over from silent workers.
+/// `count` tickets were taken over from silent workers.
 pub fn turns_reclaimed(count: usize) {
     counter!(TURNS_RECLAIMED).increment(count as u64);
 }
@@ -295,64 +295,64 @@ pub fn speculated(proposed: usize, accepted: usize) {
     counter!(ACCEPTED_TOKENS).increment(accepted as u64);
 }
 
-/// A run of so many bytes is in the object store.
-pub fn run_saved(bytes: usize) {
-    run_ended("saved", bytes);
+/// A segment of so many bytes is in the object store.
+pub fn segment_saved(bytes: usize) {
+    segment_ended("saved", bytes);
 }
 
-/// Encoding and writing a run took so long.
-pub fn run_written(took: Duration) {
+/// Encoding and writing a segment took so long.
+pub fn segment_written(took: Duration) {
     histogram!(STORE_PUT_SECONDS).record(took);
 }
 
-/// There was no room in the queue for a run of so many bytes.
-pub fn run_dropped(bytes: usize) {
-    run_ended("dropped", bytes);
+/// There was no room in the queue for a segment of so many bytes.
+pub fn segment_dropped(bytes: usize) {
+    segment_ended("dropped", bytes);
 }
 
-/// A run of so many bytes could not be written.
-pub fn run_failed(bytes: usize) {
-    run_ended("failed", bytes);
+/// A segment of so many bytes could not be written.
+pub fn segment_failed(bytes: usize) {
+    segment_ended("failed", bytes);
 }
 
-/// A run that was to be saved was evicted from the pool before it was copied.
-pub fn run_withdrawn() {
-    run_ended("evicted", 0);
+/// A segment that was to be saved was evicted from the pool before it was copied.
+pub fn segment_withdrawn() {
+    segment_ended("evicted", 0);
 }
 
-fn run_ended(outcome: &'static str, bytes: usize) {
+fn segment_ended(outcome: &'static str, bytes: usize) {
     counter!(STORE_SAVES, "outcome" => outcome).increment(1);
     counter!(STORE_SAVE_BYTES, "outcome" => outcome).increment(bytes as u64);
 }
 
-/// So many bytes of runs wait to be written or are being written.
+/// So many bytes of segments wait to be written or are being written.
 pub fn save_queue(bytes: usize) {
     gauge!(STORE_QUEUE).set(bytes as f64);
 }
 
-/// A run was read from the object store and verified in so much time; it has so many bytes there.
-pub fn run_fetched(bytes: usize, took: Duration) {
+/// A segment was read from the object store and verified in so much time; it has so many bytes there.
+pub fn segment_fetched(bytes: usize, took: Duration) {
     histogram!(STORE_GET_SECONDS).record(took);
     counter!(STORE_FETCHES).increment(1);
     counter!(STORE_FETCH_BYTES).increment(bytes as u64);
 }
 
-/// A run that was asked for was not had. `reason` comes from a closed list.
-pub fn run_missed(reason: &'static str) {
+/// A segment that was asked for was not had. `reason` comes from a closed list.
+pub fn segment_missed(reason: &'static str) {
     counter!(STORE_MISSES, "reason" => reason).increment(1);
 }
 
-/// A run was found in the host cache.
+/// A segment was found in the host cache.
 pub fn host_cache_hit() {
     counter!(HOST_CACHE_HITS).increment(1);
 }
 
-/// So many bytes of stored runs were removed for their folder's limit.
+/// So many bytes of stored segments were removed for their folder's limit.
 pub fn store_trimmed(bytes: u64) {
     counter!(STORE_TRIMMED).increment(bytes);
 }
 
-/// It was decided how a turn with stored runs gets its blocks; `what` comes from a closed list.
+/// It was decided how a turn with stored segments gets its blocks; `what` comes from a closed list.
 pub fn restore_decided(what: &'static str) {
     counter!(RESTORES, "outcome" => what).increment(1);
 }
@@ -433,7 +433,7 @@ pub(super) mod tests {
         let text = recorded(|| {
             turn_claimed(Some(Duration::from_millis(3)));
             turns_held(9);
-            turn_released();
+            turn_requeued();
             turn_dead(DeadReason::Rejected);
             turns_reclaimed(2);
             turn_fenced();
@@ -444,17 +444,17 @@ pub(super) mod tests {
             prompt_admitted(100, 64);
             tokens_generated(8);
             speculated(7, 3);
-            run_saved(10);
-            run_dropped(20);
-            run_failed(30);
+            segment_saved(10);
+            segment_dropped(20);
+            segment_failed(30);
             save_queue(40);
-            run_fetched(50, Duration::from_millis(2));
-            run_written(Duration::from_millis(2));
-            run_missed("timed_out");
-            run_missed("checksum");
+            segment_fetched(50, Duration::from_millis(2));
+            segment_written(Duration::from_millis(2));
+            segment_missed("timed_out");
+            segment_missed("checksum");
             host_cache_hit();
             host_cache(60);
-            run_withdrawn();
+            segment_withdrawn();
             store_trimmed(70);
             restore_decided("partly");
             restored(80, Duration::from_millis(30));
@@ -471,7 +471,7 @@ pub(super) mod tests {
                 "turnmill_turns_claimed_total 1",
                 "turnmill_turn_queued_seconds_bucket{le=\"0.005\"} 1",
                 "turnmill_turns_held 9",
-                "turnmill_turns_released_total 1",
+                "turnmill_turns_requeued_total 1",
                 "turnmill_turns_dead_total{reason=\"rejected\"} 1",
                 "turnmill_turns_dead_total{reason=\"attempts\"} 0",
                 "turnmill_turn_seconds_bucket{le=\"2.5\"} 1",

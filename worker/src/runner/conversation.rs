@@ -1,4 +1,4 @@
-//! A turn's tokens as the object store knows them: how they are cut into runs, and which runs may be there.
+//! A turn's tokens as the object store knows them: how they are cut into segments, and which segments may be there.
 //!
 //! Invariant: everything here is a hint. What is asked for is verified when it comes; what is not there is computed.
 
@@ -7,15 +7,15 @@ use std::sync::Arc;
 use turnmill_schema::{Digest, Manifest, Message, Role};
 
 use super::prepare::Prompting;
-use crate::kv::{HashChain, PrefixHash, Run, RunGrid, RunId};
+use crate::kv::{HashChain, PrefixHash, Segment, SegmentGrid, SegmentId};
 
-/// A turn's tokens, cut into runs.
+/// A turn's tokens, cut into segments.
 #[derive(Clone, Debug)]
 pub struct Conversation {
     /// How they are cut.
-    pub grid: RunGrid,
-    /// The runs that may be stored, first to last.
-    pub stored: Vec<Arc<Run>>,
+    pub grid: SegmentGrid,
+    /// The segments that may be stored, first to last.
+    pub stored: Vec<Arc<Segment>>,
     /// What the agent's manifest says, where it is about these tokens.
     pub manifest: Option<Manifest>,
 }
@@ -49,7 +49,7 @@ impl Conversation {
             None => shared_tokens(prompting, known.messages, known.tokens),
         };
         let shared_blocks = shared_tokens / block_tokens;
-        let grid = RunGrid { namespace, tenant: known.tenant.into(), block_tokens, shared_blocks };
+        let grid = SegmentGrid { namespace, tenant: known.tenant.into(), block_tokens, shared_blocks };
         let told =
             manifest.as_ref().map_or(shared_blocks, |manifest| manifest.tokens as usize / block_tokens);
         let hopeful = known.resumed || (known.has_history && manifest.is_none());
@@ -57,17 +57,17 @@ impl Conversation {
         Self { grid, stored, manifest }
     }
 
-    /// The names of the runs of the first `blocks` blocks of `tokens`, with the number of blocks up to each one's end.
-    pub fn runs(&self, tokens: &[u32], blocks: usize) -> Vec<(RunId, usize)> {
+    /// The names of the segments of the first `blocks` blocks of `tokens`, with the number of blocks up to each one's end.
+    pub fn segments(&self, tokens: &[u32], blocks: usize) -> Vec<(SegmentId, usize)> {
         let mut chain = HashChain::new(self.grid.namespace, self.grid.block_tokens as u32);
         chain.extend(tokens);
         let blocks = blocks.min(chain.hashes().len());
         let bounds = self.grid.bounds(blocks).into_iter();
-        bounds.map(|run| (self.grid.id(chain.hashes(), &run), run.end)).collect()
+        bounds.map(|segment| (self.grid.id(chain.hashes(), &segment), segment.end)).collect()
     }
 
-    /// What to say of an agent of whom the runs up to `last`, whose end is block `blocks`, are stored.
-    pub fn manifest_of(&self, last: &RunId, blocks: usize) -> Manifest {
+    /// What to say of an agent of whom the segments up to `last`, whose end is block `blocks`, are stored.
+    pub fn manifest_of(&self, last: &SegmentId, blocks: usize) -> Manifest {
         let tokens = |blocks: usize| u32::try_from(blocks * self.grid.block_tokens).unwrap_or(u32::MAX);
         Manifest {
             namespace: Digest(*last.namespace.as_bytes()),
@@ -78,23 +78,23 @@ impl Conversation {
     }
 }
 
-/// The runs of the first `told` blocks, and with `hopeful` the later ones that would be final.
+/// The segments of the first `told` blocks, and with `hopeful` the later ones that would be final.
 fn stored(
-    grid: &RunGrid,
+    grid: &SegmentGrid,
     (tokens, hashes): (&[u32], &[PrefixHash]),
     told: usize,
     hopeful: bool,
-) -> Vec<Arc<Run>> {
+) -> Vec<Arc<Segment>> {
     // The last token's block is computed in any case.
     let wanted = tokens.len().saturating_sub(1) / grid.block_tokens;
     let mut bounds = grid.bounds(told.min(hashes.len()));
-    let end = bounds.last().map_or(0, |run| run.end);
+    let end = bounds.last().map_or(0, |segment| segment.end);
     if hopeful {
         let later = grid.bounds(hashes.len()).into_iter();
-        bounds.extend(later.filter(|run| run.end > end && grid.is_final(run)));
+        bounds.extend(later.filter(|segment| segment.end > end && grid.is_final(segment)));
     }
-    bounds.retain(|run| run.start < wanted);
-    bounds.iter().map(|run| Arc::new(grid.run(tokens, hashes, run))).collect()
+    bounds.retain(|segment| segment.start < wanted);
+    bounds.iter().map(|segment| Arc::new(grid.segment(tokens, hashes, segment))).collect()
 }
 
 /// Whether the manifest's last block is one of these.
@@ -123,9 +123,9 @@ mod tests {
 
     const BLOCK: usize = 16;
 
-    fn grid(shared_blocks: usize) -> RunGrid {
+    fn grid(shared_blocks: usize) -> SegmentGrid {
         let namespace = Namespace::new(&Identity::example());
-        RunGrid { namespace, tenant: "t".into(), block_tokens: BLOCK, shared_blocks }
+        SegmentGrid { namespace, tenant: "t".into(), block_tokens: BLOCK, shared_blocks }
     }
 
     fn ends(shared: usize, tokens: usize, told: usize, hopeful: bool) -> Vec<usize> {
@@ -133,8 +133,8 @@ mod tests {
         let grid = grid(shared);
         let mut chain = HashChain::new(grid.namespace, BLOCK as u32);
         chain.extend(&tokens);
-        let runs = stored(&grid, (&tokens, chain.hashes()), told, hopeful);
-        runs.iter().map(|run| run.first_block + run.tokens.len() / BLOCK).collect()
+        let segments = stored(&grid, (&tokens, chain.hashes()), told, hopeful);
+        segments.iter().map(|segment| segment.first_block + segment.tokens.len() / BLOCK).collect()
     }
 
     #[test]
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn a_resumed_turn_asks_for_later_final_runs_too() {
+    fn a_resumed_turn_asks_for_later_final_segments_too() {
         assert_eq!(ends(3, 16 * 60, 25, true), [3, 19, 25, 35, 51]);
         assert_eq!(ends(3, 16 * 60, 19, true), [3, 19, 35, 51]);
         assert_eq!(ends(3, 16 * 60, 0, true), [3, 19, 35, 51]);

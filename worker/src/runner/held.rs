@@ -1,4 +1,4 @@
-//! Which leases and tokens this worker holds; heartbeats read it.
+//! Which leases and tickets this worker holds; renewals read it.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -6,38 +6,38 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio_util::sync::CancellationToken;
 use turnmill_schema::TurnId;
 
-use crate::broker::{Lease, ReadyToken};
+use crate::broker::{Lease, Ticket};
 use crate::observe::metrics;
 
-/// Everything held, shared by intake, runners and heartbeat.
+/// Everything held, shared by intake, runners and renewal.
 #[derive(Clone, Default)]
 pub struct Held(Arc<Mutex<Inner>>);
 
 #[derive(Default)]
 struct Inner {
-    tokens: HashSet<ReadyToken>,
+    tickets: HashSet<Ticket>,
     leases: HashMap<TurnId, (Lease, CancellationToken)>,
 }
 
-/// A token read and not leased yet; gone from the list when dropped.
-pub struct HeldToken {
+/// A ticket read and not leased yet; gone from the list when dropped.
+pub struct HeldTicket {
     held: Held,
-    token: ReadyToken,
+    ticket: Ticket,
 }
 
 /// A lease; gone from the list when dropped.
 pub struct HeldLease {
     held: Held,
     turn: TurnId,
-    /// Cancelled when a heartbeat says that the lease is lost.
+    /// Cancelled when a renewal says that the lease is lost.
     pub lost: CancellationToken,
 }
 
 impl Held {
-    /// Adds a token.
-    pub fn add_token(&self, token: ReadyToken) -> HeldToken {
-        self.lock().tokens.insert(token.clone());
-        HeldToken { held: self.clone(), token }
+    /// Adds a ticket.
+    pub fn add_ticket(&self, ticket: Ticket) -> HeldTicket {
+        self.lock().tickets.insert(ticket.clone());
+        HeldTicket { held: self.clone(), ticket }
     }
 
     /// Adds a lease.
@@ -63,11 +63,11 @@ impl Held {
         self.lock().leases.len()
     }
 
-    /// Leases and tokens, as they are now.
-    pub fn snapshot(&self) -> (Vec<Lease>, Vec<ReadyToken>) {
+    /// Leases and tickets, as they are now.
+    pub fn snapshot(&self) -> (Vec<Lease>, Vec<Ticket>) {
         let inner = self.lock();
         let leases = inner.leases.values().map(|(lease, _)| lease.clone()).collect();
-        (leases, inner.tokens.iter().cloned().collect())
+        (leases, inner.tickets.iter().cloned().collect())
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -76,16 +76,16 @@ impl Held {
     }
 }
 
-impl HeldToken {
-    /// The token.
-    pub fn token(&self) -> &ReadyToken {
-        &self.token
+impl HeldTicket {
+    /// The ticket.
+    pub fn ticket(&self) -> &Ticket {
+        &self.ticket
     }
 }
 
-impl Drop for HeldToken {
+impl Drop for HeldTicket {
     fn drop(&mut self) {
-        self.held.lock().tokens.remove(&self.token);
+        self.held.lock().tickets.remove(&self.ticket);
     }
 }
 

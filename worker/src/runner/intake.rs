@@ -8,11 +8,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::warn;
 
-use super::held::HeldToken;
+use super::held::HeldTicket;
 use super::link::Backoff;
 use super::publish::persist;
 use super::{Held, Link, Runner};
-use crate::broker::{Broker, ReadyToken};
+use crate::broker::{Broker, Ticket};
 use crate::lifecycle::Lifecycle;
 use crate::observe::{Claimed, metrics};
 
@@ -40,7 +40,7 @@ impl<B: Broker> Intake<B> {
         Self { runner, room: Arc::new(Semaphore::new(max_turns)), tasks, lifecycle, reclaim_every, stop }
     }
 
-    /// Runs until stopped. Tokens read and not leased by then are handed back.
+    /// Runs until stopped. Tickets read and not leased by then are returned.
     pub async fn run(self) {
         let mut backoff = Backoff::default();
         let mut reclaimed = Instant::now();
@@ -57,17 +57,17 @@ impl<B: Broker> Intake<B> {
                 self.look_after().await;
                 self.link().note(self.broker().reclaim(room).await)
             } else {
-                // Not cut short by `stop`: tokens may be on their way, and nobody would read them again.
+                // Not cut short by `stop`: tickets may be on their way, and nobody would read them again.
                 self.link().note(self.broker().read(room).await)
             };
             match read {
                 Err(_) => backoff.pause().await,
-                Ok(tokens) => {
+                Ok(tickets) => {
                     backoff = Backoff::default();
                     if due {
-                        metrics::turns_reclaimed(tokens.len());
+                        metrics::turns_reclaimed(tickets.len());
                     }
-                    self.start(tokens).await;
+                    self.start(tickets).await;
                 }
             }
         }
@@ -89,16 +89,17 @@ impl<B: Broker> Intake<B> {
         }
     }
 
-    async fn start(&self, tokens: Vec<ReadyToken>) {
-        let held: Vec<HeldToken> = tokens.into_iter().map(|token| self.held().add_token(token)).collect();
-        for token in held {
+    async fn start(&self, tickets: Vec<Ticket>) {
+        let held: Vec<HeldTicket> =
+            tickets.into_iter().map(|ticket| self.held().add_ticket(ticket)).collect();
+        for ticket in held {
             let permit = self.room.clone().acquire_owned().await.expect("the semaphore is never closed");
             if self.stop.is_cancelled() {
-                put_back(&self.runner, &token).await;
+                return_ticket(&self.runner, &ticket).await;
                 continue;
             }
             let runner = self.runner.clone();
-            self.tasks.spawn(run_agent(runner, token, permit, self.stop.clone()));
+            self.tasks.spawn(run_agent(runner, ticket, permit, self.stop.clone()));
         }
     }
 
@@ -115,52 +116,52 @@ impl<B: Broker> Intake<B> {
     }
 }
 
-/// Runs turns of the token's agent, for as long as they are handed over; holds their place until it is over.
+/// Runs turns of the ticket's agent, for as long as the worker continues with the next; holds their place until it is over.
 async fn run_agent<B: Broker>(
     runner: Arc<Runner<B>>,
-    token: HeldToken,
+    ticket: HeldTicket,
     place: OwnedSemaphorePermit,
     stop: CancellationToken,
 ) {
-    let mut next = Some(token);
-    while let Some(token) = next {
+    let mut next = Some(ticket);
+    while let Some(ticket) = next {
         if stop.is_cancelled() {
-            put_back(&runner, &token).await;
+            return_ticket(&runner, &ticket).await;
             break;
         }
-        next = lease_and_run(&runner, token, &stop).await;
+        next = lease_and_run(&runner, ticket, &stop).await;
     }
     drop(place);
 }
 
-async fn put_back<B: Broker>(runner: &Runner<B>, token: &HeldToken) {
-    if let Err(error) = runner.broker.put_back(token.token()).await {
-        let agent = &token.token().agent;
-        warn!(%error, agent = agent.own(), tenant = agent.tenant(), "a token was not handed back; it is free after a lease");
+async fn return_ticket<B: Broker>(runner: &Runner<B>, ticket: &HeldTicket) {
+    if let Err(error) = runner.broker.return_ticket(ticket.ticket()).await {
+        let agent = &ticket.ticket().agent;
+        warn!(%error, agent = agent.own(), tenant = agent.tenant(), "a ticket was not returned; it is free after a lease");
     }
 }
 
-/// Leases the head of the token's agent and runs it. Some: the agent's next turn is this worker's to lease.
+/// Leases the head of the ticket's agent and runs it. Some: the agent's next turn is this worker's to lease.
 async fn lease_and_run<B: Broker>(
     runner: &Runner<B>,
-    token: HeldToken,
+    ticket: HeldTicket,
     stop: &CancellationToken,
-) -> Option<HeldToken> {
+) -> Option<HeldTicket> {
     let from = Instant::now();
     let leased = tokio::select! {
-        leased = persist(&runner.link, || runner.broker.lease(token.token())) => leased,
-        // The queue does not answer, and the worker stops: the token is free after a lease.
+        leased = persist(&runner.link, || runner.broker.lease(ticket.ticket())) => leased,
+        // The queue does not answer, and the worker stops: the ticket is free after a lease.
         () = stop.cancelled() => return None,
     };
     match leased {
         Ok(Some(claim)) => {
             let first = claim.lease.attempt == 1;
             metrics::turn_claimed(first.then(|| Duration::from_millis(claim.queued_ms)));
-            runner.run(claim, Claimed { from, to: Instant::now() }, token).await
+            runner.run(claim, Claimed { from, to: Instant::now() }, ticket).await
         }
         Ok(None) => None,
         Err(error) => {
-            let agent = &token.token().agent;
+            let agent = &ticket.ticket().agent;
             let error = error.without_content();
             warn!(error, agent = agent.own(), tenant = agent.tenant(), "the turn could not be leased");
             None

@@ -1,7 +1,7 @@
-//! What becomes of a turn's K and V when it leaves: the manifest that its end or its release commits, and the one that
+//! What becomes of a turn's K and V when it leaves: the manifest that its end or its requeue commits, and the one that
 //! follows where the store takes longer.
 //!
-//! Invariant: a manifest names only runs that the store has acknowledged, from the first one on.
+//! Invariant: a manifest names only segments that the store has acknowledged, from the first one on.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use turnmill_schema::Manifest;
 use super::Restorer;
 use super::conversation::Conversation;
 use crate::broker::{Broker, Lease};
-use crate::kv::RunId;
+use crate::kv::SegmentId;
 use crate::store::BlockStore;
 
 /// Turns whose manifest may still be waited for after they have left.
@@ -26,36 +26,36 @@ const LATEST: Duration = Duration::from_secs(30);
 pub struct Keeper {
     /// Brings it back.
     pub restorer: Restorer,
-    /// How long an ended turn waits for its last runs.
+    /// How long an ended turn waits for its last segments.
     pub persist_wait: Duration,
-    /// How long a turn that is given back does: the next worker wants all of it.
-    pub give_back_wait: Duration,
+    /// How long a turn that is requeued does: the next worker wants all of it.
+    pub requeue_wait: Duration,
     /// Waits for what comes later.
     late: TaskTracker,
     places: Arc<Semaphore>,
 }
 
-/// The runs of a conversation that the engine has announced, with the number of blocks up to each one's end.
-struct Runs {
+/// The segments of a conversation that the engine has announced, with the number of blocks up to each one's end.
+struct Segments {
     conversation: Conversation,
-    ids: Vec<RunId>,
+    ids: Vec<SegmentId>,
     ends: Vec<usize>,
 }
 
-/// Runs of an ended turn that are still on their way, after the first `stored` ones.
+/// Segments of an ended turn that are still on their way, after the first `stored` ones.
 pub(super) struct Late {
-    runs: Runs,
+    segments: Segments,
     stored: usize,
 }
 
-impl Runs {
+impl Segments {
     fn new(conversation: &Conversation, tokens: &[u32], computed: usize) -> Self {
         let blocks = computed / conversation.grid.block_tokens;
-        let (ids, ends) = conversation.runs(tokens, blocks).into_iter().unzip();
+        let (ids, ends) = conversation.segments(tokens, blocks).into_iter().unzip();
         Self { conversation: conversation.clone(), ids, ends }
     }
 
-    /// What to say now that the first `stored` runs are stored; none where nothing new is to be said.
+    /// What to say now that the first `stored` segments are stored; none where nothing new is to be said.
     fn manifest(&self, stored: usize) -> Option<Manifest> {
         let last = stored.checked_sub(1)?;
         let manifest = self.conversation.manifest_of(&self.ids[last], self.ends[last]);
@@ -66,9 +66,9 @@ impl Runs {
 
 impl Keeper {
     /// A keeper over `restorer`'s store.
-    pub fn new(restorer: Restorer, persist_wait: Duration, give_back_wait: Duration) -> Self {
+    pub fn new(restorer: Restorer, persist_wait: Duration, requeue_wait: Duration) -> Self {
         let places = Arc::new(Semaphore::new(LATE));
-        Self { restorer, persist_wait, give_back_wait, late: TaskTracker::new(), places }
+        Self { restorer, persist_wait, requeue_wait, late: TaskTracker::new(), places }
     }
 
     /// Whether anything of this tenant is kept.
@@ -87,18 +87,18 @@ impl Keeper {
         conversation: &Conversation,
         (tokens, computed): (&[u32], usize),
     ) -> (Option<Manifest>, Option<Late>) {
-        let runs = Runs::new(conversation, tokens, computed);
-        let stored = self.store().saved(&runs.ids, self.persist_wait).await;
-        let manifest = runs.manifest(stored);
-        let comes = runs.ids.get(stored).is_some_and(|next| self.store().is_saved(next));
-        (manifest, comes.then_some(Late { runs, stored }))
+        let segments = Segments::new(conversation, tokens, computed);
+        let stored = self.store().saved(&segments.ids, self.persist_wait).await;
+        let manifest = segments.manifest(stored);
+        let comes = segments.ids.get(stored).is_some_and(|next| self.store().is_saved(next));
+        (manifest, comes.then_some(Late { segments, stored }))
     }
 
-    /// The manifest of a turn that is given back.
-    pub(super) async fn give_back(&self, conversation: &Conversation, tokens: &[u32]) -> Option<Manifest> {
-        let runs = Runs::new(conversation, tokens, tokens.len().saturating_sub(1));
-        let stored = self.store().saved(&runs.ids, self.give_back_wait).await;
-        runs.manifest(stored)
+    /// The manifest of a turn that is requeued.
+    pub(super) async fn requeue(&self, conversation: &Conversation, tokens: &[u32]) -> Option<Manifest> {
+        let segments = Segments::new(conversation, tokens, tokens.len().saturating_sub(1));
+        let stored = self.store().saved(&segments.ids, self.requeue_wait).await;
+        segments.manifest(stored)
     }
 
     /// No step runs any more: what is on its way is stored as fast as can be.
@@ -120,12 +120,12 @@ impl Keeper {
 
     /// Commits what the store acknowledges after the turn of `lease` has ended.
     pub(super) fn later<B: Broker>(&self, broker: Arc<B>, lease: Lease, late: Late) {
-        let Late { runs, stored } = late;
+        let Late { segments, stored } = late;
         let Ok(place) = self.places.clone().try_acquire_owned() else { return };
         let store = self.store().clone();
         let note = async move {
-            let now = store.saved(&runs.ids, LATEST).await;
-            if let Some(manifest) = runs.manifest(now).filter(|_| now > stored)
+            let now = store.saved(&segments.ids, LATEST).await;
+            if let Some(manifest) = segments.manifest(now).filter(|_| now > stored)
                 && let Err(error) = broker.advance(&lease, &manifest).await
             {
                 debug!(%error, "what was stored late is not noted; it is computed again, or found by its name");

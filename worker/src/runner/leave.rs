@@ -1,4 +1,4 @@
-//! How a turn leaves this worker: it is ended (finish), given back (release), left for a later attempt (retry), or lost
+//! How a turn leaves this worker: it is ended (finish), requeued, left for a later attempt (retry), or lost
 //! (another worker has it, or it was ended elsewhere; then nothing more is written).
 
 use std::time::Duration;
@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 use turnmill_schema::{DeadReason, End, Manifest, Message, Outcome, Role, Timing, TranscriptEntry, Usage};
 
-use super::held::HeldToken;
+use super::held::HeldTicket;
 use super::keep::Late;
 use super::payload;
 use super::publish::{Publisher, persist};
@@ -25,7 +25,7 @@ pub(super) enum Leaving {
     Failed(Failure),
     /// Its deadline passed.
     Expired,
-    GivenBack,
+    Requeued,
     Lost,
 }
 
@@ -69,7 +69,7 @@ impl Leaving {
 }
 
 impl<B: Broker> Runner<B> {
-    /// Ends the turn, gives it back or lets it go. The token returned stands for the agent's next turn.
+    /// Ends the turn, requeues it or lets it go. The ticket returned stands for the agent's next turn.
     pub(super) async fn leave(
         &self,
         attempt: &Attempt,
@@ -77,12 +77,12 @@ impl<B: Broker> Runner<B> {
         leaving: Leaving,
         kept: Option<Kept>,
         lost: &CancellationToken,
-    ) -> Option<HeldToken> {
+    ) -> Option<HeldTicket> {
         let published = publisher.published();
         let mut late = None;
         let ending = match leaving {
             Leaving::Lost => return self.lose(attempt),
-            Leaving::GivenBack => return self.give_back(attempt, kept, lost).await,
+            Leaving::Requeued => return self.requeue_kept(attempt, kept, lost).await,
             Leaving::Failed(failure) => return self.retry(attempt, failure, lost).await,
             Leaving::Rejected(reason) => {
                 warn!(reason = reason.logged(self.settings.log_content), "the turn can never run");
@@ -105,7 +105,7 @@ impl<B: Broker> Runner<B> {
                 Ending { entry, manifest, ..self.ending(published, end) }
             }
         };
-        let entry = ending.entry.filter(|_| !attempt.lease.token.agent.is_lone());
+        let entry = ending.entry.filter(|_| !attempt.lease.ticket.agent.is_lone());
         let ending = Ending { entry, reply: publisher.take_short_reply(), ..ending };
         self.finish(attempt, &ending, late, lost).await
     }
@@ -116,18 +116,18 @@ impl<B: Broker> Runner<B> {
         ending: &Ending,
         late: Option<Late>,
         lost: &CancellationToken,
-    ) -> Option<HeldToken> {
+    ) -> Option<HeldTicket> {
         let lease = &attempt.lease;
         let finished = tokio::select! {
-            // First: a heartbeat after the end and before its reply calls the turn lost.
+            // First: a renewal after the end and before its reply calls the turn lost.
             biased;
             finished = persist(&self.link, || self.broker.finish(lease, ending)) => finished,
             () = lost.cancelled() => return self.lose(attempt),
         };
         match finished {
             Ok(next) => {
-                // At once: heartbeats cover it from here on.
-                let next = next.map(|token| self.held.add_token(token));
+                // At once: renewals cover it from here on.
+                let next = next.map(|ticket| self.held.add_ticket(ticket));
                 let End { outcome, usage, timing, .. } = &ending.end;
                 attempt.span.left(outcome.as_str());
                 metrics::turn_ended(*outcome, Duration::from_millis(timing.total_ms));
@@ -152,8 +152,8 @@ impl<B: Broker> Runner<B> {
                 next
             }
             Err(error @ BrokerError::Gap { .. }) => {
-                warn!(%error, "published tokens are gone; the turn is given back to go on before them");
-                self.release(attempt, None, lost).await
+                warn!(%error, "published tokens are gone; the turn is requeued to go on before them");
+                self.requeue(attempt, None, lost).await
             }
             Err(error) => {
                 warn!(%error, "the turn could not be ended");
@@ -168,7 +168,7 @@ impl<B: Broker> Runner<B> {
         attempt: &Attempt,
         failure: Failure,
         lost: &CancellationToken,
-    ) -> Option<HeldToken> {
+    ) -> Option<HeldTicket> {
         let lease = &attempt.lease;
         let delay = self.settings.retries.delay(lease.attempt);
         let Failure { dead, reason } = failure;
@@ -189,12 +189,12 @@ impl<B: Broker> Runner<B> {
                 metrics::turn_dead(dead);
                 warn!(reason = logged, "the last attempt failed; the turn is a dead letter");
             }
-            Err(error) => warn!(%error, "the failed turn could not be given back; it goes on after a lease"),
+            Err(error) => warn!(%error, "the failed turn could not be requeued; it goes on after a lease"),
         }
         None
     }
 
-    fn lose(&self, attempt: &Attempt) -> Option<HeldToken> {
+    fn lose(&self, attempt: &Attempt) -> Option<HeldTicket> {
         attempt.span.left("lost");
         metrics::turn_fenced();
         info!("the turn is not ours any more");
@@ -208,7 +208,7 @@ impl<B: Broker> Runner<B> {
         kept: Option<&Kept>,
         reply: &Reply,
     ) -> (Option<Manifest>, Option<Late>) {
-        let keeper = self.keeper.as_ref().filter(|_| !attempt.lease.token.agent.is_lone());
+        let keeper = self.keeper.as_ref().filter(|_| !attempt.lease.ticket.agent.is_lone());
         let (Some(keeper), Some(Kept { prompt, conversation: Some(conversation), .. })) = (keeper, kept)
         else {
             return (None, None);
@@ -220,51 +220,51 @@ impl<B: Broker> Runner<B> {
     }
 
     /// Gives the turn back with what is stored of it, which is what the next worker goes on from.
-    async fn give_back(
+    async fn requeue_kept(
         &self,
         attempt: &Attempt,
         kept: Option<Kept>,
         lost: &CancellationToken,
-    ) -> Option<HeldToken> {
+    ) -> Option<HeldTicket> {
         let conversation = kept.and_then(|kept| kept.conversation);
         let manifest = match (&self.keeper, conversation) {
             (Some(keeper), Some(conversation)) => tokio::select! {
-                manifest = keeper.give_back(&conversation, &attempt.tokens) => manifest,
+                manifest = keeper.requeue(&conversation, &attempt.tokens) => manifest,
                 () = lost.cancelled() => return self.lose(attempt),
             },
             _ => None,
         };
-        self.release(attempt, manifest, lost).await
+        self.requeue(attempt, manifest, lost).await
     }
 
-    async fn release(
+    async fn requeue(
         &self,
         attempt: &Attempt,
         manifest: Option<Manifest>,
         lost: &CancellationToken,
-    ) -> Option<HeldToken> {
+    ) -> Option<HeldTicket> {
         if self.engine.is_gone() {
             // The turn may be what ended it: the lease runs out, and the attempt counts.
             return None;
         }
-        let released = tokio::select! {
-            released = persist(&self.link, || self.broker.release(&attempt.lease, manifest.as_ref())) => released,
+        let requeued = tokio::select! {
+            requeued = persist(&self.link, || self.broker.requeue(&attempt.lease, manifest.as_ref())) => requeued,
             () = lost.cancelled() => return self.lose(attempt),
         };
-        match released {
+        match requeued {
             Ok(()) => {
-                attempt.span.left("given_back");
-                metrics::turn_released();
-                info!("the turn was given back");
+                attempt.span.left("requeued");
+                metrics::turn_requeued();
+                info!("the turn was requeued");
             }
-            Err(error) => warn!(%error, "the turn could not be given back; it goes on after a lease"),
+            Err(error) => warn!(%error, "the turn could not be requeued; it goes on after a lease"),
         }
         None
     }
 
     fn ending(&self, published: u32, end: End) -> Ending {
-        let hand_over = !self.stop_claiming.is_cancelled();
-        Ending { published, end, entry: None, reply: None, reason: None, hand_over, manifest: None }
+        let continues = !self.stop_claiming.is_cancelled();
+        Ending { published, end, entry: None, reply: None, reason: None, continues, manifest: None }
     }
 
     fn end(&self, attempt: &Attempt, made: u32, outcome: Outcome, error: Option<String>) -> End {
@@ -295,13 +295,13 @@ fn entry(lease: &Lease, kept: Kept, reply: &Reply) -> TranscriptEntry {
 pub(super) fn lost_to(error: &BrokerError) -> Leaving {
     match error {
         BrokerError::Gap { .. } => {
-            warn!(%error, "published tokens are gone; the turn is given back to go on before them");
-            Leaving::GivenBack
+            warn!(%error, "published tokens are gone; the turn is requeued to go on before them");
+            Leaving::Requeued
         }
         error if error.advice() == Advice::Reject => Leaving::Lost,
         error => {
             warn!(%error, "tokens could not be published");
-            Leaving::GivenBack
+            Leaving::Requeued
         }
     }
 }

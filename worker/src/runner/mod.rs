@@ -8,10 +8,10 @@
 //! | `conversation` | its tokens as the object store knows them |
 //! | `restore` | its stored K and V come back before it runs |
 //! | `keep` | what is stored of it when it leaves, and who is told |
-//! | `leave` | its end: the terminal result, or giving it back |
+//! | `leave` | its end: the terminal result, or requeueing it |
 //! | `payload` | the turn's own text, where it is too large for Redis |
 //! | `publish` | a result stream's next deltas, through outages |
-//! | `heartbeat` | what is held stays held, unless the engine hangs |
+//! | `renew` | what is held stays held, unless the engine hangs |
 //! | `retries` | pauses before another attempt |
 //! | `notices` | cancelled turns stop at once |
 //! | `registry` | who this worker is, and what it is told |
@@ -19,12 +19,11 @@
 //! | `held` | the list of what is held |
 //! | `link` | whether Redis answers, said once |
 //!
-//! Invariant: whatever this worker holds is in [`held::Held`] from the moment it is handed out until it is
-//! ended, released or lost, so that heartbeats cover exactly that; a task that dies drops its entry, and after
+//! Invariant: whatever this worker holds is in [`held::Held`] from the moment it is read until it is
+//! ended, requeued or lost, so that renewals cover exactly that; a task that dies drops its entry, and after
 //! a lease another worker takes the turn.
 
 mod conversation;
-mod heartbeat;
 mod held;
 mod intake;
 mod keep;
@@ -35,13 +34,13 @@ mod payload;
 mod prepare;
 mod publish;
 mod registry;
+mod renew;
 mod restore;
 mod retries;
 mod trim;
 mod turn;
 
 pub use conversation::Conversation;
-pub use heartbeat::heartbeat;
 pub use held::Held;
 pub use intake::Intake;
 pub use keep::Keeper;
@@ -49,6 +48,7 @@ pub use link::Link;
 pub use notices::notices;
 pub use prepare::Prompting;
 pub use registry::Registry;
+pub use renew::renew;
 pub use restore::{RestoreSettings, Restored, Restorer};
 pub use retries::Retries;
 pub use trim::trim;

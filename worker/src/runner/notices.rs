@@ -9,7 +9,7 @@ use super::link::Backoff;
 use super::{Held, Link};
 use crate::broker::Broker;
 
-/// Listens until `stop`. What is missed while the queue does not answer, heartbeats find.
+/// Listens until `stop`. What is missed while the queue does not answer, renewals find.
 pub async fn notices<B: Broker>(broker: Arc<B>, held: Held, link: Link, stop: CancellationToken) {
     let mut backoff = Backoff::default();
     loop {
@@ -23,7 +23,7 @@ pub async fn notices<B: Broker>(broker: Arc<B>, held: Held, link: Link, stop: Ca
                 held.lose(turn);
             }
             Err(error) => {
-                debug!(%error, "cancellations are found by heartbeats only");
+                debug!(%error, "cancellations are found by renewals only");
                 backoff.pause().await;
             }
         }

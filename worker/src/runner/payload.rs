@@ -12,7 +12,7 @@ use super::link::Backoff;
 use crate::broker::Broker;
 use crate::store::{Payloads, StoreError};
 
-/// How long a store that refuses is asked again before the turn is given back. Clients of remote stores try again by
+/// How long a store that refuses is asked again before the turn is requeued. Clients of remote stores try again by
 /// themselves too, so that one answer of theirs may take longer.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long an ended turn waits for its object to be removed.
@@ -25,7 +25,7 @@ impl<B: Broker> Runner<B> {
         let resolved = tokio::select! {
             resolved = resolve(self.payloads.as_ref(), stored) => resolved,
             () = lost.cancelled() => return Err(Leaving::Lost),
-            () = self.give_back.cancelled() => return Err(Leaving::GivenBack),
+            () = self.requeue.cancelled() => return Err(Leaving::Requeued),
         };
         resolved.map_err(|error| {
             // Whether it may pass or not: another worker may reach the store, and an operator may mend it meanwhile.

@@ -1,7 +1,7 @@
-//! Brings a turn's stored runs back into the pool, where that is expected to be faster than computing them.
+//! Brings a turn's stored segments back into the pool, where that is expected to be faster than computing them.
 //!
-//! Invariants: runs come into the pool in order, and the first one that is missing is the last that is asked for; at most
-//! `parallel` runs of all turns together are in memory at once; every restore ends by its deadline; what did not come is
+//! Invariants: segments come into the pool in order, and the first one that is missing is the last that is asked for; at most
+//! `parallel` segments of all turns together are in memory at once; every restore ends by its deadline; what did not come is
 //! computed.
 
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::{Instrument as _, debug, info};
 
 use crate::engine::EngineHandle;
-use crate::kv::{Run, RunData};
+use crate::kv::{Segment, SegmentData};
 use crate::observe::metrics;
 use crate::schedule::SequenceId;
 use crate::store::{BlockStore, Miss};
@@ -22,7 +22,7 @@ use crate::store::{BlockStore, Miss};
 pub struct RestoreSettings {
     /// Tokens a block.
     pub block_tokens: usize,
-    /// Runs in memory at once.
+    /// Segments in memory at once.
     pub parallel: usize,
     /// How long a restore may take, besides the time in which its tokens would be computed.
     pub base: Duration,
@@ -56,8 +56,8 @@ struct Estimate {
     prefill: Duration,
 }
 
-/// A run that is being fetched; it holds its place in memory until it is in the pool.
-type Fetch = (AbortOnDropHandle<Result<RunData, Miss>>, OwnedSemaphorePermit);
+/// A segment that is being fetched; it holds its place in memory until it is in the pool.
+type Fetch = (AbortOnDropHandle<Result<SegmentData, Miss>>, OwnedSemaphorePermit);
 
 impl Restorer {
     /// Fetches from `store` for turns in `engine`.
@@ -70,12 +70,15 @@ impl Restorer {
         &self.store
     }
 
-    /// Brings back those of `runs` that are not among the turn's first `known` blocks, and lets the turn run. To be called
+    /// Restores those of `segments` that are not among the turn's first `known` blocks, and lets the turn run. To be called
     /// when the engine says that there is room.
-    pub async fn restore(&self, id: SequenceId, runs: &[Arc<Run>], known: usize) -> Restored {
+    pub async fn restore(&self, id: SequenceId, segments: &[Arc<Segment>], known: usize) -> Restored {
         let began = Instant::now();
-        let missing: Vec<Arc<Run>> =
-            runs.iter().filter(|run| run.end_block(self.settings.block_tokens) > known).cloned().collect();
+        let missing: Vec<Arc<Segment>> = segments
+            .iter()
+            .filter(|segment| segment.end_block(self.settings.block_tokens) > known)
+            .cloned()
+            .collect();
         if missing.is_empty() {
             return Restored { tokens: 0, outcome: "restored" };
         }
@@ -98,46 +101,52 @@ impl Restorer {
         restored
     }
 
-    /// Reads runs that are not in the host cache yet into it, for a turn that has no room in the pool.
-    pub async fn prefetch(&self, runs: &[Arc<Run>]) {
+    /// Reads segments that are not in the host cache yet into it, for a turn that has no room in the pool.
+    pub async fn prefetch(&self, segments: &[Arc<Segment>]) {
         // Others wait as well; what is read last must not push out what is read first.
         let mut room = self.settings.host_cache_bytes / 2;
-        for run in runs {
-            let bytes = self.store.stored_bytes(run);
+        for segment in segments {
+            let bytes = self.store.stored_bytes(segment);
             if bytes > room {
                 return;
             }
             room -= bytes;
-            if !self.store.is_cached(&run.id) {
+            if !self.store.is_cached(&segment.id) {
                 let _place = self.in_memory.acquire().await;
-                if self.store.fetch(run).await.is_err() {
+                if self.store.fetch(segment).await.is_err() {
                     return;
                 }
             }
         }
     }
 
-    async fn bring(&self, id: SequenceId, runs: Vec<Arc<Run>>, known: usize, deadline: Instant) -> Restored {
+    async fn bring(
+        &self,
+        id: SequenceId,
+        segments: Vec<Arc<Segment>>,
+        known: usize,
+        deadline: Instant,
+    ) -> Restored {
         let mut end = known;
-        let wanted = runs.len();
-        let mut fetches = self.fetch_all(runs.clone());
+        let wanted = segments.len();
+        let mut fetches = self.fetch_all(segments.clone());
         let in_order = async {
-            for (count, run) in runs.iter().enumerate() {
+            for (count, segment) in segments.iter().enumerate() {
                 let Some((fetch, place)) = fetches.recv().await else { return count };
                 let fetched = fetch.await.unwrap_or_else(|error| Err(Miss::Unreachable(error.to_string())));
                 let data = match fetched {
                     Ok(data) => data,
                     Err(miss) => {
-                        debug!(run = %run.id.last, %miss, "the turn is computed from here on");
+                        debug!(segment = %segment.id.last, %miss, "the turn is computed from here on");
                         return count;
                     }
                 };
                 if !matches!(self.engine.import(id, data).await, Ok(true)) {
-                    debug!(run = %run.id.last, "the turn gave way, and is computed from here on");
+                    debug!(segment = %segment.id.last, "the turn was preempted, and is computed from here on");
                     return count;
                 }
                 drop(place);
-                end = run.end_block(self.settings.block_tokens);
+                end = segment.end_block(self.settings.block_tokens);
             }
             wanted
         };
@@ -152,17 +161,17 @@ impl Restorer {
     }
 
     /// Begins fetching in order, as many at once as may be in memory. Dropping what is returned ends it.
-    fn fetch_all(&self, runs: Vec<Arc<Run>>) -> mpsc::Receiver<Fetch> {
+    fn fetch_all(&self, segments: Vec<Arc<Segment>>) -> mpsc::Receiver<Fetch> {
         let (sender, receiver) = mpsc::channel(self.settings.parallel.max(1));
         let (store, in_memory) = (self.store.clone(), self.in_memory.clone());
         let fetch_all = async move {
-            for run in runs {
+            for segment in segments {
                 let place = tokio::select! {
                     place = in_memory.clone().acquire_owned() => place.expect("the semaphore is never closed"),
                     () = sender.closed() => return,
                 };
                 let store = store.clone();
-                let fetch = tokio::spawn(async move { store.fetch(&run).await }.in_current_span());
+                let fetch = tokio::spawn(async move { store.fetch(&segment).await }.in_current_span());
                 if sender.send((AbortOnDropHandle::new(fetch), place)).await.is_err() {
                     return;
                 }
@@ -172,17 +181,17 @@ impl Restorer {
         receiver
     }
 
-    fn estimate(&self, runs: &[Arc<Run>], known: usize) -> Estimate {
-        let tokens = runs.last().map_or(0, |run| {
-            (run.end_block(self.settings.block_tokens) - known) * self.settings.block_tokens
+    fn estimate(&self, segments: &[Arc<Segment>], known: usize) -> Estimate {
+        let tokens = segments.last().map_or(0, |segment| {
+            (segment.end_block(self.settings.block_tokens) - known) * self.settings.block_tokens
         });
         let prefill = Duration::from_secs_f64(tokens as f64 / self.engine.prefill_rate());
-        let far: Vec<_> = runs.iter().filter(|run| !self.store.is_cached(&run.id)).collect();
+        let far: Vec<_> = segments.iter().filter(|segment| !self.store.is_cached(&segment.id)).collect();
         if far.is_empty() {
             return Estimate { restore: Duration::ZERO, prefill };
         }
         let cost = self.store.fetch_cost();
-        let bytes: usize = far.iter().map(|run| self.store.stored_bytes(run)).sum();
+        let bytes: usize = far.iter().map(|segment| self.store.stored_bytes(segment)).sum();
         let rounds = far.len().div_ceil(self.settings.parallel.max(1)) as u32;
         let transfer = Duration::try_from_secs_f64(bytes as f64 / cost.bytes_per_second);
         Estimate {

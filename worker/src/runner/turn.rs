@@ -12,7 +12,7 @@ use tracing::{Instrument, debug, warn};
 use turnmill_schema::{DeadReason, Message, PayloadReference, StoredTurn, Turn, Usage};
 
 use super::conversation::Conversation;
-use super::held::{HeldLease, HeldToken};
+use super::held::{HeldLease, HeldTicket};
 use super::keep::Keeper;
 use super::leave::{Leaving, Reason, lost_to};
 use super::prepare::{Leased, Prompting, Work};
@@ -22,7 +22,7 @@ use super::retries::Retries;
 use super::{Held, Link};
 use crate::broker::{Broker, Claim, Lease};
 use crate::engine::{EngineHandle, MadeToken, Progress, Saving, Start};
-use crate::kv::Run;
+use crate::kv::Segment;
 use crate::model::Prompt;
 use crate::observe::{Claimed, Traces, TurnSpan};
 use crate::schedule::SequenceId;
@@ -63,8 +63,8 @@ pub struct Runner<B> {
     pub settings: RunnerSettings,
     /// Cancelled when the worker drains: it takes no agent's next turn any more.
     pub stop_claiming: CancellationToken,
-    /// Cancelled when the drain window is over: what still runs is given back.
-    pub give_back: CancellationToken,
+    /// Cancelled when the drain window is over: what still runs is requeued.
+    pub requeue: CancellationToken,
     /// The next sequence's id.
     pub sequences: AtomicU64,
 }
@@ -99,21 +99,21 @@ pub(super) struct Kept {
     pub(super) conversation: Option<Conversation>,
 }
 
-/// A turn that has no room in the pool for so long gets its stored runs read into the host cache.
+/// A turn that has no room in the pool for so long gets its stored segments read into the host cache.
 const PREFETCH_AFTER: Duration = Duration::from_millis(20);
 
 impl<B: Broker> Runner<B> {
-    /// Runs a leased turn to its end. `token` is what it was leased with; the one returned stands for the agent's next
+    /// Runs a leased turn to its end. `ticket` is what it was leased with; the one returned stands for the agent's next
     /// turn, which this worker may go on with.
-    pub async fn run(&self, claim: Claim, claimed: Claimed, token: HeldToken) -> Option<HeldToken> {
+    pub async fn run(&self, claim: Claim, claimed: Claimed, ticket: HeldTicket) -> Option<HeldTicket> {
         let request = match &claim.turn {
             Ok(StoredTurn::Inline(turn)) => Some(turn.request_id()),
             Ok(StoredTurn::Reference(_)) | Err(_) => None,
         };
         let span = TurnSpan::new(&claim.lease, request.as_ref());
         let held = self.held.add_lease(claim.lease.clone());
-        // Only now: between the two heartbeats would miss it.
-        drop(token);
+        // Only now: between the two renewals would miss it.
+        drop(ticket);
         let log = span.log().clone();
         self.run_claim(claim, claimed, held, span).instrument(log).await
     }
@@ -124,7 +124,7 @@ impl<B: Broker> Runner<B> {
         claimed: Claimed,
         held: HeldLease,
         span: TurnSpan,
-    ) -> Option<HeldToken> {
+    ) -> Option<HeldTicket> {
         let mut attempt = Attempt {
             lease: claim.lease.clone(),
             payload: claim.turn.as_ref().ok().and_then(StoredTurn::reference),
@@ -220,7 +220,7 @@ impl<B: Broker> Runner<B> {
         let stored = work.conversation.as_ref().map_or_else(Vec::new, |of| of.stored.clone());
         let saving = work.conversation.map(|conversation| Saving {
             grid: conversation.grid,
-            only_shared: attempt.lease.token.agent.is_lone(),
+            only_shared: attempt.lease.ticket.agent.is_lone(),
         });
         let start = Start {
             id,
@@ -231,40 +231,42 @@ impl<B: Broker> Runner<B> {
             namespace: self.prompting.namespace.for_tenant(work.turn.tenant.as_str()),
             priority: work.turn.priority,
             alone,
-            restorable_blocks: stored.last().map_or(0, |run| run.end_block(self.prompting.block_tokens)),
+            restorable_blocks: stored
+                .last()
+                .map_or(0, |segment| segment.end_block(self.prompting.block_tokens)),
             saving,
             progress: sender,
         };
         if self.engine.start(start).await.is_err() {
-            return Leaving::GivenBack;
+            return Leaving::Requeued;
         }
         let guard = StopOnDrop { engine: Some(self.engine.clone()), id };
         let expires = attempt.deadline;
         let leaving = tokio::select! {
             leaving = self.receive(attempt, publisher, &mut progress, (id, stored)) => leaving,
             () = lost.cancelled() => Leaving::Lost,
-            () = self.give_back.cancelled() => Leaving::GivenBack,
+            () = self.requeue.cancelled() => Leaving::Requeued,
             () = until(expires) => Leaving::Expired,
         };
         guard.disarm();
-        if matches!(leaving, Leaving::GivenBack | Leaving::Lost | Leaving::Expired) {
+        if matches!(leaving, Leaving::Requeued | Leaving::Lost | Leaving::Expired) {
             // An engine that is gone needs no stopping.
-            let _ = self.engine.stop(id, matches!(leaving, Leaving::GivenBack)).await;
+            let _ = self.engine.stop(id, matches!(leaving, Leaving::Requeued)).await;
         }
-        if matches!(leaving, Leaving::GivenBack | Leaving::Expired | Leaving::Failed(_)) {
+        if matches!(leaving, Leaving::Requeued | Leaving::Expired | Leaving::Failed(_)) {
             self.publish_rest(attempt, publisher, &mut progress, lost).await;
         }
         leaving
     }
 
-    /// Publishes tokens as they come, until the turn is over. Before the first one the `stored` runs come back, where the
+    /// Publishes tokens as they come, until the turn is over. Before the first one the `stored` segments come back, where the
     /// pool lacks them.
     async fn receive(
         &self,
         attempt: &mut Attempt,
         publisher: &mut Publisher<B>,
         progress: &mut mpsc::Receiver<Progress>,
-        (id, stored): (SequenceId, Vec<Arc<Run>>),
+        (id, stored): (SequenceId, Vec<Arc<Segment>>),
     ) -> Leaving {
         let mut prefetch = self.prefetch(&stored);
         loop {
@@ -286,7 +288,7 @@ impl<B: Broker> Runner<B> {
                         attempt.span.restored(began, outcome, tokens);
                     }
                     if self.engine.end_restore(id).await.is_err() {
-                        return Leaving::GivenBack;
+                        return Leaving::Requeued;
                     }
                 }
                 Some(Progress::Admitted { cached_tokens, at }) => {
@@ -308,13 +310,13 @@ impl<B: Broker> Runner<B> {
                 Some(Progress::Failed(text)) => {
                     return Leaving::failed(DeadReason::Attempts, Reason::plain(text));
                 }
-                None => return Leaving::GivenBack,
+                None => return Leaving::Requeued,
             }
         }
     }
 
-    /// Brings stored runs into the host cache while the turn waits for room; until the handle is dropped.
-    fn prefetch(&self, stored: &[Arc<Run>]) -> Option<AbortOnDropHandle<()>> {
+    /// Brings stored segments into the host cache while the turn waits for room; until the handle is dropped.
+    fn prefetch(&self, stored: &[Arc<Segment>]) -> Option<AbortOnDropHandle<()>> {
         let keeper = self.keeper.clone().filter(|_| !stored.is_empty())?;
         let stored = stored.to_vec();
         let fetch = async move {

@@ -13,7 +13,7 @@
 //!   itself. So the most senior always makes progress, and since no sequence can outgrow the pool, everyone
 //!   ends.
 //! * **Restores.** A sequence whose blocks come back from elsewhere is admitted like any other, with room for all its
-//!   tokens, and is not planned until they have come. It counts as running, and gives way like any running one.
+//!   tokens, and is not planned until they have come. It counts as running, and is preempted like any running one.
 //! * **Proposals.** A decoding sequence may get further rows for tokens it may go on with; see [`super::speculate`].
 //! * **Alone.** While a sequence that runs alone is there, every other step is that of the most senior such
 //!   sequence, and the steps between are for all others.

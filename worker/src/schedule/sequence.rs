@@ -108,7 +108,7 @@ impl Sequence {
         }
     }
 
-    /// Orders sequences by who gives way last: interactive before batch, then the older one.
+    /// Orders sequences by who is preempted last: interactive before batch, then the older one.
     pub fn seniority(&self) -> (bool, u64) {
         (self.priority == Priority::Batch, self.arrival)
     }

@@ -37,7 +37,7 @@ impl Waiting {
     }
 
     /// Queues a preempted sequence: an interactive one goes back by its age, which is to the head. A batch
-    /// one comes back as an interactive one that arrived just now: nothing older gives way to it, and nothing
+    /// one comes back as an interactive one that arrived just now: nothing older is preempted for it, and nothing
     /// younger can push it out again, so it is not starved by a stream of interactive turns.
     pub fn put_back(&mut self, mut sequence: Sequence) {
         match sequence.priority {

@@ -1,4 +1,4 @@
-//! What lies in the object store: the payloads of turns too large for Redis, and runs of KV blocks.
+//! What lies in the object store: the payloads of turns too large for Redis, and segments of KV blocks.
 //!
 //! Invariants: what is read is checked before it is used; no error text carries a password. This is the only room that
 //! knows the object_store crate.
@@ -21,7 +21,7 @@ pub use open::open;
 pub use payload::Payloads;
 pub use trim::{Trimmed, trim};
 
-/// Where damaged runs are put, under the same names: out of the way of what is written anew, until they are collected.
+/// Where damaged segments are put, under the same names: out of the way of what is written anew, until they are collected.
 const DAMAGED: &str = "kv-damaged";
 
 /// What can go wrong between a worker and its object store.

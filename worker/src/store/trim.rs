@@ -1,6 +1,6 @@
 //! A folder keeps to its limit: what was stored longest ago goes first.
 //!
-//! Invariant: only folders are trimmed, and only runs are removed. A run that goes costs prefill, like any that is
+//! Invariant: only folders are trimmed, and only segments are removed. A segment that goes costs prefill, like any that is
 //! missing; buckets have rules of their own for what grows old, and `kv gc` knows what nobody needs.
 
 use std::collections::HashSet;
@@ -11,7 +11,7 @@ use super::StoreError;
 use super::inventory::{Folder, Inventory, Object};
 use crate::kv::PrefixHash;
 
-/// What is left, of a hundred parts of the limit, so that not every new run costs an old one.
+/// What is left, of a hundred parts of the limit, so that not every new segment costs an old one.
 const LEFT_PERCENT: u64 = 90;
 
 /// What was removed, and what is left.
@@ -21,14 +21,14 @@ pub struct Trimmed {
     pub objects: u64,
     /// Their bytes.
     pub bytes: u64,
-    /// The last blocks of the runs that are left.
+    /// The last blocks of the segments that are left.
     pub left: HashSet<PrefixHash>,
 }
 
-/// Removes the oldest runs where all of the queue's take more than `limit` bytes, until they take a tenth less.
+/// Removes the oldest segments where all of the queue's take more than `limit` bytes, until they take a tenth less.
 pub async fn trim(inventory: &Inventory, limit: u64) -> Result<Trimmed, StoreError> {
     let mut objects: Vec<Object> = inventory.list(Folder::Damaged).try_collect().await?;
-    objects.extend(inventory.list(Folder::Runs).try_collect::<Vec<_>>().await?);
+    objects.extend(inventory.list(Folder::Segments).try_collect::<Vec<_>>().await?);
     let mut total: u64 = objects.iter().map(|object| object.bytes).sum();
     objects.sort_by_key(|object| object.modified_ms);
     let target = if total > limit { limit / 100 * LEFT_PERCENT } else { total };
@@ -39,7 +39,7 @@ pub async fn trim(inventory: &Inventory, limit: u64) -> Result<Trimmed, StoreErr
             trimmed.objects += 1;
             trimmed.bytes += object.bytes;
             paths.push(object.path);
-        } else if let Some(name) = inventory.run_at(&object.path) {
+        } else if let Some(name) = inventory.segment_at(&object.path) {
             trimmed.left.insert(PrefixHash(name.hash.0));
         }
     }
@@ -69,7 +69,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_oldest_runs_go_until_a_tenth_of_the_limit_is_free() {
+    async fn the_oldest_segments_go_until_a_tenth_of_the_limit_is_free() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let name = |hours: u64| format!("{}/00/00{hours:062}", "ab".repeat(32));
         (1..=10).for_each(|hours| write(folder.path(), &name(hours), hours));

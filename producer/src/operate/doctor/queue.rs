@@ -1,4 +1,4 @@
-//! Checks of the queue: types under its keys, scripts, lag, tokens nobody keeps alive, workers, dead letters.
+//! Checks of the queue: types under its keys, scripts, lag, tickets nobody keeps alive, workers, dead letters.
 
 use redis::{RedisResult, Value};
 use turnmill_schema::keys::{GROUP, Keys};
@@ -10,9 +10,9 @@ use crate::operate::Operator;
 use crate::operate::Scope;
 use crate::operate::dead::DeadQuery;
 
-/// A token that nobody kept alive for so many leases is stuck: any worker would have reclaimed it.
+/// A ticket that nobody kept alive for so many leases is stuck: any worker would have reclaimed it.
 const STUCK_LEASES: u64 = 3;
-/// Stuck tokens that are counted at most.
+/// Stuck tickets that are counted at most.
 const MAX_STUCK: u64 = 1000;
 /// Keys whose types are looked at, at most.
 const MAX_KEYS: usize = 100_000;
@@ -117,7 +117,7 @@ impl Operator {
         checks
     }
 
-    /// Tokens that were delivered and that nobody kept alive or reclaimed since.
+    /// Tickets that were delivered and that nobody kept alive or reclaimed since.
     async fn stuck(&self, lease_ms: u64) -> Result<Check, ProducerError> {
         let idle_ms = lease_ms.saturating_mul(STUCK_LEASES);
         let mut stuck = 0;
@@ -125,10 +125,10 @@ impl Operator {
             stuck += self.stuck_of(&keys, idle_ms).await?;
         }
         if stuck == 0 {
-            return Ok(Check::ok("stuck", format!("no token is idle for longer than {idle_ms} ms")));
+            return Ok(Check::ok("stuck", format!("no ticket is idle for longer than {idle_ms} ms")));
         }
         let more = if stuck >= MAX_STUCK { " or more" } else { "" };
-        let found = format!("{stuck}{more} tokens are idle for longer than {idle_ms} ms");
+        let found = format!("{stuck}{more} tickets are idle for longer than {idle_ms} ms");
         Ok(Check::fail("stuck", found, "start a worker: a live one reclaims them within two of its leases"))
     }
 

@@ -83,10 +83,10 @@ fn is_completed(turn: &StoredTurn) -> bool {
 
 /// After its last turn an agent is idle and nobody's.
 fn rest(agent: &AgentId, found: &StoredAgent) -> Vec<Finding> {
-    let StoredAgent { state, owner, token, backlog, .. } = found;
-    let idle = state.as_deref() == Some("idle") && owner.is_none() && token.is_none() && *backlog == 0;
+    let StoredAgent { state, owner, ticket, backlog, .. } = found;
+    let idle = state.as_deref() == Some("idle") && owner.is_none() && ticket.is_none() && *backlog == 0;
     let detail = format!(
-        "every turn ended, and it is {}, owner {owner:?}, token {token:?}, {backlog} waiting",
+        "every turn ended, and it is {}, owner {owner:?}, ticket {ticket:?}, {backlog} waiting",
         state.as_deref().unwrap_or("gone")
     );
     if idle { Vec::new() } else { vec![Finding::new(Violation::PostFence, agent, detail)] }

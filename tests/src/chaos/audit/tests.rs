@@ -10,7 +10,7 @@ use turnmill_schema::{
 };
 
 use super::*;
-use crate::chaos::kept::KeptRun;
+use crate::chaos::kept::KeptSegment;
 use crate::chaos::ledger::Words;
 use crate::chaos::stored::{Entry, StoredAgent, StoredTurn};
 
@@ -44,9 +44,11 @@ impl Run {
         rename(&mut there, &ids, &turns);
         let kept = Kept { queue: tenant, objects: BTreeMap::new() };
         let mut run = Self { ledger, stored, kept, undisturbed: Undisturbed { turns, stored: there } };
-        for kept in
-            [kept_run(None, 1, 0..256), kept_run(Some(1), 2, 256..272), kept_run(Some(2), 3, 272..288)]
-        {
+        for kept in [
+            kept_segment(None, 1, 0..256),
+            kept_segment(Some(1), 2, 256..272),
+            kept_segment(Some(2), 3, 272..288),
+        ] {
             run.keep(kept.start.hash, Ok(kept));
         }
         run.agent().manifest = Some(manifest());
@@ -54,7 +56,7 @@ impl Run {
     }
 
     /// Puts an object where the run `hash` has to be.
-    fn keep(&mut self, hash: Digest, object: Result<KeptRun, String>) {
+    fn keep(&mut self, hash: Digest, object: Result<KeptSegment, String>) {
         self.kept.objects.insert(self.kept.path(&NAMESPACE, &hash), object);
     }
 
@@ -89,9 +91,9 @@ impl Run {
 const NAMESPACE: Digest = Digest([9; 32]);
 
 /// A run whose name and whose parent's name are one byte each, many times.
-fn kept_run(parent: Option<u8>, hash: u8, tokens: Range<usize>) -> KeptRun {
+fn kept_segment(parent: Option<u8>, hash: u8, tokens: Range<usize>) -> KeptSegment {
     let parent = parent.map(|parent| Digest([parent; 32]));
-    KeptRun {
+    KeptSegment {
         start: HeaderStart { flags: 0, namespace: NAMESPACE, parent, hash: Digest([hash; 32]) },
         tokens,
     }
@@ -297,7 +299,7 @@ fn post_fence_is_also_what_contradicts_the_end() {
     let changes: [fn(&mut StoredAgent); 4] = [
         |agent| agent.state = Some("leased".into()),
         |agent| agent.owner = Some("w1-1:x".into()),
-        |agent| agent.token = Some("1-1".into()),
+        |agent| agent.ticket = Some("1-1".into()),
         |agent| agent.backlog = 1,
     ];
     for change in changes {
@@ -340,15 +342,15 @@ fn a_manifest_is_broken_that_names_what_is_not_there() {
 #[test]
 fn a_manifest_is_broken_whose_runs_do_not_lead_to_the_first_token() {
     let chains = [
-        // The first one begins late; a gap; an overlap; a run without tokens, which names itself.
-        kept_run(None, 2, 256..272),
-        kept_run(Some(1), 2, 257..272),
-        kept_run(Some(1), 2, 240..272),
-        kept_run(Some(2), 2, 272..272),
-        kept_run(Some(3), 2, 256..272),
-        kept_run(Some(7), 2, 256..272),
+        // The first one begins late; a gap; an overlap; a segment without tokens, which names itself.
+        kept_segment(None, 2, 256..272),
+        kept_segment(Some(1), 2, 257..272),
+        kept_segment(Some(1), 2, 240..272),
+        kept_segment(Some(2), 2, 272..272),
+        kept_segment(Some(3), 2, 256..272),
+        kept_segment(Some(7), 2, 256..272),
         // There is nothing before the first token.
-        kept_run(Some(1), 2, 0..272),
+        kept_segment(Some(1), 2, 0..272),
     ];
     for chain in chains {
         expect(|run| run.keep(Digest([2; 32]), Ok(chain)), &[(Broken, None)]);
@@ -370,7 +372,7 @@ fn an_object_is_a_finding_that_is_damaged_or_another_run_and_so_is_the_manifest_
         expect(|run| other(run, |start| start.hash = Digest([8; 32])), &expected);
     }
     let elsewhere = |run: &mut Run| {
-        run.kept.objects.insert("kv-damaged/t/x".into(), Ok(kept_run(None, 1, 0..256)));
+        run.kept.objects.insert("kv-damaged/t/x".into(), Ok(kept_segment(None, 1, 0..256)));
     };
     expect(elsewhere, &[(Broken, None)]);
 }

@@ -14,7 +14,7 @@ use turnmill_schema::{
 use super::enqueue::Producer;
 use super::{BATCH_TURNS, Bench, BenchError, Latency, ROOM, per_second};
 use crate::broker::redis::RedisBroker;
-use crate::broker::{Broker, BrokerError, Claim, Ending, ReadyToken};
+use crate::broker::{Broker, BrokerError, Claim, Ending, Ticket};
 
 /// Turns that wait at most while cycles are measured: enough that no worker ever waits for one.
 const MAX_WAITING: usize = 20_000;
@@ -137,11 +137,11 @@ async fn work(broker: Arc<RedisBroker>, shared: Arc<Shared>) -> Result<(), Bench
     while !shared.over() {
         let permit = room.acquire().await.expect("the semaphore is never closed");
         drop(permit);
-        for token in broker.read(room.available_permits()).await? {
+        for ticket in broker.read(room.available_permits()).await? {
             let place = room.clone().acquire_owned().await.expect("the semaphore is never closed");
             let (broker, shared) = (broker.clone(), shared.clone());
             tokio::spawn(async move {
-                if let Err(error) = run_agent(&broker, token, &shared).await {
+                if let Err(error) = run_agent(&broker, ticket, &shared).await {
                     tracing::warn!(%error, "a cycle failed");
                 }
                 drop(place);
@@ -151,10 +151,10 @@ async fn work(broker: Arc<RedisBroker>, shared: Arc<Shared>) -> Result<(), Bench
     Ok(())
 }
 
-async fn run_agent(broker: &RedisBroker, token: ReadyToken, shared: &Shared) -> Result<(), BrokerError> {
-    let mut next = Some(token);
-    while let Some(token) = next {
-        let Some(claim) = broker.lease(&token).await? else { return Ok(()) };
+async fn run_agent(broker: &RedisBroker, ticket: Ticket, shared: &Shared) -> Result<(), BrokerError> {
+    let mut next = Some(ticket);
+    while let Some(ticket) = next {
+        let Some(claim) = broker.lease(&ticket).await? else { return Ok(()) };
         if let Some(enqueued) = shared.lock_enqueued().remove(&claim.lease.turn) {
             shared.lock_waits().push(enqueued.elapsed());
         }
@@ -185,7 +185,7 @@ fn ending(claim: &Claim, delta: Delta) -> Ending {
         entry: Some(entry),
         reply: Some(delta),
         reason: None,
-        hand_over: true,
+        continues: true,
         manifest: None,
     }
 }

@@ -24,8 +24,8 @@ pub(super) async fn append(bench: &Bench) -> Result<f64, BenchError> {
     let mut running = Vec::new();
     for worker in 0..bench.options.workers {
         let broker = Arc::new(bench.broker(&format!("f{worker}")).await?);
-        let tokens = broker.read(ROOM).await?;
-        let leased = try_join_all(tokens.iter().map(|token| broker.lease(token))).await?;
+        let tickets = broker.read(ROOM).await?;
+        let leased = try_join_all(tickets.iter().map(|ticket| broker.lease(ticket))).await?;
         running.extend(leased.into_iter().flatten().map(|claim| (broker.clone(), claim.lease)));
     }
     if running.len() < turns {

@@ -157,7 +157,7 @@ impl Bench {
             keep_stream_ms: 10_000,
             retained_bytes: 256 << 20,
             tenant_max_running: 0,
-            max_handovers: 4,
+            max_continues: 4,
         };
         Ok(RedisBroker::connect(settings).await?)
     }

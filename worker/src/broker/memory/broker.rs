@@ -10,9 +10,7 @@ use super::held::Held;
 use super::link::Link;
 use super::state::State;
 use super::{MemoryQueue, MemorySettings, Mutation};
-use crate::broker::{
-    Beat, Broker, BrokerError, Claim, Ending, Lease, Orders, QueueCounts, ReadyToken, Retry,
-};
+use crate::broker::{Broker, BrokerError, Claim, Ending, Lease, Orders, QueueCounts, Renewal, Retry, Ticket};
 
 /// How long a read waits.
 const READ_WAIT_MS: u64 = 2000;
@@ -33,16 +31,16 @@ pub struct MemoryBroker {
 /// The state of reading.
 #[derive(Debug)]
 struct Reader {
-    /// Tokens may be pending to us that we did not hear of.
+    /// Tickets may be pending to us that we did not hear of.
     recovering: bool,
-    /// Interactive tokens since the last one of a batch agent.
+    /// Interactive tickets since the last one of a batch agent.
     since_batch: usize,
 }
 
 impl MemoryBroker {
     pub(super) fn new(queue: MemoryQueue, settings: MemorySettings, link: Arc<dyn Link>) -> Self {
         let notices = Mutex::new(queue.step(|state| state.notices.subscribe()));
-        // An earlier process of this name may have held tokens.
+        // An earlier process of this name may have held tickets.
         let reader = Mutex::new(Reader { recovering: true, since_batch: 0 });
         Self { queue, settings, link, reader, notices, held: Held::default() }
     }
@@ -71,25 +69,25 @@ impl MemoryBroker {
     }
 
     /// What is to be read now; otherwise when to look again at the latest.
-    fn try_read(&self, reader: &mut Reader, room: usize, until_ms: u64) -> Result<Vec<ReadyToken>, u64> {
+    fn try_read(&self, reader: &mut Reader, room: usize, until_ms: u64) -> Result<Vec<Ticket>, u64> {
         let worker = &self.settings.worker;
         self.queue.step(|state| {
-            let mut tokens = Vec::new();
+            let mut tickets = Vec::new();
             if reader.recovering {
-                let is_free = |token, owner: &str, _| owner == worker && !self.held.has(token);
-                tokens = state.claim_pending(worker, room, is_free);
+                let is_free = |ticket, owner: &str, _| owner == worker && !self.held.has(ticket);
+                tickets = state.claim_pending(worker, room, is_free);
             }
             state.promote(&self.settings);
             if !state.paused {
-                tokens.extend(state.read(worker, room - tokens.len(), &mut reader.since_batch));
+                tickets.extend(state.read(worker, room - tickets.len(), &mut reader.since_batch));
             }
             let due_ms = state.delayed.first().map_or(until_ms, |(due_ms, _)| *due_ms);
-            let is_over = !tokens.is_empty() || state.now_ms >= until_ms;
-            if is_over { Ok(tokens) } else { Err(due_ms.clamp(state.now_ms + 1, until_ms)) }
+            let is_over = !tickets.is_empty() || state.now_ms >= until_ms;
+            if is_over { Ok(tickets) } else { Err(due_ms.clamp(state.now_ms + 1, until_ms)) }
         })
     }
 
-    async fn read_or_wait(&self, reader: &mut Reader, room: usize) -> Vec<ReadyToken> {
+    async fn read_or_wait(&self, reader: &mut Reader, room: usize) -> Vec<Ticket> {
         let readable = self.queue.step(|state| Arc::clone(&state.readable));
         let until_ms = self.queue.clock.now_ms() + READ_WAIT_MS;
         loop {
@@ -97,7 +95,7 @@ impl MemoryBroker {
             // From here on nothing that becomes readable is missed.
             changed.as_mut().enable();
             match self.try_read(reader, room, until_ms) {
-                Ok(tokens) => return tokens,
+                Ok(tickets) => return tickets,
                 Err(look_again_ms) => {
                     let timer = self.queue.clock.until(look_again_ms);
                     tokio::select! { biased; () = changed => {} () = timer => {} }
@@ -108,7 +106,7 @@ impl MemoryBroker {
 }
 
 impl Broker for MemoryBroker {
-    async fn read(&self, room: usize) -> Result<Vec<ReadyToken>, BrokerError> {
+    async fn read(&self, room: usize) -> Result<Vec<Ticket>, BrokerError> {
         if room == 0 {
             return Ok(Vec::new());
         }
@@ -116,41 +114,40 @@ impl Broker for MemoryBroker {
         let was_recovering = std::mem::replace(&mut reader.recovering, true);
         self.link.request("read").await?;
         let mut reading = Reader { recovering: was_recovering, since_batch: reader.since_batch };
-        let tokens = self.read_or_wait(&mut reading, room).await;
+        let tickets = self.read_or_wait(&mut reading, room).await;
         self.link.reply("read").await?;
         // There may be more that we did not hear of than there was room for.
-        *reader = Reader { recovering: was_recovering && tokens.len() == room, ..reading };
-        Ok(self.held.take(tokens))
+        *reader = Reader { recovering: was_recovering && tickets.len() == room, ..reading };
+        Ok(self.held.take(tickets))
     }
 
-    async fn reclaim(&self, room: usize) -> Result<Vec<ReadyToken>, BrokerError> {
-        let tokens = self.call("reclaim", |state, settings| {
+    async fn reclaim(&self, room: usize) -> Result<Vec<Ticket>, BrokerError> {
+        let tickets = self.call("reclaim", |state, settings| {
             if state.mutation == Mutation::NoReclaim {
                 return Vec::new();
             }
-            let is_free = |token, _: &str, idle_ms| idle_ms >= settings.lease_ms && !self.held.has(token);
+            let is_free = |ticket, _: &str, idle_ms| idle_ms >= settings.lease_ms && !self.held.has(ticket);
             state.claim_pending(&settings.worker, room, is_free)
         });
-        Ok(self.held.take(tokens.await?))
+        Ok(self.held.take(tickets.await?))
     }
 
-    async fn lease(&self, token: &ReadyToken) -> Result<Option<Claim>, BrokerError> {
-        let claim = self.call("lease", |state, settings| state.lease(settings, token)).await?;
+    async fn lease(&self, ticket: &Ticket) -> Result<Option<Claim>, BrokerError> {
+        let claim = self.call("lease", |state, settings| state.lease(settings, ticket)).await?;
         match &claim {
             Some(claim) => self.held.lease(&claim.lease),
-            None => self.held.drop_token(token),
+            None => self.held.drop_ticket(ticket),
         }
         Ok(claim)
     }
 
-    async fn heartbeat(&self, held: &[Lease], unleased: &[ReadyToken]) -> Result<Beat, BrokerError> {
-        let beat =
-            self.call("heartbeat", |state, settings| state.heartbeat(&settings.worker, held, unleased));
-        // A lost token that is not leased stays in our hands until its lease says so: a late answer must not drop one
+    async fn renew(&self, held: &[Lease], unleased: &[Ticket]) -> Result<Renewal, BrokerError> {
+        let renewal = self.call("renew", |state, settings| state.renew(&settings.worker, held, unleased));
+        // A lost ticket that is not leased stays in our hands until its lease says so: a late answer must not drop one
         // that came again meanwhile.
-        let lost = beat.await?;
+        let lost = renewal.await?;
         lost.iter().for_each(|lease| self.held.end_lease(lease));
-        Ok(Beat { lost: lost.into_iter().map(|lease| lease.turn).collect() })
+        Ok(Renewal { lost: lost.into_iter().map(|lease| lease.turn).collect() })
     }
 
     async fn next_cancelled(&self) -> Result<TurnId, BrokerError> {
@@ -158,7 +155,7 @@ impl Broker for MemoryBroker {
         loop {
             match notices.recv().await {
                 Ok(turn) => return Ok(turn),
-                // Heartbeats find what was missed.
+                // Renewals find what was missed.
                 Err(broadcast::error::RecvError::Lagged(_)) => {}
                 Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
             }
@@ -170,20 +167,20 @@ impl Broker for MemoryBroker {
         self.note_fenced(lease, appended)
     }
 
-    async fn finish(&self, lease: &Lease, ending: &Ending) -> Result<Option<ReadyToken>, BrokerError> {
+    async fn finish(&self, lease: &Lease, ending: &Ending) -> Result<Option<Ticket>, BrokerError> {
         let finished = self.call("finish", |state, settings| state.finish(settings, lease, ending)).await?;
         if self.note_fenced(lease, finished)? {
-            return Ok(self.held.hand_over(lease).then(|| lease.token.clone()));
+            return Ok(self.held.continue_with_next(lease).then(|| lease.ticket.clone()));
         }
         self.held.end_lease(lease);
         Ok(None)
     }
 
-    async fn release(&self, lease: &Lease, manifest: Option<&Manifest>) -> Result<(), BrokerError> {
+    async fn requeue(&self, lease: &Lease, manifest: Option<&Manifest>) -> Result<(), BrokerError> {
         let manifest = manifest.copied();
-        let released =
-            self.call("release", |state, settings| state.release(settings, lease, manifest)).await?;
-        self.note_fenced(lease, released)?;
+        let requeued =
+            self.call("requeue", |state, settings| state.requeue(settings, lease, manifest)).await?;
+        self.note_fenced(lease, requeued)?;
         self.held.end_lease(lease);
         Ok(())
     }
@@ -206,9 +203,9 @@ impl Broker for MemoryBroker {
         Ok(retried)
     }
 
-    async fn put_back(&self, token: &ReadyToken) -> Result<(), BrokerError> {
-        self.call("put_back", |state, settings| state.put_back(&settings.worker, token)).await?;
-        self.held.drop_token(token);
+    async fn return_ticket(&self, ticket: &Ticket) -> Result<(), BrokerError> {
+        self.call("return_ticket", |state, settings| state.return_ticket(&settings.worker, ticket)).await?;
+        self.held.drop_ticket(ticket);
         Ok(())
     }
 

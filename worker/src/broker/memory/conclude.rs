@@ -5,7 +5,7 @@ use turnmill_schema::{
 };
 
 use super::operate::DeadLetter;
-use super::ready::Token;
+use super::ready::TicketKey;
 use super::state::{Ended, Hold, PACE_ENDS, Place, State, TurnRecord};
 
 /// What an ended turn takes besides its texts and tokens, roughly.
@@ -52,8 +52,8 @@ impl Conclusion {
 
 impl State {
     /// Ends the head of its agent's backlog. True where the caller's worker goes on with the agent's next turn under
-    /// the same token, if `keep_token` asks for that.
-    pub(super) fn conclude(&mut self, conclusion: Conclusion, keep_token: bool) -> bool {
+    /// the same ticket, if `keep_ticket` asks for that.
+    pub(super) fn conclude(&mut self, conclusion: Conclusion, keep_ticket: bool) -> bool {
         let turn = &self.turns[&conclusion.turn];
         let (id, enqueued_ms) = (turn.agent.clone(), turn.enqueued_ms);
         let (epoch, failed) = (conclusion.epoch, conclusion.end.outcome == Outcome::Failed);
@@ -75,23 +75,23 @@ impl State {
         if let Some(next) = self.head(&id) {
             self.open.insert((self.turns[&next].enqueued_ms, id.clone()));
         }
-        if let Place::Ready(token) | Place::Leased { token, .. } = self.agent_mut(&id).place {
-            if keep_token && self.may_keep(token, &id) {
-                self.agent_mut(&id).place = Place::Ready(token);
+        if let Place::Ready(ticket) | Place::Leased { ticket, .. } = self.agent_mut(&id).place {
+            if keep_ticket && self.may_keep(ticket, &id) {
+                self.agent_mut(&id).place = Place::Ready(ticket);
                 return true;
             }
-            self.drop_token(token);
+            self.drop_ticket(ticket);
         }
-        self.let_run(&id);
+        self.make_runnable(&id);
         false
     }
 
-    /// Whether the token can stand for the agent's head: one of another priority would let it jump its queue, or wait
+    /// Whether the ticket can stand for the agent's head: one of another priority would let it jump its queue, or wait
     /// in the wrong one.
-    fn may_keep(&self, token: Token, id: &AgentId) -> bool {
+    fn may_keep(&self, ticket: TicketKey, id: &AgentId) -> bool {
         let agent = &self.agents[id];
         let head = agent.backlog.front().map(|head| &self.turns[head]);
-        let fits = |head: &TurnRecord| head.not_before_ms <= self.now_ms && head.priority == token.priority;
+        let fits = |head: &TurnRecord| head.not_before_ms <= self.now_ms && head.priority == ticket.priority;
         agent.hold.is_none() && head.is_some_and(fits)
     }
 

@@ -113,7 +113,7 @@ impl State {
             barren: 0,
             progress: 0,
             epoch: 0,
-            given_back: None,
+            requeued: None,
             results: Vec::new(),
             ended: None,
         };
@@ -128,7 +128,7 @@ impl State {
             self.open.insert((enqueued_ms, id.clone()));
         }
         if self.agent_mut(&id).place == Place::Idle {
-            self.let_run(&id);
+            self.make_runnable(&id);
         }
     }
 }

@@ -1,72 +1,72 @@
-//! What a worker's handle has in its hands: tokens pending to the worker that are not here are those whose delivery
+//! What a worker's handle has in its hands: tickets pending to the worker that are not here are those whose delivery
 //! it did not hear of.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::ready::Token;
-use crate::broker::{Lease, ReadyToken};
+use super::ready::TicketKey;
+use crate::broker::{Lease, Ticket};
 
-/// What a token is held for.
+/// What a ticket is held for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum For {
     /// To be leased.
     Delivery,
-    /// To be leased, handed over at the end of the lease of this epoch.
-    HandOver(u64),
+    /// To be leased: the worker continues after the lease of this epoch.
+    Continue(u64),
     /// The lease of this epoch.
     Lease(u64),
 }
 
-/// The tokens in our hands.
+/// The tickets in our hands.
 #[derive(Debug, Default)]
-pub(super) struct Held(Mutex<HashMap<Token, For>>);
+pub(super) struct Held(Mutex<HashMap<TicketKey, For>>);
 
 impl Held {
-    fn lock(&self) -> MutexGuard<'_, HashMap<Token, For>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<TicketKey, For>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes tokens into our hands; returns those that were not there before.
-    pub(super) fn take(&self, tokens: Vec<ReadyToken>) -> Vec<ReadyToken> {
+    /// Takes tickets into our hands; returns those that were not there before.
+    pub(super) fn take(&self, tickets: Vec<Ticket>) -> Vec<Ticket> {
         let mut held = self.lock();
-        let is_new = |token: &ReadyToken| held.insert(Token::from(token), For::Delivery).is_none();
-        tokens.into_iter().filter(is_new).collect()
+        let is_new = |ticket: &Ticket| held.insert(TicketKey::from(ticket), For::Delivery).is_none();
+        tickets.into_iter().filter(is_new).collect()
     }
 
-    pub(super) fn has(&self, token: Token) -> bool {
-        self.lock().contains_key(&token)
+    pub(super) fn has(&self, ticket: TicketKey) -> bool {
+        self.lock().contains_key(&ticket)
     }
 
     pub(super) fn lease(&self, lease: &Lease) {
-        self.lock().insert(Token::from(&lease.token), For::Lease(lease.epoch));
+        self.lock().insert(TicketKey::from(&lease.ticket), For::Lease(lease.epoch));
     }
 
-    /// The lease is not ours any more. A newer one under the same token stays.
+    /// The lease is not ours any more. A newer one under the same ticket stays.
     pub(super) fn end_lease(&self, lease: &Lease) {
         let mut held = self.lock();
-        let token = Token::from(&lease.token);
-        if held.get(&token) == Some(&For::Lease(lease.epoch)) {
-            held.remove(&token);
+        let ticket = TicketKey::from(&lease.ticket);
+        if held.get(&ticket) == Some(&For::Lease(lease.epoch)) {
+            held.remove(&ticket);
         }
     }
 
-    /// The lease has ended, and its token stands for the agent's next turn. False where the token came to us another way
-    /// meanwhile: a heartbeat may find the lease gone before we hear why, and then the token is anybody's to claim.
-    pub(super) fn hand_over(&self, lease: &Lease) -> bool {
+    /// The lease has ended, and its ticket stands for the agent's next turn. False where the ticket came to us another way
+    /// meanwhile: a renewal may find the lease gone before we hear why, and then the ticket is anybody's to claim.
+    pub(super) fn continue_with_next(&self, lease: &Lease) -> bool {
         let mut held = self.lock();
-        let token = Token::from(&lease.token);
+        let ticket = TicketKey::from(&lease.ticket);
         let is_free = held
-            .get(&token)
-            .is_none_or(|held_for| [For::Lease(lease.epoch), For::HandOver(lease.epoch)].contains(held_for));
+            .get(&ticket)
+            .is_none_or(|held_for| [For::Lease(lease.epoch), For::Continue(lease.epoch)].contains(held_for));
         if is_free {
-            held.insert(token, For::HandOver(lease.epoch));
+            held.insert(ticket, For::Continue(lease.epoch));
         }
         is_free
     }
 
-    /// The token, which no lease of ours is under, is not ours any more.
-    pub(super) fn drop_token(&self, token: &ReadyToken) {
-        self.lock().remove(&Token::from(token));
+    /// The ticket, which no lease of ours is under, is not ours any more.
+    pub(super) fn drop_ticket(&self, ticket: &Ticket) {
+        self.lock().remove(&TicketKey::from(ticket));
     }
 }

@@ -1,40 +1,40 @@
-//! Leasing the head of an agent's backlog to the worker that holds the agent's token.
+//! Leasing the head of an agent's backlog to the worker that holds the agent's ticket.
 
 use std::time::Duration;
 
 use turnmill_schema::{AgentId, Begin, Event, History, Outcome, StoredTurn, TurnId};
 
 use super::conclude::{Conclusion, Retention};
-use super::ready::Token;
+use super::ready::TicketKey;
 use super::state::{Place, State};
 use super::{MemorySettings, Mutation};
-use crate::broker::{Claim, Lease, ReadyToken};
+use crate::broker::{Claim, Lease, Ticket};
 
 /// An attempt that is told it runs alone when so many before it published nothing.
 const BARREN_BEFORE_ALONE: u32 = 2;
 
 impl State {
-    /// None: the token is dealt with.
-    pub(super) fn lease(&mut self, worker: &MemorySettings, token: &ReadyToken) -> Option<Claim> {
-        let number = Token::from(token);
-        let id = &token.agent;
+    /// None: the ticket is dealt with.
+    pub(super) fn lease(&mut self, worker: &MemorySettings, ticket: &Ticket) -> Option<Claim> {
+        let number = TicketKey::from(ticket);
+        let id = &ticket.agent;
         let delivery = self.delivery(worker, number)?;
         if self.paused {
-            self.put_back(&worker.worker, token);
+            self.return_ticket(&worker.worker, ticket);
             return None;
         }
         let leasable = self.agents.get(id).is_some_and(|agent| match agent.place {
-            Place::Ready(held) | Place::Leased { token: held, .. } => held == number,
+            Place::Ready(held) | Place::Leased { ticket: held, .. } => held == number,
             _ => false,
         });
         if !leasable {
-            self.drop_token(number);
+            self.drop_ticket(number);
             return None;
         }
         loop {
-            let head = self.head(id).expect("an agent with a token has work");
+            let head = self.head(id).expect("an agent with a ticket has work");
             if self.is_leased_already(worker, id, head, delivery) {
-                return Some(self.claim(token, head));
+                return Some(self.claim(ticket, head));
             }
             if self.is_at_cap(worker, id) {
                 self.park(id, number, head);
@@ -43,7 +43,7 @@ impl State {
             match self.verdict(worker, head) {
                 None => {
                     self.begin(worker, number, id, head, delivery);
-                    return Some(self.claim(token, head));
+                    return Some(self.claim(ticket, head));
                 }
                 Some(ending) => {
                     if !self.conclude(ending, true) {
@@ -54,9 +54,9 @@ impl State {
         }
     }
 
-    /// How often the token was delivered, where it is this worker's.
-    fn delivery(&self, worker: &MemorySettings, token: Token) -> Option<u32> {
-        let pending = self.ready(token.priority).pending(token.number);
+    /// How often the ticket was delivered, where it is this worker's.
+    fn delivery(&self, worker: &MemorySettings, ticket: TicketKey) -> Option<u32> {
+        let pending = self.ready(ticket.priority).pending(ticket.number);
         if self.mutation == Mutation::NoOwnerCheck {
             return Some(pending.map_or(0, |pending| pending.deliveries));
         }
@@ -82,8 +82,8 @@ impl State {
     }
 
     /// The agent waits until one of its tenant's turns ends.
-    fn park(&mut self, id: &AgentId, token: Token, head: TurnId) {
-        self.drop_token(token);
+    fn park(&mut self, id: &AgentId, ticket: TicketKey, head: TurnId) {
+        self.drop_ticket(ticket);
         self.agent_mut(id).place = Place::Parked;
         let enqueued_ms = self.turns[&head].enqueued_ms;
         self.tenant(id, |tenant| {
@@ -124,7 +124,14 @@ impl State {
     }
 
     /// Counts the attempt before it runs: one that kills its worker cannot be counted after.
-    fn begin(&mut self, worker: &MemorySettings, token: Token, id: &AgentId, head: TurnId, delivery: u32) {
+    fn begin(
+        &mut self,
+        worker: &MemorySettings,
+        ticket: TicketKey,
+        id: &AgentId,
+        head: TurnId,
+        delivery: u32,
+    ) {
         let (epoch, now_ms) = (self.next_epoch(head), self.now_ms);
         let turn = self.turn_mut(head);
         let (_, tokens) = turn.top();
@@ -137,17 +144,17 @@ impl State {
         turn.publish(epoch, tokens, now_ms, Event::Begin(begin));
         let agent = self.agent_mut(id);
         agent.epoch = epoch;
-        let leased = Place::Leased { token, worker: worker.worker.clone(), delivery };
+        let leased = Place::Leased { ticket, worker: worker.worker.clone(), delivery };
         if matches!(std::mem::replace(&mut agent.place, leased), Place::Ready(_)) {
             self.tenant(id, |tenant| tenant.leased += 1);
         }
     }
 
-    fn claim(&self, token: &ReadyToken, head: TurnId) -> Claim {
+    fn claim(&self, ticket: &Ticket, head: TurnId) -> Claim {
         let turn = &self.turns[&head];
         let whole = turn.turn.clone().expect("a turn that has not ended is whole");
-        let agent = &self.agents[&token.agent];
-        let kept = !turn.new_session && !token.agent.is_lone();
+        let agent = &self.agents[&ticket.agent];
+        let kept = !turn.new_session && !ticket.agent.is_lone();
         let deltas = turn.results.iter().filter_map(|entry| match &entry.event {
             Event::Delta(delta) => Some((entry.at_ms, delta.clone())),
             _ => None,
@@ -157,7 +164,7 @@ impl State {
         let first_token_at_ms = deltas.clone().next().map(|(at_ms, _)| at_ms);
         let since_enqueue = |ms: u64| ms.saturating_sub(turn.enqueued_ms);
         Claim {
-            lease: Lease { turn: head, token: token.clone(), epoch: agent.epoch, attempt: turn.attempts },
+            lease: Lease { turn: head, ticket: ticket.clone(), epoch: agent.epoch, attempt: turn.attempts },
             turn: Ok(StoredTurn::Inline(Box::new(whole))),
             history: agent.transcript.iter().filter(|_| kept).cloned().collect::<History>(),
             manifest: agent.manifest,

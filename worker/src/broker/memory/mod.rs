@@ -9,9 +9,9 @@
 //! | file | owns |
 //! |---|---|
 //! | `state` | what a queue consists of, where agents are |
-//! | `ready` | tokens, waiting and in workers' hands |
+//! | `ready` | tickets, waiting and in workers' hands |
 //! | `enqueue` | turns come in |
-//! | `tokens` | reading, heartbeats, taking over, promotion |
+//! | `tickets` | reading, renewals, taking over, promotion |
 //! | `lease`, `run`, `conclude` | a turn's way from its lease to its end |
 //! | `operate` | cancelling, pausing |
 //! | `broker` | a worker's handle: the [`Broker`](super::Broker) |
@@ -29,7 +29,7 @@ mod registry;
 mod run;
 mod state;
 mod sweep;
-mod tokens;
+mod tickets;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -66,7 +66,7 @@ pub struct MemorySettings {
     /// Turns of one tenant that may run at once; 0: no limit.
     pub tenant_max_running: u64,
     /// Turns in a row that a worker may take of an agent while other agents wait.
-    pub max_handovers: u32,
+    pub max_continues: u32,
 }
 
 impl From<&MemorySettings> for Retention {
@@ -84,11 +84,11 @@ pub enum Mutation {
     None,
     /// Turns are published and ended whatever the epoch.
     NoFence,
-    /// Heartbeats keep nothing.
-    NoHeartbeat,
-    /// Tokens of silent workers are not taken over.
+    /// Renewals keep nothing.
+    NoRenewal,
+    /// Tickets of silent workers are not taken over.
     NoReclaim,
-    /// A token is leased whoever it is pending to.
+    /// A ticket is leased whoever it is pending to.
     NoOwnerCheck,
     /// Manifests are taken however late they come.
     NoManifestFence,

@@ -118,10 +118,10 @@ impl State {
         if let Place::Held(hold) = place {
             self.agent_mut(&agent).hold = Some(hold);
         }
-        // A token that no worker leased stands for the turn behind as well.
+        // A ticket that no worker leased stands for the turn behind as well.
         self.conclude(ending, matches!(place, Place::Ready(_)));
         if matches!(place, Place::Leased { .. }) {
-            // Nobody may be listening; heartbeats tell as well.
+            // Nobody may be listening; renewals tell as well.
             let _ = self.notices.send(id);
         }
         Cancelled::Now
@@ -136,7 +136,7 @@ impl State {
             (AgentAction::Pause, AgentState::Leased) => agent.hold = Some(Hold::Paused),
             (AgentAction::Pause, AgentState::Halted) => {}
             (AgentAction::Pause, _) => self.pause_agent(id),
-            (AgentAction::Resume, AgentState::Paused | AgentState::Halted) => self.let_run(id),
+            (AgentAction::Resume, AgentState::Paused | AgentState::Halted) => self.make_runnable(id),
             (AgentAction::Resume, _) => agent.hold = None,
             (AgentAction::Halt, _) => agent.halts_on_dead = true,
             (AgentAction::Skip, _) => agent.halts_on_dead = false,
@@ -155,8 +155,8 @@ impl State {
     fn pause_agent(&mut self, id: &AgentId) {
         self.stop_waiting(id);
         let paused = Place::Held(Hold::Paused);
-        if let Place::Ready(token) = std::mem::replace(&mut self.agent_mut(id).place, paused) {
-            self.drop_token(token);
+        if let Place::Ready(ticket) = std::mem::replace(&mut self.agent_mut(id).place, paused) {
+            self.drop_ticket(ticket);
         }
     }
 }

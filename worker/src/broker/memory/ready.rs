@@ -1,20 +1,20 @@
-//! The tokens of one priority: those that wait, in order, and those that workers hold.
+//! The tickets of one priority: those that wait, in order, and those that workers hold.
 //!
-//! Invariant: a token is in one of the two, and gone once it is dropped.
+//! Invariant: a ticket is in one of the two, and gone once it is dropped.
 
 use std::collections::BTreeMap;
 
 use turnmill_schema::{AgentId, Priority};
 
-/// A token: "this agent is runnable".
+/// A ticket: "this agent is runnable".
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Token {
+pub(super) struct TicketKey {
     pub(super) priority: Priority,
-    /// Grows with every token of the queue.
+    /// Grows with every ticket of the queue.
     pub(super) number: u64,
 }
 
-/// A token in a worker's hands.
+/// A ticket in a worker's hands.
 #[derive(Clone, Debug)]
 pub(super) struct Pending {
     pub(super) agent: AgentId,
@@ -25,7 +25,7 @@ pub(super) struct Pending {
     pub(super) deliveries: u32,
 }
 
-/// The tokens of one priority.
+/// The tickets of one priority.
 #[derive(Debug, Default)]
 pub(super) struct Ready {
     waiting: BTreeMap<u64, AgentId>,
@@ -37,7 +37,7 @@ impl Ready {
         self.waiting.insert(number, agent);
     }
 
-    /// Delivers the first waiting token to `worker`.
+    /// Delivers the first waiting ticket to `worker`.
     pub(super) fn deliver(&mut self, worker: &str, now_ms: u64) -> Option<(u64, AgentId)> {
         let (number, agent) = self.waiting.pop_first()?;
         let pending =
@@ -46,7 +46,7 @@ impl Ready {
         Some((number, agent))
     }
 
-    /// Delivers a pending token again, to `worker`.
+    /// Delivers a pending ticket again, to `worker`.
     pub(super) fn claim(&mut self, number: u64, worker: &str, now_ms: u64) {
         if let Some(pending) = self.pending.get_mut(&number) {
             worker.clone_into(&mut pending.worker);
@@ -55,7 +55,7 @@ impl Ready {
         }
     }
 
-    /// Keeps a pending token for `worker`, whoever had it.
+    /// Keeps a pending ticket for `worker`, whoever had it.
     pub(super) fn keep(&mut self, number: u64, worker: &str, now_ms: u64) {
         if let Some(pending) = self.pending.get_mut(&number) {
             worker.clone_into(&mut pending.worker);
@@ -67,7 +67,7 @@ impl Ready {
         self.pending.get(&number)
     }
 
-    /// All that workers hold, oldest token first.
+    /// All that workers hold, oldest ticket first.
     pub(super) fn all_pending(&self) -> impl Iterator<Item = (u64, &Pending)> {
         self.pending.iter().map(|(number, pending)| (*number, pending))
     }
@@ -85,7 +85,7 @@ impl Ready {
         self.pending.len()
     }
 
-    /// Whether the token is here.
+    /// Whether the ticket is here.
     pub(super) fn has(&self, number: u64) -> bool {
         self.waiting.contains_key(&number) || self.pending.contains_key(&number)
     }

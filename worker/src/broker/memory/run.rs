@@ -8,7 +8,7 @@ use turnmill_schema::envelope::EnvelopeError;
 use turnmill_schema::{DeadReason, Delta, Event, Manifest, Outcome};
 
 use super::conclude::{Conclusion, Retention};
-use super::ready::Token;
+use super::ready::TicketKey;
 use super::state::{Place, State};
 use super::{MemorySettings, Mutation};
 use crate::broker::{BrokerError, Ending, Lease, Retry};
@@ -36,7 +36,7 @@ impl State {
         Ok(())
     }
 
-    /// Whether the agent's next turn was handed over to the worker.
+    /// Whether the worker continues with the agent's next turn.
     pub(super) fn finish(
         &mut self,
         worker: &MemorySettings,
@@ -47,7 +47,7 @@ impl State {
         let turn = self.turns.get(&lease.turn).ok_or(fenced.clone())?;
         if turn.ended.is_some() {
             return if turn.epoch == lease.epoch {
-                Ok(self.was_handed_over(worker, lease))
+                Ok(self.has_continued(worker, lease))
             } else {
                 Err(fenced)
             };
@@ -59,7 +59,7 @@ impl State {
         if found != ending.published {
             return Err(BrokerError::Gap { turn: lease.turn, expected: ending.published, found });
         }
-        let goes_on = ending.hand_over && self.may_go_on(worker, lease);
+        let goes_on = ending.continues && self.may_go_on(worker, lease);
         let conclusion = Conclusion {
             turn: lease.turn,
             epoch: lease.epoch,
@@ -73,37 +73,37 @@ impl State {
                 None => Retention::from(worker),
             },
         };
-        let handed_over = self.conclude(conclusion, goes_on);
-        if handed_over {
-            self.agent_mut(&lease.token.agent).handovers += 1;
-            // The worker has the token for another whole lease.
-            let (token, now_ms) = (Token::from(&lease.token), self.now_ms);
-            self.ready_mut(token.priority).keep(token.number, &worker.worker, now_ms);
+        let continued = self.conclude(conclusion, goes_on);
+        if continued {
+            self.agent_mut(&lease.ticket.agent).continues += 1;
+            // The worker has the ticket for another whole lease.
+            let (ticket, now_ms) = (TicketKey::from(&lease.ticket), self.now_ms);
+            self.ready_mut(ticket.priority).keep(ticket.number, &worker.worker, now_ms);
         }
-        Ok(handed_over)
+        Ok(continued)
     }
 
     /// Whether the worker may go on with the agent: within its budget, or while nobody else waits.
     fn may_go_on(&self, worker: &MemorySettings, lease: &Lease) -> bool {
-        let handovers = self.agents[&lease.token.agent].handovers;
+        let continues = self.agents[&lease.ticket.agent].continues;
         let others_wait =
             turnmill_schema::Priority::ALL.iter().any(|priority| self.ready(*priority).waiting_len() > 0);
-        worker.max_handovers > 0 && (handovers < worker.max_handovers || !others_wait)
+        worker.max_continues > 0 && (continues < worker.max_continues || !others_wait)
     }
 
-    /// Repeated after a lost reply: whether the worker still has the token that was handed over then.
-    fn was_handed_over(&self, worker: &MemorySettings, lease: &Lease) -> bool {
-        let token = Token::from(&lease.token);
-        let kept = self.agents.get(&lease.token.agent).is_some_and(|agent| {
-            agent.handovers > 0 && agent.epoch == lease.epoch + 1 && agent.place == Place::Ready(token)
+    /// Repeated after a lost reply: whether the worker still has the ticket it continued with.
+    fn has_continued(&self, worker: &MemorySettings, lease: &Lease) -> bool {
+        let ticket = TicketKey::from(&lease.ticket);
+        let kept = self.agents.get(&lease.ticket.agent).is_some_and(|agent| {
+            agent.continues > 0 && agent.epoch == lease.epoch + 1 && agent.place == Place::Ready(ticket)
         });
-        let pending = self.ready(token.priority).pending(token.number);
+        let pending = self.ready(ticket.priority).pending(ticket.number);
         kept && pending.is_some_and(|pending| pending.worker == worker.worker)
     }
 
     /// Whether the lease is the newest of its agent and the turn its head.
     fn is_held(&self, worker: &MemorySettings, lease: &Lease) -> bool {
-        let Some(agent) = self.agents.get(&lease.token.agent) else { return false };
+        let Some(agent) = self.agents.get(&lease.ticket.agent) else { return false };
         let is_head = agent.backlog.front() == Some(&lease.turn);
         if self.mutation == Mutation::NoFence {
             return is_head;
@@ -112,13 +112,13 @@ impl State {
         is_head && is_ours && agent.epoch == lease.epoch
     }
 
-    pub(super) fn release(
+    pub(super) fn requeue(
         &mut self,
         worker: &MemorySettings,
         lease: &Lease,
         manifest: Option<Manifest>,
     ) -> Result<(), BrokerError> {
-        if self.was_given_back(lease) {
+        if self.was_requeued(lease) {
             return Ok(());
         }
         if !self.is_held(worker, lease) {
@@ -128,16 +128,16 @@ impl State {
         turn.barren = turn.barren_now().saturating_sub(1);
         turn.attempts -= 1;
         if manifest.is_some() {
-            self.agent_mut(&lease.token.agent).set_manifest(manifest, lease.epoch);
+            self.agent_mut(&lease.ticket.agent).set_manifest(manifest, lease.epoch);
         }
-        self.give_back(lease, 0);
+        self.requeue_at(lease, 0);
         Ok(())
     }
 
     /// One that comes too late is ignored.
     pub(super) fn advance(&mut self, lease: &Lease, manifest: Manifest) {
         let is_fenced = self.mutation != Mutation::NoManifestFence;
-        if let Some(agent) = self.agents.get_mut(&lease.token.agent)
+        if let Some(agent) = self.agents.get_mut(&lease.ticket.agent)
             && (lease.epoch >= agent.manifest_epoch || !is_fenced)
         {
             agent.set_manifest(Some(manifest), lease.epoch);
@@ -151,7 +151,7 @@ impl State {
         delay: Duration,
         (reason, text): (DeadReason, &str),
     ) -> Result<Retry, BrokerError> {
-        if self.was_given_back(lease) {
+        if self.was_requeued(lease) {
             return Ok(Retry::Later);
         }
         let turn = self.turns.get(&lease.turn);
@@ -164,7 +164,7 @@ impl State {
         let barren = turn.barren_now();
         if barren < worker.max_attempts {
             self.turn_mut(lease.turn).barren = barren;
-            self.give_back(lease, self.now_ms.saturating_add(delay.as_millis() as u64));
+            self.requeue_at(lease, self.now_ms.saturating_add(delay.as_millis() as u64));
             return Ok(Retry::Later);
         }
         let error = format!("gave up after {barren} attempts that made no progress; the last one: {text}");
@@ -175,18 +175,18 @@ impl State {
         Ok(Retry::Dead)
     }
 
-    fn was_given_back(&self, lease: &Lease) -> bool {
-        self.turns.get(&lease.turn).is_some_and(|turn| turn.given_back == Some(lease.epoch))
+    fn was_requeued(&self, lease: &Lease) -> bool {
+        self.turns.get(&lease.turn).is_some_and(|turn| turn.requeued == Some(lease.epoch))
     }
 
     /// The turn stays the head of its agent's backlog; its agent waits with it, so order holds.
-    fn give_back(&mut self, lease: &Lease, due_ms: u64) {
+    fn requeue_at(&mut self, lease: &Lease, due_ms: u64) {
         let turn = self.turn_mut(lease.turn);
         turn.progress = turn.top().1;
-        turn.given_back = Some(lease.epoch);
-        let id = &lease.token.agent;
+        turn.requeued = Some(lease.epoch);
+        let id = &lease.ticket.agent;
         self.unlease(id);
-        self.drop_token(Token::from(&lease.token));
-        self.let_run_at(id, due_ms);
+        self.drop_ticket(TicketKey::from(&lease.ticket));
+        self.make_runnable_at(id, due_ms);
     }
 }

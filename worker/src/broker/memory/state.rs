@@ -1,7 +1,7 @@
 //! What one queue consists of, and the small steps that the others are made of. Time stands still within a step.
 //!
 //! Invariants, which [`State::check`] checks:
-//! * an agent has a token just while it is ready or leased, and the token is its only one;
+//! * an agent has a ticket just while it is ready or leased, and the ticket is its only one;
 //! * the indexes (`open`, `delayed`, `tenants`) and counters say what agents and turns say.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
@@ -14,12 +14,12 @@ use turnmill_schema::{
 
 use super::Mutation;
 use super::operate::DeadLetter;
-use super::ready::{Ready, Token};
+use super::ready::{Ready, TicketKey};
 use super::registry::Registry;
 
 /// Ends that tell the pace of the queue.
 pub(super) const PACE_ENDS: usize = 100;
-/// Notices of cancelled turns that a worker may be behind; heartbeats find what it missed.
+/// Notices of cancelled turns that a worker may be behind; renewals find what it missed.
 const NOTICES: usize = 256;
 
 /// Where an agent is.
@@ -28,10 +28,10 @@ pub(super) enum Place {
     /// Nothing to do.
     #[default]
     Idle,
-    /// Its token may be leased.
-    Ready(Token),
-    /// A worker runs its head. `delivery`: the delivery of the token that was leased.
-    Leased { token: Token, worker: String, delivery: u32 },
+    /// Its ticket may be leased.
+    Ready(TicketKey),
+    /// A worker runs its head. `delivery`: the delivery of the ticket that was leased.
+    Leased { ticket: TicketKey, worker: String, delivery: u32 },
     /// Its head is not due.
     Delayed { due_ms: u64 },
     /// Its tenant runs as many turns as it may.
@@ -60,7 +60,7 @@ pub(super) struct Agent {
     pub(super) hold: Option<Hold>,
     pub(super) halts_on_dead: bool,
     /// Turns in a row that went to the same worker.
-    pub(super) handovers: u32,
+    pub(super) continues: u32,
     /// What is stored of its K and V.
     pub(super) manifest: Option<Manifest>,
     /// Manifests of leases below are ignored.
@@ -114,8 +114,8 @@ pub(super) struct TurnRecord {
     pub(super) progress: u32,
     /// Of its newest lease or its end.
     pub(super) epoch: u64,
-    /// The epoch of the lease that was given back last.
-    pub(super) given_back: Option<u64>,
+    /// The epoch of the lease that was requeued last.
+    pub(super) requeued: Option<u64>,
     pub(super) results: Vec<Published>,
     pub(super) ended: Option<Ended>,
 }
@@ -159,7 +159,7 @@ pub(super) struct State {
     pub(super) turns: BTreeMap<TurnId, TurnRecord>,
     pub(super) idempotency: HashMap<String, TurnId>,
     ready: [Ready; 2],
-    last_token: u64,
+    last_ticket: u64,
     /// Agents with work, by when their heads were enqueued.
     pub(super) open: BTreeSet<(u64, AgentId)>,
     pub(super) delayed: BTreeSet<(u64, AgentId)>,
@@ -191,7 +191,7 @@ impl State {
             turns: BTreeMap::new(),
             idempotency: HashMap::new(),
             ready: Default::default(),
-            last_token: 0,
+            last_ticket: 0,
             open: BTreeSet::new(),
             delayed: BTreeSet::new(),
             tenants: BTreeMap::new(),
@@ -232,15 +232,15 @@ impl State {
         self.agents.get(id)?.backlog.front().copied()
     }
 
-    /// The agent's next place, where no worker has it: a token for its head, waiting until the head is due, held, or
+    /// The agent's next place, where no worker has it: a ticket for its head, waiting until the head is due, held, or
     /// nothing to do.
-    pub(super) fn let_run(&mut self, id: &AgentId) {
+    pub(super) fn make_runnable(&mut self, id: &AgentId) {
         let due_ms = self.head(id).map_or(0, |head| self.turns[&head].not_before_ms);
-        self.let_run_at(id, due_ms);
+        self.make_runnable_at(id, due_ms);
     }
 
     /// The same for a head that is due at `due_ms`.
-    pub(super) fn let_run_at(&mut self, id: &AgentId, due_ms: u64) {
+    pub(super) fn make_runnable_at(&mut self, id: &AgentId, due_ms: u64) {
         let now_ms = self.now_ms;
         let agent = self.agent_mut(id);
         if agent.backlog.is_empty() && id.is_lone() {
@@ -255,25 +255,25 @@ impl State {
             // Readers wait until the first one is due.
             self.readable.notify_waiters();
         } else {
-            self.add_token(id);
+            self.add_ticket(id);
         }
     }
 
     /// Makes the agent readable by any worker.
-    pub(super) fn add_token(&mut self, id: &AgentId) {
-        let head = self.head(id).expect("an agent with a token has work");
+    pub(super) fn add_ticket(&mut self, id: &AgentId) {
+        let head = self.head(id).expect("an agent with a ticket has work");
         let priority = self.turns[&head].priority;
-        self.last_token += 1;
-        let token = Token { priority, number: self.last_token };
-        self.ready_mut(priority).add(token.number, id.clone());
+        self.last_ticket += 1;
+        let ticket = TicketKey { priority, number: self.last_ticket };
+        self.ready_mut(priority).add(ticket.number, id.clone());
         let agent = self.agent_mut(id);
-        agent.place = Place::Ready(token);
-        agent.handovers = 0;
+        agent.place = Place::Ready(ticket);
+        agent.continues = 0;
         self.readable.notify_waiters();
     }
 
-    pub(super) fn drop_token(&mut self, token: Token) {
-        self.ready_mut(token.priority).remove(token.number);
+    pub(super) fn drop_ticket(&mut self, ticket: TicketKey) {
+        self.ready_mut(ticket.priority).remove(ticket.number);
     }
 
     /// Takes the agent out of the indexes of those that wait for a time or a place.

@@ -1,5 +1,5 @@
 //! Counting, forgetting ended turns, and checking that everything adds up. Nothing here repairs: what is in one process
-//! loses no token.
+//! loses no ticket.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -57,7 +57,7 @@ impl State {
     pub(super) fn check(&self) {
         let mut tenants: BTreeMap<String, Tenant> = BTreeMap::new();
         let (mut open, mut delayed) = (BTreeSet::new(), BTreeSet::new());
-        let mut tokens = 0;
+        let mut tickets = 0;
         for (id, agent) in &self.agents {
             let tenant = tenants.entry(id.tenant().to_owned()).or_default();
             tenant.open += agent.backlog.len() as u64;
@@ -67,9 +67,9 @@ impl State {
             }
             assert!(head.is_some() || agent.is_at_rest(), "{id} has nothing to do and is {:?}", agent.place);
             match (&agent.place, head) {
-                (Place::Ready(token) | Place::Leased { token, .. }, _) => {
-                    assert!(self.ready(token.priority).has(token.number), "the token of {id} is lost");
-                    tokens += 1;
+                (Place::Ready(ticket) | Place::Leased { ticket, .. }, _) => {
+                    assert!(self.ready(ticket.priority).has(ticket.number), "the ticket of {id} is lost");
+                    tickets += 1;
                 }
                 (Place::Delayed { due_ms }, _) => assert!(delayed.insert((*due_ms, id.clone()))),
                 (Place::Parked, Some(enqueued_ms)) => {
@@ -85,7 +85,7 @@ impl State {
             .iter()
             .map(|priority| self.ready(*priority).waiting_len() + self.ready(*priority).pending_len())
             .sum();
-        assert_eq!(known, tokens, "an agent has more than one token");
+        assert_eq!(known, tickets, "an agent has more than one ticket");
         self.check_turns();
     }
 

@@ -43,7 +43,7 @@ impl RedisBroker {
         delta: &Delta,
         event: &[u8],
     ) -> Result<Added, BrokerError> {
-        let result = self.keys(&lease.token).result(lease.turn);
+        let result = self.keys(&lease.ticket).result(lease.turn);
         let id = format!("{}-{}", lease.epoch, delta.published());
         let at = self.held.clock().now_ms();
         let mut add = redis::cmd("XADD");
@@ -66,7 +66,7 @@ impl RedisBroker {
     /// Whether the stream holds the delta already; an error where it cannot follow the stream's top.
     async fn has_landed(&self, shared: &Shared, lease: &Lease, delta: &Delta) -> Result<bool, BrokerError> {
         let mut last = redis::cmd("XREVRANGE");
-        last.arg(self.keys(&lease.token).result(lease.turn)).arg("+").arg("-").arg("COUNT").arg(1);
+        last.arg(self.keys(&lease.ticket).result(lease.turn)).arg("+").arg("-").arg("COUNT").arg(1);
         let entries = last.query_async::<Vec<(String, Value)>>(&mut shared.connection.clone()).await;
         let entries = match entries {
             Ok(entries) => entries,

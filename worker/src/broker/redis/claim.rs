@@ -1,12 +1,12 @@
-//! Taking over tokens that are pending: our own whose reply was lost, and those of silent workers.
+//! Taking over tickets that are pending: our own whose reply was lost, and those of silent workers.
 
 use redis::streams::{StreamClaimReply, StreamPendingCountReply};
 use turnmill_schema::keys::GROUP;
 
 use super::read::Delivered;
-use super::{BrokerError, ReadyStream, ReadyToken, RedisBroker};
+use super::{BrokerError, ReadyStream, RedisBroker, Ticket};
 
-/// Which pending tokens.
+/// Which pending tickets.
 #[derive(Clone, Copy)]
 pub(super) enum Whose {
     /// Those delivered to this worker.
@@ -16,31 +16,31 @@ pub(super) enum Whose {
 }
 
 impl RedisBroker {
-    pub(super) async fn reclaim_tokens(&self, room: usize) -> Result<Vec<ReadyToken>, BrokerError> {
+    pub(super) async fn reclaim_tickets(&self, room: usize) -> Result<Vec<Ticket>, BrokerError> {
         // Idle time counts a server's downtime: the first worker back would take everybody's live leases.
         // The connection comes first, because making it is what notices a restart.
         drop(self.server.connection().await?);
         if self.server.steady_for().as_millis() < u128::from(self.settings.lease_ms) {
             return Ok(Vec::new());
         }
-        let tokens = self.claim_pending(Whose::Silent, room).await?;
-        Ok(self.held.take(tokens))
+        let tickets = self.claim_pending(Whose::Silent, room).await?;
+        Ok(self.held.take(tickets))
     }
 
-    /// Claims at most `room` pending tokens that this worker does not hold. Held ones are left alone even
-    /// when idle: a worker whose engine hangs stops its heartbeats in order to lose them.
+    /// Claims at most `room` pending tickets that this worker does not hold. Held ones are left alone even
+    /// when idle: a worker whose engine hangs stops its renewals in order to lose them.
     pub(super) async fn claim_pending(
         &self,
         whose: Whose,
         room: usize,
     ) -> Result<Vec<Delivered>, BrokerError> {
-        let mut tokens = Vec::new();
+        let mut tickets = Vec::new();
         for stream in &self.streams {
-            if tokens.len() < room {
-                tokens.extend(self.claim_from(stream, whose, room - tokens.len()).await?);
+            if tickets.len() < room {
+                tickets.extend(self.claim_from(stream, whose, room - tickets.len()).await?);
             }
         }
-        Ok(tokens)
+        Ok(tickets)
     }
 
     async fn claim_from(
@@ -73,6 +73,6 @@ impl RedisBroker {
         // Whoever else claims them first resets their idle time, and ours then claims nothing.
         let claimed: StreamClaimReply = claim.query_async(&mut connection).await.map_err(error)?;
         drop(connection);
-        self.tokens(stream, claimed.ids).await
+        self.tickets(stream, claimed.ids).await
     }
 }

@@ -230,7 +230,7 @@ impl Server {
 }
 
 impl RedisBroker {
-    /// Creates every ready stream with its group; groups start at 0, so that no token written before is missed.
+    /// Creates every ready stream with its group; groups start at 0, so that no ticket written before is missed.
     pub(super) async fn create_groups(&self) -> Result<(), BrokerError> {
         let mut connection = self.server.connection().await?;
         for stream in &self.streams {

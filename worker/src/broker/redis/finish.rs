@@ -1,4 +1,4 @@
-//! Ending a turn, giving it back, handing a token back; and what is stored of it.
+//! Ending a turn, requeueing it, returning a ticket; and what is stored of it.
 
 use std::time::Duration;
 
@@ -9,14 +9,14 @@ use turnmill_schema::scripts::{self, Call};
 use turnmill_schema::{DeadReason, Event, Manifest};
 
 use super::batch::Item;
-use super::{BrokerError, Ending, Lease, ReadyToken, RedisBroker, Retry};
+use super::{BrokerError, Ending, Lease, RedisBroker, Retry, Ticket};
 
 impl RedisBroker {
     pub(super) async fn end_turn(
         &self,
         lease: &Lease,
         ending: &Ending,
-    ) -> Result<Option<ReadyToken>, BrokerError> {
+    ) -> Result<Option<Ticket>, BrokerError> {
         let end = encode(&Event::End(ending.end.clone()))?;
         let entry = ending.entry.as_ref().map(encode).transpose()?.unwrap_or_default();
         let reply = ending.reply.clone().map(|delta| encode(&Event::Delta(delta))).transpose()?;
@@ -25,19 +25,19 @@ impl RedisBroker {
         let published = ending.published.to_string();
         let mut args = self.lease_args(lease);
         args.extend([published, outcome.to_owned(), reason.to_owned()].map(String::into_bytes));
-        let handovers = if ending.hand_over { self.settings.max_handovers } else { 0 };
-        args.extend([end, entry, reply.unwrap_or_default(), handovers.to_string().into_bytes()]);
+        let continues = if ending.continues { self.settings.max_continues } else { 0 };
+        args.extend([end, entry, reply.unwrap_or_default(), continues.to_string().into_bytes()]);
         args.push(encode_manifest(ending.manifest.as_ref())?);
         let item = Item { keys: self.lease_keys(lease), args };
-        let answer = self.batches(lease.token.shard)?.finish.call(item).await?;
+        let answer = self.batches(lease.ticket.shard)?.finish.call(item).await?;
         match FinishReply::from_redis_value(answer).map_err(|e| self.server.error("finish", &e.into()))? {
             FinishReply::Done => {
-                self.held.give_up(lease);
+                self.held.forget(lease);
                 Ok(None)
             }
             FinishReply::Next(head) => {
-                let ours = self.held.hand_over(lease, BacklogEntry::parse(&head));
-                Ok(ours.then(|| lease.token.clone()))
+                let ours = self.held.continue_with_next(lease, BacklogEntry::parse(&head));
+                Ok(ours.then(|| lease.ticket.clone()))
             }
             FinishReply::Fenced => Err(self.fenced(lease)),
             FinishReply::Gap(found) => {
@@ -46,12 +46,12 @@ impl RedisBroker {
         }
     }
 
-    pub(super) async fn give_back(
+    pub(super) async fn requeue_turn(
         &self,
         lease: &Lease,
         manifest: Option<&Manifest>,
     ) -> Result<(), BrokerError> {
-        self.call_give_back(lease, ["", "", ""], manifest).await.map(|_| ())
+        self.call_requeue(lease, ["", "", ""], manifest).await.map(|_| ())
     }
 
     pub(super) async fn advance_manifest(
@@ -59,7 +59,7 @@ impl RedisBroker {
         lease: &Lease,
         manifest: &Manifest,
     ) -> Result<(), BrokerError> {
-        let keys = vec![self.keys(&lease.token).agent(&lease.token.agent)];
+        let keys = vec![self.keys(&lease.ticket).agent(&lease.ticket.agent)];
         let mut call = Call { keys, args: Vec::new() };
         call.text(lease.epoch).arg(encode_manifest(Some(manifest))?);
         // Written or ignored: there is nothing to do about either.
@@ -73,10 +73,10 @@ impl RedisBroker {
         reason: DeadReason,
         text: &str,
     ) -> Result<Retry, BrokerError> {
-        self.call_give_back(lease, [&delay.as_millis().to_string(), reason.as_str(), text], None).await
+        self.call_requeue(lease, [&delay.as_millis().to_string(), reason.as_str(), text], None).await
     }
 
-    async fn call_give_back(
+    async fn call_requeue(
         &self,
         lease: &Lease,
         failure: [&str; 3],
@@ -86,24 +86,27 @@ impl RedisBroker {
         args.extend(failure.map(|arg| arg.as_bytes().to_vec()));
         args.push(encode_manifest(manifest)?);
         let item = Item { keys: self.lease_keys(lease), args };
-        let answer = self.batches(lease.token.shard)?.give_back.call(item).await?;
+        let answer = self.batches(lease.ticket.shard)?.requeue.call(item).await?;
         let (status,): (String,) =
-            redis::from_redis_value(answer).map_err(|e| self.server.error("give_back", &e.into()))?;
+            redis::from_redis_value(answer).map_err(|e| self.server.error("requeue", &e.into()))?;
         if status == "fenced" {
             return Err(self.fenced(lease));
         }
-        self.held.give_up(lease);
+        self.held.forget(lease);
         Ok(if status == "dead" { Retry::Dead } else { Retry::Later })
     }
 
-    pub(super) async fn hand_back(&self, token: &ReadyToken) -> Result<(), BrokerError> {
-        let keys = self.keys(token);
+    pub(super) async fn return_unleased(&self, ticket: &Ticket) -> Result<(), BrokerError> {
+        let keys = self.keys(ticket);
         let mut call = Call::new(&keys);
-        call.keys([keys.agent(&token.agent), keys.backlog(&token.agent)]);
-        call.text(&token.agent).text(&token.entry).text(token.priority.as_str()).text(&self.settings.worker);
+        call.keys([keys.agent(&ticket.agent), keys.backlog(&ticket.agent)]);
+        call.text(&ticket.agent)
+            .text(&ticket.entry)
+            .text(ticket.priority.as_str())
+            .text(&self.settings.worker);
         // Whether it was still ours or another's by then: it is not ours now.
-        let _: bool = self.server.run(&self.steps.put_back, &call).await?;
-        self.held.drop_token(token);
+        let _: bool = self.server.run(&self.steps.return_ticket, &call).await?;
+        self.held.drop_ticket(ticket);
         Ok(())
     }
 
@@ -112,12 +115,12 @@ impl RedisBroker {
     fn lease_keys(&self, lease: &Lease) -> [String; 7] {
         let idempotency = self.held.idempotency(lease.turn);
         let turn = Some((lease.turn, idempotency.as_deref()));
-        scripts::turn_keys(&self.keys(&lease.token), &lease.token.agent, turn)
+        scripts::turn_keys(&self.keys(&lease.ticket), &lease.ticket.agent, turn)
     }
 
     /// The arguments that say which lease.
     fn lease_args(&self, lease: &Lease) -> Vec<Vec<u8>> {
-        [lease.token.agent.to_string(), lease.turn.to_string(), lease.epoch.to_string()]
+        [lease.ticket.agent.to_string(), lease.turn.to_string(), lease.epoch.to_string()]
             .map(String::into_bytes)
             .into()
     }
@@ -130,7 +133,7 @@ fn encode_manifest(manifest: Option<&Manifest>) -> Result<Vec<u8>, EnvelopeError
 
 enum FinishReply {
     Done,
-    /// The token stands for the agent's next turn, which is this.
+    /// The ticket stands for the agent's next turn, which is this.
     Next(String),
     Fenced,
     Gap(u32),
@@ -145,8 +148,8 @@ impl FromRedisValue for FinishReply {
         match status.as_str() {
             "done" => Ok(Self::Done),
             "next" => {
-                // The token is the one that was leased with.
-                let _token = next();
+                // The ticket is the one that was leased with.
+                let _ticket = next();
                 redis::from_redis_value(next()).map(Self::Next)
             }
             "fenced" => Ok(Self::Fenced),

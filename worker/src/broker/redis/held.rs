@@ -9,27 +9,27 @@ use std::time::Instant;
 use turnmill_schema::TurnId;
 use turnmill_schema::keys::BacklogEntry;
 
-use super::{Lease, ReadyToken};
+use super::{Lease, Ticket};
 
-/// Tokens in this worker's hands, the streams whose end it knows, and the server's clock.
+/// Tickets in this worker's hands, the streams whose end it knows, and the server's clock.
 #[derive(Debug)]
 pub(super) struct Held {
     inner: Mutex<Inner>,
     clock: ServerClock,
 }
 
-/// What a token is held for.
+/// What a ticket is held for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum For {
     /// To be leased.
     Delivery,
-    /// To be leased, handed over at the end of the lease of this epoch.
-    HandOver(u64),
+    /// To be leased: the worker continues after the lease of this epoch.
+    Continue(u64),
     /// The lease of this epoch.
     Lease(u64),
 }
 
-/// A token in our hands.
+/// A ticket in our hands.
 #[derive(Debug)]
 struct Holding {
     held_for: For,
@@ -39,7 +39,7 @@ struct Holding {
 
 #[derive(Debug, Default)]
 struct Inner {
-    tokens: HashMap<ReadyToken, Holding>,
+    tickets: HashMap<Ticket, Holding>,
     /// Idempotency keys of leased turns.
     idempotency: HashMap<TurnId, String>,
     /// Turns whose last append is known to be the top of their stream, by the generation of connections
@@ -61,29 +61,30 @@ impl Held {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes tokens into our hands, with what they say is their agent's head; returns those that were not there before.
-    pub(super) fn take(&self, tokens: Vec<(ReadyToken, Option<BacklogEntry>)>) -> Vec<ReadyToken> {
+    /// Takes tickets into our hands, with what they say is their agent's head; returns those that were not there before.
+    pub(super) fn take(&self, tickets: Vec<(Ticket, Option<BacklogEntry>)>) -> Vec<Ticket> {
         let mut inner = self.lock();
-        let new = tokens.into_iter().filter_map(|(token, head)| match inner.tokens.entry(token.clone()) {
-            Entry::Occupied(_) => None,
-            Entry::Vacant(vacant) => {
-                vacant.insert(Holding { held_for: For::Delivery, head });
-                Some(token)
-            }
-        });
+        let new =
+            tickets.into_iter().filter_map(|(ticket, head)| match inner.tickets.entry(ticket.clone()) {
+                Entry::Occupied(_) => None,
+                Entry::Vacant(vacant) => {
+                    vacant.insert(Holding { held_for: For::Delivery, head });
+                    Some(ticket)
+                }
+            });
         new.collect()
     }
 
-    /// What is known of the head of the token's agent.
-    pub(super) fn head(&self, token: &ReadyToken) -> Option<BacklogEntry> {
-        self.lock().tokens.get(token).and_then(|holding| holding.head.clone())
+    /// What is known of the head of the ticket's agent.
+    pub(super) fn head(&self, ticket: &Ticket) -> Option<BacklogEntry> {
+        self.lock().tickets.get(ticket).and_then(|holding| holding.head.clone())
     }
 
-    /// The head of the token's agent is leased.
+    /// The head of the ticket's agent is leased.
     pub(super) fn lease(&self, lease: &Lease, entry: &BacklogEntry) {
         let mut inner = self.lock();
         let holding = Holding { held_for: For::Lease(lease.epoch), head: Some(entry.clone()) };
-        inner.tokens.insert(lease.token.clone(), holding);
+        inner.tickets.insert(lease.ticket.clone(), holding);
         if let Some(name) = &entry.idempotency {
             inner.idempotency.insert(entry.turn, name.clone());
         }
@@ -94,44 +95,44 @@ impl Held {
         self.lock().idempotency.get(&turn).cloned()
     }
 
-    /// The lease has ended, and its token stands for the agent's next turn. False where the token came to us another way
-    /// meanwhile: a heartbeat may find the lease gone before we hear why, and then the token is anybody's to claim.
-    pub(super) fn hand_over(&self, lease: &Lease, head: Option<BacklogEntry>) -> bool {
-        self.give_up(lease);
+    /// The lease has ended, and its ticket stands for the agent's next turn. False where the ticket came to us another way
+    /// meanwhile: a renewal may find the lease gone before we hear why, and then the ticket is anybody's to claim.
+    pub(super) fn continue_with_next(&self, lease: &Lease, head: Option<BacklogEntry>) -> bool {
+        self.forget(lease);
         let mut inner = self.lock();
-        let held_for = inner.tokens.get(&lease.token).map(|holding| holding.held_for);
-        let is_free = held_for.is_none_or(|held_for| held_for == For::HandOver(lease.epoch));
+        let held_for = inner.tickets.get(&lease.ticket).map(|holding| holding.held_for);
+        let is_free = held_for.is_none_or(|held_for| held_for == For::Continue(lease.epoch));
         if is_free {
-            let holding = Holding { held_for: For::HandOver(lease.epoch), head };
-            inner.tokens.insert(lease.token.clone(), holding);
+            let holding = Holding { held_for: For::Continue(lease.epoch), head };
+            inner.tickets.insert(lease.ticket.clone(), holding);
         }
         is_free
     }
 
-    /// How many tokens we hold.
+    /// How many tickets we hold.
     pub(super) fn len(&self) -> usize {
-        self.lock().tokens.len()
+        self.lock().tickets.len()
     }
 
     /// The entry ids we hold of one ready stream.
     pub(super) fn entries(&self, shard: u16, priority: turnmill_schema::Priority) -> HashSet<String> {
         let inner = self.lock();
         let of_stream =
-            inner.tokens.keys().filter(|token| token.shard == shard && token.priority == priority);
-        of_stream.map(|token| token.entry.clone()).collect()
+            inner.tickets.keys().filter(|ticket| ticket.shard == shard && ticket.priority == priority);
+        of_stream.map(|ticket| ticket.entry.clone()).collect()
     }
 
-    /// The token is not ours any more.
-    pub(super) fn drop_token(&self, token: &ReadyToken) {
-        self.lock().tokens.remove(token);
+    /// The ticket is not ours any more.
+    pub(super) fn drop_ticket(&self, ticket: &Ticket) {
+        self.lock().tickets.remove(ticket);
     }
 
-    /// The lease is not ours any more. A newer one under the same token stays.
-    pub(super) fn give_up(&self, lease: &Lease) {
+    /// The lease is not ours any more. A newer one under the same ticket stays.
+    pub(super) fn forget(&self, lease: &Lease) {
         let mut inner = self.lock();
-        let held_for = inner.tokens.get(&lease.token).map(|holding| holding.held_for);
+        let held_for = inner.tickets.get(&lease.ticket).map(|holding| holding.held_for);
         if held_for == Some(For::Lease(lease.epoch)) {
-            inner.tokens.remove(&lease.token);
+            inner.tickets.remove(&lease.ticket);
             inner.idempotency.remove(&lease.turn);
             inner.known_tops.remove(&lease.turn);
         }

@@ -9,7 +9,7 @@ use turnmill_schema::keys::{BacklogEntry, FIELD_AT, FIELD_EVENT};
 use turnmill_schema::{Delta, Event, History, Manifest, StoredTurn, TranscriptEntry, TurnId, scripts};
 
 use super::batch::Item;
-use super::{BrokerError, Claim, Lease, ReadyToken, RedisBroker};
+use super::{BrokerError, Claim, Lease, RedisBroker, Ticket};
 use crate::broker::Advice;
 
 /// The script's reply to a lease that was granted.
@@ -35,31 +35,31 @@ struct Published {
 }
 
 impl RedisBroker {
-    pub(super) async fn lease_head(&self, token: &ReadyToken) -> Result<Option<Claim>, BrokerError> {
-        let leased = self.try_lease(token).await;
+    pub(super) async fn lease_head(&self, ticket: &Ticket) -> Result<Option<Claim>, BrokerError> {
+        let leased = self.try_lease(ticket).await;
         if leased.as_ref().is_err_and(|error| error.advice() == Advice::Reject) {
             // Nobody keeps it alive from here on; the next attempt counts, and the last one ends the turn.
-            self.held.drop_token(token);
+            self.held.drop_ticket(ticket);
         }
         leased
     }
 
-    async fn try_lease(&self, token: &ReadyToken) -> Result<Option<Claim>, BrokerError> {
-        let mut head = self.held.head(token);
+    async fn try_lease(&self, ticket: &Ticket) -> Result<Option<Claim>, BrokerError> {
+        let mut head = self.held.head(ticket);
         // Every round but the last ended a turn or met another's progress, so this comes to an end.
         loop {
-            let reply = self.call_lease(token, head.as_ref()).await?;
+            let reply = self.call_lease(ticket, head.as_ref()).await?;
             match (LeaseReply::from_redis_value(reply), head) {
                 (Ok(LeaseReply::Leased(grant)), Some(entry)) => {
-                    return self.claim(token, &entry, *grant).map(Some);
+                    return self.claim(ticket, &entry, *grant).map(Some);
                 }
-                (Ok(LeaseReply::Head(text)), _) => head = Some(self.entry(token, &text)?),
+                (Ok(LeaseReply::Head(text)), _) => head = Some(self.entry(ticket, &text)?),
                 (Ok(LeaseReply::Gone), _) => {
-                    self.held.drop_token(token);
+                    self.held.drop_ticket(ticket);
                     return Ok(None);
                 }
                 (Ok(LeaseReply::Paused), _) => {
-                    self.hand_back(token).await?;
+                    self.return_unleased(ticket).await?;
                     return Ok(None);
                 }
                 (Ok(LeaseReply::Leased(_)), None) => {
@@ -75,25 +75,21 @@ impl RedisBroker {
         }
     }
 
-    async fn call_lease(
-        &self,
-        token: &ReadyToken,
-        head: Option<&BacklogEntry>,
-    ) -> Result<Value, BrokerError> {
+    async fn call_lease(&self, ticket: &Ticket, head: Option<&BacklogEntry>) -> Result<Value, BrokerError> {
         let turn = head.map(|entry| (entry.turn, entry.idempotency.as_deref()));
         let head = head.map(ToString::to_string).unwrap_or_default();
-        let args = [token.agent.as_str(), &token.entry, token.priority.as_str(), &head];
+        let args = [ticket.agent.as_str(), &ticket.entry, ticket.priority.as_str(), &head];
         let item = Item {
-            keys: scripts::turn_keys(&self.keys(token), &token.agent, turn),
+            keys: scripts::turn_keys(&self.keys(ticket), &ticket.agent, turn),
             args: args.map(|arg| arg.as_bytes().to_vec()).into(),
         };
-        self.batches(token.shard)?.lease.call(item).await
+        self.batches(ticket.shard)?.lease.call(item).await
     }
 
     /// What a backlog is said to hold.
-    fn entry(&self, token: &ReadyToken, text: &str) -> Result<BacklogEntry, BrokerError> {
+    fn entry(&self, ticket: &Ticket, text: &str) -> Result<BacklogEntry, BrokerError> {
         BacklogEntry::parse(text).ok_or_else(|| {
-            self.unreadable(format!("the backlog of {} holds {text:?}, which is no turn", token.agent))
+            self.unreadable(format!("the backlog of {} holds {text:?}, which is no turn", ticket.agent))
         })
     }
 
@@ -101,7 +97,7 @@ impl RedisBroker {
         BrokerError::Refused { step: "lease", passing: false, reason }
     }
 
-    fn claim(&self, token: &ReadyToken, entry: &BacklogEntry, grant: Grant) -> Result<Claim, BrokerError> {
+    fn claim(&self, ticket: &Ticket, entry: &BacklogEntry, grant: Grant) -> Result<Claim, BrokerError> {
         let published = read_published(entry.turn, grant.epoch, &grant.entries)?;
         // A history that cannot be read ends the turn as an unreadable envelope does.
         let (turn, history) = match read_history(&grant.transcript) {
@@ -112,7 +108,7 @@ impl RedisBroker {
         let since_enqueue = |ms: u64| ms.saturating_sub(entry.enqueued_ms);
         let has_deadline = grant.deadline_ms > 0;
         let (epoch, attempt) = (grant.epoch, grant.attempt);
-        let lease = Lease { turn: entry.turn, token: token.clone(), epoch, attempt };
+        let lease = Lease { turn: entry.turn, ticket: ticket.clone(), epoch, attempt };
         self.held.lease(&lease, entry);
         Ok(Claim {
             lease,

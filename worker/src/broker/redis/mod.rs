@@ -2,7 +2,7 @@
 //!
 //! Invariants:
 //! * what must be atomic is a script of `turnmill_schema::scripts`; the rest are single commands;
-//! * every token this worker was handed and did not give up is in `held`; tokens pending to this worker that
+//! * every ticket this worker was given and has not forgotten is in `held`; tickets pending to this worker that
 //!   are not in `held` are those whose reply was lost, and `read` claims them first;
 //! * a future that is dropped half way leaves nothing behind that the next call would not find.
 
@@ -13,13 +13,13 @@ mod collector;
 mod connect;
 mod facts;
 mod finish;
-mod heartbeat;
 mod held;
 mod lease;
 mod manifests;
 mod notices;
 mod read;
 mod registry;
+mod renew;
 mod steps;
 mod sweep;
 mod waiting;
@@ -32,7 +32,7 @@ use turnmill_schema::keys::{Keys, Queue};
 use turnmill_schema::{DeadReason, Delta, Manifest, Name, Priority, TurnId, WorkerStatus};
 
 use super::{
-    Beat, Broker, BrokerError, Claim, Ending, Lease, Orders, PriorityCounts, QueueCounts, ReadyToken, Retry,
+    Broker, BrokerError, Claim, Ending, Lease, Orders, PriorityCounts, QueueCounts, Renewal, Retry, Ticket,
 };
 use crate::config::{RedisEndpoint, RedisUrl};
 
@@ -74,7 +74,7 @@ pub struct BrokerSettings {
     /// Turns of one tenant that may run at once in a shard; 0: no limit.
     pub tenant_max_running: u64,
     /// Turns in a row that a worker may take of an agent while other agents wait.
-    pub max_handovers: u32,
+    pub max_continues: u32,
 }
 
 /// A ready stream.
@@ -90,7 +90,7 @@ struct ReadyStream {
 struct Batches {
     lease: Batch,
     finish: Batch,
-    give_back: Batch,
+    requeue: Batch,
 }
 
 /// The [`Broker`] over Redis.
@@ -149,7 +149,7 @@ impl RedisBroker {
             finish: Batch::start(context(keys.clone(), &[result, outcome, s.keep_stream_ms], |steps| {
                 &steps.finish
             })),
-            give_back: Batch::start(context(keys, &[attempts, result, outcome], |steps| &steps.give_back)),
+            requeue: Batch::start(context(keys, &[attempts, result, outcome], |steps| &steps.requeue)),
         });
         let batches = batches.collect();
         let (reader, notices) = (tokio::sync::Mutex::default(), tokio::sync::Mutex::default());
@@ -159,8 +159,8 @@ impl RedisBroker {
         Ok(broker)
     }
 
-    fn keys(&self, token: &ReadyToken) -> Keys {
-        self.queue.keys(token.shard)
+    fn keys(&self, ticket: &Ticket) -> Keys {
+        self.queue.keys(ticket.shard)
     }
 
     fn batches(&self, shard: u16) -> Result<&Batches, BrokerError> {
@@ -173,7 +173,7 @@ impl RedisBroker {
     }
 
     fn fenced(&self, lease: &Lease) -> BrokerError {
-        self.held.give_up(lease);
+        self.held.forget(lease);
         BrokerError::Fenced { turn: lease.turn }
     }
 }
@@ -184,20 +184,20 @@ fn batch_args(worker: &str, numbers: &[u64]) -> Vec<Vec<u8>> {
 }
 
 impl Broker for RedisBroker {
-    async fn read(&self, room: usize) -> Result<Vec<ReadyToken>, BrokerError> {
-        self.read_tokens(room).await
+    async fn read(&self, room: usize) -> Result<Vec<Ticket>, BrokerError> {
+        self.read_tickets(room).await
     }
 
-    async fn reclaim(&self, room: usize) -> Result<Vec<ReadyToken>, BrokerError> {
-        self.reclaim_tokens(room).await
+    async fn reclaim(&self, room: usize) -> Result<Vec<Ticket>, BrokerError> {
+        self.reclaim_tickets(room).await
     }
 
-    async fn lease(&self, token: &ReadyToken) -> Result<Option<Claim>, BrokerError> {
-        self.lease_head(token).await
+    async fn lease(&self, ticket: &Ticket) -> Result<Option<Claim>, BrokerError> {
+        self.lease_head(ticket).await
     }
 
-    async fn heartbeat(&self, held: &[Lease], unleased: &[ReadyToken]) -> Result<Beat, BrokerError> {
-        self.beat(held, unleased).await
+    async fn renew(&self, held: &[Lease], unleased: &[Ticket]) -> Result<Renewal, BrokerError> {
+        self.renew_all(held, unleased).await
     }
 
     async fn append(&self, lease: &Lease, delta: &Delta) -> Result<(), BrokerError> {
@@ -208,12 +208,12 @@ impl Broker for RedisBroker {
         self.wait_for_notice().await
     }
 
-    async fn finish(&self, lease: &Lease, ending: &Ending) -> Result<Option<ReadyToken>, BrokerError> {
+    async fn finish(&self, lease: &Lease, ending: &Ending) -> Result<Option<Ticket>, BrokerError> {
         self.end_turn(lease, ending).await
     }
 
-    async fn release(&self, lease: &Lease, manifest: Option<&Manifest>) -> Result<(), BrokerError> {
-        self.give_back(lease, manifest).await
+    async fn requeue(&self, lease: &Lease, manifest: Option<&Manifest>) -> Result<(), BrokerError> {
+        self.requeue_turn(lease, manifest).await
     }
 
     async fn advance(&self, lease: &Lease, manifest: &Manifest) -> Result<(), BrokerError> {
@@ -230,8 +230,8 @@ impl Broker for RedisBroker {
         self.retry_later(lease, delay, reason, text).await
     }
 
-    async fn put_back(&self, token: &ReadyToken) -> Result<(), BrokerError> {
-        self.hand_back(token).await
+    async fn return_ticket(&self, ticket: &Ticket) -> Result<(), BrokerError> {
+        self.return_unleased(ticket).await
     }
 
     async fn sweep(&self) -> Result<(), BrokerError> {

@@ -1,4 +1,4 @@
-//! Hearing of cancelled turns at once. A notice may be lost with its connection; heartbeats find out what it said.
+//! Hearing of cancelled turns at once. A notice may be lost with its connection; renewals find out what it said.
 
 use futures::StreamExt;
 use redis::aio::PubSub;

@@ -1,4 +1,4 @@
-//! Reading tokens.
+//! Reading tickets.
 //!
 //! A lost reply may still have delivered: whenever a read did not come to its end (an error, or its future was
 //! dropped), the next one starts on a new connection by claiming what is pending to this worker and not in its
@@ -15,9 +15,9 @@ use turnmill_schema::{AgentId, Priority};
 
 use super::claim::Whose;
 use super::waiting::Waiting;
-use super::{BrokerError, ReadyStream, ReadyToken, RedisBroker};
+use super::{BrokerError, ReadyStream, RedisBroker, Ticket};
 
-/// After so many tokens of interactive agents one of a batch agent comes first, where one waits: so neither starves.
+/// After so many tickets of interactive agents one of a batch agent comes first, where one waits: so neither starves.
 const INTERACTIVE_A_BATCH: usize = 3;
 
 /// The state of the blocking read.
@@ -25,18 +25,18 @@ const INTERACTIVE_A_BATCH: usize = 3;
 pub(super) struct Reader {
     /// Absent before the first read and while one is under way.
     connection: Option<MultiplexedConnection>,
-    /// Tokens whose reply was lost may be pending to us.
+    /// Tickets whose reply was lost may be pending to us.
     recovering: bool,
     /// Which shard is asked first; goes round, so that no shard starves.
     first_shard: usize,
-    /// Interactive tokens since the last one of a batch agent.
+    /// Interactive tickets since the last one of a batch agent.
     since_batch: usize,
     /// Agents that wait for a time or a place.
     pub(super) waiting: Waiting,
 }
 
-/// A token as it was delivered, and the head it was made for.
-pub(super) type Delivered = (ReadyToken, Option<BacklogEntry>);
+/// A ticket as it was delivered, and the head it was made for.
+pub(super) type Delivered = (Ticket, Option<BacklogEntry>);
 
 impl std::fmt::Debug for Reader {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -45,20 +45,20 @@ impl std::fmt::Debug for Reader {
 }
 
 impl Reader {
-    /// How many of `room` tokens are asked of the batch streams first.
+    /// How many of `room` tickets are asked of the batch streams first.
     fn batch_share(&self, room: usize) -> usize {
         (self.since_batch + room) / (INTERACTIVE_A_BATCH + 1)
     }
 
-    fn note(&mut self, tokens: &[Delivered]) {
-        let batch = tokens.iter().filter(|(token, _)| token.priority == Priority::Batch).count();
-        let since = if batch > 0 { 0 } else { self.since_batch + tokens.len() };
+    fn note(&mut self, tickets: &[Delivered]) {
+        let batch = tickets.iter().filter(|(ticket, _)| ticket.priority == Priority::Batch).count();
+        let since = if batch > 0 { 0 } else { self.since_batch + tickets.len() };
         self.since_batch = since.min(INTERACTIVE_A_BATCH);
     }
 }
 
 impl RedisBroker {
-    pub(super) async fn read_tokens(&self, room: usize) -> Result<Vec<ReadyToken>, BrokerError> {
+    pub(super) async fn read_tickets(&self, room: usize) -> Result<Vec<Ticket>, BrokerError> {
         if room == 0 {
             return Ok(Vec::new());
         }
@@ -73,9 +73,9 @@ impl RedisBroker {
                 connection
             }
         };
-        let tokens = self.read_on(&mut connection, &mut reader, room).await?;
+        let tickets = self.read_on(&mut connection, &mut reader, room).await?;
         reader.connection = Some(connection);
-        Ok(tokens)
+        Ok(tickets)
     }
 
     async fn read_on(
@@ -83,40 +83,40 @@ impl RedisBroker {
         connection: &mut MultiplexedConnection,
         reader: &mut Reader,
         room: usize,
-    ) -> Result<Vec<ReadyToken>, BrokerError> {
-        let mut tokens = Vec::new();
+    ) -> Result<Vec<Ticket>, BrokerError> {
+        let mut tickets = Vec::new();
         if reader.recovering {
-            tokens = self.claim_pending(Whose::Ours, room).await?;
-            reader.recovering = tokens.len() == room;
+            tickets = self.claim_pending(Whose::Ours, room).await?;
+            reader.recovering = tickets.len() == room;
         }
         let outlook = self.look_after_waiting(&mut reader.waiting).await?;
         if outlook.paused {
-            if tokens.is_empty() {
+            if tickets.is_empty() {
                 tokio::time::sleep(outlook.block).await;
             }
-            return Ok(self.held.take(tokens));
+            return Ok(self.held.take(tickets));
         }
         reader.first_shard += 1;
         let streams = self.streams_from(reader.first_shard);
-        if tokens.len() < room {
-            let room = room - tokens.len();
-            tokens.extend(self.read_shares(connection, &streams, room, reader.batch_share(room)).await?);
+        if tickets.len() < room {
+            let room = room - tickets.len();
+            tickets.extend(self.read_shares(connection, &streams, room, reader.batch_share(room)).await?);
         }
-        if tokens.is_empty() {
+        if tickets.is_empty() {
             // COUNT is per stream.
             let command = self.read_command(&streams, room.div_ceil(streams.len()), Some(outlook.block));
             let reply = command.query_async(connection).await;
-            tokens = self.deliver(reply).await?;
+            tickets = self.deliver(reply).await?;
         }
         // Several streams may have answered the blocking read at once.
-        for (token, _) in tokens.split_off(room.min(tokens.len())) {
-            self.hand_back(&token).await?;
+        for (ticket, _) in tickets.split_off(room.min(tickets.len())) {
+            self.return_unleased(&ticket).await?;
         }
-        reader.note(&tokens);
-        Ok(self.held.take(tokens))
+        reader.note(&tickets);
+        Ok(self.held.take(tickets))
     }
 
-    /// What is there at once: `share` tokens of batch agents first, `room` in all. One round trip; and one more for
+    /// What is there at once: `share` tickets of batch agents first, `room` in all. One round trip; and one more for
     /// each stream that may have more than its part, while another left some of its own.
     async fn read_shares(
         &self,
@@ -144,22 +144,22 @@ impl RedisBroker {
                 Err(e) => return self.deliver(Err(e)).await,
             }
         };
-        let (mut tokens, mut drained) = (Vec::new(), HashSet::new());
+        let (mut tickets, mut drained) = (Vec::new(), HashSet::new());
         for (stream, reply) in asked.iter().zip(replies) {
             let delivered = self.deliver(reply).await?;
             if delivered.len() < part(stream) {
                 drained.insert(stream.key.as_str());
             }
-            tokens.extend(delivered);
+            tickets.extend(delivered);
         }
         for stream in streams.iter().filter(|stream| !drained.contains(stream.key.as_str())) {
-            if tokens.len() < room {
-                let command = self.read_command(&[stream], room - tokens.len(), None);
+            if tickets.len() < room {
+                let command = self.read_command(&[stream], room - tickets.len(), None);
                 let reply = command.query_async(connection).await;
-                tokens.extend(self.deliver(reply).await?);
+                tickets.extend(self.deliver(reply).await?);
             }
         }
-        Ok(tokens)
+        Ok(tickets)
     }
 
     /// Every ready stream, most urgent priority first, the shards of each from `first` on.
@@ -188,7 +188,7 @@ impl RedisBroker {
         command
     }
 
-    /// The tokens of a reply.
+    /// The tickets of a reply.
     async fn deliver(
         &self,
         reply: RedisResult<Option<StreamReadReply>>,
@@ -207,28 +207,28 @@ impl RedisBroker {
                 return Err(error);
             }
         };
-        let mut tokens = Vec::new();
+        let mut tickets = Vec::new();
         for delivered in reply.map(|reply| reply.keys).unwrap_or_default() {
             if let Some(stream) = self.streams.iter().find(|stream| stream.key == delivered.key) {
-                tokens.extend(self.tokens(stream, delivered.ids).await?);
+                tickets.extend(self.tickets(stream, delivered.ids).await?);
             }
         }
-        Ok(tokens)
+        Ok(tickets)
     }
 
-    /// Reads entries of a ready stream as tokens; what is none (a foreign entry) is deleted.
-    pub(super) async fn tokens(
+    /// Reads entries of a ready stream as tickets; what is none (a foreign entry) is deleted.
+    pub(super) async fn tickets(
         &self,
         stream: &ReadyStream,
         entries: Vec<StreamId>,
     ) -> Result<Vec<Delivered>, BrokerError> {
-        let mut tokens = Vec::new();
+        let mut tickets = Vec::new();
         for entry in entries {
             if let Some(agent) = entry.get::<String>(FIELD_AGENT) {
                 let head = entry.get::<String>(FIELD_HEAD).and_then(|text| BacklogEntry::parse(&text));
                 let (agent, entry) = (AgentId::from_wire(agent), entry.id);
                 let (shard, priority) = (stream.shard, stream.priority);
-                tokens.push((ReadyToken { agent, priority, shard, entry }, head));
+                tickets.push((Ticket { agent, priority, shard, entry }, head));
                 continue;
             }
             tracing::warn!(stream = stream.key, entry = entry.id, "deleting an entry that names no agent");
@@ -238,6 +238,6 @@ impl RedisBroker {
             delete.cmd("XDEL").arg(&stream.key).arg(&entry.id).ignore();
             delete.exec_async(&mut connection).await.map_err(|e| self.server.error("read", &e))?;
         }
-        Ok(tokens)
+        Ok(tickets)
     }
 }

@@ -63,16 +63,16 @@ scripts! {
     lease LEASE;
     /// [`scripts::FINISH`]
     finish FINISH;
-    /// [`scripts::GIVE_BACK`]
-    give_back GIVE_BACK;
+    /// [`scripts::REQUEUE`]
+    requeue REQUEUE;
     /// [`scripts::ADVANCE`]
     advance ADVANCE;
     /// [`scripts::APPEND`]
     append APPEND;
-    /// [`scripts::HEARTBEAT`]
-    heartbeat HEARTBEAT;
-    /// [`scripts::PUT_BACK`]
-    put_back PUT_BACK;
+    /// [`scripts::RENEW`]
+    renew RENEW;
+    /// [`scripts::RETURN_TICKET`]
+    return_ticket RETURN_TICKET;
     /// [`scripts::PROMOTE`]
     promote PROMOTE;
     /// [`scripts::REPAIR`]

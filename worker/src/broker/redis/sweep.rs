@@ -6,7 +6,7 @@ use turnmill_schema::scripts::Call;
 
 use super::{BrokerError, PriorityCounts, QueueCounts, RedisBroker};
 
-/// Agents looked at in one sweep of a shard. Those with the oldest heads come first, and an agent whose token
+/// Agents looked at in one sweep of a shard. Those with the oldest heads come first, and an agent whose ticket
 /// was lost only grows older, so none is passed over for ever.
 const AGENTS_A_SWEEP: usize = 256;
 /// A consumer is taken for gone after this many leases of silence.
@@ -32,7 +32,7 @@ impl RedisBroker {
                     tracing::warn!(
                         shard = keys.shard(),
                         agents = repaired,
-                        "gave agents without a token new ones"
+                        "gave agents without a ticket new ones"
                     );
                 }
             }
@@ -82,7 +82,7 @@ impl RedisBroker {
         if ours.is_none() {
             return Ok(None);
         }
-        // A head younger than a lease has hardly lost its token.
+        // A head younger than a lease has hardly lost its ticket.
         let before_ms = (seconds * 1000).saturating_sub(self.settings.lease_ms);
         let mut list = redis::cmd("ZRANGE");
         list.arg(keys.open())

@@ -17,7 +17,7 @@ use super::{duration, print_table};
 /// Exit status where another process collects garbage.
 const TAKEN: u8 = 3;
 
-/// Find stored runs that no agent's manifest reaches and payloads that no turn refers to, and remove them.
+/// Find stored segments that no agent's manifest reaches and payloads that no turn refers to, and remove them.
 ///
 /// Without --delete, nothing is removed.
 #[derive(Args)]
@@ -91,8 +91,8 @@ fn options(args: &GcArgs) -> Options {
 }
 
 fn kinds(collected: &Collected) -> [(&'static str, &Found); 3] {
-    let Collected { runs, damaged, payloads, .. } = collected;
-    [("runs", runs), ("damaged runs", damaged), ("payloads", payloads)]
+    let Collected { segments, damaged, payloads, .. } = collected;
+    [("segments", segments), ("damaged segments", damaged), ("payloads", payloads)]
 }
 
 fn tell(spinner: &ProgressBar, collected: &Collected) {
@@ -103,9 +103,9 @@ fn tell(spinner: &ProgressBar, collected: &Collected) {
 
 fn print_text(args: &GcArgs, collected: &Collected) {
     let Collected { agents, roots, broken, marked, foreign, .. } = collected;
-    println!("{agents} agents, whose {roots} different manifests reach {marked} runs");
+    println!("{agents} agents, whose {roots} different manifests reach {marked} segments");
     if *broken > 0 {
-        println!("{broken} manifests lead to a run that is missing or damaged");
+        println!("{broken} manifests lead to a segment that is missing or damaged");
     }
     if *foreign > 0 {
         println!("{foreign} objects are named as nothing of this queue is; they stay");

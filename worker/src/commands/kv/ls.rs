@@ -62,7 +62,10 @@ pub async fn run(
         eprintln!("turnmill-worker: how many agents point there is unknown: {error}");
     }
     if foreign > 0 {
-        eprintln!("turnmill-worker: {foreign} objects in the folder of queue {} are no runs", settings.queue);
+        eprintln!(
+            "turnmill-worker: {foreign} objects in the folder of queue {} are no segments",
+            settings.queue
+        );
     }
     let manifests = manifests.ok();
     let agents = manifests.as_ref().map(by_namespace);

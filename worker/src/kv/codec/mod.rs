@@ -1,4 +1,4 @@
-//! How a run's elements are written outside the pool: exactly, or quantised in groups.
+//! How a segment's elements are written outside the pool: exactly, or quantised in groups.
 //!
 //! Invariants: encoding and decoding keep the order of elements, so lengths follow from their number alone; a
 //! group never spans two heads; decoding gives the same bits on every machine.

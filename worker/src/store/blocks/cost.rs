@@ -6,7 +6,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// What to expect of runs that are fetched from the store, several at once.
+/// What to expect of segments that are fetched from the store, several at once.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct FetchCost {
     /// From asking to the first byte.

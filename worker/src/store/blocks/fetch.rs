@@ -2,7 +2,7 @@
 //!
 //! Invariants: what is handed out was decoded and verified in this call; reading, checksums and decoding happen on the
 //! store's own threads; an object that is not what it should be is out of the way before the caller hears of it, so that
-//! the run that is computed instead can be stored (one without its key stays: it may be whole); no more than `parallel` objects are read at once.
+//! the segment that is computed instead can be stored (one without its key stays: it may be whole); no more than `parallel` objects are read at once.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -15,53 +15,53 @@ use object_store::{Error, GetResult, GetResultPayload};
 
 use super::objects::silent_for;
 use super::{Miss, Shared};
-use crate::kv::{Run, RunData};
+use crate::kv::{Segment, SegmentData};
 use crate::observe::metrics;
 use crate::store::object::{self, Damage};
 
-/// The run, or why it has to be computed.
-pub(super) async fn fetch(shared: Arc<Shared>, run: Arc<Run>) -> Result<RunData, Miss> {
-    let found = match cached(&shared, &run).await {
+/// The segment, or why it has to be computed.
+pub(super) async fn fetch(shared: Arc<Shared>, segment: Arc<Segment>) -> Result<SegmentData, Miss> {
+    let found = match cached(&shared, &segment).await {
         Some(data) => Ok(data),
-        None => stored(&shared, &run).await,
+        None => stored(&shared, &segment).await,
     };
-    found.inspect_err(|miss| metrics::run_missed(miss.reason()))
+    found.inspect_err(|miss| metrics::segment_missed(miss.reason()))
 }
 
-async fn cached(shared: &Arc<Shared>, run: &Arc<Run>) -> Option<RunData> {
-    let object = shared.cache.get(&run.id)?;
-    match open(shared, run, Source::Memory(object)).await {
+async fn cached(shared: &Arc<Shared>, segment: &Arc<Segment>) -> Option<SegmentData> {
+    let object = shared.cache.get(&segment.id)?;
+    match open(shared, segment, Source::Memory(object)).await {
         Ok((_, data)) => {
             metrics::host_cache_hit();
             Some(data)
         }
         Err(_) => {
             // The store's may be whole.
-            shared.cache.remove(&run.id);
+            shared.cache.remove(&segment.id);
             None
         }
     }
 }
 
-async fn stored(shared: &Arc<Shared>, run: &Arc<Run>) -> Result<RunData, Miss> {
+async fn stored(shared: &Arc<Shared>, segment: &Arc<Segment>) -> Result<SegmentData, Miss> {
     let _permit = shared.parallel.acquire().await;
     // Another turn may have fetched it meanwhile: equal system prompts come together.
-    if let Some(data) = cached(shared, run).await {
+    if let Some(data) = cached(shared, segment).await {
         return Ok(data);
     }
     shared.health.may_read(Instant::now()).map_err(Miss::Unreachable)?;
     let _reading = shared.reads_first.begin();
     let timeout = shared.settings.timeout;
     let asked = Instant::now();
-    match tokio::time::timeout(timeout, read(shared, run)).await {
+    match tokio::time::timeout(timeout, read(shared, segment)).await {
         Ok(Ok((object, data))) => {
             shared.health.read();
-            metrics::run_fetched(object.len(), asked.elapsed());
-            shared.cache.insert(run.id, object);
-            shared.ledger.found(run.id);
+            metrics::segment_fetched(object.len(), asked.elapsed());
+            shared.cache.insert(segment.id, object);
+            shared.ledger.found(segment.id);
             Ok(data)
         }
-        Ok(Err(fault)) => Err(missed(shared, run, fault).await),
+        Ok(Err(fault)) => Err(missed(shared, segment, fault).await),
         Err(_) => {
             shared.cost.no_bytes(timeout, Instant::now());
             shared.health.read_failed(&silent_for(timeout));
@@ -86,11 +86,11 @@ impl From<Error> for Fault {
     }
 }
 
-async fn missed(shared: &Shared, run: &Run, fault: Fault) -> Miss {
+async fn missed(shared: &Shared, segment: &Segment, fault: Fault) -> Miss {
     match fault {
         Fault::Absent => {
             shared.health.read();
-            shared.ledger.lost(&run.id);
+            shared.ledger.lost(&segment.id);
             Miss::Absent
         }
         // Whoever has the key can read it; it is the settings that are wrong.
@@ -100,8 +100,8 @@ async fn missed(shared: &Shared, run: &Run, fault: Fault) -> Miss {
         }
         Fault::Damaged(damage) => {
             shared.health.read();
-            shared.objects.set_aside(&run.id, &damage.to_string()).await;
-            shared.ledger.lost(&run.id);
+            shared.objects.set_aside(&segment.id, &damage.to_string()).await;
+            shared.ledger.lost(&segment.id);
             Miss::Damaged(damage)
         }
         Fault::Failed(reason) => {
@@ -111,9 +111,9 @@ async fn missed(shared: &Shared, run: &Run, fault: Fault) -> Miss {
     }
 }
 
-async fn read(shared: &Arc<Shared>, run: &Arc<Run>) -> Result<(Bytes, RunData), Fault> {
+async fn read(shared: &Arc<Shared>, segment: &Arc<Segment>) -> Result<(Bytes, SegmentData), Fault> {
     let asked = Instant::now();
-    let answer = shared.objects.get(&run.id).await;
+    let answer = shared.objects.get(&segment.id).await;
     let latency = asked.elapsed();
     let object = match answer {
         Ok(object) => object,
@@ -126,18 +126,18 @@ async fn read(shared: &Arc<Shared>, run: &Arc<Run>) -> Result<(Bytes, RunData), 
         }
     };
     let transfer = shared.cost.transfer(latency, Instant::now());
-    let source = Source::of(object, shared.most_bytes(run)).await?;
-    let (object, data) = open(shared, run, source).await?;
+    let source = Source::of(object, shared.most_bytes(segment)).await?;
+    let (object, data) = open(shared, segment, source).await?;
     transfer.done(object.len(), Instant::now());
     Ok((object, data))
 }
 
 /// The object's bytes and nothing else: how many there are.
-pub(super) async fn read_only(shared: Arc<Shared>, run: Arc<Run>) -> Result<usize, Miss> {
+pub(super) async fn read_only(shared: Arc<Shared>, segment: Arc<Segment>) -> Result<usize, Miss> {
     let _permit = shared.parallel.acquire().await;
     let unreachable = |error: &dyn ToString| Miss::Unreachable(error.to_string());
-    let object = shared.objects.get(&run.id).await.map_err(|error| unreachable(&error))?;
-    let source = Source::of(object, shared.most_bytes(&run)).await.map_err(|fault| match fault {
+    let object = shared.objects.get(&segment.id).await.map_err(|error| unreachable(&error))?;
+    let source = Source::of(object, shared.most_bytes(&segment)).await.map_err(|fault| match fault {
         Fault::Absent => Miss::Absent,
         Fault::Damaged(damage) => Miss::Damaged(damage),
         Fault::Failed(reason) => Miss::Unreachable(reason),
@@ -154,7 +154,7 @@ enum Source {
 }
 
 impl Source {
-    /// The object, or the first `most` bytes of one that is longer than any run: an object that was replaced may be of
+    /// The object, or the first `most` bytes of one that is longer than any segment: an object that was replaced may be of
     /// any size, and a part of it is as damaged as all of it.
     async fn of(object: GetResult, most: u64) -> Result<Self, Fault> {
         let bytes = object.meta.size.min(most);
@@ -188,14 +188,18 @@ impl Source {
 }
 
 /// Reads, verifies and decodes an object, in one go on a thread that may block.
-async fn open(shared: &Arc<Shared>, run: &Arc<Run>, source: Source) -> Result<(Bytes, RunData), Fault> {
-    let (shared, run) = (shared.clone(), run.clone());
+async fn open(
+    shared: &Arc<Shared>,
+    segment: &Arc<Segment>,
+    source: Source,
+) -> Result<(Bytes, SegmentData), Fault> {
+    let (shared, segment) = (shared.clone(), segment.clone());
     let open = move || {
         let object = source.bytes().map_err(|error| Fault::Failed(error.to_string()))?;
-        let (settings, key) = (&shared.settings, shared.key(&run.tenant));
-        let data = object::decode(object.clone(), &run, &settings.shape, settings.codec, key.as_ref());
+        let (settings, key) = (&shared.settings, shared.key(&segment.tenant));
+        let data = object::decode(object.clone(), &segment, &settings.shape, settings.codec, key.as_ref());
         Ok((object, data.map_err(Fault::Damaged)?))
     };
     let opened = tokio::task::spawn_blocking(open).await;
-    opened.unwrap_or_else(|error| Err(Fault::Failed(format!("a run cannot be decoded: {error}"))))
+    opened.unwrap_or_else(|error| Err(Fault::Failed(format!("a segment cannot be decoded: {error}"))))
 }

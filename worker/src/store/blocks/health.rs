@@ -1,7 +1,7 @@
 //! Whether the store does what it is asked.
 //!
 //! Invariants: [`LIMIT`] failures in a row are trouble, and the first success is its end; each episode is logged twice,
-//! at its first failure and at its end, however many runs it costs; while reads fail, a turn does not wait for the store
+//! at its first failure and at its end, however many segments it costs; while reads fail, a turn does not wait for the store
 //! more often than once every [`RETRY`].
 
 use std::fmt::{Debug, Formatter};

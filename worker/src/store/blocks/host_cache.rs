@@ -1,4 +1,4 @@
-//! Stored runs kept in memory, as they are in the store.
+//! Stored segments kept in memory, as they are in the store.
 //!
 //! Invariants: never more bytes than the budget; what is here was in the store when it was put here; whoever takes it
 //! verifies it like anything else that was stored.
@@ -8,10 +8,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 
-use crate::kv::RunId;
+use crate::kv::SegmentId;
 use crate::observe::metrics;
 
-/// The runs used last, up to a number of bytes.
+/// The segments used last, up to a number of bytes.
 #[derive(Debug)]
 pub(super) struct HostCache {
     state: Mutex<State>,
@@ -21,8 +21,8 @@ pub(super) struct HostCache {
 #[derive(Debug, Default)]
 struct State {
     /// Each object with the number of its last use.
-    objects: HashMap<RunId, (Bytes, u64)>,
-    by_use: BTreeMap<u64, RunId>,
+    objects: HashMap<SegmentId, (Bytes, u64)>,
+    by_use: BTreeMap<u64, SegmentId>,
     bytes: usize,
     uses: u64,
 }
@@ -33,14 +33,14 @@ impl State {
         self.uses
     }
 
-    fn remove(&mut self, id: &RunId) {
+    fn remove(&mut self, id: &SegmentId) {
         if let Some((object, used)) = self.objects.remove(id) {
             self.bytes -= object.len();
             self.by_use.remove(&used);
         }
     }
 
-    fn oldest(&self) -> Option<RunId> {
+    fn oldest(&self) -> Option<SegmentId> {
         self.by_use.values().next().copied()
     }
 }
@@ -52,7 +52,7 @@ impl HostCache {
     }
 
     /// Keeps `object`, and gives up what was used longest ago for it. One over the whole budget is not kept.
-    pub fn insert(&self, id: RunId, object: Bytes) {
+    pub fn insert(&self, id: SegmentId, object: Bytes) {
         if object.len() > self.budget {
             return;
         }
@@ -71,7 +71,7 @@ impl HostCache {
     }
 
     /// The object, which now is the one used last.
-    pub fn get(&self, id: &RunId) -> Option<Bytes> {
+    pub fn get(&self, id: &SegmentId) -> Option<Bytes> {
         let mut state = self.lock();
         let used = state.next_use();
         let (object, last) = state.objects.get_mut(id)?;
@@ -82,12 +82,12 @@ impl HostCache {
     }
 
     /// Whether it is here; asking is no use.
-    pub fn contains(&self, id: &RunId) -> bool {
+    pub fn contains(&self, id: &SegmentId) -> bool {
         self.lock().objects.contains_key(id)
     }
 
     /// Gives up an object that turned out to be damaged.
-    pub fn remove(&self, id: &RunId) {
+    pub fn remove(&self, id: &SegmentId) {
         let mut state = self.lock();
         state.remove(id);
         metrics::host_cache(state.bytes);

@@ -1,7 +1,7 @@
-//! Which runs are on their way to the store and which are there.
+//! Which segments are on their way to the store and which are there.
 //!
-//! Invariants: a run is in the store only once the store said so; one that failed is unknown again, so that it may be
-//! saved again; what is remembered of stored runs is bounded in number and in time, since others may remove them, and
+//! Invariants: a segment is in the store only once the store said so; one that failed is unknown again, so that it may be
+//! saved again; what is remembered of stored segments is bounded in number and in time, since others may remove them, and
 //! forgetting one costs a put of what is there already.
 
 use std::collections::{HashMap, HashSet};
@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
-use crate::kv::{PrefixHash, RunId};
+use crate::kv::{PrefixHash, SegmentId};
 
-/// After so long a stored run is put again where somebody has it: a bucket's rules, a collector or a folder's limit may have
+/// After so long a stored segment is put again where somebody has it: a bucket's rules, a collector or a folder's limit may have
 /// removed it, and nobody tells.
 const BELIEVED: Duration = Duration::from_secs(3600);
 
@@ -26,59 +26,59 @@ pub(super) struct Ledger {
 #[derive(Debug)]
 struct State {
     /// Queued or being written; bounded by the save queue.
-    pending: HashSet<RunId>,
+    pending: HashSet<SegmentId>,
     stored: Recent,
 }
 
-/// Ids of at least the last `limit` runs and of at most twice as many: when the young are `limit`, the old are
+/// Ids of at least the last `limit` segments and of at most twice as many: when the young are `limit`, the old are
 /// forgotten and the young grow old.
 #[derive(Debug)]
 struct Recent {
     /// Each with the moment at which it was known to be there.
-    young: HashMap<RunId, Instant>,
-    old: HashMap<RunId, Instant>,
+    young: HashMap<SegmentId, Instant>,
+    old: HashMap<SegmentId, Instant>,
     limit: usize,
 }
 
 impl Recent {
-    fn insert(&mut self, id: RunId) {
+    fn insert(&mut self, id: SegmentId) {
         if self.young.len() >= self.limit && !self.young.contains_key(&id) {
             self.old = std::mem::take(&mut self.young);
         }
         self.young.insert(id, Instant::now());
     }
 
-    fn retain(&mut self, stays: impl Fn(&RunId, &Instant) -> bool) {
+    fn retain(&mut self, stays: impl Fn(&SegmentId, &Instant) -> bool) {
         self.young.retain(|id, at| stays(id, at));
         self.old.retain(|id, at| stays(id, at));
     }
 
-    fn remove(&mut self, id: &RunId) {
+    fn remove(&mut self, id: &SegmentId) {
         self.young.remove(id);
         self.old.remove(id);
     }
 
-    fn contains(&self, id: &RunId) -> bool {
+    fn contains(&self, id: &SegmentId) -> bool {
         let known = self.young.get(id).or_else(|| self.old.get(id));
         known.is_some_and(|at| at.elapsed() < BELIEVED)
     }
 }
 
 impl Ledger {
-    /// A ledger that remembers the last `limit` runs stored.
+    /// A ledger that remembers the last `limit` segments stored.
     pub fn new(limit: usize) -> Self {
         let stored = Recent { young: HashMap::new(), old: HashMap::new(), limit };
         Self { state: Mutex::new(State { pending: HashSet::new(), stored }), changed: Notify::new() }
     }
 
-    /// The run is to be written; false: it is stored or on its way.
-    pub fn begin(&self, id: RunId) -> bool {
+    /// The segment is to be written; false: it is stored or on its way.
+    pub fn begin(&self, id: SegmentId) -> bool {
         let mut state = self.lock();
         !state.stored.contains(&id) && state.pending.insert(id)
     }
 
-    /// The write of a run that [began](Self::begin) is over.
-    pub fn end(&self, id: RunId, stored: bool) {
+    /// The write of a segment that [began](Self::begin) is over.
+    pub fn end(&self, id: SegmentId, stored: bool) {
         let mut state = self.lock();
         state.pending.remove(&id);
         if stored {
@@ -88,45 +88,45 @@ impl Ledger {
         self.changed.notify_waiters();
     }
 
-    /// Somebody found the run in the store.
-    pub fn found(&self, id: RunId) {
+    /// Somebody found the segment in the store.
+    pub fn found(&self, id: SegmentId) {
         self.lock().stored.insert(id);
         self.changed.notify_waiters();
     }
 
-    /// Somebody looked and the run was not there, or not whole. A write that is under way goes on.
-    pub fn lost(&self, id: &RunId) {
+    /// Somebody looked and the segment was not there, or not whole. A write that is under way goes on.
+    pub fn lost(&self, id: &SegmentId) {
         self.lock().stored.remove(id);
     }
 
-    /// Somebody listed the store from `since` on and found only `these` last blocks' runs.
+    /// Somebody listed the store from `since` on and found only `these` last blocks' segments.
     pub fn listed(&self, these: &HashSet<PrefixHash>, since: Instant) {
         self.lock().stored.retain(|id, at| *at >= since || these.contains(&id.last));
     }
 
-    /// Whether the run is stored or on its way.
-    pub fn is_known(&self, id: &RunId) -> bool {
+    /// Whether the segment is stored or on its way.
+    pub fn is_known(&self, id: &SegmentId) -> bool {
         let state = self.lock();
         state.stored.contains(id) || state.pending.contains(id)
     }
 
-    /// How many of `runs`, from the first on, are stored; an error while the one after them is on its way.
-    fn leading(&self, runs: &[RunId]) -> Result<usize, StillPending> {
+    /// How many of `segments`, from the first on, are stored; an error while the one after them is on its way.
+    fn leading(&self, segments: &[SegmentId]) -> Result<usize, StillPending> {
         let state = self.lock();
-        let stored = runs.iter().take_while(|id| state.stored.contains(id)).count();
-        match runs.get(stored) {
+        let stored = segments.iter().take_while(|id| state.stored.contains(id)).count();
+        match segments.get(stored) {
             Some(next) if state.pending.contains(next) => Err(StillPending { stored }),
             _ => Ok(stored),
         }
     }
 
-    /// How many of `runs`, from the first on, are stored, as soon as waiting changes nothing, or now that
+    /// How many of `segments`, from the first on, are stored, as soon as waiting changes nothing, or now that
     /// `enough` is over.
-    pub async fn settled(&self, runs: &[RunId], enough: impl Future<Output = ()>) -> usize {
+    pub async fn settled(&self, segments: &[SegmentId], enough: impl Future<Output = ()>) -> usize {
         let mut enough = std::pin::pin!(enough);
         loop {
             let changed = self.changed.notified();
-            let stored = match self.leading(runs) {
+            let stored = match self.leading(segments) {
                 Ok(stored) => return stored,
                 Err(StillPending { stored }) => stored,
             };
@@ -154,7 +154,7 @@ impl Ledger {
     }
 }
 
-/// A run that is on its way follows on so many stored ones.
+/// A segment that is on its way follows on so many stored ones.
 struct StillPending {
     stored: usize,
 }
@@ -167,15 +167,15 @@ mod tests {
     use crate::store::blocks::tests::id;
 
     #[tokio::test]
-    async fn only_leading_runs_count_and_only_open_ones_are_waited_for() {
+    async fn only_leading_segments_count_and_only_open_ones_are_waited_for() {
         let ledger = Ledger::new(10);
-        let runs = [1, 2, 3, 4].map(id);
-        runs.iter().for_each(|id| assert!(ledger.begin(*id)));
+        let segments = [1, 2, 3, 4].map(id);
+        segments.iter().for_each(|id| assert!(ledger.begin(*id)));
         assert!(!ledger.begin(id(1)) && ledger.is_known(&id(1)));
         ledger.end(id(1), true);
         ledger.end(id(3), true);
-        assert_eq!(ledger.settled(&runs, ready(())).await, 1, "enough");
-        let waiting = ledger.settled(&runs, pending());
+        assert_eq!(ledger.settled(&segments, ready(())).await, 1, "enough");
+        let waiting = ledger.settled(&segments, pending());
         let failing = async {
             tokio::task::yield_now().await;
             ledger.end(id(2), false);
@@ -185,7 +185,7 @@ mod tests {
         assert!(!ledger.is_known(&id(2)) && ledger.begin(id(2)), "it may be saved again");
         ledger.end(id(2), true);
         ledger.end(id(4), true);
-        assert_eq!(ledger.settled(&runs, pending()).await, 4);
+        assert_eq!(ledger.settled(&segments, pending()).await, 4);
         assert_eq!(ledger.settled(&[id(1), id(9), id(2)], pending()).await, 1, "nobody saves nine");
         ledger.idle().await;
     }

@@ -1,8 +1,8 @@
-//! Runs of KV blocks in the object store: written behind the engine's back, read before a turn needs them.
+//! Segments of KV blocks in the object store: written behind the engine's back, read before a turn needs them.
 //!
 //! Invariants:
-//! * the engine never waits for the store: a run that finds no room is dropped and counted;
-//! * a run is a hit only once the store has acknowledged it, and its bytes are used only after they were verified: every
+//! * the engine never waits for the store: a segment that finds no room is dropped and counted;
+//! * a segment is a hit only once the store has acknowledged it, and its bytes are used only after they were verified: every
 //!   failure is a [`Miss`], and a miss costs prefill, never a wrong token;
 //! * all work happens on a few threads of low priority that nothing else uses;
 //! * queue, host cache, parallel reads, ids remembered and every wait have bounds.
@@ -43,11 +43,11 @@ use super::object::Damage;
 use super::{StoreError, Trimmed, trim};
 use crate::config::{KvCodec, StoreUrl};
 use crate::kv::codec::Coding;
-use crate::kv::{BlockShape, Run, RunData, RunId};
+use crate::kv::{BlockShape, Segment, SegmentData, SegmentId};
 
 pub use cost::FetchCost;
 
-/// Stored runs that are remembered, at 96 bytes each and up to twice as many: more than a pool holds.
+/// Stored segments that are remembered, at 96 bytes each and up to twice as many: more than a pool holds.
 const REMEMBERED: usize = 32 * 1024;
 
 /// What a [`BlockStore`] is told.
@@ -59,11 +59,11 @@ pub struct BlockStoreSettings {
     pub queue: Name,
     /// What a block of the pool looks like.
     pub shape: BlockShape,
-    /// How blocks are written. It is part of the runs' namespace: runs of another codec are never found.
+    /// How blocks are written. It is part of the segments' namespace: segments of another codec are never found.
     pub codec: KvCodec,
     /// The folder with the tenants' keys; without one, nothing is encrypted.
     pub keys: Option<PathBuf>,
-    /// Most bytes of runs, as the pool has them, that wait to be written or are being written.
+    /// Most bytes of segments, as the pool has them, that wait to be written or are being written.
     pub save_queue_bytes: usize,
     /// Most bytes of stored objects kept in memory; 0: none.
     pub host_cache_bytes: usize,
@@ -73,20 +73,22 @@ pub struct BlockStoreSettings {
     pub timeout: Duration,
 }
 
-/// Why a run has to be computed.
+/// Why a segment has to be computed.
 #[derive(Debug, thiserror::Error)]
 pub enum Miss {
     /// It was never stored, or it was removed.
-    #[error("the run is not in the object store; it has to be computed")]
+    #[error("the segment is not in the object store; it has to be computed")]
     Absent,
-    /// There is an object, and it is not the run. It was set aside.
-    #[error("the run's object was set aside: {0}")]
+    /// There is an object, and it is not the segment. It was set aside.
+    #[error("the segment's object was set aside: {0}")]
     Damaged(#[from] Damage),
     /// The store cannot be asked, or could not a moment ago.
-    #[error("the run cannot be read: {0}; look after the object store")]
+    #[error("the segment cannot be read: {0}; look after the object store")]
     Unreachable(String),
     /// The store took too long.
-    #[error("the object store did not give the run in time; it may be overloaded, or the timeout too short")]
+    #[error(
+        "the object store did not give the segment in time; it may be overloaded, or the timeout too short"
+    )]
     TimedOut,
 }
 
@@ -144,10 +146,10 @@ impl Shared {
         })
     }
 
-    /// More bytes than an object of this run has, whatever its codec adds.
-    fn most_bytes(&self, run: &Run) -> u64 {
-        let blocks = run.tokens.len().div_ceil(self.settings.shape.block_tokens.max(1));
-        (2 * blocks * self.settings.shape.block_bytes() + 8 * run.tokens.len() + (64 << 10)) as u64
+    /// More bytes than an object of this segment has, whatever its codec adds.
+    fn most_bytes(&self, segment: &Segment) -> u64 {
+        let blocks = segment.tokens.len().div_ceil(self.settings.shape.block_tokens.max(1));
+        (2 * blocks * self.settings.shape.block_bytes() + 8 * segment.tokens.len() + (64 << 10)) as u64
     }
 
     fn key(&self, tenant: &str) -> Option<TenantKey> {
@@ -190,10 +192,10 @@ impl BlockStore {
         })
     }
 
-    /// Takes a run to be written, unless it is stored or on its way. Never waits, so the engine may call it. False:
-    /// the queue is full; the run is dropped and counted.
-    pub fn save(&self, data: RunData) -> bool {
-        !self.shared().ledger.begin(data.run.id) || self.0.saver.save(self.shared(), data)
+    /// Takes a segment to be written, unless it is stored or on its way. Never waits, so the engine may call it. False:
+    /// the queue is full; the segment is dropped and counted.
+    pub fn save(&self, data: SegmentData) -> bool {
+        !self.shared().ledger.begin(data.segment.id) || self.0.saver.save(self.shared(), data)
     }
 
     /// Whether anything of this tenant may be stored: where there are keys, it needs one.
@@ -201,48 +203,48 @@ impl BlockStore {
         self.shared().keys.as_ref().is_none_or(|keys| keys.get(tenant).is_some())
     }
 
-    /// Bytes of a run's object, roughly: as many as its codec makes of its blocks.
-    pub fn stored_bytes(&self, run: &Run) -> usize {
+    /// Bytes of a segment's object, roughly: as many as its codec makes of its blocks.
+    pub fn stored_bytes(&self, segment: &Segment) -> usize {
         let BlockStoreSettings { shape, codec, .. } = &self.shared().settings;
-        let blocks = run.tokens.len() / shape.block_tokens;
+        let blocks = segment.tokens.len() / shape.block_tokens;
         let elements = blocks * shape.block_bytes() / shape.element_bytes();
         Coding::new(*codec, shape).encoded_bytes(elements).unwrap_or(usize::MAX)
     }
 
-    /// Whether the run is stored, queued or being written, as far as is remembered: no need to save it.
-    pub fn is_saved(&self, id: &RunId) -> bool {
+    /// Whether the segment is stored, queued or being written, as far as is remembered: no need to save it.
+    pub fn is_saved(&self, id: &SegmentId) -> bool {
         self.shared().ledger.is_known(id)
     }
 
-    /// Whether the run is in the host cache.
-    pub fn is_cached(&self, id: &RunId) -> bool {
+    /// Whether the segment is in the host cache.
+    pub fn is_cached(&self, id: &SegmentId) -> bool {
         self.shared().cache.contains(id)
     }
 
-    /// The run from the host cache or the store, verified and decoded on the store's threads. While the store cannot
+    /// The segment from the host cache or the store, verified and decoded on the store's threads. While the store cannot
     /// be read, most calls fail at once.
     ///
     /// # Errors
-    /// Why the run has to be computed. A damaged object is out of the way when this returns, so the run may be saved
+    /// Why the segment has to be computed. A damaged object is out of the way when this returns, so the segment may be saved
     /// again.
-    pub async fn fetch(&self, run: &Arc<Run>) -> Result<RunData, Miss> {
-        let fetch = fetch::fetch(self.shared().clone(), run.clone());
+    pub async fn fetch(&self, segment: &Arc<Segment>) -> Result<SegmentData, Miss> {
+        let fetch = fetch::fetch(self.shared().clone(), segment.clone());
         self.run(fetch).await.unwrap_or_else(|reason| Err(Miss::Unreachable(reason)))
     }
 
-    /// Reads the run's object from the store and drops it: what a fetch costs without all that it is for. Bytes read.
+    /// Reads the segment's object from the store and drops it: what a fetch costs without all that it is for. Bytes read.
     ///
     /// # Errors
     /// Why it cannot be read.
-    pub async fn read_only(&self, run: &Arc<Run>) -> Result<usize, Miss> {
-        let read = fetch::read_only(self.shared().clone(), run.clone());
+    pub async fn read_only(&self, segment: &Arc<Segment>) -> Result<usize, Miss> {
+        let read = fetch::read_only(self.shared().clone(), segment.clone());
         self.run(read).await.unwrap_or_else(|reason| Err(Miss::Unreachable(reason)))
     }
 
-    /// Waits until the store has acknowledged `runs`, at most for `within`. How many of them, from the first on, it
+    /// Waits until the store has acknowledged `segments`, at most for `within`. How many of them, from the first on, it
     /// has: a failed one, or one that was never saved, ends the count and the wait.
-    pub async fn saved(&self, runs: &[RunId], within: Duration) -> usize {
-        self.shared().ledger.settled(runs, tokio::time::sleep(within)).await
+    pub async fn saved(&self, segments: &[SegmentId], within: Duration) -> usize {
+        self.shared().ledger.settled(segments, tokio::time::sleep(within)).await
     }
 
     /// From now on writers do not rest: the worker stops, and no step can be held up.
@@ -272,7 +274,7 @@ impl BlockStore {
         &self.0.shared
     }
 
-    /// Keeps a folder within `limit` bytes, see [`trim`](super::trim()), and forgets which runs were there and are not.
+    /// Keeps a folder within `limit` bytes, see [`trim`](super::trim()), and forgets which segments were there and are not.
     ///
     /// # Errors
     /// The folder cannot be read, or not everything removed.
@@ -350,9 +352,9 @@ mod tests {
         assert_eq!(words, MISS_REASONS);
     }
 
-    /// A run's name; equal for equal numbers.
-    pub(in crate::store) fn id(number: u8) -> RunId {
+    /// A segment's name; equal for equal numbers.
+    pub(in crate::store) fn id(number: u8) -> SegmentId {
         let namespace = Namespace::new(&Identity::example());
-        RunId { namespace, parent: PrefixHash([number; 32]), last: PrefixHash([number; 32]) }
+        SegmentId { namespace, parent: PrefixHash([number; 32]), last: PrefixHash([number; 32]) }
     }
 }

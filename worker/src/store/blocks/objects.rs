@@ -1,4 +1,4 @@
-//! Runs as objects: their names, and what is asked of the client.
+//! Segments as objects: their names, and what is asked of the client.
 //!
 //! Invariants: every call here ends within its time; an object is written once and never changed.
 
@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use super::BlockStoreSettings;
 use crate::config::StoreUrl;
-use crate::kv::RunId;
+use crate::kv::SegmentId;
 use crate::store::open::{Patience, open_with};
 use crate::store::{DAMAGED, StoreError};
 
@@ -26,7 +26,7 @@ const WRITE: Duration = Duration::from_secs(30);
 /// A connection is made or refused in this time.
 const CONNECT: Duration = Duration::from_secs(5);
 
-/// The runs of one queue in a store.
+/// The segments of one queue in a store.
 #[derive(Debug)]
 pub(super) struct Objects {
     store: Arc<dyn ObjectStore>,
@@ -46,13 +46,13 @@ impl Objects {
         Ok(Self { store, url: settings.url.clone(), queue: settings.queue.clone(), read, write })
     }
 
-    /// The run's object, where there is one; its bytes are still to be read. Reading ends with the fetch's time.
-    pub async fn get(&self, id: &RunId) -> Result<GetResult, Error> {
+    /// The segment's object, where there is one; its bytes are still to be read. Reading ends with the fetch's time.
+    pub async fn get(&self, id: &SegmentId) -> Result<GetResult, Error> {
         self.store.get(&self.path(id)).await
     }
 
-    /// Writes a run's object if there is none. Another worker's with the same name holds the same run.
-    pub async fn put(&self, id: &RunId, object: Bytes) -> Result<(), String> {
+    /// Writes a segment's object if there is none. Another worker's with the same name holds the same segment.
+    pub async fn put(&self, id: &SegmentId, object: Bytes) -> Result<(), String> {
         let path = self.path(id);
         let put = self.store.put_opts(&path, object.into(), PutMode::Create.into());
         match tokio::time::timeout(self.write, put).await {
@@ -62,9 +62,9 @@ impl Objects {
         }
     }
 
-    /// Takes a damaged object out of the way so that the run can be written anew, and keeps it where it harms nobody.
+    /// Takes a damaged object out of the way so that the segment can be written anew, and keeps it where it harms nobody.
     /// What cannot be moved is removed; what cannot be removed either is a miss again next time.
-    pub async fn set_aside(&self, id: &RunId, damage: &str) {
+    pub async fn set_aside(&self, id: &SegmentId, damage: &str) {
         let path = self.path(id);
         let aside = path_aside(&path);
         let moved = async {
@@ -78,9 +78,9 @@ impl Objects {
             Err(_) => Err(silent_for(self.read)),
         };
         match moved {
-            Ok(()) => tracing::warn!(%path, %aside, damage, "a stored run is damaged; it was set aside"),
+            Ok(()) => tracing::warn!(%path, %aside, damage, "a stored segment is damaged; it was set aside"),
             Err(error) => {
-                tracing::warn!(%path, damage, error, "a stored run is damaged and stays where it is")
+                tracing::warn!(%path, damage, error, "a stored segment is damaged and stays where it is")
             }
         }
     }
@@ -108,13 +108,13 @@ impl Objects {
         self.store.delete(path).await.map_err(|error| format!("it cannot be removed: {error}"))
     }
 
-    fn path(&self, id: &RunId) -> Path {
+    fn path(&self, id: &SegmentId) -> Path {
         let (namespace, hash) = (Digest(*id.namespace.as_bytes()), Digest(id.last.0));
         Path::from(kv_object::path(&self.queue, &namespace, &hash))
     }
 }
 
-/// Where the run at `path` is put once it is known to be damaged: the same under another folder.
+/// Where the segment at `path` is put once it is known to be damaged: the same under another folder.
 fn path_aside(path: &Path) -> Path {
     Path::from_iter(std::iter::once(DAMAGED.into()).chain(path.parts().skip(1)))
 }

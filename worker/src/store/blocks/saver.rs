@@ -1,10 +1,10 @@
-//! Write-behind: runs wait in a bounded queue, and a few writers bring them to the store.
+//! Write-behind: segments wait in a bounded queue, and a few writers bring them to the store.
 //!
-//! A writer of a folder rests after each run: writing a few megabytes is work of the kernel's, which no priority takes from
+//! A writer of a folder rests after each segment: writing a few megabytes is work of the kernel's, which no priority takes from
 //! a core, and a step waits for its slowest core. Without rests, steps took twice as long while a conversation was saved.
 //!
-//! Invariants: giving a run never waits; the queue holds at most its bytes; every run that was taken ends exactly once,
-//! as saved or as failed, even if its writer panics; a run is acknowledged, and in the host cache, only once the store
+//! Invariants: giving a segment never waits; the queue holds at most its bytes; every segment that was taken ends exactly once,
+//! as saved or as failed, even if its writer panics; a segment is acknowledged, and in the host cache, only once the store
 //! has it.
 
 use std::sync::Arc;
@@ -17,11 +17,11 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::Instant;
 
 use super::Shared;
-use crate::kv::{RunData, RunId};
+use crate::kv::{SegmentData, SegmentId};
 use crate::observe::metrics;
 use crate::store::object;
 
-/// Runs written at once. One would wait for a remote store most of the time; many would keep reads from the network.
+/// Segments written at once. One would wait for a remote store most of the time; many would keep reads from the network.
 pub(super) const WRITERS: usize = 2;
 /// How much longer than a write in a folder the rest after it is.
 const REST: u32 = 5;
@@ -55,21 +55,21 @@ impl Room {
     }
 }
 
-/// Where runs are given. The channel is as long as [`Room`] lets it get.
+/// Where segments are given. The channel is as long as [`Room`] lets it get.
 #[derive(Debug)]
 pub(super) struct Saver(UnboundedSender<Queued>);
 
 #[derive(Debug)]
 struct Queued {
-    data: RunData,
+    data: SegmentData,
     ticket: Ticket,
 }
 
-/// The end of a run that was taken: failed, unless it was saved.
+/// The end of a segment that was taken: failed, unless it was saved.
 #[derive(Debug)]
 struct Ticket {
     shared: Arc<Shared>,
-    id: RunId,
+    id: SegmentId,
     bytes: usize,
     saved: bool,
 }
@@ -83,11 +83,11 @@ impl Ticket {
 impl Drop for Ticket {
     fn drop(&mut self) {
         match self.saved {
-            true => metrics::run_saved(self.bytes),
-            false => metrics::run_failed(self.bytes),
+            true => metrics::segment_saved(self.bytes),
+            false => metrics::segment_failed(self.bytes),
         }
         self.shared.room.give_back(self.bytes);
-        // Last: whoever waits for this run finds everything else done.
+        // Last: whoever waits for this segment finds everything else done.
         self.shared.ledger.end(self.id, self.saved);
     }
 }
@@ -95,20 +95,20 @@ impl Drop for Ticket {
 impl Saver {
     /// Starts the writers; they end with the runtime, or when this is dropped and the queue is empty.
     pub fn start(shared: &Arc<Shared>, runtime: &Handle) -> Self {
-        let (queue, runs) = unbounded_channel();
-        let runs = Arc::new(Mutex::new(runs));
+        let (queue, segments) = unbounded_channel();
+        let segments = Arc::new(Mutex::new(segments));
         let writers = if shared.settings.url.is_folder() { 1 } else { WRITERS };
         for _ in 0..writers {
-            runtime.spawn(write_all(shared.clone(), runs.clone()));
+            runtime.spawn(write_all(shared.clone(), segments.clone()));
         }
         Self(queue)
     }
 
-    /// Takes a run that the ledger says is on its way. False: there is no room, and it is dropped.
-    pub fn save(&self, shared: &Arc<Shared>, data: RunData) -> bool {
-        let (id, bytes) = (data.run.id, data.data.len());
+    /// Takes a segment that the ledger says is on its way. False: there is no room, and it is dropped.
+    pub fn save(&self, shared: &Arc<Shared>, data: SegmentData) -> bool {
+        let (id, bytes) = (data.segment.id, data.data.len());
         if !shared.room.take(bytes) {
-            metrics::run_dropped(bytes);
+            metrics::segment_dropped(bytes);
             shared.ledger.end(id, false);
             return false;
         }
@@ -118,11 +118,11 @@ impl Saver {
     }
 }
 
-async fn write_all(shared: Arc<Shared>, runs: Arc<Mutex<UnboundedReceiver<Queued>>>) {
+async fn write_all(shared: Arc<Shared>, segments: Arc<Mutex<UnboundedReceiver<Queued>>>) {
     let mut rested = Instant::now();
     loop {
-        // The other writer waits for the lock instead of for a run.
-        let next = runs.lock().await.recv().await;
+        // The other writer waits for the lock instead of for a segment.
+        let next = segments.lock().await.recv().await;
         let Some(Queued { data, ticket }) = next else { return };
         if !shared.hurries.load(Ordering::Relaxed) {
             tokio::time::sleep_until(rested).await;
@@ -131,7 +131,7 @@ async fn write_all(shared: Arc<Shared>, runs: Arc<Mutex<UnboundedReceiver<Queued
         let began = Instant::now();
         match write(&shared, data).await {
             Ok(()) => {
-                metrics::run_written(began.elapsed());
+                metrics::segment_written(began.elapsed());
                 shared.health.written();
                 ticket.saved();
             }
@@ -143,19 +143,19 @@ async fn write_all(shared: Arc<Shared>, runs: Arc<Mutex<UnboundedReceiver<Queued
     }
 }
 
-async fn write(shared: &Arc<Shared>, data: RunData) -> Result<(), String> {
-    let id = data.run.id;
+async fn write(shared: &Arc<Shared>, data: SegmentData) -> Result<(), String> {
+    let id = data.segment.id;
     let object = encode(shared, data).await?;
     shared.objects.put(&id, object.clone()).await?;
     shared.cache.insert(id, object);
     Ok(())
 }
 
-async fn encode(shared: &Arc<Shared>, data: RunData) -> Result<Bytes, String> {
+async fn encode(shared: &Arc<Shared>, data: SegmentData) -> Result<Bytes, String> {
     let shared = shared.clone();
     let encode = move || {
-        let key = shared.key(&data.run.tenant);
+        let key = shared.key(&data.segment.tenant);
         Bytes::from(object::encode(&data, &shared.settings.shape, shared.settings.codec, key.as_ref()))
     };
-    tokio::task::spawn_blocking(encode).await.map_err(|error| format!("a run cannot be encoded: {error}"))
+    tokio::task::spawn_blocking(encode).await.map_err(|error| format!("a segment cannot be encoded: {error}"))
 }

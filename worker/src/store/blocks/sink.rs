@@ -1,25 +1,25 @@
 //! The engine's way into the store.
 
 use super::BlockStore;
-use crate::engine::RunSink;
-use crate::kv::{Run, RunData, RunId};
+use crate::engine::SegmentSink;
+use crate::kv::{Segment, SegmentData, SegmentId};
 
-impl RunSink for BlockStore {
-    fn announce(&self, id: &RunId) -> bool {
+impl SegmentSink for BlockStore {
+    fn announce(&self, id: &SegmentId) -> bool {
         self.shared().ledger.begin(*id)
     }
 
-    fn has_room(&self, run: &Run) -> bool {
+    fn has_room(&self, segment: &Segment) -> bool {
         let shape = &self.shared().settings.shape;
-        self.shared().room.has(run.tokens.len() / shape.block_tokens * shape.block_bytes())
+        self.shared().room.has(segment.tokens.len() / shape.block_tokens * shape.block_bytes())
     }
 
-    fn save(&self, data: RunData) {
+    fn save(&self, data: SegmentData) {
         // One that does not fit was counted, and has ended.
         self.0.saver.save(self.shared(), data);
     }
 
-    fn withdraw(&self, id: &RunId) {
+    fn withdraw(&self, id: &SegmentId) {
         self.shared().ledger.end(*id, false);
     }
 }

@@ -1,6 +1,6 @@
-//! Which runs manifests reach.
+//! Which segments manifests reach.
 //!
-//! Invariant: a header is read once, however many chains go through its run.
+//! Invariant: a header is read once, however many chains go through its segment.
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,9 +11,9 @@ use turnmill_schema::Digest;
 
 use crate::broker::Root;
 use crate::store::StoreError;
-use crate::store::inventory::{Inventory, RunName};
+use crate::store::inventory::{Inventory, SegmentName};
 
-/// The runs reached so far. A hash covers its namespace, so it names one run.
+/// The segments reached so far. A hash covers its namespace, so it names one segment.
 #[derive(Debug, Default)]
 pub(super) struct Marks {
     reached: Mutex<HashSet<Digest>>,
@@ -39,7 +39,7 @@ impl Marks {
             if !self.reached().insert(hash) {
                 return Ok(());
             }
-            next = match inventory.header_of(&RunName { namespace, hash }).await? {
+            next = match inventory.header_of(&SegmentName { namespace, hash }).await? {
                 Some(header) => header.parent,
                 None => {
                     self.broken.fetch_add(1, Ordering::Relaxed);
@@ -54,12 +54,12 @@ impl Marks {
         self.reached().contains(hash)
     }
 
-    /// Chains that ended at a run that is missing or damaged.
+    /// Chains that ended at a segment that is missing or damaged.
     pub fn broken(&self) -> u64 {
         self.broken.load(Ordering::Relaxed)
     }
 
-    /// Runs reached that are there.
+    /// Segments reached that are there.
     pub fn len(&self) -> u64 {
         (self.reached().len() as u64).saturating_sub(self.broken())
     }

@@ -1,7 +1,7 @@
 //! Collecting garbage: removing what no agent and no turn refers to any more.
 //!
-//! Marked is every run that can be walked to from an agent's manifest, from parent to parent. Garbage is a run that is
-//! not marked and was written longer than `retention` ago, a damaged run set aside as long ago, and a payload as old that
+//! Marked is every segment that can be walked to from an agent's manifest, from parent to parent. Garbage is a segment that is
+//! not marked and was written longer than `retention` ago, a damaged segment set aside as long ago, and a payload as old that
 //! no turn refers to: its turn has ended, or was never enqueued.
 //!
 //! Invariants:
@@ -10,10 +10,10 @@
 //! * manifests are read again before anything is removed, and again whenever the last reading is older than a minute;
 //! * one collector a queue at a time; that is the caller's to see to.
 //!
-//! A race remains. A run that is garbage may be wanted anew: a worker computes the same tokens again, the store says that
-//! their run is there already, and a manifest names it. Where that manifest is committed between the last reading and
-//! the removal, the run is gone and the manifest names it all the same. That is harmless: everything a manifest names is
-//! verified when it is loaded, so the run is a miss, the turn computes its tokens, and stores them again.
+//! A race remains. A segment that is garbage may be wanted anew: a worker computes the same tokens again, the store says that
+//! their segment is there already, and a manifest names it. Where that manifest is committed between the last reading and
+//! the removal, the segment is gone and the manifest names it all the same. That is harmless: everything a manifest names is
+//! verified when it is loaded, so the segment is a miss, the turn computes its tokens, and stores them again.
 //!
 //! Payloads are data and not a cache: for them there is no such race. A path holds its turn's id, so an old payload that
 //! no turn refers to is referred to again only by a replay, and a replay starts from a dead letter, which refers to it
@@ -99,17 +99,17 @@ pub struct Found {
 pub struct Collected {
     /// Agents that the queue has.
     pub agents: u64,
-    /// Different runs that manifests name as their last.
+    /// Different segments that manifests name as their last.
     pub roots: u64,
-    /// Chains that end at a run that is missing or damaged.
+    /// Chains that end at a segment that is missing or damaged.
     pub broken: u64,
-    /// Runs that manifests reach.
+    /// Segments that manifests reach.
     pub marked: u64,
     /// Objects among the queue's that are named as nothing of its is; they stay.
     pub foreign: u64,
-    /// Runs.
-    pub runs: Found,
-    /// Damaged runs that were set aside.
+    /// Segments.
+    pub segments: Found,
+    /// Damaged segments that were set aside.
     pub damaged: Found,
     /// Turns too large for Redis.
     pub payloads: Found,
@@ -135,7 +135,7 @@ pub async fn collect(
     let mut sweep = Sweep::new(inventory, references, options, &marks, progress);
     sweep.collected.agents = found.agents;
     sweep.collected.roots = found.roots;
-    sweep.runs().await?;
+    sweep.segments().await?;
     sweep.damaged().await?;
     sweep.payloads().await?;
     let mut collected = sweep.collected;

@@ -41,26 +41,26 @@ impl<'a, R: References, P: Fn(&Collected)> Sweep<'a, R, P> {
         Self { collected, inventory, references, options, marks, progress, read_at: None }
     }
 
-    /// Runs that no manifest reaches.
-    pub async fn runs(&mut self) -> Result<(), GarbageError> {
-        let mut objects = self.inventory.list(Folder::Runs);
+    /// Segments that no manifest reaches.
+    pub async fn segments(&mut self) -> Result<(), GarbageError> {
+        let mut objects = self.inventory.list(Folder::Segments);
         let mut batch = Vec::with_capacity(BATCH);
         while let Some(object) = objects.try_next().await? {
-            match self.inventory.run_at(&object.path) {
+            match self.inventory.segment_at(&object.path) {
                 None => self.collected.foreign += 1,
                 Some(name) if self.marks.contains(&name.hash) || self.is_young(&object, Duration::ZERO) => {
-                    self.collected.runs.kept += 1;
+                    self.collected.segments.kept += 1;
                 }
                 Some(name) => batch.push((object, name.hash)),
             }
             if batch.len() == BATCH {
-                self.remove_runs(std::mem::take(&mut batch)).await?;
+                self.remove_segments(std::mem::take(&mut batch)).await?;
             }
         }
-        self.remove_runs(batch).await
+        self.remove_segments(batch).await
     }
 
-    /// Damaged runs that were set aside, for people who looked at them by now.
+    /// Damaged segments that were set aside, for people who looked at them by now.
     pub async fn damaged(&mut self) -> Result<(), GarbageError> {
         let mut objects = self.inventory.list(Folder::Damaged);
         let mut batch = Vec::new();
@@ -127,8 +127,8 @@ impl<'a, R: References, P: Fn(&Collected)> Sweep<'a, R, P> {
         age < retention
     }
 
-    /// Removes runs, but for those that a manifest has come to reach.
-    async fn remove_runs(&mut self, mut batch: Vec<(Object, Digest)>) -> Result<(), GarbageError> {
+    /// Removes segments, but for those that a manifest has come to reach.
+    async fn remove_segments(&mut self, mut batch: Vec<(Object, Digest)>) -> Result<(), GarbageError> {
         let is_fresh = self.read_at.is_some_and(|at| at.elapsed() < FRESH);
         if self.options.delete && !batch.is_empty() && !is_fresh {
             let at = Instant::now();
@@ -137,9 +137,9 @@ impl<'a, R: References, P: Fn(&Collected)> Sweep<'a, R, P> {
         }
         let found = batch.len();
         batch.retain(|(_, hash)| !self.marks.contains(hash));
-        self.collected.runs.kept += (found - batch.len()) as u64;
+        self.collected.segments.kept += (found - batch.len()) as u64;
         let batch = batch.into_iter().map(|(object, _)| object).collect();
-        self.remove(batch, |collected| &mut collected.runs).await;
+        self.remove(batch, |collected| &mut collected.segments).await;
         Ok(())
     }
 

@@ -50,19 +50,19 @@ fn hash(number: u8) -> Digest {
     Digest([number; 32])
 }
 
-fn run_path(number: u8) -> String {
+fn segment_path(number: u8) -> String {
     path(&Name::new("q").expect("a name"), &NAMESPACE, &hash(number))
 }
 
-/// The start of a run, which is all that marking reads; 0 is the parent of first ones.
+/// The start of a segment, which is all that marking reads; 0 is the parent of first ones.
 fn header(parent: u8, number: u8) -> Vec<u8> {
     [&b"TMKV\x01\x00\x00\x00"[..], &NAMESPACE.0, &[parent; 32], &[number; 32]].concat()
 }
 
-/// Stores runs, each after its parent.
-async fn store(inventory: &Inventory, runs: &[(u8, u8)]) {
-    for (parent, number) in runs {
-        inventory.put(&run_path(*number), header(*parent, *number)).await;
+/// Stores segments, each after its parent.
+async fn store(inventory: &Inventory, segments: &[(u8, u8)]) {
+    for (parent, number) in segments {
+        inventory.put(&segment_path(*number), header(*parent, *number)).await;
     }
 }
 
@@ -82,7 +82,7 @@ async fn left(inventory: &Inventory) -> HashSet<String> {
 }
 
 fn paths(numbers: &[u8]) -> HashSet<String> {
-    numbers.iter().map(|number| run_path(*number)).collect()
+    numbers.iter().map(|number| segment_path(*number)).collect()
 }
 
 #[tokio::test]
@@ -93,7 +93,7 @@ async fn what_no_manifest_reaches_is_removed_once_it_is_old_and_only_when_told_t
     let (queue, all) = (Queue::with(&[&[3, 4]]), paths(&[1, 2, 3, 4, 5, 6, 7]));
     for (age, delete, garbage) in [(8 * DAY, false, 3), (6 * DAY, true, 0)] {
         let collected = run(&inventory, &queue, after(age, delete)).await;
-        assert_eq!((collected.runs.garbage, collected.runs.deleted), (garbage, 0));
+        assert_eq!((collected.segments.garbage, collected.segments.deleted), (garbage, 0));
         assert_eq!((collected.agents, collected.roots, collected.marked, collected.broken), (3, 2, 4, 0));
         assert_eq!(left(&inventory).await, all);
     }
@@ -101,7 +101,7 @@ async fn what_no_manifest_reaches_is_removed_once_it_is_old_and_only_when_told_t
     let bytes = 3 * 104;
     let expected =
         Found { kept: 4, garbage: 3, garbage_bytes: bytes, deleted: 3, deleted_bytes: bytes, failed: 0 };
-    assert_eq!((collected.runs, collected.failure), (expected, None));
+    assert_eq!((collected.segments, collected.failure), (expected, None));
     assert_eq!(left(&inventory).await, paths(&[1, 2, 3, 4]));
 }
 
@@ -109,9 +109,9 @@ async fn what_no_manifest_reaches_is_removed_once_it_is_old_and_only_when_told_t
 async fn a_chain_that_breaks_keeps_what_it_reaches() {
     let inventory = memory("broken");
     store(&inventory, &[(0, 1), (2, 3), (4, 5), (6, 7), (0, 8)]).await;
-    // 2 is gone; 4 is empty, 6 says that it is another run, and 9 was never stored.
-    inventory.put(&run_path(4), "").await;
-    inventory.put(&run_path(6), header(1, 99)).await;
+    // 2 is gone; 4 is empty, 6 says that it is another segment, and 9 was never stored.
+    inventory.put(&segment_path(4), "").await;
+    inventory.put(&segment_path(6), header(1, 99)).await;
     let collected = run(&inventory, &Queue::with(&[&[3, 5, 7, 9]]), after(8 * DAY, true)).await;
     assert_eq!((collected.broken, collected.marked), (4, 3));
     assert_eq!(left(&inventory).await, paths(&[3, 4, 5, 6, 7]));
@@ -122,15 +122,15 @@ async fn a_chain_that_runs_in_a_circle_ends() {
     let inventory = memory("circle");
     store(&inventory, &[(2, 1), (1, 2)]).await;
     let collected = run(&inventory, &Queue::with(&[&[2]]), after(8 * DAY, true)).await;
-    assert_eq!((collected.runs.kept, collected.runs.garbage), (2, 0));
+    assert_eq!((collected.segments.kept, collected.segments.garbage), (2, 0));
 }
 
 #[tokio::test]
-async fn a_run_that_is_wanted_anew_before_it_is_removed_stays() {
+async fn a_segment_that_is_wanted_anew_before_it_is_removed_stays() {
     let inventory = memory("anew");
     store(&inventory, &[(0, 1), (1, 2), (0, 3)]).await;
     let collected = run(&inventory, &Queue::with(&[&[], &[2]]), after(8 * DAY, true)).await;
-    assert_eq!((collected.runs.kept, collected.runs.deleted), (2, 1));
+    assert_eq!((collected.segments.kept, collected.segments.deleted), (2, 1));
     assert_eq!(left(&inventory).await, paths(&[1, 2]));
 }
 
@@ -138,7 +138,7 @@ async fn a_run_that_is_wanted_anew_before_it_is_removed_stays() {
 async fn a_redis_that_knows_no_agents_removes_nothing() {
     let (inventory, queue) = (memory("no-agents"), Queue::default());
     run(&inventory, &queue, after(8 * DAY, true)).await;
-    for object in [run_path(1), "payloads/q/x".to_owned(), "kv-damaged/q/x".to_owned()] {
+    for object in [segment_path(1), "payloads/q/x".to_owned(), "kv-damaged/q/x".to_owned()] {
         inventory.put(&object, header(0, 1)).await;
         let refused = collect(&inventory, &queue, after(8 * DAY, true), |_| {}).await;
         let refused = refused.expect_err("there are objects and no agents");
@@ -190,7 +190,7 @@ async fn more_than_one_batch_is_removed() {
         inventory.put(&path(&queue, &NAMESPACE, &Digest(hash)), "x").await;
     }
     let collected = run(&inventory, &Queue::with(&[&[]]), after(8 * DAY, true)).await;
-    assert_eq!((collected.runs.deleted, collected.runs.failed), (2100, 0));
+    assert_eq!((collected.segments.deleted, collected.segments.failed), (2100, 0));
     assert!(inventory.paths().await.is_empty());
 }
 
@@ -231,23 +231,23 @@ proptest! {
         parents in prop::collection::vec(0u8..40, 1..40), gone in prop::collection::hash_set(1u8..40, 0..6),
         roots in prop::collection::vec(1u8..40, 0..6), case: u64,
     ) {
-        // Run n comes after any of those before it, or after none.
-        let runs = (1u8..).zip(&parents).map(|(number, parent)| (parent % number, number));
-        let runs: HashMap<u8, u8> =
-            runs.filter(|(_, number)| !gone.contains(number)).map(|(parent, number)| (number, parent)).collect();
+        // Segment n comes after any of those before it, or after none.
+        let segments = (1u8..).zip(&parents).map(|(number, parent)| (parent % number, number));
+        let segments: HashMap<u8, u8> =
+            segments.filter(|(_, number)| !gone.contains(number)).map(|(parent, number)| (number, parent)).collect();
         let mut reached = HashSet::new();
         for root in &roots {
             let mut at = *root;
-            while let Some(parent) = runs.get(&at) {
-                reached.insert(run_path(at));
+            while let Some(parent) = segments.get(&at) {
+                reached.insert(segment_path(at));
                 at = *parent;
             }
         }
         let runtime = tokio::runtime::Builder::new_current_thread().build().expect("starts");
         let remaining = runtime.block_on(async {
             let inventory = memory(&format!("property-{case}"));
-            let runs: Vec<_> = runs.iter().map(|(number, parent)| (*parent, *number)).collect();
-            store(&inventory, &runs).await;
+            let segments: Vec<_> = segments.iter().map(|(number, parent)| (*parent, *number)).collect();
+            store(&inventory, &segments).await;
             run(&inventory, &Queue::with(&[&roots]), after(8 * DAY, true)).await;
             left(&inventory).await
         });

@@ -9,7 +9,7 @@ use super::{Folder, Inventory};
 use crate::store::StoreError;
 use turnmill_schema::Digest;
 
-/// The runs of one namespace: of one tenant, one model and one way of computing it.
+/// The segments of one namespace: of one tenant, one model and one way of computing it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct NamespaceCount {
     /// How many.
@@ -37,12 +37,12 @@ impl NamespaceCount {
     }
 }
 
-/// The runs of a queue, by namespace; and how many objects lie among them that are none.
+/// The segments of a queue, by namespace; and how many objects lie among them that are none.
 pub async fn count(inventory: &Inventory) -> Result<(BTreeMap<Digest, NamespaceCount>, u64), StoreError> {
     let (mut counts, mut foreign) = (BTreeMap::<_, NamespaceCount>::new(), 0);
-    let mut objects = inventory.list(Folder::Runs);
+    let mut objects = inventory.list(Folder::Segments);
     while let Some(object) = objects.try_next().await? {
-        let Some(name) = inventory.run_at(&object.path) else {
+        let Some(name) = inventory.segment_at(&object.path) else {
             foreign += 1;
             continue;
         };

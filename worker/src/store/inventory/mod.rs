@@ -19,13 +19,13 @@ use super::{DAMAGED, StoreError, open};
 use crate::config::StoreUrl;
 
 pub use count::{NamespaceCount, count};
-pub use verify::{DamagedRun, Verified, verify};
+pub use verify::{DamagedSegment, Verified, verify};
 
 /// The kinds of objects that a queue has, a folder each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Folder {
-    Runs,
-    /// Runs that were damaged when a worker read them.
+    Segments,
+    /// Segments that were damaged when a worker read them.
     Damaged,
     /// Turns too large for Redis.
     Payloads,
@@ -40,9 +40,9 @@ pub(super) struct Object {
     pub modified_ms: u64,
 }
 
-/// Which run an object is, by its path.
+/// Which segment an object is, by its path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct RunName {
+pub(super) struct SegmentName {
     pub namespace: Digest,
     pub hash: Digest,
 }
@@ -76,9 +76,9 @@ impl Inventory {
         &self.queue
     }
 
-    /// Removes every run, for tools whose queue is their own.
+    /// Removes every segment, for tools whose queue is their own.
     pub async fn clear(&self) -> Result<(), StoreError> {
-        let paths = self.list(Folder::Runs).map_ok(|object| object.path).try_collect().await?;
+        let paths = self.list(Folder::Segments).map_ok(|object| object.path).try_collect().await?;
         self.remove(paths).await.error.map_or(Ok(()), Err)
     }
 
@@ -89,7 +89,7 @@ impl Inventory {
 
     /// Whether the queue has no objects at all.
     pub async fn is_empty(&self) -> Result<bool, StoreError> {
-        for folder in [Folder::Runs, Folder::Damaged, Folder::Payloads] {
+        for folder in [Folder::Segments, Folder::Damaged, Folder::Payloads] {
             if self.list(folder).try_next().await?.is_some() {
                 return Ok(false);
             }
@@ -105,12 +105,12 @@ impl Inventory {
         listed.map(move |found| found.map(Object::from).map_err(|error| this.error(&at, &error))).boxed()
     }
 
-    /// Which run `path` is; none where no run of this queue is named so.
-    pub(super) fn run_at(&self, path: &Path) -> Option<RunName> {
-        let mut parts = path.prefix_match(&self.folder(Folder::Runs))?;
+    /// Which segment `path` is; none where no segment of this queue is named so.
+    pub(super) fn segment_at(&self, path: &Path) -> Option<SegmentName> {
+        let mut parts = path.prefix_match(&self.folder(Folder::Segments))?;
         let namespace = digest(parts.next()?.as_ref())?;
         let hash = digest(parts.nth(1)?.as_ref())?;
-        let name = RunName { namespace, hash };
+        let name = SegmentName { namespace, hash };
         // One spelling: another would be another object.
         (self.path_of(&name) == *path).then_some(name)
     }
@@ -123,8 +123,8 @@ impl Inventory {
         (digest(hash).is_some() && parts.next().is_none()).then(|| turn.parse().ok())?
     }
 
-    /// The start of a run's header; none where the object is gone, or is not the run that its path says.
-    pub(super) async fn header_of(&self, name: &RunName) -> Result<Option<HeaderStart>, StoreError> {
+    /// The start of a segment's header; none where the object is gone, or is not the segment that its path says.
+    pub(super) async fn header_of(&self, name: &SegmentName) -> Result<Option<HeaderStart>, StoreError> {
         let path = self.path_of(name);
         let start = match self.store.get_range(&path, 0..HEADER_START_BYTES as u64).await {
             Ok(start) => start,
@@ -166,14 +166,14 @@ impl Inventory {
 
     fn folder(&self, folder: Folder) -> Path {
         let name = match folder {
-            Folder::Runs => kv_object::FOLDER,
+            Folder::Segments => kv_object::FOLDER,
             Folder::Damaged => DAMAGED,
             Folder::Payloads => payload::FOLDER,
         };
         Path::from(format!("{name}/{}", self.queue))
     }
 
-    fn path_of(&self, name: &RunName) -> Path {
+    fn path_of(&self, name: &SegmentName) -> Path {
         Path::from(kv_object::path(&self.queue, &name.namespace, &name.hash))
     }
 

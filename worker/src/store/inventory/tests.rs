@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::*;
 use crate::config::{KvCodec, KvDtype};
-use crate::kv::{BlockShape, Namespace, PrefixHash, Run, RunData, RunId};
+use crate::kv::{BlockShape, Namespace, PrefixHash, Segment, SegmentData, SegmentId};
 use crate::store::keys::{Keys, TenantKey};
 use crate::store::object::encode;
 
@@ -27,23 +27,23 @@ impl Inventory {
         paths
     }
 
-    async fn verify(&self, keys: Option<&Keys>) -> (Verified, Vec<DamagedRun>) {
+    async fn verify(&self, keys: Option<&Keys>) -> (Verified, Vec<DamagedSegment>) {
         let mut damaged = Vec::new();
-        let verified = verify(self, keys, 4, |run| damaged.push(run), |_| {}).await;
+        let verified = verify(self, keys, 4, |segment| damaged.push(segment), |_| {}).await;
         (verified.expect("memory is read"), damaged)
     }
 }
 
-/// A run of two blocks and the object that keeps it.
+/// A segment of two blocks and the object that keeps it.
 fn stored(namespace: u8, first_token: u32, key: Option<&TenantKey>) -> (String, Vec<u8>) {
     let shape = BlockShape { layers: 2, block_tokens: 2, kv_heads: 1, head_dim: 4, dtype: KvDtype::F16 };
     let tokens: Vec<u32> = (first_token..first_token + 4).collect();
     let namespace = Namespace::from_bytes([namespace; 32]);
     let last = PrefixHash::ROOT.after(&namespace, &tokens, shape.block_tokens);
-    let id = RunId { namespace, parent: PrefixHash::ROOT, last };
+    let id = SegmentId { namespace, parent: PrefixHash::ROOT, last };
     let data = vec![7; 2 * shape.block_bytes()].into();
-    let run = Arc::new(Run { id, tenant: "t".into(), first_block: 0, tokens });
-    let object = encode(&RunData { run, data }, &shape, KvCodec::F16, key);
+    let segment = Arc::new(Segment { id, tenant: "t".into(), first_block: 0, tokens });
+    let object = encode(&SegmentData { segment, data }, &shape, KvCodec::F16, key);
     let queue = Name::new("q").expect("a name");
     (kv_object::path(&queue, &Digest(*namespace.as_bytes()), &Digest(last.0)), object)
 }
@@ -62,11 +62,11 @@ fn key(digit: &str) -> TenantKey {
 }
 
 #[test]
-fn only_what_is_named_as_a_run_of_the_queue_is_one() {
+fn only_what_is_named_as_a_segment_of_the_queue_is_one() {
     let inventory = memory("names");
     let (namespace, hash) = ("1f".repeat(32), "c0".repeat(32));
-    let at = |path: String| inventory.run_at(&Path::from(path));
-    let name = RunName { namespace: Digest([0x1f; 32]), hash: Digest([0xc0; 32]) };
+    let at = |path: String| inventory.segment_at(&Path::from(path));
+    let name = SegmentName { namespace: Digest([0x1f; 32]), hash: Digest([0xc0; 32]) };
     assert_eq!(at(format!("kv/q/{namespace}/c0/{hash}")), Some(name));
     for foreign in [
         format!("kv/q2/{namespace}/c0/{hash}"),
@@ -101,7 +101,7 @@ fn only_what_is_named_as_a_payload_of_the_queue_is_one() {
 }
 
 #[tokio::test]
-async fn runs_are_counted_by_namespace() {
+async fn segments_are_counted_by_namespace() {
     let inventory = memory("count");
     for (namespace, token) in [(1, 0), (1, 10), (2, 0)] {
         let (path, object) = stored(namespace, token, None);
@@ -124,7 +124,7 @@ async fn what_is_damaged_is_found_and_named() {
     assert_eq!(inventory.verify(None).await.0.good, 1);
     let mut flipped = stored(1, 10, None);
     *flipped.1.last_mut().expect("not empty") ^= 1;
-    // A whole run under the path of another; of another namespace; the start of one; nothing at all.
+    // A whole segment under the path of another; of another namespace; the start of one; nothing at all.
     let (wrong_hash, wrong_namespace) = (stored(1, 20, None).0, stored(2, 0, None).0);
     let cases = [
         (&flipped.0, flipped.1.clone(), "layer_checksum"),
@@ -142,12 +142,12 @@ async fn what_is_damaged_is_found_and_named() {
     damaged.sort_by(|one, other| one.path.cmp(&other.path));
     let mut expected: Vec<_> = cases.iter().map(|(path, _, reason)| (path.as_str(), *reason)).collect();
     expected.sort();
-    let found: Vec<_> = damaged.iter().map(|run| (run.path.as_str(), run.reason)).collect();
+    let found: Vec<_> = damaged.iter().map(|segment| (segment.path.as_str(), segment.reason)).collect();
     assert_eq!(found, expected);
 }
 
 #[tokio::test]
-async fn encrypted_runs_are_good_damaged_or_not_known_to_be_either() {
+async fn encrypted_segments_are_good_damaged_or_not_known_to_be_either() {
     let inventory = memory("sealed");
     let (one, two) = (key("1"), key("2"));
     for (namespace, token, key) in [(1, 0, Some(&one)), (1, 10, Some(&one)), (2, 0, Some(&two)), (3, 0, None)]
@@ -162,7 +162,7 @@ async fn encrypted_runs_are_good_damaged_or_not_known_to_be_either() {
     assert_eq!(found(&inventory.verify(Some(&keys(&["1"]))).await.0), (3, 1, 0, false));
     let all = keys(&["0", "1", "2"]);
     assert_eq!(found(&inventory.verify(Some(&all)).await.0), (4, 0, 0, true));
-    // Whichever is read first: the key of this namespace opens the other run, so this one is damaged.
+    // Whichever is read first: the key of this namespace opens the other segment, so this one is damaged.
     let (path, mut object) = stored(1, 10, Some(&one));
     *object.last_mut().expect("not empty") ^= 1;
     inventory.put(&path, object).await;

@@ -11,7 +11,7 @@ use futures::{StreamExt, TryStreamExt};
 use serde::Serialize;
 use turnmill_schema::Digest;
 
-use super::{Folder, Inventory, Object, RunName};
+use super::{Folder, Inventory, Object, SegmentName};
 use crate::store::StoreError;
 use crate::store::keys::{Keys, TenantKey};
 use crate::store::object::{Damage, header, inspect};
@@ -22,21 +22,21 @@ const UNREADABLE_IN_A_ROW: u32 = 8;
 /// What was found.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Verified {
-    /// Runs that are whole.
+    /// Segments that are whole.
     pub good: u64,
     /// What was read, in bytes.
     pub bytes: u64,
-    /// Runs that are damaged, by reason.
+    /// Segments that are damaged, by reason.
     pub damaged: BTreeMap<&'static str, u64>,
-    /// Runs that no key given opens, or for which none was given: they may be whole.
+    /// Segments that no key given opens, or for which none was given: they may be whole.
     pub sealed: u64,
-    /// Runs that were removed or set aside meanwhile.
+    /// Segments that were removed or set aside meanwhile.
     pub gone: u64,
 }
 
-/// A run that is damaged.
+/// A segment that is damaged.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct DamagedRun {
+pub struct DamagedSegment {
     /// Where it is.
     pub path: String,
     /// A word for it.
@@ -49,12 +49,12 @@ pub struct DamagedRun {
 enum Finding {
     Good(u64),
     Damaged(u64, Damage),
-    Sealed(u64, RunName),
+    Sealed(u64, SegmentName),
     Gone,
     Unreadable(StoreError),
 }
 
-/// Reads all runs of the queue, `parallel` at a time. `tell` is given each one that is damaged, and `progress` how many
+/// Reads all segments of the queue, `parallel` at a time. `tell` is given each one that is damaged, and `progress` how many
 /// were read.
 ///
 /// # Errors
@@ -63,13 +63,14 @@ pub async fn verify(
     inventory: &Inventory,
     keys: Option<&Keys>,
     parallel: usize,
-    mut tell: impl FnMut(DamagedRun),
+    mut tell: impl FnMut(DamagedSegment),
     progress: impl Fn(u64),
 ) -> Result<Verified, StoreError> {
     let keyring = Arc::new(Keyring::new(keys));
-    let named =
-        |object: Object| std::future::ready(Ok(inventory.run_at(&object.path).map(|name| (object, name))));
-    let objects = inventory.list(Folder::Runs).try_filter_map(named);
+    let named = |object: Object| {
+        std::future::ready(Ok(inventory.segment_at(&object.path).map(|name| (object, name))))
+    };
+    let objects = inventory.list(Folder::Segments).try_filter_map(named);
     let findings = objects.map(|listed| async {
         let (object, name) = listed?;
         Ok::<_, StoreError>((object.path.to_string(), look_at(inventory, &keyring, object, name).await))
@@ -105,15 +106,15 @@ pub async fn verify(
 }
 
 impl Verified {
-    /// Whether every run was read and is whole.
+    /// Whether every segment was read and is whole.
     pub fn all_good(&self) -> bool {
         self.damaged.is_empty() && self.sealed == 0
     }
 
-    fn add(&mut self, path: String, finding: Finding, tell: &mut impl FnMut(DamagedRun)) {
+    fn add(&mut self, path: String, finding: Finding, tell: &mut impl FnMut(DamagedSegment)) {
         let damaged = |reason, detail| {
             *self.damaged.entry(reason).or_default() += 1;
-            tell(DamagedRun { path, reason, detail });
+            tell(DamagedSegment { path, reason, detail });
         };
         match finding {
             Finding::Gone => self.gone += 1,
@@ -134,7 +135,12 @@ impl Verified {
     }
 }
 
-async fn look_at(inventory: &Inventory, keyring: &Arc<Keyring>, object: Object, name: RunName) -> Finding {
+async fn look_at(
+    inventory: &Inventory,
+    keyring: &Arc<Keyring>,
+    object: Object,
+    name: SegmentName,
+) -> Finding {
     let bytes = match inventory.read(&object.path).await {
         Ok(Some(bytes)) => bytes,
         Ok(None) => return Finding::Gone,
@@ -151,7 +157,7 @@ async fn look_at(inventory: &Inventory, keyring: &Arc<Keyring>, object: Object, 
 }
 
 /// Whether the object is whole; false where no key opens it.
-fn check(object: Bytes, name: &RunName, keyring: &Keyring) -> Result<bool, Damage> {
+fn check(object: Bytes, name: &SegmentName, keyring: &Keyring) -> Result<bool, Damage> {
     let start = header(&object)?;
     if start.id.namespace.as_bytes() != name.namespace.as_bytes() {
         return Err(Damage::Namespace);
@@ -189,7 +195,7 @@ impl Keyring {
         Ok(false)
     }
 
-    /// Whether a key has opened a run of `namespace`: those that it does not open are damaged.
+    /// Whether a key has opened a segment of `namespace`: those that it does not open are damaged.
     fn knows(&self, namespace: Digest) -> bool {
         self.known().contains_key(&namespace)
     }

@@ -1,4 +1,4 @@
-//! Why a stored run is not the one that was wanted.
+//! Why a stored segment is not the one that was wanted.
 
 /// What is wrong with an object. Each of them makes a miss of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
@@ -6,8 +6,8 @@ pub enum Damage {
     /// It ends too early, or goes on too long.
     #[error("it does not have the length that its header says; it was cut off or added to")]
     Length,
-    /// It does not start as runs do.
-    #[error("it is not a stored run; something else wrote it")]
+    /// It does not start as segments do.
+    #[error("it is not a stored segment; something else wrote it")]
     Magic,
     /// Another version of the format.
     #[error("its format has version {0}, which this worker cannot read; another release wrote it")]
@@ -19,10 +19,10 @@ pub enum Damage {
     #[error("it belongs to another namespace than its path")]
     Namespace,
     /// It comes after other tokens.
-    #[error("it follows another run than the one before it")]
+    #[error("it follows another segment than the one before it")]
     Parent,
     /// It is named differently than asked for.
-    #[error("its name is another run's; it was stored under a wrong path")]
+    #[error("its name is another segment's; it was stored under a wrong path")]
     Hash,
     /// The tokens in it do not lead to its name.
     #[error("its tokens do not lead to its name; it was put together wrongly")]

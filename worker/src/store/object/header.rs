@@ -1,7 +1,7 @@
 //! The first 104 bytes: what an object is, readable without a key.
 
 use super::Damage;
-use crate::kv::{Namespace, PrefixHash, RunId};
+use crate::kv::{Namespace, PrefixHash, SegmentId};
 
 /// Bytes of the header.
 pub const HEADER_BYTES: usize = 104;
@@ -10,13 +10,13 @@ const MAGIC: [u8; 4] = *b"TMKV";
 const VERSION: u16 = 1;
 const ENCRYPTED: u16 = 1;
 
-/// Which run an object says it is.
+/// Which segment an object says it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
     /// Whether the rest is sealed with the tenant's key.
     pub encrypted: bool,
     /// Its name and its parent's.
-    pub id: RunId,
+    pub id: SegmentId,
 }
 
 /// Reads the header at the start of an object. Nothing proves what it says; the rest of the object does.
@@ -34,7 +34,7 @@ pub fn header(start: &[u8]) -> Result<Header, Damage> {
     if flags & !ENCRYPTED != 0 {
         return Err(Damage::Flags(flags));
     }
-    let id = RunId {
+    let id = SegmentId {
         namespace: Namespace::from_bytes(hash(8)),
         parent: PrefixHash(hash(40)),
         last: PrefixHash(hash(72)),
@@ -53,7 +53,7 @@ impl Header {
     }
 
     /// Whether it is the header of `wanted`.
-    pub(super) fn check(&self, wanted: &RunId) -> Result<(), Damage> {
+    pub(super) fn check(&self, wanted: &SegmentId) -> Result<(), Damage> {
         if self.id.namespace != wanted.namespace {
             return Err(Damage::Namespace);
         }

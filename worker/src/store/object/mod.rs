@@ -1,4 +1,4 @@
-//! The form of a run in the object store, version 1.
+//! The form of a segment in the object store, version 1.
 //!
 //! | bytes | what |
 //! |---|---|
@@ -36,24 +36,24 @@ pub use header::{HEADER_BYTES, Header, header};
 use super::keys::{NONCE_BYTES, TAG_BYTES, TenantKey};
 use crate::config::KvCodec;
 use crate::kv::codec::Coding;
-use crate::kv::{BlockShape, Run, RunData};
+use crate::kv::{BlockShape, Segment, SegmentData};
 
 /// The object that keeps `data`, sealed where there is a key.
 ///
 /// # Panics
-/// Where the data is not that of the run's blocks, or the system gives no random numbers.
-pub fn encode(data: &RunData, shape: &BlockShape, codec: KvCodec, key: Option<&TenantKey>) -> Vec<u8> {
-    let RunData { run, data } = data;
-    let blocks = run.tokens.len() / shape.block_tokens;
-    assert_eq!(data.len(), blocks * shape.block_bytes(), "the data is that of the run's blocks");
+/// Where the data is not that of the segment's blocks, or the system gives no random numbers.
+pub fn encode(data: &SegmentData, shape: &BlockShape, codec: KvCodec, key: Option<&TenantKey>) -> Vec<u8> {
+    let SegmentData { segment, data } = data;
+    let blocks = segment.tokens.len() / shape.block_tokens;
+    assert_eq!(data.len(), blocks * shape.block_bytes(), "the data is that of the segment's blocks");
     let coding = Coding::new(codec, shape);
     let layer = fields::layer_bytes(&coding, shape, blocks).expect("what is encoded is in memory");
-    let field_bytes = fields::field_bytes(run.tokens.len(), shape.layers).expect("tokens are in memory");
+    let field_bytes = fields::field_bytes(segment.tokens.len(), shape.layers).expect("tokens are in memory");
     let body = HEADER_BYTES + if key.is_some() { NONCE_BYTES } else { 0 };
     let payload = body + field_bytes;
 
     let mut object = Vec::with_capacity(payload + shape.layers * layer + TAG_BYTES);
-    Header { encrypted: key.is_some(), id: run.id }.write(&mut object);
+    Header { encrypted: key.is_some(), id: segment.id }.write(&mut object);
     object.resize(payload, 0);
     if coding.is_verbatim() {
         object.extend_from_slice(data);
@@ -61,7 +61,7 @@ pub fn encode(data: &RunData, shape: &BlockShape, codec: KvCodec, key: Option<&T
         object.resize(payload + shape.layers * layer, 0);
         coding.encode(data, &mut object[payload..]);
     }
-    let (start, place) = (&object[..HEADER_BYTES], (run.first_block, &run.tokens[..]));
+    let (start, place) = (&object[..HEADER_BYTES], (segment.first_block, &segment.tokens[..]));
     let fields = fields::write(start, (codec, shape), place, object[payload..].chunks_exact(layer));
     object[body..payload].copy_from_slice(&fields);
     if let Some(key) = key {
@@ -70,16 +70,16 @@ pub fn encode(data: &RunData, shape: &BlockShape, codec: KvCodec, key: Option<&T
     object
 }
 
-/// The run `wanted` out of the object that should keep it.
+/// The segment `wanted` out of the object that should keep it.
 ///
 /// Blocks of a pool in f16 that were stored as such are the object's own bytes.
 pub fn decode(
     object: Bytes,
-    wanted: &Arc<Run>,
+    wanted: &Arc<Segment>,
     shape: &BlockShape,
     codec: KvCodec,
     key: Option<&TenantKey>,
-) -> Result<RunData, Damage> {
+) -> Result<SegmentData, Damage> {
     header(&object)?.check(&wanted.id)?;
     let contents = inspect(object, key)?;
     contents.check(wanted, shape, codec)?;
@@ -92,7 +92,7 @@ pub fn decode(
         coding.decode(&contents.payload, &mut data);
         data.into()
     };
-    Ok(RunData { run: wanted.clone(), data })
+    Ok(SegmentData { segment: wanted.clone(), data })
 }
 
 /// What an object holds, whichever it is: all checks but whether it is the one wanted.
@@ -119,7 +119,7 @@ fn open(object: Bytes, key: &TenantKey) -> Result<(Bytes, Bytes), Damage> {
 
 impl Contents {
     /// Whether it is `wanted`, in the way this worker stores blocks.
-    fn check(&self, wanted: &Run, shape: &BlockShape, codec: KvCodec) -> Result<(), Damage> {
+    fn check(&self, wanted: &Segment, shape: &BlockShape, codec: KvCodec) -> Result<(), Damage> {
         if self.codec != codec {
             return Err(Damage::Codec);
         }

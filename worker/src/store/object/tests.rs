@@ -7,38 +7,38 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::*;
 use crate::config::KvDtype;
-use crate::kv::{Namespace, PrefixHash, RunId};
+use crate::kv::{Namespace, PrefixHash, SegmentId};
 
 /// Two layers of blocks of two tokens.
 const SHAPE: BlockShape =
     BlockShape { layers: 2, block_tokens: 2, kv_heads: 1, head_dim: 4, dtype: KvDtype::F16 };
-/// Bytes of the fields of a run of four tokens.
+/// Bytes of the fields of a segment of four tokens.
 const FIELD_BYTES: usize = 26 + 4 * 4 + 8 * 2 + 8;
 
-fn run(namespace: u8, parent: PrefixHash, first_block: usize, tokens: &[u32]) -> Arc<Run> {
+fn segment(namespace: u8, parent: PrefixHash, first_block: usize, tokens: &[u32]) -> Arc<Segment> {
     let namespace = Namespace::from_bytes([namespace; 32]);
     let last = parent.after(&namespace, tokens, SHAPE.block_tokens);
-    let id = RunId { namespace, parent, last };
-    Arc::new(Run { id, tenant: "default".into(), first_block, tokens: tokens.to_vec() })
+    let id = SegmentId { namespace, parent, last };
+    Arc::new(Segment { id, tenant: "default".into(), first_block, tokens: tokens.to_vec() })
 }
 
-/// The second run of a sequence, whose elements are small numbers.
-fn example(shape: &BlockShape) -> RunData {
-    let run = run(7, PrefixHash([9; 32]), 3, &[1, 2, 3, u32::MAX]);
+/// The second segment of a sequence, whose elements are small numbers.
+fn example(shape: &BlockShape) -> SegmentData {
+    let segment = segment(7, PrefixHash([9; 32]), 3, &[1, 2, 3, u32::MAX]);
     let elements = (0..2 * shape.block_bytes() / shape.element_bytes()).map(|i| i as f32 / 4.0 - 3.0);
     let data: Vec<u8> = match shape.dtype {
         KvDtype::F32 => elements.flat_map(f32::to_le_bytes).collect(),
         KvDtype::F16 => elements.flat_map(|e| half::f16::from_f32(e).to_le_bytes()).collect(),
         KvDtype::Bf16 => elements.flat_map(|e| half::bf16::from_f32(e).to_le_bytes()).collect(),
     };
-    RunData { run, data: data.into() }
+    SegmentData { segment, data: data.into() }
 }
 
 fn key(digit: &str) -> TenantKey {
     TenantKey::from_hex(&digit.repeat(64)).expect("a key")
 }
 
-fn f16(object: Vec<u8>, wanted: &Arc<Run>, key: Option<&TenantKey>) -> Result<RunData, Damage> {
+fn f16(object: Vec<u8>, wanted: &Arc<Segment>, key: Option<&TenantKey>) -> Result<SegmentData, Damage> {
     decode(object.into(), wanted, &SHAPE, KvCodec::F16, key)
 }
 
@@ -69,10 +69,10 @@ fn the_format_never_changes() {
     for (codec, golden) in [(KvCodec::F16, GOLDEN_F16), (KvCodec::Q8, GOLDEN_Q8), (KvCodec::Q4, GOLDEN_Q4)] {
         let golden = unhex(golden);
         assert_eq!(hex(&encode(&data, &SHAPE, codec, None)), hex(&golden), "{codec}");
-        decode(golden.into(), &data.run, &SHAPE, codec, None).expect("it decodes");
+        decode(golden.into(), &data.segment, &SHAPE, codec, None).expect("it decodes");
     }
     // Its nonce is random, so it is made once and only read here.
-    assert_eq!(f16(unhex(GOLDEN_SEALED), &data.run, Some(&key("5"))), Ok(data));
+    assert_eq!(f16(unhex(GOLDEN_SEALED), &data.segment, Some(&key("5"))), Ok(data));
 }
 
 #[test]
@@ -89,10 +89,10 @@ fn another_size_is_damage() {
     let data = example(&SHAPE);
     let object = encode(&data, &SHAPE, KvCodec::F16, None);
     for len in 0..object.len() {
-        assert_eq!(f16(object[..len].to_vec(), &data.run, None), Err(Damage::Length), "cut to {len}");
+        assert_eq!(f16(object[..len].to_vec(), &data.segment, None), Err(Damage::Length), "cut to {len}");
     }
     let longer = [&object[..], &[0]].concat();
-    assert_eq!(f16(longer, &data.run, None), Err(Damage::Length));
+    assert_eq!(f16(longer, &data.segment, None), Err(Damage::Length));
 }
 
 #[test]
@@ -127,7 +127,7 @@ fn every_wrong_field_is_its_damage() {
         (number(6), 8, Damage::Chain),
     ] {
         let forged = forged(object.clone(), |object| object[at] = value);
-        let got = f16(forged, &data.run, None);
+        let got = f16(forged, &data.segment, None);
         // A layer count decides where the checksum is, so that one cannot be made to fit here.
         let expected = if at == number(1) { Damage::HeaderChecksum } else { damage };
         assert_eq!(got, Err(expected), "byte {at} made {value}");
@@ -142,7 +142,7 @@ fn what_changed_without_its_checksum_is_damage() {
     for at in HEADER_BYTES..object.len() {
         let mut changed = object.clone();
         changed[at] ^= 1;
-        let damage = f16(changed, &data.run, None).expect_err("a bit was flipped");
+        let damage = f16(changed, &data.segment, None).expect_err("a bit was flipped");
         let layer = (at.wrapping_sub(payload)) / 64;
         let counts = [HEADER_BYTES + 6..HEADER_BYTES + 10, HEADER_BYTES + 22..HEADER_BYTES + 26];
         if at >= payload {
@@ -159,10 +159,10 @@ fn what_changed_without_its_checksum_is_damage() {
 fn an_object_of_another_kind_of_worker_is_damage() {
     let data = example(&SHAPE);
     let object: Bytes = encode(&data, &SHAPE, KvCodec::F16, None).into();
-    let damage = |wanted: &Arc<Run>, shape: &BlockShape, codec| {
+    let damage = |wanted: &Arc<Segment>, shape: &BlockShape, codec| {
         decode(object.clone(), wanted, shape, codec, None).expect_err("it is another")
     };
-    assert_eq!(damage(&data.run, &SHAPE, KvCodec::Q8), Damage::Codec);
+    assert_eq!(damage(&data.segment, &SHAPE, KvCodec::Q8), Damage::Codec);
     for shape in [
         BlockShape { layers: 1, ..SHAPE },
         BlockShape { block_tokens: 1, ..SHAPE },
@@ -170,18 +170,18 @@ fn an_object_of_another_kind_of_worker_is_damage() {
         BlockShape { head_dim: 2, ..SHAPE },
         BlockShape { dtype: KvDtype::Bf16, ..SHAPE },
     ] {
-        assert_eq!(damage(&data.run, &shape, KvCodec::F16), Damage::Shape, "{shape:?}");
+        assert_eq!(damage(&data.segment, &shape, KvCodec::F16), Damage::Shape, "{shape:?}");
     }
-    let wanted = |change: &dyn Fn(&mut Run)| {
-        let mut run = (*data.run).clone();
-        change(&mut run);
-        damage(&Arc::new(run), &SHAPE, KvCodec::F16)
+    let wanted = |change: &dyn Fn(&mut Segment)| {
+        let mut segment = (*data.segment).clone();
+        change(&mut segment);
+        damage(&Arc::new(segment), &SHAPE, KvCodec::F16)
     };
-    assert_eq!(wanted(&|run| run.id.namespace = Namespace::from_bytes([8; 32])), Damage::Namespace);
-    assert_eq!(wanted(&|run| run.id.parent = PrefixHash::ROOT), Damage::Parent);
-    assert_eq!(wanted(&|run| run.id.last = PrefixHash::ROOT), Damage::Hash);
-    assert_eq!(wanted(&|run| run.tokens[3] = 4), Damage::Tokens);
-    assert_eq!(wanted(&|run| run.first_block = 4), Damage::Position);
+    assert_eq!(wanted(&|segment| segment.id.namespace = Namespace::from_bytes([8; 32])), Damage::Namespace);
+    assert_eq!(wanted(&|segment| segment.id.parent = PrefixHash::ROOT), Damage::Parent);
+    assert_eq!(wanted(&|segment| segment.id.last = PrefixHash::ROOT), Damage::Hash);
+    assert_eq!(wanted(&|segment| segment.tokens[3] = 4), Damage::Tokens);
+    assert_eq!(wanted(&|segment| segment.first_block = 4), Damage::Position);
 }
 
 #[test]
@@ -205,23 +205,24 @@ fn sealed_objects_open_with_their_key_alone() {
         encode(&data, &SHAPE, KvCodec::F16, Some(key))
     });
     let (one, two) = (key("1"), key("2"));
-    assert_eq!(f16(sealed(&one), &data.run, Some(&one)), Ok(data.clone()));
-    assert_eq!(f16(sealed(&one), &data.run, Some(&two)), Err(Damage::Sealed));
-    assert_eq!(f16(sealed(&one), &data.run, None), Err(Damage::KeyMissing));
-    assert_eq!(f16(plain.clone(), &data.run, Some(&one)), Err(Damage::Plain));
+    assert_eq!(f16(sealed(&one), &data.segment, Some(&one)), Ok(data.clone()));
+    assert_eq!(f16(sealed(&one), &data.segment, Some(&two)), Err(Damage::Sealed));
+    assert_eq!(f16(sealed(&one), &data.segment, None), Err(Damage::KeyMissing));
+    assert_eq!(f16(plain.clone(), &data.segment, Some(&one)), Err(Damage::Plain));
     assert_ne!(sealed(&one), sealed(&one), "nonces are random");
     let clear = &plain[HEADER_BYTES + FIELD_BYTES..];
     assert!(!sealed(&one).windows(16).any(|window| clear.windows(16).any(|clear| clear == window)));
 
-    // The flag taken away, the header of another run, the body of another.
+    // The flag taken away, the header of another segment, the body of another.
     let mut bare = sealed(&one);
     bare[6] = 0;
-    assert_eq!(f16(bare, &data.run, Some(&one)), Err(Damage::Plain));
-    let other = RunData { run: run(7, PrefixHash([9; 32]), 3, &[1, 2, 3, 5]), data: data.data.clone() };
+    assert_eq!(f16(bare, &data.segment, Some(&one)), Err(Damage::Plain));
+    let other =
+        SegmentData { segment: segment(7, PrefixHash([9; 32]), 3, &[1, 2, 3, 5]), data: data.data.clone() };
     let other_sealed = encode(&other, &SHAPE, KvCodec::F16, Some(&one));
-    assert_eq!(f16(other_sealed.clone(), &data.run, Some(&one)), Err(Damage::Hash));
+    assert_eq!(f16(other_sealed.clone(), &data.segment, Some(&one)), Err(Damage::Hash));
     let spliced = [&sealed(&one)[..HEADER_BYTES], &other_sealed[HEADER_BYTES..]].concat();
-    assert_eq!(f16(spliced, &data.run, Some(&one)), Err(Damage::Sealed));
+    assert_eq!(f16(spliced, &data.segment, Some(&one)), Err(Damage::Sealed));
 }
 
 #[test]
@@ -229,7 +230,7 @@ fn an_object_that_others_hold_is_opened_in_a_copy() {
     let (data, key) = (example(&SHAPE), key("1"));
     let object: Bytes = encode(&data, &SHAPE, KvCodec::F16, Some(&key)).into();
     for _ in 0..2 {
-        assert_eq!(decode(object.clone(), &data.run, &SHAPE, KvCodec::F16, Some(&key)), Ok(data.clone()));
+        assert_eq!(decode(object.clone(), &data.segment, &SHAPE, KvCodec::F16, Some(&key)), Ok(data.clone()));
     }
 }
 
@@ -238,7 +239,7 @@ fn halves_are_not_copied() {
     let data = example(&SHAPE);
     let object: Bytes = encode(&data, &SHAPE, KvCodec::F16, None).into();
     let start = object.as_ptr() as usize + HEADER_BYTES + FIELD_BYTES;
-    let decoded = decode(object, &data.run, &SHAPE, KvCodec::F16, None).expect("it decodes");
+    let decoded = decode(object, &data.segment, &SHAPE, KvCodec::F16, None).expect("it decodes");
     assert_eq!(decoded.data.as_ptr() as usize, start);
 }
 
@@ -248,10 +249,10 @@ fn an_object_tells_what_it_holds() {
     for key in [None, Some(&key("1"))] {
         let object = encode(&data, &SHAPE, KvCodec::Q4, key);
         let start = header(&object[..HEADER_BYTES]).expect("a header");
-        assert_eq!(start, Header { encrypted: key.is_some(), id: data.run.id });
+        assert_eq!(start, Header { encrypted: key.is_some(), id: data.segment.id });
         let contents = inspect(object.into(), key).expect("it is whole");
         assert_eq!((contents.header, contents.codec, contents.shape), (start, KvCodec::Q4, SHAPE));
-        assert_eq!((contents.first_block, &contents.tokens), (3, &data.run.tokens));
+        assert_eq!((contents.first_block, &contents.tokens), (3, &data.segment.tokens));
     }
 }
 
@@ -281,8 +282,8 @@ fn every_damage_has_a_reason_of_its_own() {
     assert_eq!(reasons.len(), all.len());
 }
 
-/// A run of some blocks of some shape with any bytes in it.
-fn runs() -> impl Strategy<Value = (BlockShape, RunData)> {
+/// A segment of some blocks of some shape with any bytes in it.
+fn segments() -> impl Strategy<Value = (BlockShape, SegmentData)> {
     let heads = prop::sample::select(vec![1usize, 16, 64, 80]);
     let shapes = (1usize..4, 1usize..4, 1usize..3, heads, prop::sample::select(KvDtype::value_variants()))
         .prop_map(|(layers, block_tokens, kv_heads, head_dim, dtype)| BlockShape {
@@ -297,12 +298,12 @@ fn runs() -> impl Strategy<Value = (BlockShape, RunData)> {
             prop::collection::vec(any::<u32>(), blocks * shape.block_tokens).prop_map(move |tokens| {
                 let (namespace, parent) = (Namespace::from_bytes(namespace), PrefixHash(parent));
                 let last = parent.after(&namespace, &tokens, shape.block_tokens);
-                let id = RunId { namespace, parent, last };
+                let id = SegmentId { namespace, parent, last };
                 let mut random = fastrand::Rng::with_seed(seed);
                 let data: Vec<u8> =
                     std::iter::repeat_with(|| random.u8(..)).take(blocks * shape.block_bytes()).collect();
-                let run = Arc::new(Run { id, tenant: "t".into(), first_block, tokens });
-                (shape, RunData { run, data: data.into() })
+                let segment = Arc::new(Segment { id, tenant: "t".into(), first_block, tokens });
+                (shape, SegmentData { segment, data: data.into() })
             })
         },
     )
@@ -320,11 +321,11 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(1000))]
 
     #[test]
-    fn what_was_stored_comes_back((shape, data) in runs(), codec in codecs(), key in keys()) {
+    fn what_was_stored_comes_back((shape, data) in segments(), codec in codecs(), key in keys()) {
         let object = encode(&data, &shape, codec, key.as_ref());
-        let decoded = decode(object.into(), &data.run, &shape, codec, key.as_ref());
+        let decoded = decode(object.into(), &data.segment, &shape, codec, key.as_ref());
         let decoded = decoded.map_err(|damage| TestCaseError::fail(damage.to_string()))?;
-        prop_assert_eq!(&decoded.run, &data.run);
+        prop_assert_eq!(&decoded.segment, &data.segment);
         let coding = Coding::new(codec, &shape);
         if coding.is_verbatim() {
             prop_assert_eq!(decoded.data, data.data);
@@ -340,7 +341,7 @@ proptest! {
 
     #[test]
     fn flipped_bits_never_decode(
-        (shape, data) in runs(), codec in codecs(), key in keys(),
+        (shape, data) in segments(), codec in codecs(), key in keys(),
         flips in prop::collection::vec((any::<Index>(), 0u8..8), 1..4),
     ) {
         let object = encode(&data, &shape, codec, key.as_ref());
@@ -350,12 +351,12 @@ proptest! {
         }
         // Two flips may undo each other.
         prop_assume!(flipped != object);
-        prop_assert!(decode(flipped.into(), &data.run, &shape, codec, key.as_ref()).is_err());
+        prop_assert!(decode(flipped.into(), &data.segment, &shape, codec, key.as_ref()).is_err());
     }
 
     #[test]
     fn cut_and_grown_objects_never_decode(
-        (shape, data) in runs(), codec in codecs(), key in keys(),
+        (shape, data) in segments(), codec in codecs(), key in keys(),
         at in any::<Index>(), len in 1usize..100, grow in any::<bool>(),
     ) {
         let mut object = encode(&data, &shape, codec, key.as_ref());
@@ -365,22 +366,22 @@ proptest! {
         } else {
             object.drain(at..object.len().min(at + len));
         }
-        prop_assert!(decode(object.into(), &data.run, &shape, codec, key.as_ref()).is_err());
+        prop_assert!(decode(object.into(), &data.segment, &shape, codec, key.as_ref()).is_err());
     }
 
     #[test]
     fn exchanged_objects_never_decode(
-        (shape, data) in runs(), (other_shape, other) in runs(), codec in codecs(), key in keys(),
+        (shape, data) in segments(), (other_shape, other) in segments(), codec in codecs(), key in keys(),
         cut in any::<Index>(),
     ) {
-        prop_assume!(other.run != data.run);
+        prop_assume!(other.segment != data.segment);
         let one = encode(&data, &shape, codec, key.as_ref());
         let two = encode(&other, &other_shape, codec, key.as_ref());
         let cut = cut.index(one.len().min(two.len()));
         let spliced = [&one[..cut], &two[cut..]].concat();
         prop_assume!(spliced != one);
         for object in [two, spliced] {
-            prop_assert!(decode(object.into(), &data.run, &shape, codec, key.as_ref()).is_err());
+            prop_assert!(decode(object.into(), &data.segment, &shape, codec, key.as_ref()).is_err());
         }
     }
 
@@ -392,7 +393,7 @@ proptest! {
         forged.extend(&bytes);
         for object in [bytes, forged] {
             prop_assert!(header(&object).is_err() || inspect(object.clone().into(), key.as_ref()).is_err());
-            prop_assert!(f16(object, &wanted.run, key.as_ref()).is_err());
+            prop_assert!(f16(object, &wanted.segment, key.as_ref()).is_err());
         }
     }
 }

@@ -166,7 +166,7 @@ impl World {
     }
 
     /// Gives preempted sequences back what was kept of them.
-    fn bring_back(&mut self) {
+    fn restore_some(&mut self) {
         let preempted = |id: &SequenceId| !self.live[id].turn.restoring;
         let ids: Vec<SequenceId> = self.scheduler.restoring().map(|(id, _)| id).filter(preempted).collect();
         for id in ids {
@@ -262,7 +262,7 @@ impl World {
     /// Plans a step and checks what can be told before it runs.
     pub fn schedule(&mut self) -> Option<StepPlan> {
         assert_eq!(self.scheduler.has_work(), !self.live.is_empty());
-        self.bring_back();
+        self.restore_some();
         let plan = self.scheduler.schedule();
         self.keep_evicted();
         self.check();

@@ -1,7 +1,7 @@
-//! Runs: consecutive full blocks of a sequence that are stored as one object.
+//! Segments: consecutive full blocks of a sequence that are stored as one object.
 //!
-//! Invariants: a run has at least one block; its name is the hash of its last block, which covers every token
-//! before it; the run that comes before it is named by the parent of its first block.
+//! Invariants: a segment has at least one block; its name is the hash of its last block, which covers every token
+//! before it; the segment that comes before it is named by the parent of its first block.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -11,8 +11,8 @@ use bytes::Bytes;
 use super::{Namespace, PrefixHash};
 use crate::config::KvDtype;
 
-/// Tokens of a full run, a multiple of every block's.
-pub const CHUNK_TOKENS: usize = 256;
+/// Tokens of a full segment, a multiple of every block's.
+pub const SEGMENT_TOKENS: usize = 256;
 
 /// Extent of one block in all layers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,22 +49,22 @@ impl BlockShape {
     }
 }
 
-/// Which run: where it may be shared, what comes before it and the hash of its last block.
+/// Which segment: where it may be shared, what comes before it and the hash of its last block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct RunId {
+pub struct SegmentId {
     /// The tenant's namespace.
     pub namespace: Namespace,
-    /// The last block of the run before it, [`PrefixHash::ROOT`] for a sequence's first.
+    /// The last block of the segment before it, [`PrefixHash::ROOT`] for a sequence's first.
     pub parent: PrefixHash,
     /// Its own last block, which names it.
     pub last: PrefixHash,
 }
 
-/// A run without its contents.
+/// A segment without its contents.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Run {
+pub struct Segment {
     /// Its name.
-    pub id: RunId,
+    pub id: SegmentId,
     /// Whose it is.
     pub tenant: Arc<str>,
     /// Index within the sequence of its first block.
@@ -73,36 +73,35 @@ pub struct Run {
     pub tokens: Vec<u32>,
 }
 
-impl Run {
+impl Segment {
     /// The block of the sequence after its last one; a block has `block_tokens` tokens.
     pub fn end_block(&self, block_tokens: usize) -> usize {
         self.first_block + self.tokens.len() / block_tokens
     }
 }
 
-/// A run as the pool has it.
+/// A segment as the pool has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RunData {
+pub struct SegmentData {
     /// Which.
-    pub run: Arc<Run>,
+    pub segment: Arc<Segment>,
     /// For each layer all K, then all V, each `[blocks, block_tokens, kv_heads, head_dim]` in the pool's type,
     /// little endian.
     pub data: Bytes,
 }
 
-/// The blocks of each run of a sequence of `blocks` full blocks; a run has `chunk` of them, or fewer where it is
+/// The blocks of each segment of a sequence of `blocks` full blocks; a segment has `full` of them, or fewer where it is
 /// the last or ends the `shared` first ones.
 ///
-/// Runs are counted anew after the shared blocks, so that those are stored once, whatever follows them.
+/// Segments are counted anew after the shared blocks, so that those are stored once, whatever follows them.
 ///
 /// # Panics
-/// Where `chunk` is 0.
-pub fn run_bounds(blocks: usize, shared: usize, chunk: usize) -> Vec<Range<usize>> {
+/// Where `full` is 0.
+pub fn segment_bounds(blocks: usize, shared: usize, full: usize) -> Vec<Range<usize>> {
     let shared = shared.min(blocks);
-    let runs = |start: usize, end: usize| {
-        (start..end).step_by(chunk).map(move |first| first..end.min(first + chunk))
-    };
-    runs(0, shared).chain(runs(shared, blocks)).collect()
+    let segments =
+        |start: usize, end: usize| (start..end).step_by(full).map(move |first| first..end.min(first + full));
+    segments(0, shared).chain(segments(shared, blocks)).collect()
 }
 
 #[cfg(test)]
@@ -121,44 +120,44 @@ mod tests {
     }
 
     #[test]
-    fn runs_start_anew_after_the_shared_blocks() {
-        assert!(run_bounds(0, 0, 16).is_empty());
-        assert_eq!(run_bounds(17, 0, 16), [0..16, 16..17]);
-        assert_eq!(run_bounds(40, 20, 16), [0..16, 16..20, 20..36, 36..40]);
-        assert_eq!(run_bounds(20, 99, 16), [0..16, 16..20]);
+    fn segments_start_anew_after_the_shared_blocks() {
+        assert!(segment_bounds(0, 0, 16).is_empty());
+        assert_eq!(segment_bounds(17, 0, 16), [0..16, 16..17]);
+        assert_eq!(segment_bounds(40, 20, 16), [0..16, 16..20, 20..36, 36..40]);
+        assert_eq!(segment_bounds(20, 99, 16), [0..16, 16..20]);
     }
 
     proptest! {
         #[test]
-        fn runs_cover_every_block_once(blocks in 0usize..200, shared in 0usize..220, chunk in 1usize..20) {
-            let bounds = run_bounds(blocks, shared, chunk);
+        fn segments_cover_every_block_once(blocks in 0usize..200, shared in 0usize..220, full in 1usize..20) {
+            let bounds = segment_bounds(blocks, shared, full);
             let covered: Vec<usize> = bounds.iter().cloned().flatten().collect();
             prop_assert_eq!(covered, (0..blocks).collect::<Vec<_>>());
-            for run in &bounds {
-                prop_assert!((1..=chunk).contains(&run.len()));
-                prop_assert!(run.len() == chunk || run.end == blocks || run.end == shared);
-                prop_assert!(run.end <= shared || run.start >= shared);
+            for segment in &bounds {
+                prop_assert!((1..=full).contains(&segment.len()));
+                prop_assert!(segment.len() == full || segment.end == blocks || segment.end == shared);
+                prop_assert!(segment.end <= shared || segment.start >= shared);
             }
         }
 
         #[test]
-        fn shared_runs_do_not_depend_on_what_follows(
-            shared in 0usize..100, more in 0usize..100, chunk in 1usize..20,
+        fn shared_segments_do_not_depend_on_what_follows(
+            shared in 0usize..100, more in 0usize..100, full in 1usize..20,
         ) {
-            let alone = run_bounds(shared, shared, chunk);
-            let followed = run_bounds(shared + more, shared, chunk);
+            let alone = segment_bounds(shared, shared, full);
+            let followed = segment_bounds(shared + more, shared, full);
             prop_assert_eq!(&followed[..alone.len()], &alone[..]);
         }
 
         #[test]
-        fn full_runs_stay_when_a_sequence_grows(
-            blocks in 0usize..100, more in 0usize..100, shared in 0usize..50, chunk in 1usize..20,
+        fn full_segments_stay_when_a_sequence_grows(
+            blocks in 0usize..100, more in 0usize..100, shared in 0usize..50, full in 1usize..20,
         ) {
             // An agent whose system prompt is not full yet has nothing after it.
             prop_assume!(shared <= blocks);
-            let (before, after) = (run_bounds(blocks, shared, chunk), run_bounds(blocks + more, shared, chunk));
-            for run in before.iter().filter(|run| run.len() == chunk || run.end == shared) {
-                prop_assert!(after.contains(run));
+            let (before, after) = (segment_bounds(blocks, shared, full), segment_bounds(blocks + more, shared, full));
+            for segment in before.iter().filter(|segment| segment.len() == full || segment.end == shared) {
+                prop_assert!(after.contains(segment));
             }
         }
     }

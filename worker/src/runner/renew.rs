@@ -10,8 +10,8 @@ use super::{Held, Link};
 use crate::broker::Broker;
 use crate::lifecycle::Lifecycle;
 
-/// Beats every `interval` until `stop`. A hung engine gets no heartbeat, so that its turns go elsewhere.
-pub async fn heartbeat<B: Broker>(
+/// Renews every `interval` until `stop`. A hung engine gets no renewal, so that its turns go elsewhere.
+pub async fn renew<B: Broker>(
     broker: Arc<B>,
     held: Held,
     link: Link,
@@ -36,9 +36,9 @@ pub async fn heartbeat<B: Broker>(
             continue;
         }
         // Also with nothing held: it tells whether the queue can be reached.
-        let (leases, tokens) = held.snapshot();
-        if let Ok(beat) = link.note(broker.heartbeat(&leases, &tokens).await) {
-            beat.lost.into_iter().for_each(|turn| held.lose(turn));
+        let (leases, tickets) = held.snapshot();
+        if let Ok(renewal) = link.note(broker.renew(&leases, &tickets).await) {
+            renewal.lost.into_iter().for_each(|turn| held.lose(turn));
         }
     }
 }
