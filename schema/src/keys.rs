@@ -205,6 +205,11 @@ impl Keys {
         format!("{}:sweeper", self.prefix)
     }
 
+    /// String: how many of the agents with work the sweeps of this round have looked at.
+    pub fn sweep_cursor(&self) -> String {
+        format!("{}:sweep-cursor", self.prefix)
+    }
+
     /// String, in shard 0 only: who removes garbage from the object store just now; expires.
     pub fn collector(&self) -> String {
         format!("{}:collector", self.prefix)

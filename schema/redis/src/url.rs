@@ -15,8 +15,10 @@ use serde::{Deserialize, Serialize, Serializer};
 #[serde(from = "String")]
 pub struct RedisUrl(String);
 
-const TLS_SCHEME: &str = "rediss://";
-const SCHEMES: [&str; 4] = ["redis://", TLS_SCHEME, "unix://", "redis+unix://"];
+const TLS_SCHEMES: [&str; 2] = ["rediss://", "valkeys://"];
+/// What redis-rs speaks.
+const SCHEMES: [&str; 7] =
+    ["redis://", "rediss://", "unix://", "redis+unix://", "valkey://", "valkeys://", "valkey+unix://"];
 const MASK: &str = "***";
 
 impl RedisUrl {
@@ -32,7 +34,7 @@ impl RedisUrl {
 
     /// Whether what is said goes through TLS.
     pub fn is_tls(&self) -> bool {
-        self.0.starts_with(TLS_SCHEME)
+        TLS_SCHEMES.iter().any(|scheme| self.0.starts_with(scheme))
     }
 
     /// The URL without its password: `redis://user:***@host`, `unix:///socket?pass=***`.
@@ -43,14 +45,14 @@ impl RedisUrl {
 
 /// A Redis, and who vouches for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RedisEndpoint {
+pub struct Endpoint {
     /// Where it is.
     pub url: RedisUrl,
     /// A PEM file of the authorities that `rediss://` trusts in place of the system's.
     pub ca: Option<PathBuf>,
 }
 
-impl From<RedisUrl> for RedisEndpoint {
+impl From<RedisUrl> for Endpoint {
     fn from(url: RedisUrl) -> Self {
         Self { url, ca: None }
     }
@@ -60,7 +62,7 @@ impl From<RedisUrl> for RedisEndpoint {
 ///
 /// It masks too much rather than too little: everything up to the last `@` counts as user information,
 /// since an unescaped `/` or `@` in a password would otherwise leave a part of it readable.
-pub(super) fn masked(url: &str) -> String {
+pub fn masked(url: &str) -> String {
     let (scheme, rest) = match url.split_once("://") {
         Some((scheme, rest)) => (format!("{scheme}://"), rest),
         None => (String::new(), url),
@@ -143,7 +145,7 @@ mod tests {
     #[test]
     fn only_schemes_the_client_speaks_are_known() {
         let known = |url: &str| RedisUrl::from(url.to_owned()).has_known_scheme();
-        assert!(known("redis://h") && known("rediss://h") && known("unix:///s"));
+        assert!(known("redis://h") && known("rediss://h") && known("unix:///s") && known("valkey://h"));
         assert!(!known("http://h") && !known("redis://") && !known("localhost:6379") && !known(""));
     }
 }

@@ -1,0 +1,40 @@
+//! Turnmill's queue on Redis, written once.
+//!
+//! * [`Server`]: connecting (TCP, TLS, unix sockets; one server), whether the server may carry a queue, and what happens when
+//!   another one takes its place.
+//! * [`Fault`]: the one classification of errors: retry, reject or stop.
+//! * [`steps`]: the queue's atomic steps. Each module holds a script, its typed arguments and its typed reply.
+//! * The other modules: single commands, with typed answers too.
+//!
+//! Invariant: nothing outside this crate knows a command of Redis, or the position of an argument.
+
+mod append;
+mod blocking;
+mod call;
+mod clock;
+mod cryptography;
+mod facts;
+mod fault;
+mod link;
+mod reply;
+mod scan;
+mod server;
+mod shared_keys;
+pub mod steps;
+mod tickets;
+mod url;
+mod waiting;
+
+pub use append::{AppendLink, Appended, Top};
+pub use blocking::{Blocking, Subscription};
+pub use call::{Call, ItemStep, Step};
+pub use clock::ServerClock;
+pub use cryptography::choose as choose_cryptography;
+pub use facts::ServerFacts;
+pub use fault::{Advice, Fault};
+pub use scan::Scan;
+pub use server::{RESPONSE_TIMEOUT, Server};
+pub use shared_keys::ready_keys;
+pub use tickets::{Delivered, PendingTicket, ReadyStream, Share};
+pub use url::{Endpoint, RedisUrl, masked};
+pub use waiting::WaitingAgents;

@@ -1,0 +1,101 @@
+-- Enqueues turns of one shard: all of them or, where they do not fit, none.
+--
+-- KEYS the shared ones, then for each turn: agent, backlog, turn, idem (the turn key again where it has no key)
+-- ARGV 1 most turns that may be open in this shard  2 most that one tenant may have open in it
+--      then for each turn: turn id, agent id, priority, deadline_ms (0: none), not_before_ms (0: at once),
+--      new_session (1 or 0), idempotency name ('-': none), envelope
+-- Reply {'ok', id, fresh, id, fresh, …} in the order given; fresh is 0 where the id is that of a turn enqueued earlier
+--      under the same idempotency key, or of this very turn enqueued before
+--      {'full', whose ('': everybody's, else a tenant), open turns, limit, retry_after_ms}: nothing was written
+
+local KEYS_A_TURN, ARGS_A_TURN = 4, 8
+-- How many of the newest ends tell the pace of the queue, and bounds of what is told.
+local PACE_ENDS, MIN_RETRY_MS, MAX_RETRY_MS = 100, 100, 60000
+
+-- When `room` places will be free, at the pace of the newest ends.
+local function retry_after_ms(room)
+  local ends = redis.call('XREVRANGE', EVENTS, '+', '-', 'COUNT', PACE_ENDS)
+  if #ends == 0 then
+    return MAX_RETRY_MS
+  end
+  local since_ms = NOW - split_id(ends[#ends][1])
+  return math.max(MIN_RETRY_MS, math.min(MAX_RETRY_MS, math.ceil(since_ms / #ends * room)))
+end
+
+expect_shared()
+local reply, fresh, seen, agents, opened, by_tenant = {'ok'}, {}, {}, {}, 0, {}
+for i = 0, (#KEYS - SHARED) / KEYS_A_TURN - 1 do
+  local k, a = SHARED + i * KEYS_A_TURN, 2 + i * ARGS_A_TURN
+  local agent_key, backlog_key, turn_key, idem_key = KEYS[k + 1], KEYS[k + 2], KEYS[k + 3], KEYS[k + 4]
+  local id, agent, priority, idem = ARGV[a + 1], ARGV[a + 2], ARGV[a + 3], ARGV[a + 7]
+  if not READY[priority] then
+    return redis.error_reply('ERR unknown priority ' .. tostring(priority))
+  end
+  if not agents[agent_key] then
+    ask('LLEN', backlog_key)
+    agents[agent_key] = {state = ask('HGET', agent_key, 'state') or 'idle'}
+  end
+  local known = seen[turn_key]
+  if idem ~= '-' then
+    known = known or seen[idem_key] or ask('GET', idem_key)
+  end
+  known = known or (redis.call('EXISTS', turn_key) == 1 and id)
+  seen[turn_key] = known or id
+  if idem ~= '-' then
+    seen[idem_key] = known or id
+  end
+  if not known then
+    local tenant = tenant_of(agent)
+    opened, by_tenant[tenant] = opened + 1, (by_tenant[tenant] or 0) + 1
+    fresh[#fresh + 1] = {k = k, a = a, tenant = tenant}
+  end
+  reply[#reply + 1] = known or id
+  reply[#reply + 1] = known and 0 or 1
+end
+if opened == 0 then
+  return reply
+end
+
+local limit, tenant_limit = tonumber(ARGV[1]), tonumber(ARGV[2])
+local depth = counter('open:interactive') + counter('open:batch')
+if depth + opened > limit then
+  return {'full', '', depth, limit, retry_after_ms(depth + opened - limit)}
+end
+for tenant, more in pairs(by_tenant) do
+  local open = counter(tenant .. ':open')
+  if open + more > tenant_limit then
+    return {'full', tenant, open, tenant_limit, retry_after_ms(open + more - tenant_limit)}
+  end
+end
+
+local now = whole(NOW)
+for _, turn in ipairs(fresh) do
+  local k, a = turn.k, turn.a
+  local agent_key, turn_key = KEYS[k + 1], KEYS[k + 3]
+  local id, agent, priority, deadline_ms, not_before_ms = ARGV[a + 1], ARGV[a + 2], ARGV[a + 3], ARGV[a + 4], ARGV[a + 5]
+  local entry = id .. ' ' .. priority .. ' ' .. now .. ' ' .. not_before_ms .. ' ' .. ARGV[a + 7]
+  redis.call('HSET', turn_key, 'envelope', ARGV[a + 8], 'state', 'queued', 'agent', agent, 'entry', entry)
+  if deadline_ms ~= '0' then
+    redis.call('HSET', turn_key, 'deadline_ms', deadline_ms)
+  end
+  if ARGV[a + 6] == '1' then
+    redis.call('HSET', turn_key, 'new_session', '1')
+  end
+  if ARGV[a + 7] ~= '-' then
+    redis.call('SET', KEYS[k + 4], id)
+  end
+  redis.call('RPUSH', KEYS[k + 2], entry)
+  count('open:' .. priority, 1)
+  count('enqueued', 1)
+  count(turn.tenant .. ':open', 1)
+  if agents[agent_key].state == 'idle' then
+    redis.call('ZADD', OPEN, now, agent)
+    make_runnable(agent_key, agent, {}, backlog_entry(entry))
+    agents[agent_key].state = 'ready'
+  elseif agents[agent_key].state == 'paused' or agents[agent_key].state == 'halted' then
+    -- Held agents may be without work; any other has some, and is in the index.
+    redis.call('ZADD', OPEN, 'NX', now, agent)
+  end
+end
+write_counters()
+return reply

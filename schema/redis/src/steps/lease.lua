@@ -1,0 +1,133 @@
+-- Leases the heads of agents' backlogs to the worker that holds the agents' tickets.
+--
+-- KEYS as in conclude.lua, each item's for the head the caller knows of
+-- ARGV 1 worker  2 most attempts in a row without progress  3 result_ttl_ms  4 outcome_ttl_ms
+--      5 turns of one tenant that may run at once (0: no limit)
+--      then for each item: agent id, ticket id, priority of the ticket's stream, the head the caller knows of
+-- Reply now_ms, then for each item
+--      {'leased', epoch, attempt, alone (1 or 0), deadline_ms (0: none), envelope ('': missing), entries of the result
+--       stream, transcript, manifest ('': none)}; both lists are empty where there can be nothing in them
+--      {'head', text}: the head is this one; call again with its keys
+--      {'gone'}: the ticket was not the caller's, or no turn is left, or its tenant runs as many as it may
+--      {'paused'}: the queue is paused; return the ticket
+--      {'error', reason}: something of this agent cannot be read; nothing was written
+
+local WORKER, MAX_ATTEMPTS, RESULT_TTL_MS, OUTCOME_TTL_MS = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
+local TENANT_CAP = tonumber(ARGV[5])
+local ARGS, ARGS_AN_ITEM = 5, 4
+
+-- What the turn published; `begun`: whether it was ever leased.
+local function published_before(keys, begun)
+  if not begun then
+    return {}, 0, 0
+  end
+  local entries = ask('XRANGE', keys.result, '-', '+')
+  if #entries == 0 then
+    return entries, 0, 0
+  end
+  return entries, split_id(entries[#entries][1])
+end
+
+-- Parks the agent until one of its tenant's turns ends: see promote.lua.
+local function park(keys, agent, stream, ticket, head)
+  expect(keys.parked, 'zset')
+  drop_ticket(stream, ticket)
+  redis.call('HSET', keys.agent, 'state', 'parked', 'ticket', '')
+  redis.call('ZADD', keys.parked, whole(head.enqueued_ms), agent)
+  redis.call('SADD', CAPPED, tenant_of(agent))
+  return {'gone'}
+end
+
+local function lease(i)
+  local keys, a = item_keys(i), ARGS + i * ARGS_AN_ITEM
+  local agent_id, ticket, priority, known_head = ARGV[a + 1], ARGV[a + 2], ARGV[a + 3], ARGV[a + 4]
+  local stream = READY[priority]
+  local consumer, delivery = pending(stream, ticket)
+  if consumer ~= WORKER then
+    return {'gone'}
+  end
+  local agent = read_agent(keys)
+  local leasable = agent.state == 'ready' or agent.state == 'leased'
+  if agent.ticket ~= ticket or agent.priority ~= priority or not leasable then
+    drop_ticket(stream, ticket)
+    return {'gone'}
+  end
+  local head, following = read_backlog(keys)
+  if not head then
+    -- An operator deleted the backlog: nothing to run.
+    drop_ticket(stream, ticket)
+    unlease(agent_id, agent)
+    note_head(agent_id, nil)
+    make_runnable(keys.agent, agent_id, agent, nil)
+    return {'gone'}
+  end
+  if head.text ~= known_head then
+    return {'head', head.text}
+  end
+
+  local turn = fields(keys.turn, 'envelope', 'attempts', 'barren', 'progress', 'new_session', 'deadline_ms',
+    'requeued')
+  local attempts, last_epoch = tonumber(turn.attempts) or 0, tonumber(agent.epoch) or 0
+  local entries, top_epoch, published = published_before(keys, attempts > 0 or turn.requeued)
+  local transcript = {}
+  if not turn.new_session and not is_lone(agent_id) then
+    transcript = ask('LRANGE', keys.transcript, 0, -1)
+  end
+  -- Attempts in a row, up to the last one, that published nothing.
+  local barren = tonumber(turn.barren) or 0
+  if published > (tonumber(turn.progress) or 0) then
+    barren = 0
+  end
+  local deadline_ms = tonumber(turn.deadline_ms) or 0
+  local function leased(epoch, attempt, barren_before)
+    local alone = barren_before >= 2 and 1 or 0
+    return {'leased', epoch, attempt, alone, deadline_ms, turn.envelope or '', entries, transcript,
+      agent.manifest or ''}
+  end
+
+  -- The same delivery leased before, and its reply was lost: the same answer.
+  if agent.state == 'leased' and agent.owner == WORKER and agent.delivery == tostring(delivery)
+      and top_epoch == last_epoch then
+    return leased(last_epoch, attempts, math.max(0, barren - 1))
+  end
+  local at_cap = TENANT_CAP > 0 and agent.state == 'ready' and counter(tenant_of(agent_id) .. ':leased') >= TENANT_CAP
+  if at_cap then
+    return park(keys, agent_id, stream, ticket, head)
+  end
+  local epoch = math.max(last_epoch + 1, NOW, top_epoch + 1)
+  local function end_unrun(outcome, cause, reason)
+    local goes_on = conclude({
+      keys = keys, agent = agent_id, entry = head, attempts = attempts, epoch = epoch, published = published,
+      outcome = outcome, reason = cause, event = ending(outcome, reason, head.enqueued_ms), found = agent,
+      following = following, keep_ticket = true, continues = agent.continues, stream_ttl_ms = RESULT_TTL_MS, outcome_ttl_ms = OUTCOME_TTL_MS,
+    })
+    return goes_on and {'head', following.text} or {'gone'}
+  end
+  if deadline_ms > 0 and NOW >= deadline_ms then
+    local late_ms = whole(NOW - deadline_ms)
+    return end_unrun('expired', '', 'the deadline had passed by ' .. late_ms .. ' ms when a worker was free; allow more time')
+  end
+  if barren >= MAX_ATTEMPTS then
+    return end_unrun('failed', 'attempts',
+      'gave up after ' .. barren .. ' attempts that made no progress; see the workers\' logs')
+  end
+
+  -- Counted before it runs, because a turn that kills its worker cannot be counted after.
+  local begin = {kind = 'begin', epoch = epoch, resume_from = published, attempt = attempts + 1, worker = WORKER}
+  redis.call('XADD', keys.result, whole(epoch) .. '-' .. whole(published), 'event', envelope(begin), 'at', whole(NOW))
+  redis.call('HSET', keys.agent, 'state', 'leased', 'owner', WORKER, 'epoch', whole(epoch), 'delivery', delivery)
+  redis.call('HSET', keys.turn, 'state', 'leased', 'epoch', whole(epoch), 'attempts', attempts + 1, 'barren',
+    barren + 1, 'progress', whole(published))
+  if agent.state == 'ready' then
+    count(tenant_of(agent_id) .. ':leased', 1)
+  end
+  return leased(epoch, attempts + 1, barren)
+end
+
+expect_shared()
+if redis.call('EXISTS', PAUSED) == 1 then
+  lease = function()
+    return {'paused'}
+  end
+end
+return {NOW, each(item_count(), lease)}

@@ -1,0 +1,52 @@
+-- Gives agents that waited a ticket: for a retry or a scheduled turn that is due, or for a place among the running turns
+-- of their tenant.
+--
+-- KEYS the shared ones, then for each agent: agent, backlog, parked
+-- ARGV 1 turns of one tenant that may run at once (0: no limit)  2 '1': agents that wait for a time are due now, whatever
+--      their time, then the agents' ids
+-- Reply how many agents got a ticket
+
+local TENANT_CAP, NOW_DUE, ARGS = tonumber(ARGV[1]), ARGV[2] == '1', 2
+local KEYS_AN_AGENT = 3
+
+-- Tickets given to parked agents in this call, by tenant: more than there are places would be parked again.
+local given = {}
+
+local function may_run(agent, id, parked_key)
+  if agent.state == 'delayed' then
+    local due_ms = tonumber(redis.call('ZSCORE', DELAYED, id))
+    return due_ms and (NOW_DUE or due_ms <= NOW)
+  end
+  if agent.state ~= 'parked' then
+    -- Left over in an index; its state says where it really is.
+    stop_waiting(id, parked_key)
+    return false
+  end
+  local tenant = tenant_of(id)
+  return TENANT_CAP == 0 or counter(tenant .. ':leased') + (given[tenant] or 0) < TENANT_CAP
+end
+
+local promoted = 0
+local function promote(i)
+  local k, id = SHARED + i * KEYS_AN_AGENT, ARGV[ARGS + i + 1]
+  local agent_key, parked_key = KEYS[k + 1], KEYS[k + 3]
+  local agent = fields(agent_key, 'state')
+  local head = ask('LINDEX', KEYS[k + 2], 0)
+  expect(parked_key, 'zset')
+  if may_run(agent, id, parked_key) then
+    stop_waiting(id, parked_key)
+    if head then
+      if agent.state == 'parked' then
+        given[tenant_of(id)] = (given[tenant_of(id)] or 0) + 1
+      end
+      add_ticket(agent_key, id, backlog_entry(head))
+      promoted = promoted + 1
+    else
+      make_runnable(agent_key, id, agent, nil)
+    end
+  end
+end
+
+expect_shared()
+each(#ARGV - ARGS, promote)
+return promoted

@@ -1,0 +1,35 @@
+//! Giving agents whose ticket was lost a new one.
+
+use redis::{FromRedisValue, ParsingError, Value};
+use turnmill_schema::AgentId;
+use turnmill_schema::keys::Keys;
+
+use super::script;
+use crate::call::{Call, Step};
+use crate::shared_keys::waiting_keys;
+
+/// Gives a new ticket to those of the agents whose state says that somebody sees to them, and nobody does. See `repair.lua`.
+#[derive(Clone, Debug)]
+pub struct Repair<'a> {
+    /// Agents with work.
+    pub agents: &'a [AgentId],
+}
+
+impl Step for Repair<'_> {
+    const NAME: &'static str = "repair";
+    const SCRIPT: &'static str = script!(" flags=allow-oom" "repair.lua");
+    /// How many agents got a new ticket.
+    type Reply = u64;
+
+    fn call(&self, keys: &Keys) -> Call {
+        let mut call = Call::new(keys);
+        for agent in self.agents {
+            call.keys(waiting_keys(keys, agent)).text(agent);
+        }
+        call
+    }
+
+    fn read(reply: Value) -> Result<u64, ParsingError> {
+        u64::from_redis_value(reply)
+    }
+}

@@ -1,0 +1,71 @@
+//! Agents that wait for a time (a retry, a scheduled turn) or for a place among the running turns of their tenant.
+
+use turnmill_schema::AgentId;
+use turnmill_schema::keys::Keys;
+
+use crate::fault::Fault;
+use crate::server::Server;
+
+/// Who waits in a shard, at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct WaitingAgents {
+    /// The moment, in Unix milliseconds by the server's clock.
+    pub now_ms: u64,
+    /// The queue is paused: nothing is leased.
+    pub paused: bool,
+    /// Agents that are due now, those due first in front.
+    pub due: Vec<AgentId>,
+    /// When the next one after them is due, in Unix milliseconds.
+    pub next_due_ms: Option<u64>,
+    /// Some of the tenants that have agents waiting for a place, drawn at random.
+    pub capped: Vec<String>,
+}
+
+impl Server {
+    /// Looks at who waits: at most `agents` that are due, and `tenants` at their limit.
+    ///
+    /// # Errors
+    /// See [`Fault`].
+    pub async fn waiting_agents(&self, keys: &Keys, agents: usize, tenants: usize) -> Result<WaitingAgents, Fault> {
+        type Answer = (bool, Vec<(String, f64)>, Vec<String>, (u64, u64));
+        let mut look = redis::pipe();
+        look.cmd("EXISTS").arg(keys.paused());
+        look.cmd("ZRANGE").arg(keys.delayed()).arg(0).arg(agents).arg("WITHSCORES");
+        look.cmd("SRANDMEMBER").arg(keys.capped()).arg(tenants);
+        look.cmd("TIME");
+        let (paused, delayed, capped, time): Answer = self.ask_all("waiting", &look).await?;
+        let now_ms = self.note_time(time);
+        let is_due = |(_, due_ms): &&(String, f64)| *due_ms <= now_ms as f64;
+        let due: Vec<AgentId> =
+            delayed.iter().take_while(is_due).map(|(agent, _)| AgentId::from_wire(agent.clone())).collect();
+        let next_due_ms = delayed.get(due.len()).map(|(_, due_ms)| *due_ms as u64);
+        Ok(WaitingAgents { now_ms, paused, due, next_due_ms, capped })
+    }
+
+    /// Agents of a tenant that wait for a place, those whose head waits longest in front; at most `count`.
+    ///
+    /// # Errors
+    /// See [`Fault`].
+    pub async fn parked_agents(&self, keys: &Keys, tenant: &str, count: usize) -> Result<Vec<AgentId>, Fault> {
+        if count == 0 {
+            return Ok(Vec::new());
+        }
+        let mut list = redis::cmd("ZRANGE");
+        list.arg(keys.parked(tenant)).arg(0).arg(count - 1);
+        let agents: Vec<String> = self.ask("waiting", &list).await?;
+        Ok(agents.into_iter().map(AgentId::from_wire).collect())
+    }
+
+    /// The oldest entries of the list of ended turns, as they are there; at most `count`.
+    ///
+    /// # Errors
+    /// See [`Fault`].
+    pub async fn oldest_ended(&self, keys: &Keys, count: usize) -> Result<Vec<String>, Fault> {
+        if count == 0 {
+            return Ok(Vec::new());
+        }
+        let mut oldest = redis::cmd("LRANGE");
+        oldest.arg(keys.ended()).arg(0).arg(count - 1);
+        self.ask("trim", &oldest).await
+    }
+}
