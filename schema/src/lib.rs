@@ -11,7 +11,6 @@
 //! * [`trace_context`], [`request_id`]: what ties a turn to what happened before it, in traces and logs.
 //! * [`keys`]: every Redis key, stream, group and field name.
 //! * [`worker_status`]: what a worker says of itself in the registry.
-//! * [`scripts`]: the queue's atomic steps, in Lua.
 
 pub mod agent_file;
 pub mod envelope;
@@ -22,7 +21,6 @@ pub mod kv_object;
 pub mod manifest;
 pub mod payload;
 pub mod request_id;
-pub mod scripts;
 pub mod trace_context;
 pub mod transcript;
 pub mod turn;
