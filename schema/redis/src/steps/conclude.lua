@@ -23,7 +23,7 @@ local function item_keys(i)
 end
 
 local AGENT_FIELDS = {'state', 'ticket', 'priority', 'owner', 'epoch', 'delivery', 'hold', 'on_dead', 'continues',
-  'manifest'}
+  'manifest', 'place', 'unleasable'}
 
 local function read_agent(keys)
   return fields(keys.agent, unpack(AGENT_FIELDS))

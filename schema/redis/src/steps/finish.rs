@@ -20,6 +20,8 @@ pub struct FinishLimits {
     pub outcome_ttl_ms: u64,
     /// Result streams of turns whose whole reply is kept with the outcome.
     pub keep_stream_ms: u64,
+    /// How long a silence ends a lease.
+    pub lease_ms: u64,
 }
 
 /// Which lease: whose, of which turn, and its fence.
@@ -86,7 +88,8 @@ impl ItemStep for Finish {
     type Answer = FinishAnswer;
 
     fn begin(common: &FinishLimits, call: &mut Call) {
-        call.text(&common.worker).text(common.result_ttl_ms).text(common.outcome_ttl_ms).text(common.keep_stream_ms);
+        call.text(&common.worker).text(common.result_ttl_ms).text(common.outcome_ttl_ms);
+        call.text(common.keep_stream_ms).text(common.lease_ms);
     }
 
     fn add(&self, keys: &Keys, call: &mut Call) {

@@ -19,6 +19,7 @@ mod pause;
 mod prepare;
 mod promote;
 mod purge;
+mod reclaim;
 mod registry;
 mod renew;
 mod repair;
@@ -43,6 +44,7 @@ pub use pause::Pause;
 pub use prepare::Prepare;
 pub use promote::Promote;
 pub use purge::{Letter, Purge};
+pub use reclaim::{Reclaim, SilentTicket};
 pub use registry::{Leave, Order, Register};
 pub use renew::{Renew, RenewItem};
 pub use repair::Repair;
@@ -70,7 +72,7 @@ mod tests {
         let all = [
             Advance::SCRIPT, ActOnAgent::SCRIPT, AppendAnyway::SCRIPT, Cancel::SCRIPT, KeepCollector::SCRIPT,
             RemoveConsumers::SCRIPT, CountWork::SCRIPT, Enqueue::SCRIPT, Finish::SCRIPT, LeaseHead::SCRIPT,
-            Promote::SCRIPT, Purge::SCRIPT, Prepare::SCRIPT, Register::SCRIPT, Leave::SCRIPT, Order::SCRIPT,
+            Promote::SCRIPT, Purge::SCRIPT, Reclaim::SCRIPT, Prepare::SCRIPT, Register::SCRIPT, Leave::SCRIPT, Order::SCRIPT,
             Pause::SCRIPT, BeginSweep::SCRIPT, CreateGroup::SCRIPT, Renew::SCRIPT, Repair::SCRIPT, Requeue::SCRIPT, ReturnTicket::SCRIPT,
             Seed::SCRIPT, Trim::SCRIPT,
         ];
