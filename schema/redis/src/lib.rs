@@ -37,4 +37,4 @@ pub use server::{RESPONSE_TIMEOUT, Server};
 pub use shared_keys::ready_keys;
 pub use tickets::{Delivered, PendingTicket, ReadyStream, Share};
 pub use url::{Endpoint, RedisUrl, masked};
-pub use waiting::WaitingAgents;
+pub use waiting::{CappedTenant, WaitingAgents};

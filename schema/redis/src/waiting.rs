@@ -1,7 +1,7 @@
 //! Agents that wait for a time (a retry, a scheduled turn) or for a place among the running turns of their tenant.
 
 use turnmill_schema::AgentId;
-use turnmill_schema::keys::Keys;
+use turnmill_schema::keys::{Keys, counter};
 
 use crate::fault::Fault;
 use crate::server::Server;
@@ -18,7 +18,16 @@ pub struct WaitingAgents {
     /// When the next one after them is due, in Unix milliseconds.
     pub next_due_ms: Option<u64>,
     /// Some of the tenants that have agents waiting for a place, drawn at random.
-    pub capped: Vec<String>,
+    pub capped: Vec<CappedTenant>,
+}
+
+/// A tenant that has agents waiting for a place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CappedTenant {
+    /// Its name.
+    pub tenant: String,
+    /// Turns of it that run.
+    pub leased: u64,
 }
 
 impl Server {
@@ -38,11 +47,25 @@ impl Server {
         let is_due = |(_, due_ms): &&(String, f64)| *due_ms <= now_ms as f64;
         let due: Vec<AgentId> =
             delayed.iter().take_while(is_due).map(|(agent, _)| AgentId::from_wire(agent.clone())).collect();
+        let capped = self.leased_of(keys, capped).await?;
         let next_due_ms = delayed.get(due.len()).map(|(_, due_ms)| *due_ms as u64);
         Ok(WaitingAgents { now_ms, paused, due, next_due_ms, capped })
     }
 
-    /// Agents of a tenant that wait for a place, those whose head waits longest in front; at most `count`.
+    /// How many turns of each tenant run.
+    async fn leased_of(&self, keys: &Keys, tenants: Vec<String>) -> Result<Vec<CappedTenant>, Fault> {
+        if tenants.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut counts = redis::cmd("HMGET");
+        counts.arg(keys.counters());
+        tenants.iter().for_each(|tenant| drop(counts.arg(counter::tenant_leased(tenant))));
+        let counts: Vec<Option<u64>> = self.ask("waiting", &counts).await?;
+        let of = |(tenant, leased): (String, Option<u64>)| CappedTenant { tenant, leased: leased.unwrap_or(0) };
+        Ok(tenants.into_iter().zip(counts).map(of).collect())
+    }
+
+    /// Agents of a tenant that wait for a place, those that came first in front; at most `count`.
     ///
     /// # Errors
     /// See [`Fault`].

@@ -9,7 +9,7 @@ mod environment;
 mod error;
 mod load;
 mod otlp_url;
-mod redis_url;
+
 pub mod report;
 mod settings;
 mod store_url;
@@ -20,7 +20,7 @@ pub use byte_size::{AutoByteSize, ByteSize};
 pub use error::ConfigError;
 pub use load::{Effective, SettingsArgs, Source};
 pub use otlp_url::OtlpUrl;
-pub use redis_url::{RedisEndpoint, RedisUrl};
+pub use turnmill_redis::{Endpoint as RedisEndpoint, RedisUrl};
 pub use settings::Settings;
 pub use store_url::{StoreSetting, StoreUrl};
 pub use values::{

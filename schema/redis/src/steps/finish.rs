@@ -99,6 +99,10 @@ impl ItemStep for Finish {
         call.arg(self.manifest.as_slice());
     }
 
+    fn bytes(&self) -> usize {
+        self.end.len() + self.entry.len() + self.reply.len() + self.manifest.len()
+    }
+
     fn read(answer: Value) -> Result<FinishAnswer, ParsingError> {
         let mut parts = Parts::of(answer)?;
         match parts.next::<String>()?.as_str() {

@@ -9,6 +9,7 @@
 --       stream, transcript, manifest ('': none)}; both lists are empty where there can be nothing in them
 --      {'head', text}: the head is this one; call again with its keys
 --      {'gone'}: the ticket was not the caller's, or no turn is left, or its tenant runs as many as it may
+--      {'later'}: the answers of this call are large enough; call again
 --      {'paused'}: the queue is paused; return the ticket
 --      {'error', reason}: something of this agent cannot be read; nothing was written
 
@@ -17,6 +18,10 @@ local TENANT_CAP = tonumber(ARGV[5])
 local ARGS, ARGS_AN_ITEM = 5, 4
 -- The first pause of an agent that cannot be leased; it doubles.
 local UNLEASABLE_PAUSE_MS = 500
+
+-- Bytes of histories and replies to a call, about: reading and sending more keeps the server from others for too long.
+local REPLY_BYTES = 1000000
+local answered_bytes = 0
 
 -- What the turn published; `begun`: whether it was ever leased.
 local function published_before(keys, begun)
@@ -49,6 +54,18 @@ local function must_park(keys, agent_id, agent)
     or (agent.place ~= '1' and redis.call('EXISTS', keys.parked) == 1)
 end
 
+-- Bytes of all texts in a reply.
+local function bytes_of(reply)
+  if type(reply) ~= 'table' then
+    return #tostring(reply)
+  end
+  local bytes = 0
+  for _, part in ipairs(reply) do
+    bytes = bytes + bytes_of(part)
+  end
+  return bytes
+end
+
 local function lease(i)
   local keys, a = item_keys(i), ARGS + i * ARGS_AN_ITEM
   local agent_id, ticket, priority, known_head = ARGV[a + 1], ARGV[a + 2], ARGV[a + 3], ARGV[a + 4]
@@ -56,6 +73,9 @@ local function lease(i)
   local consumer, delivery = pending(stream, ticket)
   if consumer ~= WORKER then
     return {'gone'}
+  end
+  if answered_bytes >= REPLY_BYTES then
+    return {'later'}
   end
   local agent = read_agent(keys)
   local leasable = agent.state == 'ready' or agent.state == 'leased'
@@ -92,6 +112,7 @@ local function lease(i)
   local deadline_ms = tonumber(turn.deadline_ms) or 0
   local function leased(epoch, attempt, barren_before)
     local alone = barren_before >= 2 and 1 or 0
+    answered_bytes = answered_bytes + bytes_of(transcript) + bytes_of(entries) + #(turn.envelope or '')
     return {'leased', epoch, attempt, alone, deadline_ms, turn.envelope or '', entries, transcript,
       agent.manifest or ''}
   end
