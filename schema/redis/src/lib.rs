@@ -16,6 +16,7 @@ mod cryptography;
 mod facts;
 mod fault;
 mod link;
+mod raw;
 mod reply;
 mod scan;
 mod server;

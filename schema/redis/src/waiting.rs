@@ -59,7 +59,9 @@ impl Server {
         }
         let mut counts = redis::cmd("HMGET");
         counts.arg(keys.counters());
-        tenants.iter().for_each(|tenant| drop(counts.arg(counter::tenant_leased(tenant))));
+        for tenant in &tenants {
+            counts.arg(counter::tenant_leased(tenant));
+        }
         let counts: Vec<Option<u64>> = self.ask("waiting", &counts).await?;
         let of = |(tenant, leased): (String, Option<u64>)| CappedTenant { tenant, leased: leased.unwrap_or(0) };
         Ok(tenants.into_iter().zip(counts).map(of).collect())

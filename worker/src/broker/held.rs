@@ -16,7 +16,7 @@ use turnmill_schema::keys::BacklogEntry;
 use turnmill_schema::{AgentId, Priority, TurnId};
 
 /// Which entry of which ready stream.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct TicketId {
     /// The shard whose keys hold it.
     pub shard: u16,
@@ -142,7 +142,7 @@ impl Holdings {
             Some(Renewable { id: holding.id.clone(), agent: holding.agent.clone(), epoch, holding })
         });
         let mut listed: Vec<Renewable> = listed.collect();
-        listed.sort_by(|a, b| a.id.cmp(&b.id));
+        listed.sort_by(|a, b| a.id.entry.cmp(&b.id.entry));
         listed
     }
 
@@ -230,6 +230,21 @@ impl Ticket {
 }
 
 impl Lease {
+    /// A lease of nobody's, for tests of what is said about leases.
+    #[cfg(test)]
+    pub(crate) fn example(turn: TurnId, agent: AgentId, epoch: u64) -> Self {
+        let entry = BacklogEntry {
+            turn,
+            priority: Priority::Interactive,
+            enqueued_ms: 0,
+            not_before_ms: 0,
+            idempotency: None,
+        };
+        let id = TicketId { shard: 0, priority: Priority::Interactive, entry: "1-0".to_owned() };
+        let ticket = Holdings::default().take(id, agent, None).expect("nothing is held yet");
+        ticket.leased(entry, epoch, 1)
+    }
+
     /// The ticket it was made of.
     pub fn ticket(&self) -> &TicketId {
         &self.holding.id

@@ -12,12 +12,12 @@ pub mod redis;
 mod references;
 
 use std::future::Future;
+use std::sync::Arc;
 use std::time::Duration;
 
 use turnmill_schema::envelope::EnvelopeError;
 use turnmill_schema::{
-    AgentId, DeadReason, Delta, End, History, Manifest, Priority, StoredTurn, TranscriptEntry, TurnId,
-    WorkerStatus,
+    DeadReason, Delta, End, History, Manifest, StoredTurn, TranscriptEntry, WorkerStatus,
 };
 
 pub use error::{Advice, BrokerError};
@@ -27,8 +27,8 @@ pub use references::{Manifests, PayloadsInUse, References, Root};
 /// A leased turn with everything needed to run it.
 #[derive(Debug)]
 pub struct Claim {
-    /// The right to run it.
-    pub lease: Lease,
+    /// The right to run it; shared by whoever publishes and ends the turn.
+    pub lease: Arc<Lease>,
     /// The turn, or where it is; an error where its envelope cannot be read, which ends the turn.
     pub turn: Result<StoredTurn, EnvelopeError>,
     /// The agent's finished conversation.

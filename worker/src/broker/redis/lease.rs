@@ -1,5 +1,6 @@
 //! Leasing the head of an agent's backlog, with everything its run needs.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use turnmill_redis::Fault;
@@ -76,7 +77,7 @@ impl RedisBroker {
             first_token_ms: published.first_token_at_ms.map(since_enqueue),
             earlier_epoch: published.earlier_epoch,
             alone: grant.alone,
-            lease: ticket.leased(entry, grant.epoch, grant.attempt),
+            lease: Arc::new(ticket.leased(entry, grant.epoch, grant.attempt)),
         })
     }
 }

@@ -193,6 +193,7 @@ impl RedisBroker {
         failure: Option<(Duration, DeadReason, &str)>,
         manifest: Option<&Manifest>,
     ) -> Result<Retry, BrokerError> {
+        lease.begin_to_end();
         let (delay, reason, text) = failure.map_or((None, "", ""), |(delay, reason, text)| {
             (Some(u64::try_from(delay.as_millis()).unwrap_or(u64::MAX)), reason.as_str(), text)
         });
@@ -320,8 +321,7 @@ impl Broker for RedisBroker {
         let held = self.holdings.renewable();
         for keys in self.queue.all_keys() {
             let here: Vec<_> = held.iter().filter(|held| held.id.shard == keys.shard()).collect();
-            let item = |held: &&super::held::Renewable| held.as_item();
-            let items: Vec<RenewItem<'_>> = here.iter().map(|held| item(&held)).collect();
+            let items: Vec<RenewItem<'_>> = here.iter().map(|held| held.as_item()).collect();
             // With nothing in hand too: it tells whether the queue can be reached.
             let (now_ms, kept) = self.server.run(&keys, &Renew { worker: &self.settings.worker, items }).await?;
             self.server.note_now_ms(now_ms);
