@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use turnmill_schema::keys::idempotency_name;
-use turnmill_schema::scripts::DepthLimits;
+use turnmill_redis::steps::DepthLimits;
 use turnmill_schema::{Turn, TurnId};
 
 use super::state::{Place, State, TurnRecord};

@@ -11,7 +11,7 @@
 //! | `state` | what a queue consists of, where agents are |
 //! | `ready` | tickets, waiting and in workers' hands |
 //! | `enqueue` | turns come in |
-//! | `tickets` | reading, renewals, taking over, promotion |
+//! | `tickets` | reading, renewals, reclaiming, promotion |
 //! | `lease`, `run`, `conclude` | a turn's way from its lease to its end |
 //! | `operate` | cancelling, pausing |
 //! | `broker` | a worker's handle: the [`Broker`](super::Broker) |
@@ -20,7 +20,6 @@ mod broker;
 mod clock;
 mod conclude;
 mod enqueue;
-mod held;
 mod lease;
 mod link;
 mod operate;
@@ -33,7 +32,7 @@ mod tickets;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use turnmill_schema::scripts::{AgentAction, DepthLimits};
+use turnmill_redis::steps::{AgentAction, DepthLimits};
 use turnmill_schema::{AgentId, Delta, Event, TranscriptEntry, Turn, TurnId, WorkerStatus};
 
 pub use broker::MemoryBroker;

@@ -1,6 +1,6 @@
 //! What operators and producers do to turns and agents.
 
-use turnmill_schema::scripts::AgentAction;
+use turnmill_redis::steps::AgentAction;
 use turnmill_schema::{AgentId, Outcome, TurnId};
 
 use super::conclude::{Conclusion, Retention};
@@ -91,7 +91,7 @@ impl Place {
             Self::Ready(_) => AgentState::Ready,
             Self::Leased { .. } => AgentState::Leased,
             Self::Delayed { .. } => AgentState::Delayed,
-            Self::Parked => AgentState::Parked,
+            Self::Parked { .. } => AgentState::Parked,
             Self::Held(Hold::Halted) => AgentState::Halted,
             Self::Held(Hold::Paused) => AgentState::Paused,
         }
@@ -140,9 +140,10 @@ impl State {
             (AgentAction::Resume, _) => agent.hold = None,
             (AgentAction::Halt, _) => agent.halts_on_dead = true,
             (AgentAction::Skip, _) => agent.halts_on_dead = false,
-            (AgentAction::Reset, AgentState::Leased) => return Acted::Busy,
+            (AgentAction::Reset | AgentAction::RollBack(_), AgentState::Leased) => return Acted::Busy,
             // It would go on after another history.
-            (AgentAction::Reset, _) if published > 0 => return Acted::Busy,
+            (AgentAction::Reset | AgentAction::RollBack(_), _) if published > 0 => return Acted::Busy,
+            (AgentAction::RollBack(rollback), _) => agent.transcript.truncate(rollback.stay),
             (AgentAction::Reset, _) => {
                 agent.transcript.clear();
                 // Above every lease there was, so that no late manifest of the forgotten history comes in.

@@ -72,8 +72,8 @@ impl State {
                     tickets += 1;
                 }
                 (Place::Delayed { due_ms }, _) => assert!(delayed.insert((*due_ms, id.clone()))),
-                (Place::Parked, Some(enqueued_ms)) => {
-                    assert!(tenant.parked.insert((enqueued_ms, id.clone())));
+                (Place::Parked { order }, Some(_)) => {
+                    assert!(tenant.parked.insert((*order, id.clone())));
                 }
                 _ => assert!(head.is_none() || agent.is_held(), "{id} has work and waits for nothing"),
             }
