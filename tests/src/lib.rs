@@ -6,6 +6,7 @@ pub mod block_store_conformance;
 pub mod broker_conformance;
 pub mod chaos;
 pub mod line;
+pub mod machine;
 pub mod memory_queue;
 pub mod observability;
 pub mod otlp_server;

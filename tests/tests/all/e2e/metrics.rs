@@ -18,7 +18,7 @@ const SOON: Duration = Duration::from_secs(60);
 
 /// What this load does not move, and why.
 const ELSEWHERE: [(&str, &str); 2] = [
-    ("turnmill_engine_bad_logits_total", "no real model gives them; worker/tests/engine.rs makes them"),
+    ("turnmill_engine_bad_logits_total", "no real model gives them; worker/tests/all/engine.rs makes them"),
     ("process_virtual_memory_max_bytes", "absent where there is no limit"),
 ];
 

@@ -1,5 +1,5 @@
 //! Alerts, recorded series, dashboard and runbook, against the metrics that a worker has. Nothing runs here but the programs'
-//! `--help`; `tests/prometheus.rs` asks a real Prometheus, and `deploy/check-alerts` runs the rules' own tests.
+//! `--help`; `prometheus.rs` asks a real Prometheus, and `deploy/check-alerts` runs the rules' own tests.
 
 mod dashboard;
 mod runbook;

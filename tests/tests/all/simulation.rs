@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
+use turnmill_tests::machine;
 use turnmill_tests::simulation::{Report, run};
 use turnmill_worker::broker::memory::Mutation;
 
@@ -18,6 +19,7 @@ fn number(variable: &str) -> Option<u64> {
 
 #[test]
 fn no_seed_breaks_a_promise() {
+    let _machine = machine::alone();
     let started = Instant::now();
     let one = number("TURNMILL_SIM_SEED");
     let (first, end) =
