@@ -3,8 +3,6 @@
 //! The first reading of each logit comes from a sequence decoded alone, token by token; random cuts of the same
 //! tokens into steps (chunks, batches, prefix hits, preemption) must then give the same bits.
 
-mod common;
-
 use std::collections::BTreeMap;
 use std::process::Command;
 
@@ -14,7 +12,7 @@ use proptest::test_runner::{Config, TestRunner};
 use turnmill_worker::config::{KvDtype, WeightsMode};
 use turnmill_worker::model::Model;
 
-use common::{Cut, Known, Tiny, default_model, load, only_me, run, tokens};
+use crate::common::{Cut, Known, Tiny, default_model, load, only_me, run, tokens};
 
 /// Tokens in the pool of every test here.
 const POOL_TOKENS: usize = 2048;
@@ -213,7 +211,7 @@ fn one_thread_and_two() {
     let child = |threads: &str| {
         let program = std::env::current_exe().expect("this test's program");
         let output = Command::new(program)
-            .args(["--exact", "print_digest", "--ignored", "--nocapture"])
+            .args(["--exact", "same_bits::print_digest", "--ignored", "--nocapture"])
             .env("RAYON_NUM_THREADS", threads)
             .output()
             .expect("the test's program starts");

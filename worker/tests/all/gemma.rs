@@ -1,7 +1,5 @@
 //! A real Gemma: what random weights cannot show. It is not instruction-tuned, so it completes a sentence.
 
-mod common;
-
 use std::fs::{self, File};
 use std::path::PathBuf;
 
@@ -14,7 +12,7 @@ use turnmill_schema::{self as schema, Message};
 use turnmill_worker::config::{KvDtype, WeightsMode};
 use turnmill_worker::model::{Family, LoadOptions, Model, Part, Role, likeliest};
 
-use common::{Cut, Known, only_me, run};
+use crate::common::{Cut, Known, only_me, run};
 
 fn gemma() -> PathBuf {
     let path = std::env::var_os("TURNMILL_TEST_GEMMA")

@@ -2,8 +2,6 @@
 //!
 //! What only a Mac or a GPU can tell is unmeasured: the operations are the same there, their kernels are not.
 
-mod common;
-
 use std::path::Path;
 
 use candle_core::Device;
@@ -12,7 +10,7 @@ use turnmill_worker::config::{KvDtype, WeightsMode};
 use turnmill_worker::kv::BlockId;
 use turnmill_worker::model::{ComputeDevice, LoadOptions, Model};
 
-use common::{Cut, Known, Tiny, only_me, run, tokens};
+use crate::common::{Cut, Known, Tiny, only_me, run, tokens};
 
 const POOL_TOKENS: usize = 1024;
 

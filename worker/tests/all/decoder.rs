@@ -1,8 +1,6 @@
 //! The decoder against independent implementations: candle-transformers on a tiny random model, and the
 //! reference outputs of the default model.
 
-mod common;
-
 use std::fs::File;
 use std::path::PathBuf;
 
@@ -13,7 +11,7 @@ use turnmill_worker::config::{DeviceKind, KvDtype, WeightsMode};
 use turnmill_worker::model::ModelChoice;
 use turnmill_worker::verify::{Options, Report, verify};
 
-use common::{Cut, Known, Tiny, default_model, load, only_me, run, tokens};
+use crate::common::{Cut, Known, Tiny, default_model, load, only_me, run, tokens};
 
 /// Logits of candle-transformers' own llama after each prefix of `tokens`.
 fn independent(path: &PathBuf, tokens: &[u32]) -> Vec<Vec<f32>> {

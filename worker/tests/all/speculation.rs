@@ -1,15 +1,13 @@
 //! Proposed tokens change how many steps a turn takes, and nothing else: not its tokens, texts, log-probabilities and
 //! endings, not what is saved of its blocks, not how it goes on after it was stopped.
 
-mod common;
-
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex as StdMutex};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Mutex, mpsc};
+use tokio::sync::mpsc;
 use turnmill_schema::{FinishReason, Priority, Sampling, TokenLogprobs};
 use turnmill_worker::config::{KvDtype, WeightsMode};
 use turnmill_worker::engine::{
@@ -20,14 +18,11 @@ use turnmill_worker::lifecycle::{HeadroomLimits, Lifecycle};
 use turnmill_worker::model::{Engine, EngineError, Logits, Tokenizer};
 use turnmill_worker::schedule::{Limits, SequenceId, Speculation, StepPlan};
 
-use common::{Tiny, default_model, load};
+use crate::common::{Tiny, default_model, load, only_me_soon};
 
 const PATIENCE: Duration = Duration::from_secs(120);
 const BLOCK_TOKENS: usize = 16;
 const LOOKUP: Option<Speculation> = Some(Speculation { tokens: 7, rows: 32 });
-
-/// Held by a test while it computes: candle's threads wait for each other by spinning.
-static COMPUTING: Mutex<()> = Mutex::const_new(());
 
 /// What the engine was asked to compute.
 #[derive(Default)]
@@ -71,18 +66,18 @@ impl<E: Engine> Engine for Counting<E> {
 }
 
 /// What was saved, by first block and tokens.
-type Segments = BTreeMap<(usize, Vec<u32>), Vec<u8>>;
+type Runs = BTreeMap<(usize, Vec<u32>), Vec<u8>>;
 
-/// Keeps every segment.
+/// Keeps every run.
 #[derive(Default)]
-struct Keeping(StdMutex<Segments>);
+struct Keeping(Mutex<Runs>);
 
 impl SegmentSink for Keeping {
     fn announce(&self, _: &SegmentId) -> bool {
         true
     }
 
-    fn has_room(&self, _: &Segment) -> bool {
+    fn has_room(&self, _: &Run) -> bool {
         true
     }
 
@@ -288,7 +283,7 @@ fn tiny_wishes(tokens: u32) -> Vec<Wish> {
 
 #[tokio::test]
 async fn tiny_models_say_the_same_with_and_without() {
-    let _only_me = COMPUTING.lock().await;
+    let _only_me = only_me_soon().await;
     let directory = tempfile::tempdir().expect("a temporary directory");
     let path = Tiny::default().write(directory.path());
     let wishes = tiny_wishes(90);
@@ -322,7 +317,7 @@ async fn tiny_models_say_the_same_with_and_without() {
 
 #[tokio::test]
 async fn the_default_model_says_the_same_with_and_without() {
-    let _only_me = COMPUTING.lock().await;
+    let _only_me = only_me_soon().await;
     let mut plain = Line::start(&default_model(), WeightsMode::Fast, 4096, None);
     let text = "<|im_start|>user\nRepeat this:\n[{\"path\": \"src/main.rs\", \"line\": 12, \"kind\": \"error\"}, \
                 {\"path\": \"src/lib.rs\", \"line\": 40, \"kind\": \"error\"}]<|im_end|>\n<|im_start|>assistant\n[{\"path\":";
@@ -338,10 +333,10 @@ async fn the_default_model_says_the_same_with_and_without() {
 
 #[tokio::test]
 async fn what_is_saved_is_of_tokens_that_were_said() {
-    let _only_me = COMPUTING.lock().await;
+    let _only_me = only_me_soon().await;
     let directory = tempfile::tempdir().expect("a temporary directory");
     let path = Tiny::default().write(directory.path());
-    // A full segment and more.
+    // A full run and more.
     let wishes = tiny_wishes(240).split_off(6);
     let mut kept = Vec::new();
     for speculation in [None, LOOKUP] {
@@ -354,7 +349,7 @@ async fn what_is_saved_is_of_tokens_that_were_said() {
         line.idle().await;
         kept.push(std::mem::take(&mut *line.kept.0.lock().expect("nobody panics")));
     }
-    let tokens = |kept: &Segments| kept.keys().cloned().collect::<Vec<_>>();
+    let tokens = |kept: &Runs| kept.keys().cloned().collect::<Vec<_>>();
     assert!(kept[0].len() >= 2 * wishes.len() - 4, "{}", kept[0].len());
     assert_eq!(tokens(&kept[1]), tokens(&kept[0]));
     assert!(kept[0] == kept[1], "the same tokens have other K and V");
@@ -362,7 +357,7 @@ async fn what_is_saved_is_of_tokens_that_were_said() {
 
 #[tokio::test]
 async fn a_turn_that_is_stopped_goes_on_where_it_was() {
-    let _only_me = COMPUTING.lock().await;
+    let _only_me = only_me_soon().await;
     let directory = tempfile::tempdir().expect("a temporary directory");
     let path = Tiny::default().write(directory.path());
     let wishes = tiny_wishes(60).split_off(4);
@@ -398,7 +393,7 @@ async fn a_turn_that_is_stopped_goes_on_where_it_was() {
 
 #[tokio::test]
 async fn a_turn_that_fails_within_a_step_has_said_what_it_could() {
-    let _only_me = COMPUTING.lock().await;
+    let _only_me = only_me_soon().await;
     let directory = tempfile::tempdir().expect("a temporary directory");
     let path = Tiny::default().write(directory.path());
     let wishes = tiny_wishes(60);

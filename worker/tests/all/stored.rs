@@ -2,8 +2,6 @@
 //! damaged at random, none is used: each is a counted miss, and every reply is the one that was computed. The fuzz prints its
 //! seed; `TURNMILL_FUZZ_SEED` reruns it.
 
-mod common;
-
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,7 +20,7 @@ use turnmill_worker::schedule::{Limits, SequenceId};
 use turnmill_worker::store::inventory::{Inventory, verify};
 use turnmill_worker::store::{BlockStore, BlockStoreSettings};
 
-use common::{Tiny, load, tokens};
+use crate::common::{Tiny, load, only_me, only_me_soon, tokens};
 
 const OBJECTS: usize = 1000;
 const BLOCK_TOKENS: usize = 16;
@@ -83,7 +81,7 @@ impl Inside {
         }
     }
 
-    /// Runs prompt number `index`, its stored segment restored before: the reply, what came of the restore, and the tokens
+    /// Runs prompt number `index`, its stored run restored before: the reply, what came of the restore, and the tokens
     /// that were not computed.
     async fn run(&self, index: usize) -> (Vec<u32>, Option<Restored>, u32) {
         let prompt = tokens(index as u64 + 1, PROMPT, 320);
@@ -95,7 +93,7 @@ impl Inside {
         };
         let mut chain = HashChain::new(self.namespace, BLOCK_TOKENS as u32);
         chain.extend(&prompt);
-        let segment: Arc<Segment> = Arc::new(grid.segment(&prompt, chain.hashes(), &(0..2)));
+        let run: Arc<Segment> = Arc::new(grid.run(&prompt, chain.hashes(), &(0..2)));
         let sampling = Sampling { temperature: 0.0, ignore_eos: true, ..Sampling::default() };
         let (sender, mut progress) = mpsc::channel(REPLY as usize + 3);
         let id = SequenceId(index as u64);
@@ -117,7 +115,7 @@ impl Inside {
         while let Some(next) = progress.recv().await {
             match next {
                 Progress::Room { blocks } => {
-                    restored = Some(self.restorer.restore(id, std::slice::from_ref(&segment), blocks).await);
+                    restored = Some(self.restorer.restore(id, std::slice::from_ref(&run), blocks).await);
                     self.engine.end_restore(id).await.expect("the engine runs");
                 }
                 Progress::Admitted { cached_tokens, .. } => cached = cached_tokens,
@@ -197,6 +195,7 @@ fn misses(text: &str) -> HashMap<String, u64> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_thousand_damaged_objects_are_a_thousand_misses() {
+    let _computing = only_me_soon().await;
     let seed = std::env::var("TURNMILL_FUZZ_SEED").ok().and_then(|seed| seed.parse().ok());
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let seed: u64 = seed.unwrap_or(now.as_nanos() as u64) | 1;
@@ -238,14 +237,14 @@ async fn a_thousand_damaged_objects_are_a_thousand_misses() {
     // What was damaged lies aside, and what was computed instead is stored.
     damaged.flush().await;
     let inventory = Inventory::open(&url(&folder), &queue()).expect("a folder can be opened");
-    let verified =
-        verify(&inventory, None, 4, |segment| panic!("{segment:?}"), |_| ()).await.expect("it is read");
+    let verified = verify(&inventory, None, 4, |run| panic!("{run:?}"), |_| ()).await.expect("it is read");
     assert_eq!(verified.good, OBJECTS as u64);
     assert_eq!(files(&folder.join("kv-damaged")).len(), OBJECTS);
 }
 
 #[test]
 fn whatever_changes_blocks_changes_their_namespace() {
+    let _computing = only_me();
     let directory = tempfile::tempdir().expect("a temporary directory");
     let other_directory = tempfile::tempdir().expect("a temporary directory");
     let model = Tiny::default().write(directory.path());

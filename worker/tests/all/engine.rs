@@ -1,12 +1,10 @@
 //! The engine's thread: turns that hurt it, and turns that are stopped.
 
-mod common;
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Mutex, mpsc};
+use tokio::sync::mpsc;
 use turnmill_schema::{Priority, Sampling};
 use turnmill_worker::config::{KvDtype, WeightsMode};
 use turnmill_worker::engine::{
@@ -17,16 +15,13 @@ use turnmill_worker::lifecycle::{HeadroomLimits, Lifecycle};
 use turnmill_worker::model::{Engine, EngineError, Logits, Tokenizer};
 use turnmill_worker::schedule::{Limits, SequenceId, StepPlan};
 
-use common::{Tiny, load};
+use crate::common::{Tiny, load, only_me_soon};
 
 /// A token that makes the engine panic.
 const POISON: u32 = 300;
 /// A token after which the logits of every row of the step's last sequence are not numbers.
 const NOISE: u32 = 301;
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// Held by a test while it computes: candle's threads wait for each other by spinning.
-static COMPUTING: Mutex<()> = Mutex::const_new(());
 
 /// An engine that does not survive a step with [`POISON`] in it, and counts its steps.
 struct Fragile<E> {
@@ -74,7 +69,7 @@ impl SegmentSink for Full {
         true
     }
 
-    fn has_room(&self, _: &Segment) -> bool {
+    fn has_room(&self, _: &Run) -> bool {
         false
     }
 
@@ -158,7 +153,7 @@ async fn outcome(mut progress: mpsc::Receiver<Progress>) -> (usize, Option<Strin
 
 #[tokio::test]
 async fn a_turn_that_makes_the_engine_panic_fails_and_the_worker_goes_on() {
-    let _only_me = COMPUTING.lock().await;
+    let _only_me = only_me_soon().await;
     let line = Line::start();
     for round in 0..3 {
         let poison = line.turn(2 * round, vec![1, POISON, 3], 4).await;
@@ -174,7 +169,7 @@ async fn a_turn_that_makes_the_engine_panic_fails_and_the_worker_goes_on() {
 
 #[tokio::test]
 async fn a_turn_whose_logits_are_not_numbers_fails_and_the_worker_goes_on() {
-    let _only_me = COMPUTING.lock().await;
+    let _only_me = only_me_soon().await;
     let line = Line::start();
     let (tokens, failure) = outcome(line.turn(1, vec![1, 2, NOISE], 4).await).await;
     assert_eq!(tokens, 0);
@@ -185,7 +180,7 @@ async fn a_turn_whose_logits_are_not_numbers_fails_and_the_worker_goes_on() {
 
 #[tokio::test]
 async fn stopping_a_turn_frees_its_blocks_within_a_step() {
-    let _only_me = COMPUTING.lock().await;
+    let _only_me = only_me_soon().await;
     let line = Line::start();
     let mut running = line.turn(1, vec![1; 100], 3000).await;
     while !matches!(running.recv().await.expect("it runs"), Progress::Token(_)) {}
@@ -198,7 +193,7 @@ async fn stopping_a_turn_frees_its_blocks_within_a_step() {
 
 #[tokio::test]
 async fn a_store_without_room_does_not_make_the_engine_look_hung() {
-    let _only_me = COMPUTING.lock().await;
+    let _only_me = only_me_soon().await;
     let line = Line::start_with(Some(Arc::new(Full)));
     let hangs = |line: &Line| line.lifecycle.engine_stalled(Instant::now() + 100 * PATIENCE);
     for id in 0..3 {

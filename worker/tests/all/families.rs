@@ -1,7 +1,5 @@
 //! Every family against candle-transformers' own model of it, from both formats, over windows' edges; and what is refused.
 
-mod common;
-
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::path::Path;
@@ -14,7 +12,7 @@ use serde_json::json;
 use turnmill_worker::config::{KvDtype, WeightsMode};
 use turnmill_worker::model::{Family, Model, Part, Role};
 
-use common::{Cut, Known, Tiny, load, only_me, run, tokens};
+use crate::common::{Cut, Known, Tiny, load, only_me, run, tokens};
 
 /// Tokens of the compared sequence: over four windows.
 const LENGTH: usize = 48;
