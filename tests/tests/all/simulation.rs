@@ -1,14 +1,17 @@
-//! The seeded simulation, many seeds to a run. `TURNMILL_SIM_SEED=n` runs one; `TURNMILL_SIM_SEEDS=n` says how many.
+//! The seeded simulation, many seeds to a run: [`SEEDS`], or as many as [`LIMIT`] allows. `TURNMILL_SIM_SEED=n` runs one;
+//! `TURNMILL_SIM_SEEDS=n` runs as many, however long that takes.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use turnmill_tests::machine;
 use turnmill_tests::simulation::{Report, run};
 use turnmill_worker::broker::memory::Mutation;
 
-/// Seeds of one run of continuous integration.
+/// Seeds of one run.
 const SEEDS: u64 = 10_000;
+/// After that no new seed is begun.
+const LIMIT: Duration = Duration::from_secs(180);
 /// Seeds after which a mutation must have been found.
 const SEEDS_FOR_A_MUTATION: u64 = 500;
 
@@ -17,38 +20,49 @@ fn number(variable: &str) -> Option<u64> {
     Some(text.parse().unwrap_or_else(|_| panic!("{variable} is {text:?}; it must be a number")))
 }
 
+/// What the environment asks for: the first seed, the one after the last, and how long that may take.
+fn asked() -> (u64, u64, Duration) {
+    match (number("TURNMILL_SIM_SEED"), number("TURNMILL_SIM_SEEDS")) {
+        (Some(seed), _) => (seed, seed + 1, Duration::MAX),
+        (None, Some(seeds)) => (0, seeds, Duration::MAX),
+        (None, None) => (0, SEEDS, LIMIT),
+    }
+}
+
 #[test]
 fn no_seed_breaks_a_promise() {
     let _machine = machine::alone();
     let started = Instant::now();
-    let one = number("TURNMILL_SIM_SEED");
-    let (first, end) =
-        one.map_or((0, number("TURNMILL_SIM_SEEDS").unwrap_or(SEEDS)), |seed| (seed, seed + 1));
+    let (first, end, limit) = asked();
     let next = AtomicU64::new(first);
+    // What it ran, and how many seeds that were.
     let work = || {
-        let mut total = Report::default();
-        loop {
+        let mut total = (Report::default(), 0);
+        while started.elapsed() < limit {
             let seed = next.fetch_add(1, Ordering::Relaxed);
             if seed >= end {
-                return total;
+                break;
             }
             match run(seed, Mutation::None) {
-                Ok(report) => total += report,
+                Ok(report) => total.0 += report,
                 Err(found) => panic!("TURNMILL_SIM_SEED={seed} finds:\n{}", found.join("\n")),
             }
+            total.1 += 1;
         }
+        total
     };
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let total = std::thread::scope(|scope| {
+    let (total, seeds) = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
-        threads.into_iter().fold(Report::default(), |mut total, thread| {
-            total += thread.join().expect("a seed failed; its number is above");
-            total
+        threads.into_iter().fold((Report::default(), 0), |(mut total, seeds), thread| {
+            let (report, more) = thread.join().expect("a seed failed; its number is above");
+            total += report;
+            (total, seeds + more)
         })
     });
-    let (seeds, seconds) = (end - first, started.elapsed().as_secs_f64());
+    let seconds = started.elapsed().as_secs_f64();
     println!("{seeds} seeds in {seconds:.1} s ({:.0} a second): {total:?}", seeds as f64 / seconds);
-    assert!(one.is_some() || total.resumed > seeds / 10, "a simulation that is not hostile shows nothing");
+    assert!(end - first == 1 || total.resumed > seeds / 10, "a simulation that is not hostile shows nothing");
 }
 
 #[test]
