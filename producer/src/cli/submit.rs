@@ -6,8 +6,7 @@ use std::time::Duration;
 
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use futures::stream::FuturesUnordered;
-use futures::{Stream, StreamExt};
+use futures::{Stream, StreamExt, TryStreamExt, stream};
 use serde::Serialize;
 use tokio::io::AsyncRead;
 use turnmill::schema::{Message, Name, Priority, RequestId, Role, TraceParent, TraceState, Turn, TurnId};
@@ -122,7 +121,7 @@ impl Submit {
             let system = self.system.iter().map(|text| Message::new(Role::System, text));
             let messages = self.message.iter().map(|text| Message::new(Role::User, text));
             let turn = NewTurn { messages: system.chain(messages).collect(), ..defaults.turn };
-            let turns = futures::stream::iter([Ok(turn)]);
+            let turns = stream::iter([Ok(turn)]);
             return self.submit_all(global, turns).await;
         }
         self.check_lines()?;
@@ -198,7 +197,10 @@ impl Submit {
         }
     }
 
-    /// Enqueues turns as they come, as many to a call as are there, and attends to those that are out.
+    /// Enqueues turns as they come, and attends to those that are in the queue.
+    ///
+    /// Both are polled together to the end. Enqueueing must never be awaited while the followers are not polled: they
+    /// share a connection, and a follower that stands still in the line for it holds up everybody behind it.
     async fn submit_all(
         &self,
         global: &Global,
@@ -211,25 +213,17 @@ impl Submit {
         };
         let traces = Traces::from_environment(&global.queue);
         let producer = Producer::connect(&global.redis_url, limits).await?;
-        let mut batches = std::pin::pin!(turns.ready_chunks(BATCH_TURNS));
-        let mut out = FuturesUnordered::new();
-        let (mut more, mut wrong) = (true, None);
-        let (mut submitted, mut completed) = (0, true);
-        while more || !out.is_empty() {
-            tokio::select! {
-                batch = batches.next(), if more && out.len() < MAX_WAITING => {
-                    let (batch, end) = until_wrong(batch);
-                    let batch = self.enqueue(&producer, &traces, batch).await?;
-                    submitted += batch.len();
-                    if self.wait || self.stream {
-                        out.extend(batch.into_iter().map(|turn| self.attend(&producer, turn)));
-                    }
-                    if let Some(end) = end {
-                        more = false;
-                        wrong = end;
-                    }
-                }
-                Some(done) = out.next(), if !out.is_empty() => completed &= done?,
+        let attended = self.submitted(&producer, &traces, turns).map(async |submitted| match submitted {
+            Ok(submitted) => self.attend(&producer, submitted).await.map(Step::Attended),
+            Err(wrong) => Ok(Step::NotSubmitted(wrong)),
+        });
+        let mut steps = std::pin::pin!(attended.buffer_unordered(MAX_WAITING));
+        let (mut submitted, mut completed, mut wrong) = (0, true, None);
+        while let Some(step) = steps.next().await {
+            match step? {
+                Step::Attended(done) => (submitted, completed) = (submitted + 1, completed & done),
+                // What was submitted before goes on to its end.
+                Step::NotSubmitted(reason) => wrong = Some(reason),
             }
         }
         match wrong {
@@ -238,6 +232,26 @@ impl Submit {
             None if !completed => Err(Exit::NotCompleted),
             None => Ok(()),
         }
+    }
+
+    /// The turns in the queue, enqueued as they come, as many to a call as are there. Ends after the first error.
+    fn submitted(
+        &self,
+        producer: &Producer,
+        traces: &Traces,
+        turns: impl Stream<Item = Result<NewTurn, Exit>>,
+    ) -> impl Stream<Item = Result<Submitted, Exit>> {
+        let batches = Box::pin(turns.ready_chunks(BATCH_TURNS));
+        let enqueued = stream::try_unfold((batches, None), async move |(mut batches, wrong)| {
+            if let Some(wrong) = wrong {
+                return Err(wrong);
+            }
+            let Some(batch) = batches.next().await else { return Ok(None) };
+            let (batch, wrong) = until_wrong(batch);
+            let submitted = self.enqueue(producer, traces, batch).await?;
+            Ok(Some((stream::iter(submitted).map(Ok), (batches, wrong))))
+        });
+        enqueued.try_flatten()
     }
 
     async fn enqueue(
@@ -271,28 +285,35 @@ impl Submit {
         if self.json { json_line(submitted) } else { Ok(writeln!(stdout(), "{}", submitted.turn)?) }
     }
 
-    /// Shows one turn to its end. True: it completed.
+    /// Shows one turn to its end, if that was asked for. True: it completed, or nobody asked.
     async fn attend(&self, producer: &Producer, submitted: Submitted) -> Result<bool, Exit> {
         let headed = self.message.is_empty();
         let show = Show { json: self.json, tokens: self.tokens, headed };
         if self.stream {
             show.events(producer, submitted.turn, None).await
-        } else {
+        } else if self.wait {
             show.result(producer, submitted.turn).await
+        } else {
+            Ok(true)
         }
     }
 }
 
-/// The turns before the first wrong line, and whether that (or the end of input: `Some(None)`) was reached.
-fn until_wrong(batch: Option<Vec<Result<NewTurn, Exit>>>) -> (Vec<NewTurn>, Option<Option<Exit>>) {
-    let Some(batch) = batch else {
-        return (Vec::new(), Some(None));
-    };
+/// What became of one turn.
+enum Step {
+    /// It is in the queue; true: it completed, or nobody asked.
+    Attended(bool),
+    /// It, and all after it, are not.
+    NotSubmitted(Exit),
+}
+
+/// The turns before the first wrong line, and what is wrong with that.
+fn until_wrong(batch: Vec<Result<NewTurn, Exit>>) -> (Vec<NewTurn>, Option<Exit>) {
     let mut turns = Vec::with_capacity(batch.len());
     for turn in batch {
         match turn {
             Ok(turn) => turns.push(turn),
-            Err(wrong) => return (turns, Some(Some(wrong))),
+            Err(wrong) => return (turns, Some(wrong)),
         }
     }
     (turns, None)
