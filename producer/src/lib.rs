@@ -43,7 +43,7 @@ mod turn_result;
 pub use turnmill_schema as schema;
 
 pub use enqueue::BATCH_TURNS;
-pub use error::{Advice, ProducerError};
+pub use error::{Advice, Fate, ProducerError};
 pub use follow::Followed;
 pub use lag::{Lag, PriorityLag};
 pub use new_turn::NewTurn;

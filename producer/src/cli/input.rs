@@ -13,7 +13,6 @@ use turnmill::NewTurn;
 use turnmill::schema::envelope::MAX_ENVELOPE_BYTES;
 use turnmill::schema::{Message, Name, RequestId, Role, Sampling, TraceParent, TraceState};
 
-use super::Exit;
 use super::moment::Moment;
 
 /// Longest line, in bytes: above any turn that fits, however its text is escaped (`\u0001` is one byte in six).
@@ -37,11 +36,28 @@ const KEYS: [&str; 14] = [
     "tracestate",
 ];
 
+/// A turn, and the line that it stood in.
+#[derive(Debug)]
+pub struct Given {
+    /// Counted from 1; none: it came from flags.
+    pub line: Option<u64>,
+    pub turn: NewTurn,
+}
+
+/// A line that is no turn.
+#[derive(Debug, thiserror::Error)]
+#[error("line {line}: {reason}")]
+pub struct WrongLine {
+    pub line: u64,
+    /// What is wrong and what to do.
+    pub reason: String,
+}
+
 /// The turns of `input`, up to the first line that is wrong. Blank lines are passed over.
 pub fn turns(
     input: impl AsyncRead + Send + Unpin,
     defaults: Defaults,
-) -> impl Stream<Item = Result<NewTurn, Exit>> {
+) -> impl Stream<Item = Result<Given, WrongLine>> {
     let lines = Lines { input: BufReader::with_capacity(1 << 18, input), defaults, number: 0 };
     futures::stream::try_unfold(lines, |mut lines| async move {
         let turn = lines.next().await?;
@@ -65,11 +81,11 @@ struct Lines<R> {
 }
 
 impl<R: AsyncRead + Unpin> Lines<R> {
-    async fn next(&mut self) -> Result<Option<NewTurn>, Exit> {
+    async fn next(&mut self) -> Result<Option<Given>, WrongLine> {
         loop {
             self.number += 1;
-            let number = self.number;
-            let wrong = |reason: String| Exit::bad_input(format!("line {number}: {reason}"));
+            let line_number = self.number;
+            let wrong = |reason: String| WrongLine { line: line_number, reason };
             let mut line = Vec::new();
             let mut limited = (&mut self.input).take(MAX_LINE_BYTES + 1);
             let bytes =
@@ -81,7 +97,8 @@ impl<R: AsyncRead + Unpin> Lines<R> {
                 return Err(wrong(format!("it is longer than {MAX_LINE_BYTES} bytes")));
             }
             if !line.trim_ascii().is_empty() {
-                return self.defaults.read(&line).map(Some).map_err(wrong);
+                let turn = self.defaults.read(&line).map_err(wrong)?;
+                return Ok(Some(Given { line: Some(line_number), turn }));
             }
         }
     }
@@ -285,16 +302,16 @@ mod tests {
         let read: Vec<_> = turns(input, Defaults::default()).collect().await;
         assert_eq!(read.len(), 3);
         assert!(read[0].is_ok() && read[1].is_ok());
-        assert!(
-            matches!(&read[2], Err(Exit::BadInput(reason)) if reason.starts_with("line 4: ")),
-            "{read:?}"
-        );
+        assert!(matches!(&read[2], Err(WrongLine { line: 4, .. })), "{read:?}");
     }
 
     #[tokio::test]
     async fn an_endless_line_is_refused() {
         let input = tokio::io::repeat(b'x');
         let read: Vec<_> = turns(input, Defaults::default()).take(2).collect().await;
-        assert!(matches!(&read[..], [Err(Exit::BadInput(reason))] if reason.contains("longer")), "{read:?}");
+        assert!(
+            matches!(&read[..], [Err(WrongLine { line: 1, reason })] if reason.contains("longer")),
+            "{read:?}"
+        );
     }
 }

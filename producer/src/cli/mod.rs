@@ -41,7 +41,7 @@ Exit codes:
   2  the command line or the input is wrong, or --yes is missing
   3  Redis cannot be reached, is not suitable, or refused a command; or the object store did
   4  the turn, agent, worker or letter is not there, or its result has expired
-  5  queue full: nothing was written
+  5  queue full: the turn, or the line that is named and all after it, was not enqueued
   6  its state does not allow it: the turn has ended, the agent runs a turn, there is one of the name, …
 
 Examples:

@@ -1,4 +1,7 @@
-//! `turnmill submit`: turns from flags or JSON lines into the queue and, where asked for, what becomes of them.
+//! `turnmill submit`: turns from flags or JSON lines into the queue and, if asked for, what becomes of them.
+
+mod account;
+mod feed;
 
 use std::io::{IsTerminal, Write, stdin, stdout};
 use std::path::PathBuf;
@@ -6,13 +9,15 @@ use std::time::Duration;
 
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use futures::{Stream, StreamExt, TryStreamExt, stream};
-use serde::Serialize;
+use futures::stream::FuturesUnordered;
+use futures::{Stream, StreamExt, stream};
 use tokio::io::AsyncRead;
-use turnmill::schema::{Message, Name, Priority, RequestId, Role, TraceParent, TraceState, Turn, TurnId};
-use turnmill::{BATCH_TURNS, NewTurn, Producer, ProducerError, ProducerSettings};
+use turnmill::schema::{Message, Name, Priority, RequestId, Role, TraceParent, TraceState, TurnId};
+use turnmill::{NewTurn, Producer, ProducerSettings};
 
-use super::input::{Defaults, turns};
+use self::account::Account;
+use self::feed::{Feed, Submitted};
+use super::input::{Defaults, Given, WrongLine, turns};
 use super::moment::Moment;
 use super::print::{Show, json_line};
 use super::sampling::SamplingArgs;
@@ -27,7 +32,7 @@ JSON lines:
   One object a line: agent, message or messages [{role, content}], system, new_session, priority,
   deadline and delay (seconds from now), at (as --at), idempotency_key, request_id, traceparent, tracestate, and the sampling parameters by their names (top_k,
   stop_token_ids, …), beside the others or under \"sampling\". Flags are the defaults for all lines.
-  Lines before a wrong one are submitted.
+  Lines before a wrong one are submitted; the error says which lines are in the queue and which are not.
 
 Output:
   Turn ids, one a line; with --json objects {turn, agent}.
@@ -107,13 +112,6 @@ fn priority_parser() -> impl TypedValueParser<Value = Priority> {
         .map(|name| Priority::ALL.into_iter().find(|priority| priority.as_str() == name).unwrap_or_default())
 }
 
-/// A turn in the queue.
-#[derive(Clone, Debug, Serialize)]
-struct Submitted {
-    turn: TurnId,
-    agent: Option<Name>,
-}
-
 impl Submit {
     pub async fn run(self, global: &Global) -> Result<(), Exit> {
         let defaults = self.defaults()?;
@@ -121,7 +119,7 @@ impl Submit {
             let system = self.system.iter().map(|text| Message::new(Role::System, text));
             let messages = self.message.iter().map(|text| Message::new(Role::User, text));
             let turn = NewTurn { messages: system.chain(messages).collect(), ..defaults.turn };
-            let turns = stream::iter([Ok(turn)]);
+            let turns = stream::iter([Ok(Given { line: None, turn })]);
             return self.submit_all(global, turns).await;
         }
         self.check_lines()?;
@@ -199,12 +197,12 @@ impl Submit {
 
     /// Enqueues turns as they come, and attends to those that are in the queue.
     ///
-    /// Both are polled together to the end. Enqueueing must never be awaited while the followers are not polled: they
-    /// share a connection, and a follower that stands still in the line for it holds up everybody behind it.
+    /// Both are polled together to the end; no arm awaits. Enqueueing must never be awaited while the followers are not
+    /// polled: they share a connection, and a follower that stands still in the line for it holds up everybody behind it.
     async fn submit_all(
         &self,
         global: &Global,
-        turns: impl Stream<Item = Result<NewTurn, Exit>>,
+        lines: impl Stream<Item = Result<Given, WrongLine>>,
     ) -> Result<(), Exit> {
         let limits = ProducerSettings {
             max_depth: self.max_depth,
@@ -213,108 +211,39 @@ impl Submit {
         };
         let traces = Traces::from_environment(&global.queue);
         let producer = Producer::connect(&global.redis_url, limits).await?;
-        let attended = self.submitted(&producer, &traces, turns).map(async |submitted| match submitted {
-            Ok(submitted) => self.attend(&producer, submitted).await.map(Step::Attended),
-            Err(wrong) => Ok(Step::NotSubmitted(wrong)),
-        });
-        let mut steps = std::pin::pin!(attended.buffer_unordered(MAX_WAITING));
-        let (mut submitted, mut completed, mut wrong) = (0, true, None);
-        while let Some(step) = steps.next().await {
-            match step? {
-                Step::Attended(done) => (submitted, completed) = (submitted + 1, completed & done),
-                // What was submitted before goes on to its end.
-                Step::NotSubmitted(reason) => wrong = Some(reason),
+        let mut feed = std::pin::pin!(Feed::new(&producer, &traces, lines).into_stream());
+        let mut followers = FuturesUnordered::new();
+        let mut done = Account::default();
+        let mut more = true;
+        loop {
+            tokio::select! {
+                fed = feed.next(), if more && followers.len() < MAX_WAITING => match fed {
+                    Some(Ok(submitted)) => for turn in submitted {
+                        done.submitted(&turn);
+                        if self.wait || self.stream {
+                            followers.push(self.attend(&producer, turn.turn));
+                        } else {
+                            self.print_id(&turn)?;
+                        }
+                    },
+                    Some(Err(stopped)) => done.stopped(stopped),
+                    None => more = false,
+                },
+                Some(attended) = followers.next() => done.attended(attended)?,
+                else => break,
             }
         }
-        match wrong {
-            Some(wrong) => Err(wrong),
-            None if submitted == 0 => Err(Exit::bad_input("nothing to submit: the input has no lines")),
-            None if !completed => Err(Exit::NotCompleted),
-            None => Ok(()),
-        }
-    }
-
-    /// The turns in the queue, enqueued as they come, as many to a call as are there. Ends after the first error.
-    fn submitted(
-        &self,
-        producer: &Producer,
-        traces: &Traces,
-        turns: impl Stream<Item = Result<NewTurn, Exit>>,
-    ) -> impl Stream<Item = Result<Submitted, Exit>> {
-        let batches = Box::pin(turns.ready_chunks(BATCH_TURNS));
-        let enqueued = stream::try_unfold((batches, None), async move |(mut batches, wrong)| {
-            if let Some(wrong) = wrong {
-                return Err(wrong);
-            }
-            let Some(batch) = batches.next().await else { return Ok(None) };
-            let (batch, wrong) = until_wrong(batch);
-            let submitted = self.enqueue(producer, traces, batch).await?;
-            Ok(Some((stream::iter(submitted).map(Ok), (batches, wrong))))
-        });
-        enqueued.try_flatten()
-    }
-
-    async fn enqueue(
-        &self,
-        producer: &Producer,
-        traces: &Traces,
-        turns: Vec<NewTurn>,
-    ) -> Result<Vec<Submitted>, Exit> {
-        let agents: Vec<Option<Name>> = turns.iter().map(|turn| turn.agent.clone()).collect();
-        let mut turns: Vec<Turn> = turns.into_iter().map(|turn| producer.prepare(turn)).collect();
-        let spans = traces.enqueue(&mut turns);
-        let ids = loop {
-            match producer.enqueue_prepared(&turns).await {
-                // In an empty queue there will never be more room.
-                Err(ProducerError::QueueFull { open: 1.., retry_after, .. }) if self.wait_for_room => {
-                    tokio::time::sleep(retry_after).await;
-                }
-                done => break done?,
-            }
-        };
-        spans.enqueued(&ids);
-        let submitted: Vec<Submitted> =
-            ids.into_iter().zip(agents).map(|(turn, agent)| Submitted { turn, agent }).collect();
-        if !self.wait && !self.stream {
-            submitted.iter().try_for_each(|submitted| self.print_id(submitted))?;
-        }
-        Ok(submitted)
+        done.exit()
     }
 
     fn print_id(&self, submitted: &Submitted) -> Result<(), Exit> {
         if self.json { json_line(submitted) } else { Ok(writeln!(stdout(), "{}", submitted.turn)?) }
     }
 
-    /// Shows one turn to its end, if that was asked for. True: it completed, or nobody asked.
-    async fn attend(&self, producer: &Producer, submitted: Submitted) -> Result<bool, Exit> {
+    /// Shows one turn to its end. True: it completed.
+    async fn attend(&self, producer: &Producer, turn: TurnId) -> Result<bool, Exit> {
         let headed = self.message.is_empty();
         let show = Show { json: self.json, tokens: self.tokens, headed };
-        if self.stream {
-            show.events(producer, submitted.turn, None).await
-        } else if self.wait {
-            show.result(producer, submitted.turn).await
-        } else {
-            Ok(true)
-        }
+        if self.stream { show.events(producer, turn, None).await } else { show.result(producer, turn).await }
     }
-}
-
-/// What became of one turn.
-enum Step {
-    /// It is in the queue; true: it completed, or nobody asked.
-    Attended(bool),
-    /// It, and all after it, are not.
-    NotSubmitted(Exit),
-}
-
-/// The turns before the first wrong line, and what is wrong with that.
-fn until_wrong(batch: Vec<Result<NewTurn, Exit>>) -> (Vec<NewTurn>, Option<Exit>) {
-    let mut turns = Vec::with_capacity(batch.len());
-    for turn in batch {
-        match turn {
-            Ok(turn) => turns.push(turn),
-            Err(wrong) => return (turns, Some(wrong)),
-        }
-    }
-    (turns, None)
 }
