@@ -30,5 +30,7 @@ fn main() -> ExitCode {
 /// Warnings, such as a lost connection, unless RUST_LOG says otherwise.
 fn log_to_stderr() {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("turnmill=warn"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().init();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time();
+    // Its own way of saying that stderr is closed panics.
+    log.log_internal_errors(false).init();
 }

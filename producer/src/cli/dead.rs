@@ -11,7 +11,7 @@ use turnmill::operate::dead::{DeadLetter, DeadLetters, DeadQuery};
 use turnmill::schema::{DeadReason, Name, TurnId};
 
 use super::confirm::Confirm;
-use super::print::json_line;
+use super::print::{json_line, unless_closed};
 use super::table::{age, or_dash, print_fields, print_table, time};
 use super::{Exit, Global, Tenants};
 
@@ -217,7 +217,7 @@ impl Change {
                 true => ("would_be_replayed", None),
                 false => ("replayed", Some(operator.replay(&letter).await?)),
             };
-            self.print(&Done { turn: letter.turn, status, replayed_as })?;
+            unless_closed(self.print(&Done { turn: letter.turn, status, replayed_as }))?;
         }
         Ok(())
     }

@@ -6,6 +6,8 @@ use std::process::ExitCode;
 
 use turnmill::ProducerError;
 
+use super::print::say;
+
 /// Why the program ends early.
 #[derive(Debug)]
 pub enum Exit {
@@ -54,7 +56,7 @@ impl Exit {
     pub fn tell(self) -> u8 {
         let (code, message) = self.read();
         if let Some(message) = message {
-            eprintln!("turnmill: {message}");
+            say(message);
         }
         code
     }

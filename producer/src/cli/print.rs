@@ -1,6 +1,7 @@
 //! What the program writes: results and events, for people or one JSON object a line.
 
-use std::io::{Write, stdout};
+use std::fmt::Display;
+use std::io::{ErrorKind, Write, stderr, stdout};
 use std::pin::pin;
 
 use futures::StreamExt;
@@ -100,6 +101,20 @@ pub fn json_line(value: &impl Serialize) -> Result<(), Exit> {
     Ok(out.flush()?)
 }
 
+/// Says something on stderr. If nobody reads that, nothing else is to be said or done about it.
+pub fn say(message: impl Display) {
+    let _ = writeln!(stderr(), "turnmill: {message}");
+}
+
+/// What became of a line of output, for a command that changes one thing after the other: it is not ended half-way because
+/// nobody reads what it prints.
+pub fn unless_closed(printed: Result<(), Exit>) -> Result<(), Exit> {
+    match printed {
+        Err(Exit::Output(error)) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        other => other,
+    }
+}
+
 /// Says on stderr how a turn ended, unless it completed.
 fn ended(turn: TurnId, outcome: Outcome, error: Option<&str>) -> bool {
     let how = match outcome {
@@ -109,14 +124,14 @@ fn ended(turn: TurnId, outcome: Outcome, error: Option<&str>) -> bool {
         Outcome::Expired => "was not run in time",
     };
     match error {
-        Some(error) => eprintln!("turnmill: turn {turn} {how}: {error}"),
-        None => eprintln!("turnmill: turn {turn} {how}"),
+        Some(error) => say(format_args!("turn {turn} {how}: {error}")),
+        None => say(format_args!("turn {turn} {how}")),
     }
     false
 }
 
 fn expired(turn: TurnId) {
-    eprintln!("turnmill: the text of turn {turn} has expired; only its outcome is kept");
+    say(format_args!("the text of turn {turn} has expired; only its outcome is kept"));
 }
 
 /// A turn does not end because nobody listens: says how to listen again.

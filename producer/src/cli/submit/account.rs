@@ -12,7 +12,9 @@ pub struct Account {
     /// A turn ended otherwise than as completed.
     not_completed: bool,
     /// The code to end with: a result could not be read.
-    unread: Option<u8>,
+    lost: Option<u8>,
+    /// The output ends here.
+    unwritten: Option<std::io::Error>,
     stopped: Option<Stopped>,
 }
 
@@ -29,14 +31,24 @@ impl Account {
         self.stopped = Some(stopped);
     }
 
-    /// A turn was attended to: true if it completed. If a result cannot be read, this is said, and the others go on.
-    pub fn attended(&mut self, attended: Result<bool, Exit>) -> Result<(), Exit> {
+    /// A turn's id was printed, or could not be.
+    pub fn printed(&mut self, printed: Result<(), Exit>) {
+        self.attended(printed.map(|()| true));
+    }
+
+    /// A turn was attended to: true if it completed. If its result cannot be read, this is said, and the others go on.
+    pub fn attended(&mut self, attended: Result<bool, Exit>) {
         match attended {
             Ok(completed) => self.not_completed |= !completed,
-            Err(Exit::Queue(error)) => self.unread = Some(Exit::Queue(error).tell()),
-            Err(other) => return Err(other),
+            Err(Exit::Output(error)) => self.unwritten = Some(error),
+            Err(other) => self.lost = Some(other.tell()),
         }
-        Ok(())
+    }
+
+    /// Whether nobody reads the output any more, or it cannot be written. A command that writes to the queue is not
+    /// ended half-way by that.
+    pub fn is_unread(&self) -> bool {
+        self.unwritten.is_some()
     }
 
     /// How the command ends.
@@ -44,9 +56,12 @@ impl Account {
         match self.stopped.take() {
             Some(stopped) => Err(self.stopped_at(stopped)),
             None if self.submitted == 0 => Err(Exit::bad_input("nothing to submit: the input has no lines")),
-            None if self.unread.is_some() => Err(Exit::Told(self.unread.unwrap_or_default())),
-            None if self.not_completed => Err(Exit::NotCompleted),
-            None => Ok(()),
+            None => match (self.unwritten, self.lost) {
+                (Some(error), _) => Err(Exit::Output(error)),
+                (None, Some(code)) => Err(Exit::Told(code)),
+                (None, None) if self.not_completed => Err(Exit::NotCompleted),
+                (None, None) => Ok(()),
+            },
         }
     }
 

@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 use std::pin::Pin;
+use std::time::Duration;
 
 use futures::stream::ReadyChunks;
 use futures::{Stream, StreamExt, stream};
@@ -15,6 +16,10 @@ use turnmill::{BATCH_TURNS, Fate, Producer, ProducerError};
 use crate::cli::Exit;
 use crate::cli::input::{Given, WrongLine};
 use crate::cli::traces::{Enqueueing, Traces};
+
+/// Longest pause between two tries while the queue is full. The queue's own advice is up to a minute, which is long if
+/// the turns that are there end sooner.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// A turn in the queue.
 #[derive(Clone, Debug, Serialize)]
@@ -41,6 +46,10 @@ pub struct Stopped {
 pub struct Feed<'a, L: Stream> {
     producer: &'a Producer,
     traces: &'a Traces,
+    /// If the queue is full, wait for room.
+    wait_for_room: bool,
+    /// How many turns the queue has room for, as far as is known.
+    room: usize,
     lines: Pin<Box<ReadyChunks<L>>>,
     turns: Vec<Turn>,
     /// One for each of `turns`.
@@ -56,9 +65,17 @@ struct Mark {
 }
 
 impl<'a, L: Stream<Item = Result<Given, WrongLine>>> Feed<'a, L> {
-    pub fn new(producer: &'a Producer, traces: &'a Traces, lines: L) -> Self {
-        let lines = Box::pin(lines.ready_chunks(BATCH_TURNS));
-        Self { producer, traces, lines, turns: Vec::new(), marks: VecDeque::new(), stopped: None }
+    pub fn new(producer: &'a Producer, traces: &'a Traces, wait_for_room: bool, lines: L) -> Self {
+        Self {
+            producer,
+            traces,
+            wait_for_room,
+            room: BATCH_TURNS,
+            lines: Box::pin(lines.ready_chunks(BATCH_TURNS)),
+            turns: Vec::new(),
+            marks: VecDeque::new(),
+            stopped: None,
+        }
     }
 
     /// Turns as they come to be in the queue. Ends after the first error.
@@ -76,10 +93,30 @@ impl<'a, L: Stream<Item = Result<Given, WrongLine>>> Feed<'a, L> {
             let Some(batch) = self.lines.next().await else { return Ok(None) };
             self.take(batch);
         }
-        match self.producer.enqueue_prepared(&self.turns).await {
-            Ok(ids) => Ok(Some(self.enqueued(&ids))),
-            Err(error) => self.failed(error),
+        loop {
+            let tried = self.turns.len().min(self.room);
+            match self.producer.enqueue_prepared(&self.turns[..tried]).await {
+                Ok(ids) => {
+                    self.room = BATCH_TURNS;
+                    return Ok(Some(self.enqueued(&ids)));
+                }
+                Err(ProducerError::QueueFull { open, limit: limit @ 1.., retry_after, .. })
+                    if self.wait_for_room =>
+                {
+                    self.make_room(limit.saturating_sub(open), tried, retry_after).await;
+                }
+                Err(error) => return self.failed(error, tried),
+            }
         }
+    }
+
+    /// So many turns were too many at once, for so much room: fewer go next time, after a pause if there was none.
+    async fn make_room(&mut self, room: u64, tried: usize, retry_after: Duration) {
+        if room == 0 || tried == 1 {
+            tokio::time::sleep(retry_after.min(LONGEST_PAUSE)).await;
+        }
+        let room = usize::try_from(room).unwrap_or(BATCH_TURNS);
+        self.room = room.min(tried - 1).max(1);
     }
 
     /// Checks lines and gives them their ids, up to the first wrong one.
@@ -116,18 +153,17 @@ impl<'a, L: Stream<Item = Result<Given, WrongLine>>> Feed<'a, L> {
         turns.map(submitted).collect()
     }
 
-    /// Ends the feed, after what is in the queue all the same.
-    fn failed(&mut self, error: ProducerError) -> Result<Option<Vec<Submitted>>, Stopped> {
-        let fates = error.fates(self.turns.len());
+    /// Ends the feed, after those of the turns tried that are in the queue all the same.
+    fn failed(&mut self, error: ProducerError, tried: usize) -> Result<Option<Vec<Submitted>>, Stopped> {
+        let fates = error.fates(tried);
         let ids: Vec<TurnId> = fates.iter().map_while(Fate::enqueued).collect();
-        // Behind the first that is not in, whatever may be in is not known in order.
         let certain = fates.iter().rev().take_while(|fate| **fate == Fate::NotEnqueued).count();
         let submitted = self.enqueued(&ids);
-        let open = self.turns.len() - certain;
-        let line = self.marks.get(open).and_then(|mark| mark.line);
-        let unsure = self.turns.drain(..).zip(self.marks.drain(..)).take(open);
-        let unsure =
-            unsure.map(|(turn, mark)| Submitted { turn: turn.id, agent: turn.agent, line: mark.line });
+        // Between those that are in and those that are not, none is taken for either.
+        let unsure = tried - ids.len() - certain;
+        let line = self.marks.get(unsure).and_then(|mark| mark.line);
+        let rest = self.turns.drain(..).zip(self.marks.drain(..)).take(unsure);
+        let unsure = rest.map(|(turn, mark)| Submitted { turn: turn.id, agent: turn.agent, line: mark.line });
         let stopped = Stopped { why: error.into(), unsure: unsure.collect(), line };
         if submitted.is_empty() {
             return Err(stopped);

@@ -88,7 +88,7 @@ pub struct Submit {
     /// The same for the turns of --tenant alone.
     #[arg(long, value_name = "N", env = "TURNMILL_TENANT_MAX_DEPTH", default_value_t = 100_000)]
     tenant_max_depth: u64,
-    /// Where the queue is full, wait until there is room.
+    /// If the queue is full, wait until there is room.
     #[arg(long)]
     wait_for_room: bool,
     /// Wait for the end and print the result.
@@ -211,7 +211,7 @@ impl Submit {
         };
         let traces = Traces::from_environment(&global.queue);
         let producer = Producer::connect(&global.redis_url, limits).await?;
-        let mut feed = std::pin::pin!(Feed::new(&producer, &traces, lines).into_stream());
+        let mut feed = std::pin::pin!(Feed::new(&producer, &traces, self.wait_for_room, lines).into_stream());
         let mut followers = FuturesUnordered::new();
         let mut done = Account::default();
         let mut more = true;
@@ -220,17 +220,22 @@ impl Submit {
                 fed = feed.next(), if more && followers.len() < MAX_WAITING => match fed {
                     Some(Ok(submitted)) => for turn in submitted {
                         done.submitted(&turn);
-                        if self.wait || self.stream {
+                        if done.is_unread() {
+                            // Nobody listens; what is left of the input goes into the queue all the same.
+                        } else if self.wait || self.stream {
                             followers.push(self.attend(&producer, turn.turn));
                         } else {
-                            self.print_id(&turn)?;
+                            done.printed(self.print_id(&turn));
                         }
                     },
                     Some(Err(stopped)) => done.stopped(stopped),
                     None => more = false,
                 },
-                Some(attended) = followers.next() => done.attended(attended)?,
+                Some(attended) = followers.next() => done.attended(attended),
                 else => break,
+            }
+            if done.is_unread() {
+                followers.clear();
             }
         }
         done.exit()
