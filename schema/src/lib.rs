@@ -35,5 +35,5 @@ pub use payload::{EncodedTurn, PayloadError, PayloadReference, StoredTurn};
 pub use request_id::RequestId;
 pub use trace_context::{TraceParent, TraceState};
 pub use transcript::{History, TranscriptEntry};
-pub use turn::{InvalidTurn, Message, Priority, Role, Sampling, Turn};
+pub use turn::{END_OF_TIME_MS, InvalidTurn, Message, Priority, Role, Sampling, Turn};
 pub use worker_status::WorkerStatus;

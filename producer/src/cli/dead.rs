@@ -1,7 +1,7 @@
 //! `turnmill dead`: turns that failed for good.
 
 use std::io::{Write, stdout};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Subcommand};
@@ -11,6 +11,7 @@ use turnmill::operate::dead::{DeadLetter, DeadLetters, DeadQuery};
 use turnmill::schema::{DeadReason, Name, TurnId};
 
 use super::confirm::Confirm;
+use super::moment::Seconds;
 use super::print::{json_line, unless_closed};
 use super::table::{age, or_dash, print_fields, print_table, time};
 use super::{Exit, Global, Tenants};
@@ -37,9 +38,9 @@ struct Filter {
     /// Those of this agent.
     #[arg(long, value_name = "NAME")]
     agent: Option<Name>,
-    /// Those that failed at least so long ago.
-    #[arg(long, value_name = "SECONDS")]
-    older_than: Option<u64>,
+    /// Those that failed at least SECONDS ago.
+    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true)]
+    older_than: Option<Seconds>,
 }
 
 const REASONS: [&str; 3] =
@@ -93,7 +94,7 @@ impl Filter {
             turns: turns.to_vec(),
             reason: self.reason.clone(),
             agent: self.agent.clone(),
-            older_than: self.older_than.map(Duration::from_secs),
+            older_than: self.older_than.map(Seconds::duration),
         }
     }
 }

@@ -5,7 +5,6 @@ mod feed;
 
 use std::io::{IsTerminal, Write, stdin, stdout};
 use std::path::PathBuf;
-use std::time::Duration;
 
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
@@ -18,7 +17,7 @@ use turnmill::{NewTurn, Producer, ProducerSettings};
 use self::account::Account;
 use self::feed::{Feed, Submitted};
 use super::input::{Defaults, Given, WrongLine, turns};
-use super::moment::Moment;
+use super::moment::{Moment, Seconds};
 use super::print::{Show, json_line};
 use super::sampling::SamplingArgs;
 use super::traces::Traces;
@@ -31,7 +30,8 @@ const AFTER_HELP: &str = "\
 JSON lines:
   One object a line: agent, message or messages [{role, content}], system, new_session, priority,
   deadline and delay (seconds from now), at (as --at), idempotency_key, request_id, traceparent, tracestate, and the sampling parameters by their names (top_k,
-  stop_token_ids, …), beside the others or under \"sampling\". Flags are the defaults for all lines.
+  stop_token_ids, …), beside the others or under \"sampling\". Flags are the defaults for all lines; null means
+  none, whatever the flags say. The input is UTF-8.
   Lines before a wrong one are submitted; the error says which lines are in the queue and which are not.
 
 Output:
@@ -50,10 +50,10 @@ pub struct Submit {
     #[arg(long, value_name = "NAME")]
     agent: Option<Name>,
     /// What the user says; may be given again.
-    #[arg(long, short, value_name = "TEXT")]
+    #[arg(long, short, value_name = "TEXT", allow_hyphen_values = true)]
     message: Vec<String>,
     /// Instructions, put before the messages; give them on an agent's first turn.
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     system: Option<String>,
     /// Forget the agent's history before this turn.
     #[arg(long)]
@@ -73,14 +73,14 @@ pub struct Submit {
     /// What goes with --traceparent; without it: the variable TRACESTATE.
     #[arg(long, value_name = "LIST", requires = "traceparent")]
     tracestate: Option<TraceState>,
-    /// Not worth running after so many seconds from now.
-    #[arg(long, value_name = "SECONDS")]
-    deadline: Option<u64>,
-    /// Do not run it until so many seconds have passed; the agent's later turns wait for it.
-    #[arg(long, value_name = "SECONDS", conflicts_with = "at")]
-    delay: Option<u64>,
-    /// Do not run it before this time: RFC 3339, or Unix seconds.
-    #[arg(long, value_name = "TIME")]
+    /// Expire the turn if it has not finished SECONDS from now.
+    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true)]
+    deadline: Option<Seconds>,
+    /// Do not run the turn until SECONDS have passed; the agent's later turns wait for it.
+    #[arg(long, value_name = "SECONDS", conflicts_with = "at", allow_negative_numbers = true)]
+    delay: Option<Seconds>,
+    /// Do not run the turn before this time: RFC 3339, or Unix seconds.
+    #[arg(long, value_name = "TIME", allow_negative_numbers = true)]
     at: Option<Moment>,
     /// Refuse where so many turns wait or run already.
     #[arg(long, value_name = "N", env = "TURNMILL_MAX_DEPTH", default_value_t = 100_000)]
@@ -146,11 +146,11 @@ impl Submit {
             tracestate,
         };
         let turn = match self.deadline {
-            Some(seconds) => turn.deadline_in(Duration::from_secs(seconds)),
+            Some(seconds) => turn.deadline_in(seconds.duration()),
             None => turn,
         };
         let turn = match (self.delay, self.at) {
-            (Some(seconds), _) => turn.delay(Duration::from_secs(seconds)),
+            (Some(seconds), _) => turn.delay(seconds.duration()),
             (None, Some(Moment { unix_ms })) => turn.run_at(unix_ms),
             (None, None) => turn,
         };
