@@ -47,6 +47,18 @@ pub enum ProducerError {
         /// What is wrong with it; never the URL, which may hold a password.
         reason: String,
     },
+    /// A time in the settings is out of bounds.
+    #[error("{name} is {value:?}; it must be from {least:?} to {most:?} (ten years)")]
+    InvalidSetting {
+        /// Its field in [`crate::ProducerSettings`].
+        name: &'static str,
+        /// What was given.
+        value: Duration,
+        /// The least that is allowed.
+        least: Duration,
+        /// The most.
+        most: Duration,
+    },
     /// The connection failed or timed out for longer than [`crate::ProducerSettings::retry_for`].
     #[error("cannot reach Redis at {address}: {reason}; check that it runs and that the URL is right")]
     Unreachable {
@@ -291,7 +303,10 @@ impl ProducerError {
             Self::OtherTenant { .. } | Self::AgentFile(_) => Advice::Reject,
             Self::File(_) => Advice::Stop,
             Self::AgentBusy { .. } | Self::HistoryChanged { .. } => Advice::Retry,
-            Self::InvalidUrl { .. } | Self::Unsuitable(_) | Self::Unreadable { .. } => Advice::Stop,
+            Self::InvalidUrl { .. }
+            | Self::InvalidSetting { .. }
+            | Self::Unsuitable(_)
+            | Self::Unreadable { .. } => Advice::Stop,
         }
     }
 }

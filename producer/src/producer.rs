@@ -31,6 +31,7 @@ impl Producer {
 
     /// Connects, and takes the server as it is.
     pub(crate) async fn reach(url: &str, settings: ProducerSettings) -> Result<Self, ProducerError> {
+        settings.validate()?;
         let open = |store: &String| PayloadStore::open(store, &settings.queue);
         let payloads = settings.store.as_ref().map(open).transpose()?;
         let connection = Connection::open(url, &settings).await?;

@@ -14,6 +14,7 @@ use super::confirm::Confirm;
 use super::moment::Seconds;
 use super::print::{json_line, unless_closed};
 use super::table::{age, or_dash, print_fields, print_table, time};
+use super::terminal::for_stdout;
 use super::{Exit, Global, Tenants};
 
 #[derive(Debug, Subcommand)]
@@ -176,7 +177,7 @@ impl Show {
             ("error", letter.error.clone()),
         ])?;
         for message in asked.map(|turn| turn.messages)? {
-            writeln!(stdout(), "\n{:?}: {}", message.role, message.content)?;
+            writeln!(stdout(), "\n{:?}: {}", message.role, for_stdout(&message.content))?;
         }
         Ok(())
     }

@@ -86,6 +86,7 @@ fn queue_code(error: &ProducerError) -> u8 {
     match error {
         ProducerError::Partly { source, .. } => queue_code(source),
         ProducerError::InvalidTurn(_) | ProducerError::Envelope(_) | ProducerError::InvalidUrl { .. } => 2,
+        ProducerError::InvalidSetting { .. } => 2,
         ProducerError::InvalidStore { .. } | ProducerError::NoStore { .. } => 2,
         ProducerError::UnknownTurn { .. }
         | ProducerError::UnknownAgent { .. }

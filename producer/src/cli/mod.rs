@@ -18,6 +18,7 @@ mod sampling;
 mod submit;
 mod table;
 mod tail;
+mod terminal;
 mod top;
 mod traces;
 mod turn;

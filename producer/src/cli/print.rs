@@ -10,6 +10,7 @@ use turnmill::schema::{End, Event, Name, Outcome, TurnId};
 use turnmill::{Followed, Producer, ProducerError, StreamId, TurnResult};
 
 use super::Exit;
+use super::terminal::{for_stdout, json_for_stdout, visible};
 
 /// How to show what turns make.
 #[derive(Clone, Copy, Debug, Default)]
@@ -47,7 +48,7 @@ impl Show {
         }
         match &result.text {
             Some(text) if text.is_empty() => {}
-            Some(text) => writeln!(stdout(), "{text}")?,
+            Some(text) => writeln!(stdout(), "{}", for_stdout(text))?,
             None => expired(turn),
         }
         let TurnResult { outcome, error, .. } = result;
@@ -73,7 +74,7 @@ impl Show {
                 Event::Delta(_) if self.json => {}
                 Event::Delta(delta) => {
                     last_byte = delta.text.bytes().last().unwrap_or(last_byte);
-                    write!(stdout(), "{}", delta.text)?;
+                    write!(stdout(), "{}", for_stdout(&delta.text))?;
                     stdout().flush()?;
                 }
                 Event::End(End { outcome, .. }) if self.json => return Ok(outcome == Outcome::Completed),
@@ -94,16 +95,15 @@ impl Show {
 
 /// Writes one JSON object and a newline, at once.
 pub fn json_line(value: &impl Serialize) -> Result<(), Exit> {
-    let mut line = serde_json::to_vec(value).map_err(std::io::Error::from)?;
-    line.push(b'\n');
+    let line = json_for_stdout(serde_json::to_string(value).map_err(std::io::Error::from)?) + "\n";
     let mut out = stdout();
-    out.write_all(&line)?;
+    out.write_all(line.as_bytes())?;
     Ok(out.flush()?)
 }
 
 /// Says something on stderr. If nobody reads that, nothing else is to be said or done about it.
 pub fn say(message: impl Display) {
-    let _ = writeln!(stderr(), "turnmill: {message}");
+    let _ = writeln!(stderr(), "turnmill: {}", visible(&message.to_string()));
 }
 
 /// What became of a line of output, for a command that changes one thing after the other: it is not ended half-way because
