@@ -6,11 +6,10 @@ mod top;
 use std::io::IsTerminal;
 use std::process::ExitCode;
 
-use clap::Parser;
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
-    let cli = cli::Cli::parse();
+    let cli = cli::Cli::read();
     if !(cli.takes_over() && std::io::stderr().is_terminal()) {
         log_to_stderr();
     }

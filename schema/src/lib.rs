@@ -9,12 +9,14 @@
 //! * [`envelope`]: version byte + MessagePack, the form in which all of the above are stored.
 //! * [`payload`]: turns too large for Redis, and the references that stand in their place.
 //! * [`trace_context`], [`request_id`]: what ties a turn to what happened before it, in traces and logs.
+//! * [`environment`]: every variable that a program reads.
 //! * [`keys`]: every Redis key, stream, group and field name.
 //! * [`worker_status`]: what a worker says of itself in the registry.
 //! * [`scripts`]: the queue's atomic steps, in Lua.
 
 pub mod agent_file;
 pub mod envelope;
+pub mod environment;
 pub mod event;
 pub mod ids;
 pub mod keys;

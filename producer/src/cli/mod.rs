@@ -6,6 +6,7 @@ mod completions;
 mod confirm;
 mod dead;
 mod doctor;
+mod environment;
 mod events;
 mod exit;
 mod input;
@@ -27,7 +28,7 @@ mod worker;
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use turnmill::operate::{Operator, Scope};
 use turnmill::schema::Name;
 use turnmill::{Producer, ProducerError, ProducerSettings};
@@ -154,8 +155,17 @@ impl Cli {
         matches!(&self.command, Command::Top(top) if top.takes_over())
     }
 
+    /// The arguments of this process and its variables.
+    pub fn read() -> Self {
+        let matches = environment::without_empty(Self::command()).get_matches();
+        Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+    }
+
     /// Runs the subcommand.
     pub async fn run(self) -> Result<(), Exit> {
+        if !matches!(self.command, Command::Version | Command::Completions(_) | Command::Man(_)) {
+            environment::check()?;
+        }
         match self.command {
             Command::Submit(submit) => submit.run(&self.global).await,
             Command::Tail(tail) => tail.run(&self.global).await,
