@@ -33,6 +33,7 @@ mod new_turn;
 pub mod operate;
 mod payload;
 mod producer;
+mod redis_url;
 mod result_stream;
 mod seen;
 mod settings;
