@@ -40,6 +40,7 @@ mod settings;
 mod stream_id;
 mod suitable;
 mod turn_result;
+mod wait_many;
 
 pub use turnmill_schema as schema;
 
@@ -52,3 +53,4 @@ pub use producer::Producer;
 pub use settings::ProducerSettings;
 pub use stream_id::{InvalidStreamId, StreamId};
 pub use turn_result::{Reply, TurnResult};
+pub use wait_many::WaitMany;

@@ -13,7 +13,9 @@ fn main() -> ExitCode {
     if !(cli.takes_over() && std::io::stderr().is_terminal()) {
         log_to_stderr();
     }
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+    // Connections are attended to on a thread of their own: printing stops this one if nobody reads for a while.
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    let runtime = match builder.worker_threads(1).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return cli::Exit::Output(error).report(),
     };

@@ -32,9 +32,9 @@ struct EventLine<'a> {
 }
 
 impl Show {
-    /// Waits for the turn and writes its result. True: it completed.
-    pub async fn result(self, producer: &Producer, turn: TurnId) -> Result<bool, Exit> {
-        let mut result = producer.wait(turn).await.map_err(|error| goes_on(turn, error))?;
+    /// Writes the result of a turn that was waited for. True: it completed.
+    pub fn result(self, turn: TurnId, result: Result<TurnResult, ProducerError>) -> Result<bool, Exit> {
+        let mut result = result.map_err(|error| goes_on(turn, error))?;
         if self.json {
             if !self.tokens {
                 result.tokens.clear();

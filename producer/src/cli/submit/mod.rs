@@ -11,7 +11,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use futures::stream::FuturesUnordered;
 use futures::{Stream, StreamExt, stream};
 use tokio::io::AsyncRead;
-use turnmill::schema::{Message, Name, Priority, RequestId, Role, TraceParent, TraceState, TurnId};
+use turnmill::schema::{Message, Name, Priority, RequestId, Role, TraceParent, TraceState};
 use turnmill::{NewTurn, Producer, ProducerSettings};
 
 use self::account::Account;
@@ -23,8 +23,10 @@ use super::sampling::SamplingArgs;
 use super::traces::Traces;
 use super::{Exit, Global};
 
-/// Turns waited for at once, each on a connection of its own; reading further lines waits while so many are out.
-const MAX_WAITING: usize = 256;
+/// Turns followed at once, each on a connection of its own; reading further lines waits while so many are out.
+const MAX_FOLLOWED: usize = 256;
+/// Turns waited for at once, all over one connection. Fewer than the ends that the queue's stream of events holds.
+const MAX_WAITED: usize = 4096;
 
 const AFTER_HELP: &str = "\
 JSON lines:
@@ -212,18 +214,22 @@ impl Submit {
         let traces = Traces::from_environment(&global.queue);
         let producer = Producer::connect(&global.redis_url, limits).await?;
         let mut feed = std::pin::pin!(Feed::new(&producer, &traces, self.wait_for_room, lines).into_stream());
+        let mut waited = producer.wait_many();
         let mut followers = FuturesUnordered::new();
         let mut done = Account::default();
+        let show = Show { json: self.json, tokens: self.tokens, headed: self.message.is_empty() };
         let mut more = true;
         loop {
             tokio::select! {
-                fed = feed.next(), if more && followers.len() < MAX_WAITING => match fed {
+                fed = feed.next(), if more && followers.len() < MAX_FOLLOWED && waited.waiting() < MAX_WAITED => match fed {
                     Some(Ok(submitted)) => for turn in submitted {
                         done.submitted(&turn);
                         if done.is_unread() {
                             // Nobody listens; what is left of the input goes into the queue all the same.
-                        } else if self.wait || self.stream {
-                            followers.push(self.attend(&producer, turn.turn));
+                        } else if self.wait {
+                            waited.add(turn.turn);
+                        } else if self.stream {
+                            followers.push(show.events(&producer, turn.turn, None));
                         } else {
                             done.printed(self.print_id(&turn));
                         }
@@ -232,10 +238,12 @@ impl Submit {
                     None => more = false,
                 },
                 Some(attended) = followers.next() => done.attended(attended),
+                Some((turn, result)) = waited.next() => done.attended(show.result(turn, result)),
                 else => break,
             }
             if done.is_unread() {
                 followers.clear();
+                waited.clear();
             }
         }
         done.exit()
@@ -243,12 +251,5 @@ impl Submit {
 
     fn print_id(&self, submitted: &Submitted) -> Result<(), Exit> {
         if self.json { json_line(submitted) } else { Ok(writeln!(stdout(), "{}", submitted.turn)?) }
-    }
-
-    /// Shows one turn to its end. True: it completed.
-    async fn attend(&self, producer: &Producer, turn: TurnId) -> Result<bool, Exit> {
-        let headed = self.message.is_empty();
-        let show = Show { json: self.json, tokens: self.tokens, headed };
-        if self.stream { show.events(producer, turn, None).await } else { show.result(producer, turn).await }
     }
 }
