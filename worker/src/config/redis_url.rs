@@ -15,8 +15,9 @@ use serde::{Deserialize, Serialize, Serializer};
 #[serde(from = "String")]
 pub struct RedisUrl(String);
 
-const TLS_SCHEME: &str = "rediss://";
-const SCHEMES: [&str; 4] = ["redis://", TLS_SCHEME, "unix://", "redis+unix://"];
+const TLS_SCHEMES: [&str; 2] = ["rediss://", "valkeys://"];
+const SCHEMES: [&str; 7] =
+    ["redis://", "rediss://", "unix://", "redis+unix://", "valkey://", "valkeys://", "valkey+unix://"];
 const MASK: &str = "***";
 
 impl RedisUrl {
@@ -32,7 +33,7 @@ impl RedisUrl {
 
     /// Whether what is said goes through TLS.
     pub fn is_tls(&self) -> bool {
-        self.0.starts_with(TLS_SCHEME)
+        TLS_SCHEMES.iter().any(|scheme| self.0.starts_with(scheme))
     }
 
     /// The URL without its password: `redis://user:***@host`, `unix:///socket?pass=***`.
@@ -144,6 +145,7 @@ mod tests {
     fn only_schemes_the_client_speaks_are_known() {
         let known = |url: &str| RedisUrl::from(url.to_owned()).has_known_scheme();
         assert!(known("redis://h") && known("rediss://h") && known("unix:///s"));
+        assert!(known("valkey://h") && known("valkeys://h") && known("valkey+unix:///s"));
         assert!(!known("http://h") && !known("redis://") && !known("localhost:6379") && !known(""));
     }
 }

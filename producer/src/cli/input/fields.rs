@@ -1,23 +1,15 @@
-//! Turns as JSON lines: one object a line, flags being the defaults for all.
+//! One line: its keys, over the flags.
 //!
 //! Keys are those of [`KEYS`] and, nested under `sampling` or beside the others, those of
-//! [`turnmill::schema::Sampling`]. Any other key is refused with its line's number.
+//! [`turnmill::schema::Sampling`]. Any other key is refused. Null means none, whatever the flags say.
 
-use std::time::Duration;
-
-use futures::Stream;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
-use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader};
 use turnmill::NewTurn;
-use turnmill::schema::envelope::MAX_ENVELOPE_BYTES;
-use turnmill::schema::{Message, Name, RequestId, Role, Sampling, TraceParent, TraceState};
+use turnmill::schema::{Message, Role, Sampling};
 
-use super::Exit;
-use super::moment::Moment;
-
-/// Longest line, in bytes: above any turn that fits, however its text is escaped (`\u0001` is one byte in six).
-const MAX_LINE_BYTES: u64 = 6 * MAX_ENVELOPE_BYTES as u64;
+use super::numbers;
+use crate::cli::moment::{Moment, Seconds};
 
 /// Keys of a line besides those of sampling.
 const KEYS: [&str; 14] = [
@@ -37,18 +29,6 @@ const KEYS: [&str; 14] = [
     "tracestate",
 ];
 
-/// The turns of `input`, up to the first line that is wrong. Blank lines are passed over.
-pub fn turns(
-    input: impl AsyncRead + Send + Unpin,
-    defaults: Defaults,
-) -> impl Stream<Item = Result<NewTurn, Exit>> {
-    let lines = Lines { input: BufReader::with_capacity(1 << 18, input), defaults, number: 0 };
-    futures::stream::try_unfold(lines, |mut lines| async move {
-        let turn = lines.next().await?;
-        Ok(turn.map(|turn| (turn, lines)))
-    })
-}
-
 /// What a line need not say.
 #[derive(Clone, Debug, Default)]
 pub struct Defaults {
@@ -58,39 +38,10 @@ pub struct Defaults {
     pub system: Option<String>,
 }
 
-struct Lines<R> {
-    input: BufReader<R>,
-    defaults: Defaults,
-    number: u64,
-}
-
-impl<R: AsyncRead + Unpin> Lines<R> {
-    async fn next(&mut self) -> Result<Option<NewTurn>, Exit> {
-        loop {
-            self.number += 1;
-            let number = self.number;
-            let wrong = |reason: String| Exit::bad_input(format!("line {number}: {reason}"));
-            let mut line = Vec::new();
-            let mut limited = (&mut self.input).take(MAX_LINE_BYTES + 1);
-            let bytes =
-                limited.read_until(b'\n', &mut line).await.map_err(|error| wrong(error.to_string()))?;
-            if bytes == 0 {
-                return Ok(None);
-            }
-            if bytes as u64 > MAX_LINE_BYTES {
-                return Err(wrong(format!("it is longer than {MAX_LINE_BYTES} bytes")));
-            }
-            if !line.trim_ascii().is_empty() {
-                return self.defaults.read(&line).map(Some).map_err(wrong);
-            }
-        }
-    }
-}
-
 impl Defaults {
     /// Reads a line.
-    fn read(&self, line: &[u8]) -> Result<NewTurn, String> {
-        let object: Map<String, Value> = serde_json::from_slice(line).map_err(|error| {
+    pub fn read(&self, line: &str) -> Result<NewTurn, String> {
+        let object: Map<String, Value> = serde_json::from_str(line).map_err(|error| {
             let text = error.to_string();
             let what = text.split(" at line ").next().unwrap_or_default();
             format!("not a JSON object: {what} at column {}", error.column())
@@ -98,32 +49,20 @@ impl Defaults {
         check_keys(object.keys())?;
         let mut fields = Fields(object);
         let mut turn = self.turn.clone();
-        if let Some(agent) = fields.take("agent")? {
-            turn.agent = agent;
+        fields.set("agent", &mut turn.agent)?;
+        fields.set("idempotency_key", &mut turn.idempotency_key)?;
+        fields.set("request_id", &mut turn.request_id)?;
+        if fields.set("traceparent", &mut turn.traceparent)? {
+            turn.tracestate = None;
         }
-        if let Some(key) = fields.take::<Option<Name>>("idempotency_key")? {
-            turn.idempotency_key = key;
+        fields.set("tracestate", &mut turn.tracestate)?;
+        if let Some(given) = fields.take("new_session")? {
+            turn.new_session = given.unwrap_or_default();
         }
-        if let Some(id) = fields.take::<Option<RequestId>>("request_id")? {
-            turn.request_id = id;
+        if let Some(given) = fields.take("priority")? {
+            turn.priority = given.unwrap_or_default();
         }
-        if let Some(parent) = fields.take::<Option<TraceParent>>("traceparent")? {
-            (turn.traceparent, turn.tracestate) = (parent, None);
-        }
-        if let Some(state) = fields.take::<Option<TraceState>>("tracestate")? {
-            turn.tracestate = state;
-        }
-        turn.new_session = fields.take("new_session")?.unwrap_or(turn.new_session);
-        turn.priority = fields.take("priority")?.unwrap_or(turn.priority);
-        if let Some(seconds) = fields.take("deadline")? {
-            turn = turn.deadline_in(Duration::from_secs(seconds));
-        }
-        turn = match (fields.take("delay")?, fields.take::<Moment>("at")?) {
-            (Some(_), Some(_)) => return Err("give either delay or at, not both".into()),
-            (Some(seconds), None) => turn.delay(Duration::from_secs(seconds)),
-            (None, Some(Moment { unix_ms })) => turn.run_at(unix_ms),
-            (None, None) => turn,
-        };
+        fields.times(&mut turn)?;
         turn.messages = fields.messages(self.system.as_deref())?;
         turn.sampling = fields.sampling(&turn.sampling)?;
         turn.sampling.validate().map_err(|error| error.to_string())?;
@@ -135,17 +74,45 @@ impl Defaults {
 struct Fields(Map<String, Value>);
 
 impl Fields {
-    fn take<T: DeserializeOwned>(&mut self, key: &str) -> Result<Option<T>, String> {
-        let value = self.0.remove(key);
-        value
-            .map(|value| serde_json::from_value(value).map_err(|error| format!("{key}: {error}")))
-            .transpose()
+    /// What the line says of `key`: nothing, null, or a value.
+    fn take<T: DeserializeOwned>(&mut self, key: &str) -> Result<Option<Option<T>>, String> {
+        self.0.remove(key).map(|value| read_value(key, value)).transpose()
+    }
+
+    /// Sets a field that the line speaks of. False: it does not.
+    fn set<T: DeserializeOwned>(&mut self, key: &str, field: &mut Option<T>) -> Result<bool, String> {
+        let given = self.take(key)?;
+        let is_given = given.is_some();
+        given.into_iter().for_each(|value| *field = value);
+        Ok(is_given)
+    }
+
+    fn times(&mut self, turn: &mut NewTurn) -> Result<(), String> {
+        if let Some(deadline) = self.take::<Seconds>("deadline")? {
+            let rest = NewTurn { deadline_ms: None, ..std::mem::take(turn) };
+            *turn = match deadline {
+                Some(seconds) => rest.deadline_in(seconds.duration()),
+                None => rest,
+            };
+        }
+        let (delay, at) = (self.take::<Seconds>("delay")?, self.take::<Moment>("at")?);
+        if delay.is_none() && at.is_none() {
+            return Ok(());
+        }
+        let rest = NewTurn { not_before_ms: None, ..std::mem::take(turn) };
+        *turn = match (delay.flatten(), at.flatten()) {
+            (Some(_), Some(_)) => return Err("give either delay or at, not both".into()),
+            (Some(seconds), None) => rest.delay(seconds.duration()),
+            (None, Some(Moment { unix_ms })) => rest.run_at(unix_ms),
+            (None, None) => rest,
+        };
+        Ok(())
     }
 
     fn messages(&mut self, default_system: Option<&str>) -> Result<Vec<Message>, String> {
-        let system: Option<String> = self.take("system")?;
-        let message: Option<String> = self.take("message")?;
-        let messages: Option<Vec<Message>> = self.take("messages")?;
+        let system: Option<Option<String>> = self.take("system")?;
+        let message: Option<String> = self.take("message")?.flatten();
+        let messages: Option<Vec<Message>> = self.take("messages")?.flatten();
         let messages = match (message, messages) {
             (Some(content), None) => vec![Message::new(Role::User, content)],
             (None, Some(messages)) if !messages.is_empty() => messages,
@@ -154,30 +121,42 @@ impl Fields {
         };
         let has_system = messages.iter().any(|message| message.role == Role::System);
         let default_system = default_system.filter(|_| !has_system).map(str::to_owned);
-        let system = system.or(default_system).map(|content| Message::new(Role::System, content));
+        let system = system.unwrap_or(default_system).map(|content| Message::new(Role::System, content));
         Ok(system.into_iter().chain(messages).collect())
     }
 
     /// Whatever is left must be sampling. Each value is read on its own first, so that errors name its key.
     fn sampling(mut self, defaults: &Sampling) -> Result<Sampling, String> {
-        let mut given: Map<String, Value> = self.take("sampling")?.unwrap_or_default();
+        let mut given: Map<String, Value> = self.take("sampling")?.flatten().unwrap_or_default();
         for (key, value) in self.0 {
             if given.insert(key.clone(), value).is_some() {
                 return Err(format!("{key} is given twice, beside sampling and in it"));
             }
         }
-        let Ok(Value::Object(mut whole)) = serde_json::to_value(defaults) else {
-            return Err("the sampling flags are not usable".into());
-        };
+        let mut whole = as_object(defaults)?;
+        let mut unset = as_object(&Sampling::default())?;
         for (key, value) in given {
-            if !whole.contains_key(&key) {
+            let Some(unset) = unset.remove(&key) else {
                 return Err(format!("unknown key {key:?} in sampling"));
-            }
+            };
+            let value = numbers::sampling(&key, value)?;
+            let value = if value.is_null() { unset } else { value };
             let alone = Map::from_iter([(key.clone(), value.clone())]);
             serde_json::from_value::<Sampling>(alone.into()).map_err(|error| format!("{key}: {error}"))?;
             whole.insert(key, value);
         }
         serde_json::from_value(whole.into()).map_err(|error| format!("sampling: {error}"))
+    }
+}
+
+fn read_value<T: DeserializeOwned>(key: &str, value: Value) -> Result<T, String> {
+    serde_json::from_value(numbers::whole(value)).map_err(|error| format!("{key}: {error}"))
+}
+
+fn as_object(sampling: &Sampling) -> Result<Map<String, Value>, String> {
+    match serde_json::to_value(sampling) {
+        Ok(Value::Object(object)) => Ok(object),
+        _ => Err("the sampling flags are not usable".into()),
     }
 }
 
@@ -193,13 +172,12 @@ fn check_keys<'a>(mut keys: impl Iterator<Item = &'a String>) -> Result<(), Stri
 
 #[cfg(test)]
 mod tests {
-    use futures::StreamExt;
-    use turnmill::schema::Priority;
+    use turnmill::schema::{Name, Priority, TraceParent};
 
     use super::*;
 
     fn read(line: &str) -> Result<NewTurn, String> {
-        Defaults::default().read(line.as_bytes())
+        Defaults::default().read(line)
     }
 
     #[test]
@@ -223,10 +201,10 @@ mod tests {
         let sampling = Sampling { temperature: 0.7, max_tokens: Some(9), ..Sampling::default() };
         let turn = NewTurn { agent: Name::new("flag").ok(), ..NewTurn::default() }.sampling(sampling.clone());
         let defaults = Defaults { turn, system: Some("from the flag".into()) };
-        let plain = defaults.read(br#"{"message": "hi"}"#).expect("valid");
+        let plain = defaults.read(r#"{"message": "hi"}"#).expect("valid");
         assert_eq!((plain.agent, plain.sampling), (Name::new("flag").ok(), sampling));
         assert_eq!(plain.messages[0], Message::new(Role::System, "from the flag"));
-        let own = defaults.read(br#"{"message": "hi", "agent": null, "system": "own", "max_tokens": 1}"#);
+        let own = defaults.read(r#"{"message": "hi", "agent": null, "system": "own", "max_tokens": 1}"#);
         let own = own.expect("valid");
         assert_eq!((own.agent, own.sampling.max_tokens, own.sampling.temperature), (None, Some(1), 0.7));
         assert_eq!(own.messages[0].content, "own");
@@ -242,12 +220,36 @@ mod tests {
             ..NewTurn::default().traceparent(flag)
         };
         let defaults = Defaults { turn, system: None };
-        let read = |line: &str| defaults.read(line.as_bytes()).expect("valid");
+        let read = |line: &str| defaults.read(line).expect("valid");
         let plain = read(r#"{"message": "a", "request_id": "r-1"}"#);
         assert_eq!((plain.traceparent, plain.tracestate.is_some()), (Some(flag), true));
         assert_eq!(plain.request_id.expect("given").as_str(), "r-1");
         let traced = read(&format!(r#"{{"message": "a", "traceparent": "{own}"}}"#));
         assert_eq!((traced.traceparent, traced.tracestate), (Some(own), None));
+    }
+
+    #[test]
+    fn null_means_none_whatever_the_flags_say() {
+        let sampling = Sampling { temperature: 0.7, max_tokens: Some(9), ..Sampling::default() };
+        let flags = NewTurn {
+            agent: Name::new("flag").ok(),
+            new_session: true,
+            priority: Priority::Batch,
+            deadline_ms: Some(1),
+            not_before_ms: Some(1),
+            request_id: "r".parse().ok(),
+            sampling,
+            ..NewTurn::default()
+        };
+        let defaults = Defaults { turn: flags, system: Some("from the flag".into()) };
+        let keys = KEYS
+            .into_iter()
+            .map(str::to_owned)
+            .chain(as_object(&Sampling::default()).expect("one").into_iter().map(|(key, _)| key));
+        let mut line: Map<String, Value> = keys.map(|key| (key, Value::Null)).collect();
+        line.insert("message".into(), "hi".into());
+        let read = defaults.read(&Value::from(line).to_string()).expect("valid");
+        assert_eq!(read, NewTurn::user("hi"));
     }
 
     #[test]
@@ -260,9 +262,14 @@ mod tests {
             (r#"{"message": "a", "messages": []}"#, "not both"),
             (r#"{"massage": "a"}"#, r#"unknown key "massage""#),
             (r#"{"message": "a", "sampling": {"top": 1}}"#, r#"unknown key "top""#),
-            (r#"{"message": "a", "top_p": "x"}"#, "top_p: "),
+            (r#"{"message": "a", "top_p": "x"}"#, "top_p: invalid type"),
             (r#"{"message": "a", "top_p": 0}"#, "top_p is 0"),
-            (r#"{"message": "a", "max_tokens": -1}"#, "max_tokens: "),
+            (
+                r#"{"message": "a", "max_tokens": -1}"#,
+                "max_tokens is -1; give a whole number from 1 to 4294967295",
+            ),
+            (r#"{"message": "a", "delay": -1}"#, "delay: -1 is not a whole number of seconds"),
+            (r#"{"message": "a", "at": 1700000000000}"#, "give Unix seconds, not milliseconds"),
             (r#"{"message": "a", "seed": 1, "sampling": {"seed": 1}}"#, "seed is given twice"),
             (r#"{"message": "a", "agent": "a b"}"#, "agent: "),
             (r#"{"message": "a", "priority": "high"}"#, "priority: "),
@@ -276,25 +283,5 @@ mod tests {
             let error = read(line).expect_err(line);
             assert!(error.contains(names), "{line}: {error}");
         }
-    }
-
-    #[tokio::test]
-    async fn lines_before_a_wrong_one_are_read_and_its_number_is_told() {
-        let input =
-            "{\"message\": \"a\"}\n\n{\"message\": \"b\"}\nnonsense\n{\"message\": \"c\"}\n".as_bytes();
-        let read: Vec<_> = turns(input, Defaults::default()).collect().await;
-        assert_eq!(read.len(), 3);
-        assert!(read[0].is_ok() && read[1].is_ok());
-        assert!(
-            matches!(&read[2], Err(Exit::BadInput(reason)) if reason.starts_with("line 4: ")),
-            "{read:?}"
-        );
-    }
-
-    #[tokio::test]
-    async fn an_endless_line_is_refused() {
-        let input = tokio::io::repeat(b'x');
-        let read: Vec<_> = turns(input, Defaults::default()).take(2).collect().await;
-        assert!(matches!(&read[..], [Err(Exit::BadInput(reason))] if reason.contains("longer")), "{read:?}");
     }
 }

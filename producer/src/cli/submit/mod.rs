@@ -1,34 +1,40 @@
-//! `turnmill submit`: turns from flags or JSON lines into the queue and, where asked for, what becomes of them.
+//! `turnmill submit`: turns from flags or JSON lines into the queue and, if asked for, what becomes of them.
+
+mod account;
+mod feed;
 
 use std::io::{IsTerminal, Write, stdin, stdout};
 use std::path::PathBuf;
-use std::time::Duration;
 
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use futures::stream::FuturesUnordered;
-use futures::{Stream, StreamExt};
-use serde::Serialize;
+use futures::{Stream, StreamExt, stream};
 use tokio::io::AsyncRead;
-use turnmill::schema::{Message, Name, Priority, RequestId, Role, TraceParent, TraceState, Turn, TurnId};
-use turnmill::{BATCH_TURNS, NewTurn, Producer, ProducerError, ProducerSettings};
+use turnmill::schema::{Message, Name, Priority, RequestId, Role, TraceParent, TraceState};
+use turnmill::{NewTurn, Producer, ProducerSettings};
 
-use super::input::{Defaults, turns};
-use super::moment::Moment;
+use self::account::Account;
+use self::feed::{Feed, Submitted};
+use super::input::{Defaults, Given, WrongLine, turns};
+use super::moment::{Moment, Seconds};
 use super::print::{Show, json_line};
 use super::sampling::SamplingArgs;
 use super::traces::Traces;
 use super::{Exit, Global};
 
-/// Turns waited for at once, each on a connection of its own; reading further lines waits while so many are out.
-const MAX_WAITING: usize = 256;
+/// Turns followed at once, each on a connection of its own; reading further lines waits while so many are out.
+const MAX_FOLLOWED: usize = 256;
+/// Turns waited for at once, all over one connection. Fewer than the ends that the queue's stream of events holds.
+const MAX_WAITED: usize = 4096;
 
 const AFTER_HELP: &str = "\
 JSON lines:
   One object a line: agent, message or messages [{role, content}], system, new_session, priority,
   deadline and delay (seconds from now), at (as --at), idempotency_key, request_id, traceparent, tracestate, and the sampling parameters by their names (top_k,
-  stop_token_ids, …), beside the others or under \"sampling\". Flags are the defaults for all lines.
-  Lines before a wrong one are submitted.
+  stop_token_ids, …), beside the others or under \"sampling\". Flags are the defaults for all lines; null means
+  none, whatever the flags say. The input is UTF-8.
+  Lines before a wrong one are submitted; the error says which lines are in the queue and which are not.
 
 Output:
   Turn ids, one a line; with --json objects {turn, agent}.
@@ -46,10 +52,10 @@ pub struct Submit {
     #[arg(long, value_name = "NAME")]
     agent: Option<Name>,
     /// What the user says; may be given again.
-    #[arg(long, short, value_name = "TEXT")]
+    #[arg(long, short, value_name = "TEXT", allow_hyphen_values = true)]
     message: Vec<String>,
     /// Instructions, put before the messages; give them on an agent's first turn.
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     system: Option<String>,
     /// Forget the agent's history before this turn.
     #[arg(long)]
@@ -69,14 +75,14 @@ pub struct Submit {
     /// What goes with --traceparent; without it: the variable TRACESTATE.
     #[arg(long, value_name = "LIST", requires = "traceparent")]
     tracestate: Option<TraceState>,
-    /// Not worth running after so many seconds from now.
-    #[arg(long, value_name = "SECONDS")]
-    deadline: Option<u64>,
-    /// Do not run it until so many seconds have passed; the agent's later turns wait for it.
-    #[arg(long, value_name = "SECONDS", conflicts_with = "at")]
-    delay: Option<u64>,
-    /// Do not run it before this time: RFC 3339, or Unix seconds.
-    #[arg(long, value_name = "TIME")]
+    /// Expire the turn if it has not finished SECONDS from now.
+    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true)]
+    deadline: Option<Seconds>,
+    /// Do not run the turn until SECONDS have passed; the agent's later turns wait for it.
+    #[arg(long, value_name = "SECONDS", conflicts_with = "at", allow_negative_numbers = true)]
+    delay: Option<Seconds>,
+    /// Do not run the turn before this time: RFC 3339, or Unix seconds.
+    #[arg(long, value_name = "TIME", allow_negative_numbers = true)]
     at: Option<Moment>,
     /// Refuse where so many turns wait or run already.
     #[arg(long, value_name = "N", env = "TURNMILL_MAX_DEPTH", default_value_t = 100_000)]
@@ -84,7 +90,7 @@ pub struct Submit {
     /// The same for the turns of --tenant alone.
     #[arg(long, value_name = "N", env = "TURNMILL_TENANT_MAX_DEPTH", default_value_t = 100_000)]
     tenant_max_depth: u64,
-    /// Where the queue is full, wait until there is room.
+    /// If the queue is full, wait until there is room.
     #[arg(long)]
     wait_for_room: bool,
     /// Wait for the end and print the result.
@@ -108,13 +114,6 @@ fn priority_parser() -> impl TypedValueParser<Value = Priority> {
         .map(|name| Priority::ALL.into_iter().find(|priority| priority.as_str() == name).unwrap_or_default())
 }
 
-/// A turn in the queue.
-#[derive(Clone, Debug, Serialize)]
-struct Submitted {
-    turn: TurnId,
-    agent: Option<Name>,
-}
-
 impl Submit {
     pub async fn run(self, global: &Global) -> Result<(), Exit> {
         let defaults = self.defaults()?;
@@ -122,7 +121,7 @@ impl Submit {
             let system = self.system.iter().map(|text| Message::new(Role::System, text));
             let messages = self.message.iter().map(|text| Message::new(Role::User, text));
             let turn = NewTurn { messages: system.chain(messages).collect(), ..defaults.turn };
-            let turns = futures::stream::iter([Ok(turn)]);
+            let turns = stream::iter([Ok(Given { line: None, turn })]);
             return self.submit_all(global, turns).await;
         }
         self.check_lines()?;
@@ -149,11 +148,11 @@ impl Submit {
             tracestate,
         };
         let turn = match self.deadline {
-            Some(seconds) => turn.deadline_in(Duration::from_secs(seconds)),
+            Some(seconds) => turn.deadline_in(seconds.duration()),
             None => turn,
         };
         let turn = match (self.delay, self.at) {
-            (Some(seconds), _) => turn.delay(Duration::from_secs(seconds)),
+            (Some(seconds), _) => turn.delay(seconds.duration()),
             (None, Some(Moment { unix_ms })) => turn.run_at(unix_ms),
             (None, None) => turn,
         };
@@ -198,11 +197,14 @@ impl Submit {
         }
     }
 
-    /// Enqueues turns as they come, as many to a call as are there, and attends to those that are out.
+    /// Enqueues turns as they come, and attends to those that are in the queue.
+    ///
+    /// Both are polled together to the end; no arm awaits. Enqueueing must never be awaited while the followers are not
+    /// polled: they share a connection, and a follower that stands still in the line for it holds up everybody behind it.
     async fn submit_all(
         &self,
         global: &Global,
-        turns: impl Stream<Item = Result<NewTurn, Exit>>,
+        lines: impl Stream<Item = Result<Given, WrongLine>>,
     ) -> Result<(), Exit> {
         let limits = ProducerSettings {
             max_depth: self.max_depth,
@@ -211,89 +213,43 @@ impl Submit {
         };
         let traces = Traces::from_environment(&global.queue);
         let producer = Producer::connect(&global.redis_url, limits).await?;
-        let mut batches = std::pin::pin!(turns.ready_chunks(BATCH_TURNS));
-        let mut out = FuturesUnordered::new();
-        let (mut more, mut wrong) = (true, None);
-        let (mut submitted, mut completed) = (0, true);
-        while more || !out.is_empty() {
+        let mut feed = std::pin::pin!(Feed::new(&producer, &traces, self.wait_for_room, lines).into_stream());
+        let mut waited = producer.wait_many();
+        let mut followers = FuturesUnordered::new();
+        let mut done = Account::default();
+        let show = Show { json: self.json, tokens: self.tokens, headed: self.message.is_empty() };
+        let mut more = true;
+        loop {
             tokio::select! {
-                batch = batches.next(), if more && out.len() < MAX_WAITING => {
-                    let (batch, end) = until_wrong(batch);
-                    let batch = self.enqueue(&producer, &traces, batch).await?;
-                    submitted += batch.len();
-                    if self.wait || self.stream {
-                        out.extend(batch.into_iter().map(|turn| self.attend(&producer, turn)));
-                    }
-                    if let Some(end) = end {
-                        more = false;
-                        wrong = end;
-                    }
-                }
-                Some(done) = out.next(), if !out.is_empty() => completed &= done?,
+                fed = feed.next(), if more && followers.len() < MAX_FOLLOWED && waited.waiting() < MAX_WAITED => match fed {
+                    Some(Ok(submitted)) => for turn in submitted {
+                        done.submitted(&turn);
+                        if done.is_unread() {
+                            // Nobody listens; what is left of the input goes into the queue all the same.
+                        } else if self.wait {
+                            waited.add(turn.turn);
+                        } else if self.stream {
+                            followers.push(show.events(&producer, turn.turn, None));
+                        } else {
+                            done.printed(self.print_id(&turn));
+                        }
+                    },
+                    Some(Err(stopped)) => done.stopped(stopped),
+                    None => more = false,
+                },
+                Some(attended) = followers.next() => done.attended(attended),
+                Some((turn, result)) = waited.next() => done.attended(show.result(turn, result)),
+                else => break,
+            }
+            if done.is_unread() {
+                followers.clear();
+                waited.clear();
             }
         }
-        match wrong {
-            Some(wrong) => Err(wrong),
-            None if submitted == 0 => Err(Exit::bad_input("nothing to submit: the input has no lines")),
-            None if !completed => Err(Exit::NotCompleted),
-            None => Ok(()),
-        }
-    }
-
-    async fn enqueue(
-        &self,
-        producer: &Producer,
-        traces: &Traces,
-        turns: Vec<NewTurn>,
-    ) -> Result<Vec<Submitted>, Exit> {
-        let agents: Vec<Option<Name>> = turns.iter().map(|turn| turn.agent.clone()).collect();
-        let mut turns: Vec<Turn> = turns.into_iter().map(|turn| producer.prepare(turn)).collect();
-        let spans = traces.enqueue(&mut turns);
-        let ids = loop {
-            match producer.enqueue_prepared(&turns).await {
-                // In an empty queue there will never be more room.
-                Err(ProducerError::QueueFull { open: 1.., retry_after, .. }) if self.wait_for_room => {
-                    tokio::time::sleep(retry_after).await;
-                }
-                done => break done?,
-            }
-        };
-        spans.enqueued(&ids);
-        let submitted: Vec<Submitted> =
-            ids.into_iter().zip(agents).map(|(turn, agent)| Submitted { turn, agent }).collect();
-        if !self.wait && !self.stream {
-            submitted.iter().try_for_each(|submitted| self.print_id(submitted))?;
-        }
-        Ok(submitted)
+        done.exit()
     }
 
     fn print_id(&self, submitted: &Submitted) -> Result<(), Exit> {
         if self.json { json_line(submitted) } else { Ok(writeln!(stdout(), "{}", submitted.turn)?) }
     }
-
-    /// Shows one turn to its end. True: it completed.
-    async fn attend(&self, producer: &Producer, submitted: Submitted) -> Result<bool, Exit> {
-        let headed = self.message.is_empty();
-        let show = Show { json: self.json, tokens: self.tokens, headed };
-        if self.stream {
-            show.events(producer, submitted.turn, None).await
-        } else {
-            show.result(producer, submitted.turn).await
-        }
-    }
-}
-
-/// The turns before the first wrong line, and whether that (or the end of input: `Some(None)`) was reached.
-fn until_wrong(batch: Option<Vec<Result<NewTurn, Exit>>>) -> (Vec<NewTurn>, Option<Option<Exit>>) {
-    let Some(batch) = batch else {
-        return (Vec::new(), Some(None));
-    };
-    let mut turns = Vec::with_capacity(batch.len());
-    for turn in batch {
-        match turn {
-            Ok(turn) => turns.push(turn),
-            Err(wrong) => return (turns, Some(Some(wrong))),
-        }
-    }
-    (turns, None)
 }
