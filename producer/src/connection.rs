@@ -190,8 +190,9 @@ fn failure(step: &'static str, address: &str, error: &RedisError) -> ProducerErr
             ProducerError::Refused { step, reason }
         }
         (_, Some("OOM")) => {
-            let reason =
-                format!("{reason}; nothing was written: try again once turns have ended, or raise maxmemory");
+            let reason = format!(
+                "{reason}; this command wrote nothing: try again once turns have ended, or raise maxmemory"
+            );
             ProducerError::Refused { step, reason }
         }
         (_, Some("WRONGTYPE")) => {

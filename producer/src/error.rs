@@ -17,6 +17,27 @@ pub enum Advice {
     Stop,
 }
 
+/// What became of a turn in a call of many that failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// It is in the queue, under this id.
+    Enqueued(TurnId),
+    /// Redis did not say. Enqueueing the prepared turn again, with the same id, is safe.
+    Unknown,
+    /// It is not in the queue.
+    NotEnqueued,
+}
+
+impl Fate {
+    /// The id in the queue, if the turn is there.
+    pub fn enqueued(&self) -> Option<TurnId> {
+        match self {
+            Self::Enqueued(id) => Some(*id),
+            Self::Unknown | Self::NotEnqueued => None,
+        }
+    }
+}
+
 /// Errors of [`crate::Producer`].
 #[derive(Debug, thiserror::Error)]
 pub enum ProducerError {
@@ -25,6 +46,18 @@ pub enum ProducerError {
     InvalidUrl {
         /// What is wrong with it; never the URL, which may hold a password.
         reason: String,
+    },
+    /// A time in the settings is out of bounds.
+    #[error("{name} is {value:?}; it must be from {least:?} to {most:?} (ten years)")]
+    InvalidSetting {
+        /// Its field in [`crate::ProducerSettings`].
+        name: &'static str,
+        /// What was given.
+        value: Duration,
+        /// The least that is allowed.
+        least: Duration,
+        /// The most.
+        most: Duration,
     },
     /// The connection failed or timed out for longer than [`crate::ProducerSettings::retry_for`].
     #[error("cannot reach Redis at {address}: {reason}; check that it runs and that the URL is right")]
@@ -47,7 +80,7 @@ pub enum ProducerError {
     Unsuitable(String),
     /// The queue, or the tenant's share of it, holds as many turns as it may.
     #[error(
-        "queue full; retry after {} ms: {} has {open} open turns of at most {limit}; nothing was written",
+        "queue full; retry after {} ms: {} has {open} open turns of at most {limit}",
         retry_after.as_millis(), whose(queue, tenant.as_deref())
     )]
     QueueFull {
@@ -61,6 +94,14 @@ pub enum ProducerError {
         limit: u64,
         /// When there should be room, at the pace at which turns ended lately.
         retry_after: Duration,
+    },
+    /// Some turns of a call of many are in the queue and others are not.
+    #[error("{}: {source}", partly(fates))]
+    Partly {
+        /// What became of each turn, in the order given.
+        fates: Vec<Fate>,
+        /// Why the others are not in the queue.
+        source: Box<ProducerError>,
     },
     /// The turn can never run.
     #[error(transparent)]
@@ -79,7 +120,7 @@ pub enum ProducerError {
     },
     /// The turn is too large for Redis, and there is no other place for it.
     #[error(
-        "turn {turn} has {bytes} bytes; with more than {MAX_INLINE_BYTES} it goes through an object store, and none is \
+        "the turn has {bytes} bytes; with more than {MAX_INLINE_BYTES} it goes through an object store, and none is \
          named: give --store or set TURNMILL_STORE, or send less text"
     )]
     NoStore {
@@ -213,6 +254,17 @@ fn shown(history: &[TurnId]) -> String {
     }
 }
 
+/// How many turns had which fate.
+fn partly(fates: &[Fate]) -> String {
+    let count = |of: fn(&Fate) -> bool| fates.iter().filter(|fate| of(fate)).count();
+    let enqueued = count(|fate| matches!(fate, Fate::Enqueued(_)));
+    let unknown = match count(|fate| *fate == Fate::Unknown) {
+        0 => String::new(),
+        unknown => format!(", {unknown} may be"),
+    };
+    format!("{enqueued} of {} turns are in the queue{unknown}; the others are not", fates.len())
+}
+
 fn whose(queue: &str, tenant: Option<&str>) -> String {
     match tenant {
         Some(tenant) => format!("tenant {tenant} of queue {queue}"),
@@ -221,9 +273,25 @@ fn whose(queue: &str, tenant: Option<&str>) -> String {
 }
 
 impl ProducerError {
+    /// What became of the turns of a call of so many that ended with this error.
+    pub fn fates(&self, turns: usize) -> Vec<Fate> {
+        match self {
+            Self::Partly { fates, .. } => fates.clone(),
+            // The command may have arrived; only its answer is missing.
+            Self::Unreachable { .. } | Self::Unreadable { .. } => vec![Fate::Unknown; turns],
+            _ => vec![Fate::NotEnqueued; turns],
+        }
+    }
+
+    /// This error, of a call in which turns had these fates.
+    pub(crate) fn after(self, fates: Vec<Fate>) -> Self {
+        if fates == self.fates(fates.len()) { self } else { Self::Partly { fates, source: Box::new(self) } }
+    }
+
     /// Retry, reject or stop.
     pub fn advice(&self) -> Advice {
         match self {
+            Self::Partly { source, .. } => source.advice(),
             Self::Unreachable { .. } | Self::Refused { .. } | Self::QueueFull { .. } => Advice::Retry,
             Self::Store { .. } | Self::KvStore { .. } => Advice::Retry,
             Self::InvalidTurn(_) | Self::Envelope(_) | Self::NoStore { .. } => Advice::Reject,
@@ -235,7 +303,10 @@ impl ProducerError {
             Self::OtherTenant { .. } | Self::AgentFile(_) => Advice::Reject,
             Self::File(_) => Advice::Stop,
             Self::AgentBusy { .. } | Self::HistoryChanged { .. } => Advice::Retry,
-            Self::InvalidUrl { .. } | Self::Unsuitable(_) | Self::Unreadable { .. } => Advice::Stop,
+            Self::InvalidUrl { .. }
+            | Self::InvalidSetting { .. }
+            | Self::Unsuitable(_)
+            | Self::Unreadable { .. } => Advice::Stop,
         }
     }
 }

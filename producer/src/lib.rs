@@ -33,17 +33,19 @@ mod new_turn;
 pub mod operate;
 mod payload;
 mod producer;
+mod redis_url;
 mod result_stream;
 mod seen;
 mod settings;
 mod stream_id;
 mod suitable;
 mod turn_result;
+mod wait_many;
 
 pub use turnmill_schema as schema;
 
 pub use enqueue::BATCH_TURNS;
-pub use error::{Advice, ProducerError};
+pub use error::{Advice, Fate, ProducerError};
 pub use follow::Followed;
 pub use lag::{Lag, PriorityLag};
 pub use new_turn::NewTurn;
@@ -51,3 +53,4 @@ pub use producer::Producer;
 pub use settings::ProducerSettings;
 pub use stream_id::{InvalidStreamId, StreamId};
 pub use turn_result::{Reply, TurnResult};
+pub use wait_many::WaitMany;

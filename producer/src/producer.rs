@@ -7,6 +7,7 @@ use crate::connection::Connection;
 use crate::error::ProducerError;
 use crate::new_turn::NewTurn;
 use crate::payload::PayloadStore;
+use crate::redis_url;
 use crate::settings::ProducerSettings;
 
 /// A producer of one tenant for one queue. Cheap to clone; clones share the connection for short commands.
@@ -19,9 +20,10 @@ pub struct Producer {
 }
 
 impl Producer {
-    /// Connects to `url` (`redis://[user:password@]host[:port][/database]`, `rediss://` for TLS, `unix://`).
+    /// Connects to `url` (`redis://[user:password@]host[:port][/database]`, `rediss://` for TLS, `unix://`; `valkey://` and
+    /// `valkeys://` mean the same). Characters of user and password that have a meaning in URLs are percent-encoded.
     ///
-    /// Fails at once where Redis cannot be reached, is older than 7.0 or may evict what it holds, and where the store of
+    /// Fails at once if Redis cannot be reached, is older than 7.0 or may evict what it holds, and if the store of
     /// `settings` is none.
     pub async fn connect(url: &str, settings: ProducerSettings) -> Result<Self, ProducerError> {
         let producer = Self::reach(url, settings).await?;
@@ -31,6 +33,8 @@ impl Producer {
 
     /// Connects, and takes the server as it is.
     pub(crate) async fn reach(url: &str, settings: ProducerSettings) -> Result<Self, ProducerError> {
+        settings.validate()?;
+        redis_url::check(url)?;
         let open = |store: &String| PayloadStore::open(store, &settings.queue);
         let payloads = settings.store.as_ref().map(open).transpose()?;
         let connection = Connection::open(url, &settings).await?;

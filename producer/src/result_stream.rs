@@ -8,6 +8,7 @@ use redis::{FromRedisValue, RedisResult};
 use turnmill_schema::keys::{FIELD_AGENT, FIELD_END, FIELD_EVENT, FIELD_REPLY};
 use turnmill_schema::{Event, envelope};
 
+use crate::connection::Connection;
 use crate::error::ProducerError;
 use crate::stream_id::StreamId;
 
@@ -45,7 +46,32 @@ pub(crate) struct TurnState {
     pub top: Option<RawEntry>,
 }
 
+/// What [`TurnState`] has of the turn's hash.
+const FIELDS: [&str; 4] = [FIELD_AGENT, FIELD_END, FIELD_EPOCH, FIELD_REPLY];
 type Fields = (Option<String>, Option<Vec<u8>>, Option<u64>, Option<Vec<u8>>);
+
+impl TurnState {
+    fn new((agent, end, epoch, reply): Fields, top: Option<RawEntry>) -> Self {
+        let reply = reply.filter(|reply| !reply.is_empty());
+        Self { agent, end, epoch, reply, top }
+    }
+}
+
+/// Reads the hashes of many turns, without the tops of their streams.
+pub(crate) async fn turn_states(
+    connection: &Connection,
+    turn_keys: impl Iterator<Item = &String>,
+) -> Result<Vec<TurnState>, ProducerError> {
+    let mut pipeline = redis::pipe();
+    turn_keys.for_each(|key| {
+        pipeline.cmd("HMGET").arg(key).arg(&FIELDS);
+    });
+    if pipeline.is_empty() {
+        return Ok(Vec::new());
+    }
+    let states: Vec<Fields> = connection.ask_all("reading turns", &pipeline).await?;
+    Ok(states.into_iter().map(|fields| TurnState::new(fields, None)).collect())
+}
 
 /// Reads the hash and the stream's top as of one moment.
 pub(crate) async fn turn_state(
@@ -55,11 +81,10 @@ pub(crate) async fn turn_state(
 ) -> RedisResult<TurnState> {
     let mut pipeline = redis::pipe();
     pipeline.atomic();
-    pipeline.cmd("HMGET").arg(turn_key).arg(&[FIELD_AGENT, FIELD_END, FIELD_EPOCH, FIELD_REPLY]);
+    pipeline.cmd("HMGET").arg(turn_key).arg(&FIELDS);
     pipeline.cmd("XREVRANGE").arg(result_key).arg("+").arg("-").arg("COUNT").arg(1);
-    let ((agent, end, epoch, reply), top): (Fields, StreamRangeReply) = pipeline.query_async(redis).await?;
-    let reply = reply.filter(|reply| !reply.is_empty());
-    Ok(TurnState { agent, end, epoch, reply, top: top.ids.into_iter().next() })
+    let (fields, top): (Fields, StreamRangeReply) = pipeline.query_async(redis).await?;
+    Ok(TurnState::new(fields, top.ids.into_iter().next()))
 }
 
 /// An entry of ours in a raw one.

@@ -9,6 +9,7 @@ use turnmill_worker::broker::memory::{
 };
 
 use crate::broker_conformance::{LEASE_MS, TestQueue, WorkerLimits};
+use crate::machine::{self, Share};
 
 /// A worker's settings.
 pub fn settings(worker: &str, lease_ms: u64, limits: WorkerLimits) -> MemorySettings {
@@ -30,13 +31,15 @@ pub fn settings(worker: &str, lease_ms: u64, limits: WorkerLimits) -> MemorySett
 pub struct MemoryTestQueue {
     queue: MemoryQueue,
     clock: Arc<TokioClock>,
+    _machine: Share,
 }
 
 impl MemoryTestQueue {
     /// A new one. Needs a tokio runtime.
     pub fn start() -> Self {
+        let machine = machine::share();
         let clock = Arc::new(TokioClock::start());
-        Self { queue: MemoryQueue::new(Arc::clone(&clock) as Arc<dyn Clock>), clock }
+        Self { queue: MemoryQueue::new(Arc::clone(&clock) as Arc<dyn Clock>), clock, _machine: machine }
     }
 }
 

@@ -5,7 +5,6 @@
 //! `settings.rs` holds the one table: adding a setting is adding an entry there, and a rule in `validate.rs`.
 
 mod byte_size;
-mod environment;
 mod error;
 mod load;
 mod otlp_url;

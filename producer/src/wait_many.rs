@@ -1,0 +1,274 @@
+//! Waiting for many turns over two connections, however many turns there are.
+//!
+//! The queue's stream of events has an entry for every turn that ends. One reader of it says which turns to look at, and
+//! they are looked at in pages over the shared connection.
+//!
+//! Invariants: the reader has its place in the stream before the first turn is looked at, so that no end falls between;
+//! turns are looked at again now and then, since events can be trimmed or lost. Commands are awaited by a task that
+//! does nothing else meanwhile: whoever takes the results may await what they like.
+
+use std::collections::{HashSet, VecDeque};
+use std::time::Duration;
+
+use futures::stream::BoxStream;
+use futures::{FutureExt, Stream, StreamExt, stream};
+use redis::streams::StreamRangeReply;
+use tokio::sync::mpsc;
+use tokio::time::{Interval, MissedTickBehavior, interval};
+use turnmill_schema::{AgentId, Event, Name, TurnId, envelope};
+
+use crate::error::ProducerError;
+use crate::operate::Operator;
+use crate::operate::events::EndedTurn;
+use crate::producer::Producer;
+use crate::result_stream::{TurnState, decode, turn_states};
+use crate::seen::{Misfit, Seen};
+use crate::stream_id::StreamId;
+use crate::turn_result::{Reply, TurnResult};
+
+/// Turns looked at in one round trip.
+const PAGE: usize = 512;
+/// Replies read in one round trip. A long one is some hundred kilobytes.
+const REPLIES: usize = 32;
+/// Results that wait for somebody to take them; behind them the task stands still.
+const RESULTS: usize = 32;
+/// How often turns are looked at that no event told of.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
+/// The same if events cannot be read.
+const LOOK_WITHOUT_EVENTS: Duration = Duration::from_millis(500);
+
+/// The ends of many turns, in the order in which they come; see [`Producer::wait_many`].
+#[derive(Debug)]
+pub struct WaitMany {
+    turns: mpsc::UnboundedSender<TurnId>,
+    results: mpsc::Receiver<Waited>,
+    waiting: usize,
+}
+
+/// A turn and its result, or why that cannot be read.
+type Waited = (TurnId, Result<TurnResult, ProducerError>);
+
+impl Producer {
+    /// Waits for the ends of many turns, which [`WaitMany::add`] names, over one connection besides the shared one. Runs a
+    /// task of its own, which ends when what is returned is dropped.
+    pub fn wait_many(&self) -> WaitMany {
+        let (turns, named) = mpsc::unbounded_channel();
+        let (sender, results) = mpsc::channel(RESULTS);
+        tokio::spawn(run(self.clone(), named, sender));
+        WaitMany { turns, results, waiting: 0 }
+    }
+
+    /// Ends of turns from now on.
+    async fn ends(
+        &self,
+    ) -> Result<impl Stream<Item = Result<EndedTurn, ProducerError>> + use<>, ProducerError> {
+        let mut newest = redis::cmd("XREVRANGE");
+        newest.arg(self.queue.keys(0).events()).arg("+").arg("-").arg("COUNT").arg(1);
+        let newest: StreamRangeReply = self.connection.ask("reading events", &newest).await?;
+        let place = newest.ids.first().and_then(|entry| entry.id.parse().ok()).unwrap_or(StreamId::START);
+        let events = Operator::new(self.clone()).events(None, Some(place));
+        Ok(stream::unfold(events, async |mut events| Some((events.next().await, events))))
+    }
+}
+
+/// Waits for turns from the first that is named on.
+async fn run(producer: Producer, mut named: mpsc::UnboundedReceiver<TurnId>, results: mpsc::Sender<Waited>) {
+    let Some(first) = named.recv().await else { return };
+    let ends = producer.ends().await;
+    let mut task = Task {
+        producer,
+        ends: stream::empty().boxed(),
+        again: every(LOOK_AGAIN),
+        waiting: HashSet::new(),
+        look: VecDeque::new(),
+    };
+    match ends {
+        Ok(ends) => task.ends = ends.boxed(),
+        Err(error) => task.told(Err(error)),
+    }
+    task.add(first);
+    task.run(named, results).await;
+}
+
+impl WaitMany {
+    /// Waits for this turn, too.
+    pub fn add(&mut self, turn: TurnId) {
+        // The task lives as long as this does.
+        self.waiting += usize::from(self.turns.send(turn).is_ok());
+    }
+
+    /// Waits for none of them any more.
+    pub fn clear(&mut self) {
+        self.waiting = 0;
+        self.results.close();
+    }
+
+    /// How many turns have not ended.
+    pub fn waiting(&self) -> usize {
+        self.waiting
+    }
+
+    /// The next turn that ended, with its result or why that cannot be read. None: nothing is waited for. A turn that failed
+    /// is a result, not an error. No end is lost if the future is dropped.
+    pub async fn next(&mut self) -> Option<(TurnId, Result<TurnResult, ProducerError>)> {
+        if self.waiting == 0 {
+            return None;
+        }
+        let waited = self.results.recv().await?;
+        self.waiting -= 1;
+        Some(waited)
+    }
+}
+
+struct Task {
+    producer: Producer,
+    /// Ends that after an error.
+    ends: BoxStream<'static, Result<EndedTurn, ProducerError>>,
+    again: Interval,
+    waiting: HashSet<TurnId>,
+    /// Those of them to look at now.
+    look: VecDeque<TurnId>,
+}
+
+impl Task {
+    async fn run(mut self, mut named: mpsc::UnboundedReceiver<TurnId>, results: mpsc::Sender<Waited>) {
+        loop {
+            tokio::select! {
+                () = results.closed() => return,
+                Some(turn) = named.recv() => self.add(turn),
+                Some(end) = self.ends.next() => self.told(end),
+                _ = self.again.tick() => self.look.extend(&self.waiting),
+            }
+            // What else is there already goes the same way.
+            while let Ok(turn) = named.try_recv() {
+                self.add(turn);
+            }
+            while let Some(Some(end)) = self.ends.next().now_or_never() {
+                self.told(end);
+            }
+            while !self.look.is_empty() {
+                for waited in self.look_at_page().await {
+                    if results.send(waited).await.is_err() {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    fn add(&mut self, turn: TurnId) {
+        self.waiting.insert(turn);
+        self.look.push_back(turn);
+    }
+
+    fn told(&mut self, end: Result<EndedTurn, ProducerError>) {
+        match end {
+            Ok(ended) if self.waiting.contains(&ended.turn) => self.look.push_back(ended.turn),
+            Ok(_) => {}
+            Err(error) => {
+                tracing::warn!("{error}; turns that are waited for are looked at again and again");
+                self.ends = stream::empty().boxed();
+                self.again = every(LOOK_WITHOUT_EVENTS);
+            }
+        }
+    }
+
+    /// Looks at some turns; those that ended are not waited for any more.
+    async fn look_at_page(&mut self) -> Vec<Waited> {
+        let page = self.look.drain(..self.look.len().min(PAGE)).filter(|turn| self.waiting.contains(turn));
+        let page: Vec<TurnId> = page.collect::<HashSet<_>>().into_iter().collect();
+        match self.producer.results(&page).await {
+            Ok(results) => {
+                results.iter().for_each(|(turn, _)| {
+                    self.waiting.remove(turn);
+                });
+                results
+            }
+            // Redis is away for longer than anybody wants to wait, or refuses.
+            Err(error) => {
+                self.look.clear();
+                self.waiting.drain().map(|turn| (turn, Err(repeated(&error)))).collect()
+            }
+        }
+    }
+}
+
+impl Producer {
+    /// The results of those of `turns` that ended.
+    async fn results(&self, turns: &[TurnId]) -> Result<Vec<Waited>, ProducerError> {
+        let keys: Vec<(String, String)> = turns.iter().map(|turn| self.keys_of(*turn)).collect();
+        let states = turn_states(&self.connection, keys.iter().map(|(turn, _)| turn)).await?;
+        let known = turns.iter().zip(keys).zip(states);
+        let looked: Vec<_> =
+            known.filter(|(_, state)| state.end.is_some() || state.agent.is_none()).collect();
+        let mut streams: Vec<StreamRangeReply> = Vec::with_capacity(looked.len());
+        for some in looked.chunks(REPLIES) {
+            let mut pipeline = redis::pipe();
+            for ((_, (_, result)), _) in some {
+                pipeline.cmd("XRANGE").arg(result).arg("-").arg("+");
+            }
+            let read: Vec<StreamRangeReply> = self.connection.ask_all("reading results", &pipeline).await?;
+            streams.extend(read);
+        }
+        let results = looked.into_iter().zip(streams).map(|(((turn, _), state), stream)| {
+            let result = match state.end {
+                Some(_) => put_together(*turn, &state, &stream),
+                None => Err(ProducerError::UnknownTurn { turn: *turn, queue: self.queue.name.to_string() }),
+            };
+            (*turn, result)
+        });
+        Ok(results.collect())
+    }
+}
+
+/// The result out of the stream or, as far as that has expired, out of what the turn's hash keeps for longer.
+fn put_together(
+    turn: TurnId,
+    state: &TurnState,
+    stream: &StreamRangeReply,
+) -> Result<TurnResult, ProducerError> {
+    let unreadable = |what: &str, reason: &dyn ToString| ProducerError::Unreadable {
+        what: format!("the {what} of turn {turn}"),
+        reason: reason.to_string(),
+    };
+    let agent: Option<Name> = state.agent.clone().and_then(|agent| AgentId::from_wire(agent).agent());
+    let stored = |what, bytes: &Option<Vec<u8>>| {
+        let bytes = bytes.as_ref();
+        bytes.map(|bytes| envelope::decode(bytes).map_err(|error| unreadable(what, &error))).transpose()
+    };
+    let events = stream.ids.iter().map(|entry| decode(entry).map(|(_, event)| event));
+    let kept = [stored("stored reply", &state.reply)?, stored("stored outcome", &state.end)?];
+    let (mut seen, mut reply) = (Seen::nothing(), Reply::default());
+    let is_kept = !stream.ids.is_empty() || state.reply.is_some();
+    for event in events.chain(kept.into_iter().flatten().map(Ok)) {
+        match event? {
+            Event::Begin(_) => {}
+            Event::Delta(delta) => match seen.add(delta) {
+                Ok(added) => added.into_iter().for_each(|delta| reply.push(delta)),
+                Err(Misfit::Gap { expected, found }) => {
+                    return Err(ProducerError::Gap { turn, expected, found });
+                }
+                Err(Misfit::Unaligned) => return Err(unreadable("result", &"its tokens overlap otherwise")),
+            },
+            Event::End(end) => return Ok(reply.ended(turn, agent, end, is_kept)),
+        }
+    }
+    Err(unreadable("stored outcome", &"it is not an End"))
+}
+
+fn every(period: Duration) -> Interval {
+    let mut ticks = interval(period);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
+}
+
+/// The error, for one more turn.
+fn repeated(error: &ProducerError) -> ProducerError {
+    match error {
+        ProducerError::Unreachable { address, reason } => {
+            ProducerError::Unreachable { address: address.clone(), reason: reason.clone() }
+        }
+        ProducerError::Unsuitable(reason) => ProducerError::Unsuitable(reason.clone()),
+        other => ProducerError::Refused { step: "reading results", reason: other.to_string() },
+    }
+}

@@ -1,0 +1,363 @@
+//! The same traces on both adapters: every answer and, after each step, what the queue shows must be the same. The
+//! simulation is about the memory adapter; this says that what it shows holds for the scripts.
+//!
+//! Time is steered: leases are longer than any trace, so nothing idles by itself; a token is taken over on both sides
+//! because the trace says so, delays are none or far off. `TURNMILL_TRACE_SEED=n` replays one trace.
+
+use std::collections::BTreeMap;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use turnmill_schema::keys::GROUP;
+use turnmill_schema::scripts::AgentAction;
+use turnmill_schema::{AgentId, DeadReason, Delta, Event, Manifest, Outcome, Priority, Turn, TurnId};
+use turnmill_tests::broker_conformance::{
+    TestQueue, WorkerLimits, claim, delta, ending, entry, manifest as some_manifest, room_for, turn,
+};
+use turnmill_tests::memory_queue::settings;
+use turnmill_tests::redis_queue::RedisQueue;
+use turnmill_tests::simulation::Dice;
+use turnmill_worker::broker::memory::{Clock, MemoryBroker, MemoryQueue};
+use turnmill_worker::broker::redis::RedisBroker;
+use turnmill_worker::broker::{Broker, BrokerError, Ending, Lease, Ticket};
+
+const TRACES: u64 = 300;
+const STEPS: u64 = 40;
+const WORKERS: u64 = 3;
+const AGENTS: [&str; 3] = ["a", "b", "c"];
+/// Of the memory adapter, by its own clock.
+const LEASE_MS: u64 = 60_000;
+const FAR_OFF: Duration = Duration::from_secs(3600);
+
+/// A clock that goes when it is told to.
+#[derive(Debug)]
+struct Steered(AtomicU64);
+
+impl Clock for Steered {
+    fn now_ms(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn until(&self, _at_ms: u64) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        Box::pin(std::future::pending())
+    }
+}
+
+/// What a worker holds on both sides.
+#[derive(Clone)]
+struct Pair<T> {
+    memory: T,
+    redis: T,
+}
+
+struct Trace {
+    dice: Dice,
+    clock: Arc<Steered>,
+    memory: MemoryQueue,
+    redis: RedisQueue,
+    workers: Vec<(MemoryBroker, RedisBroker)>,
+    /// Redis's tokens by those of the memory adapter.
+    entries: BTreeMap<(bool, String), String>,
+    unleased: Vec<(usize, Pair<Ticket>)>,
+    /// Leases, live or lost, and the tokens published under them.
+    leases: Vec<(usize, Pair<Lease>, u32)>,
+    turns: Vec<TurnId>,
+}
+
+fn kind<T: std::fmt::Debug>(answer: &Result<T, BrokerError>) -> String {
+    match answer {
+        Ok(answer) => format!("{answer:?}"),
+        Err(BrokerError::Fenced { .. }) => "fenced".to_owned(),
+        Err(BrokerError::Gap { expected, found, .. }) => format!("gap {expected} {found}"),
+        Err(other) => panic!("{other}"),
+    }
+}
+
+/// Without epochs, times and texts that name times.
+fn shown(events: Vec<Event>) -> Vec<String> {
+    let show = |event| match event {
+        Event::Begin(begin) => format!("begin {} {} {}", begin.attempt, begin.resume_from, begin.worker),
+        Event::Delta(delta) => format!("delta {} {:?}", delta.index, delta.tokens),
+        Event::End(end) => format!("end {:?}", end.outcome),
+    };
+    events.into_iter().map(show).collect()
+}
+
+impl Trace {
+    async fn start(redis: RedisQueue, seed: u64) -> Self {
+        let () = redis.command(&["FLUSHALL"]).await;
+        let clock = Arc::new(Steered(AtomicU64::new(redis.now_ms().await)));
+        let memory = MemoryQueue::new(Arc::clone(&clock) as Arc<dyn Clock>);
+        let dice = Dice::new(seed);
+        let limits =
+            WorkerLimits { max_attempts: 3, tenant_max_running: 0, max_continues: dice.below(3) as u32 };
+        let mut workers = Vec::new();
+        for number in 0..WORKERS {
+            let name = format!("w{number}");
+            let of_redis = redis.worker_with(&name, limits).await;
+            workers.push((memory.worker(settings(&name, LEASE_MS, limits)), of_redis));
+        }
+        let (entries, unleased, leases, turns) = Default::default();
+        let trace = Self { dice, clock, memory, redis, workers, entries, unleased, leases, turns };
+        for (memory, redis) in &trace.workers {
+            trace.first_read(memory, redis).await;
+        }
+        trace
+    }
+
+    /// A worker's first read looks for tokens that an earlier process of its name held; later ones do not.
+    async fn first_read(&self, memory: &MemoryBroker, redis: &RedisBroker) {
+        let lone = [turn(None, "1")];
+        self.memory.enqueue(&lone, room_for(9)).expect("the queue has room");
+        self.redis.enqueue(&lone, room_for(9)).await.expect("the queue has room");
+        let first = claim(memory).await;
+        memory.finish(&first.lease, &ending(0, Outcome::Completed)).await.expect("ended");
+        let first = claim(redis).await;
+        redis.finish(&first.lease, &ending(0, Outcome::Completed)).await.expect("ended");
+    }
+
+    fn agent(&self) -> AgentId {
+        turn(self.dice.pick(&AGENTS).copied(), "").agent_id()
+    }
+
+    async fn step(&mut self) {
+        match self.dice.below(15) {
+            0..3 => self.enqueue().await,
+            3 | 4 => self.read().await,
+            5 | 6 => self.lease().await,
+            7 => self.append().await,
+            8 | 9 => self.end().await,
+            10 => self.requeue().await,
+            11 => self.take_over().await,
+            12 => self.operate().await,
+            13 => self.advance().await,
+            _ => self.renew().await,
+        }
+    }
+
+    /// One unlike any other, or none.
+    fn manifest(&self) -> Option<Manifest> {
+        self.dice.chance(500).then(|| some_manifest(self.dice.below(u64::from(u32::MAX)) as u32))
+    }
+
+    async fn advance(&mut self) {
+        let Some(number) = self.some_lease() else { return };
+        let (worker, lease, _) = self.leases[number].clone();
+        let (memory, redis) = &self.workers[worker];
+        let manifest = some_manifest(self.dice.below(u64::from(u32::MAX)) as u32);
+        let of_memory = memory.advance(&lease.memory, &manifest).await;
+        assert_eq!(kind(&of_memory), kind(&redis.advance(&lease.redis, &manifest).await));
+    }
+
+    async fn enqueue(&mut self) {
+        let priority = if self.dice.chance(300) { Priority::Batch } else { Priority::Interactive };
+        let now_ms = self.clock.now_ms();
+        let new = Turn {
+            priority,
+            not_before_ms: self.dice.chance(100).then(|| now_ms + FAR_OFF.as_millis() as u64),
+            deadline_ms: self.dice.chance(100).then_some(1),
+            new_session: self.dice.chance(100),
+            ..turn(self.dice.chance(850).then(|| *self.dice.pick(&AGENTS).expect("some")), "1")
+        };
+        let room = room_for(self.dice.between(4, 12));
+        let full = |full: turnmill_worker::broker::memory::QueueFull| (full.tenant, full.open, full.limit);
+        let of_memory = self.memory.enqueue(std::slice::from_ref(&new), room).map_err(full);
+        let of_redis = self.redis.enqueue(std::slice::from_ref(&new), room).await.map_err(full);
+        assert_eq!(of_memory, of_redis);
+        self.turns.extend(of_memory.unwrap_or_default());
+    }
+
+    async fn read(&mut self) {
+        if self.memory.counts().runnable() == 0 {
+            return;
+        }
+        let worker = self.dice.below(WORKERS) as usize;
+        let (memory, redis) = &self.workers[worker];
+        let tokens = (memory.read(1).await.expect("answered"), redis.read(1).await.expect("answered"));
+        let ([memory], [redis]) = (&tokens.0[..], &tokens.1[..]) else { panic!("{tokens:?}") };
+        assert_eq!((&memory.agent, memory.priority), (&redis.agent, redis.priority));
+        self.entries.insert(key(memory), redis.entry.clone());
+        self.unleased.push((worker, Pair { memory: memory.clone(), redis: redis.clone() }));
+    }
+
+    async fn lease(&mut self) {
+        if self.unleased.is_empty() {
+            return;
+        }
+        let number = self.dice.below(self.unleased.len() as u64) as usize;
+        let (worker, token) = self.unleased.swap_remove(number);
+        let (memory, redis) = &self.workers[worker];
+        if self.dice.chance(150) {
+            memory.return_ticket(&token.memory).await.expect("answered");
+            return redis.return_ticket(&token.redis).await.expect("answered");
+        }
+        let of_memory = memory.lease(&token.memory).await.expect("answered");
+        let of_redis = redis.lease(&token.redis).await.expect("answered");
+        let of = |claim: &turnmill_worker::broker::Claim| {
+            let (turn, attempt) = (claim.lease.turn, claim.lease.attempt);
+            let published: Vec<u32> = claim.published.iter().flat_map(|delta| delta.tokens.clone()).collect();
+            let expires = claim.expires_in.is_some();
+            (turn, attempt, published, claim.history.clone(), claim.manifest, claim.alone, expires)
+        };
+        assert_eq!(of_memory.as_ref().map(of), of_redis.as_ref().map(of));
+        if let (Some(memory), Some(redis)) = (of_memory, of_redis) {
+            let published = memory.published.last().map_or(0, Delta::published);
+            self.leases.push((worker, Pair { memory: memory.lease, redis: redis.lease }, published));
+        }
+    }
+
+    fn some_lease(&self) -> Option<usize> {
+        // Mostly the newest; lost ones try as well.
+        let newest = self.leases.len().checked_sub(1)?;
+        Some(if self.dice.chance(700) { newest } else { self.dice.below(newest as u64 + 1) as usize })
+    }
+
+    async fn append(&mut self) {
+        let Some(number) = self.some_lease() else { return };
+        let (worker, lease, published) = &mut self.leases[number];
+        let (memory, redis) = &self.workers[*worker];
+        let index = *published;
+        let delta = delta(index, &[index, index + 1][..self.dice.between(1, 2) as usize]);
+        let of_memory = memory.append(&lease.memory, &delta).await;
+        assert_eq!(kind(&of_memory), kind(&redis.append(&lease.redis, &delta).await));
+        if of_memory.is_ok() {
+            *published = delta.published();
+        }
+    }
+
+    async fn end(&mut self) {
+        let Some(number) = self.some_lease() else { return };
+        let (worker, lease, published) = self.leases[number].clone();
+        let (memory, redis) = &self.workers[worker];
+        let outcome =
+            *self.dice.pick(&[Outcome::Completed, Outcome::Completed, Outcome::Failed]).expect("some");
+        let published = published + u32::from(self.dice.chance(100));
+        let ending = Ending {
+            entry: Some(entry(&lease.memory, "1", 0, &[published])),
+            reply: self.dice.chance(500).then(|| delta(0, &[7])),
+            continues: self.dice.chance(500),
+            manifest: self.manifest(),
+            ..ending(published, outcome)
+        };
+        for _ in 0..self.dice.between(1, 2) {
+            let of_memory = memory.finish(&lease.memory, &ending).await;
+            let of_redis = redis.finish(&lease.redis, &ending).await;
+            let is_some = |answer: &Result<Option<Ticket>, BrokerError>| match answer {
+                Ok(token) => format!("{}", token.is_some()),
+                error => kind(error),
+            };
+            assert_eq!(is_some(&of_memory), is_some(&of_redis));
+            if let (Ok(Some(memory)), Ok(Some(redis))) = (of_memory, of_redis) {
+                let token = Pair { memory, redis };
+                if !self.unleased.iter().any(|(_, other)| other.memory == token.memory) {
+                    self.unleased.push((worker, token));
+                }
+            }
+        }
+    }
+
+    async fn requeue(&mut self) {
+        let Some(number) = self.some_lease() else { return };
+        let (worker, lease, _) = self.leases[number].clone();
+        let (memory, redis) = &self.workers[worker];
+        if self.dice.chance(400) {
+            let manifest = self.manifest();
+            let of_memory = memory.release(&lease.memory, manifest.as_ref()).await;
+            let of_redis = redis.release(&lease.redis, manifest.as_ref()).await;
+            return assert_eq!(kind(&of_memory), kind(&of_redis));
+        }
+        let delay = if self.dice.chance(700) { Duration::ZERO } else { FAR_OFF };
+        let of_memory = memory.retry(&lease.memory, delay, DeadReason::Attempts, "x").await;
+        let of_redis = redis.retry(&lease.redis, delay, DeadReason::Attempts, "x").await;
+        assert_eq!(kind(&of_memory), kind(&of_redis));
+    }
+
+    /// The worker that holds it is silent for a lease.
+    async fn take_over(&mut self) {
+        self.clock.0.fetch_add(LEASE_MS, Ordering::Relaxed);
+        let worker = self.dice.below(WORKERS) as usize;
+        let taken = self.workers[worker].0.reclaim(1).await.expect("answered");
+        let Some(memory) = taken.into_iter().next() else { return };
+        let entry = self.entries[&key(&memory)].clone();
+        let ready = self.redis.keys().ready(memory.priority);
+        let name = format!("w{worker}");
+        let _: redis::Value = self.redis.command(&["XCLAIM", &ready, GROUP, &name, "0", &entry]).await;
+        let redis = Ticket { entry, ..memory.clone() };
+        self.unleased.push((worker, Pair { memory, redis }));
+    }
+
+    async fn operate(&mut self) {
+        if let Some(turn) = self.dice.pick(&self.turns).filter(|_| self.dice.chance(500)) {
+            let operator = settings("operator", LEASE_MS, WorkerLimits::default());
+            return assert_eq!(self.memory.cancel(*turn, &operator), self.redis.cancel(*turn).await);
+        }
+        let actions = [
+            AgentAction::Pause,
+            AgentAction::Resume,
+            AgentAction::Resume,
+            AgentAction::Halt,
+            AgentAction::Skip,
+            AgentAction::Reset,
+        ];
+        let (agent, action) = (self.agent(), *self.dice.pick(&actions).expect("some"));
+        assert_eq!(self.memory.act(&agent, action), self.redis.act(&agent, action).await);
+    }
+
+    async fn renew(&mut self) {
+        let Some(number) = self.some_lease() else { return };
+        let (worker, lease, _) = self.leases[number].clone();
+        let (memory, redis) = &self.workers[worker];
+        let of_memory = memory.renew(std::slice::from_ref(&lease.memory), &[]).await;
+        let of_redis = redis.renew(std::slice::from_ref(&lease.redis), &[]).await;
+        assert_eq!(kind(&of_memory), kind(&of_redis));
+    }
+
+    /// What producers, readers and operators see.
+    async fn compare(&self) {
+        self.memory.check_integrity();
+        let of_redis = self.workers[0].1.counts().await.expect("counted");
+        let of_memory = self.memory.counts();
+        assert_eq!(
+            (of_memory.priorities, of_memory.delayed, of_memory.dead, of_memory.oldest_ms.is_some()),
+            (of_redis.priorities, of_redis.delayed, of_redis.dead, of_redis.oldest_ms.is_some())
+        );
+        assert_eq!(self.memory.dead_letters(), self.redis.dead_letters().await);
+        for (agent, state) in self.memory.agents() {
+            let key = self.redis.keys().agent(&agent);
+            let of_redis: Option<String> = self.redis.command(&["HGET", &key, "state"]).await;
+            assert_eq!(Some(state.as_str()), of_redis.as_deref(), "{agent}");
+            let key = self.redis.keys().backlog(&agent);
+            let backlog: Vec<String> = self.redis.command(&["LRANGE", &key, "0", "-1"]).await;
+            let ids = self.memory.backlog(&agent);
+            let is_same = ids.iter().zip(&backlog).all(|(id, entry)| entry.starts_with(&id.to_string()));
+            assert!(is_same && ids.len() == backlog.len(), "{agent}: {ids:?} {backlog:?}");
+        }
+        for turn in &self.turns {
+            assert_eq!(shown(self.memory.events(*turn)), shown(self.redis.events(*turn).await), "{turn}");
+            assert_eq!(self.memory.short_reply(*turn), self.redis.short_reply(*turn).await);
+        }
+    }
+}
+
+/// What tells a token of the memory adapter.
+fn key(token: &Ticket) -> (bool, String) {
+    (token.priority == Priority::Batch, token.entry.clone())
+}
+
+#[tokio::test]
+async fn both_adapters_do_the_same() {
+    let one = std::env::var("TURNMILL_TRACE_SEED").ok().map(|seed| seed.parse().expect("a number"));
+    let (first, end) = one.map_or((0, TRACES), |seed: u64| (seed, seed + 1));
+    let mut redis = RedisQueue::start();
+    for seed in first..end {
+        let mut trace = Trace::start(redis, seed).await;
+        for step in 0..STEPS {
+            println!("TURNMILL_TRACE_SEED={seed}, step {step}");
+            trace.step().await;
+            trace.compare().await;
+        }
+        redis = trace.redis;
+    }
+}
