@@ -7,6 +7,7 @@
 mod block_store;
 mod broker_memory;
 mod broker_redis;
+mod cli_edges;
 mod e2e;
 mod kv_commands;
 mod mutations;
@@ -18,5 +19,10 @@ mod prometheus;
 mod retention;
 mod s3;
 mod simulation;
+mod submit_many;
+mod submit_partly;
+mod submit_room;
+mod terminal_output;
 mod top;
 mod traces;
+mod wait_many;
