@@ -262,6 +262,16 @@ impl Turn {
         self.request_id.clone().unwrap_or_else(|| self.id.into())
     }
 
+    /// Sixteen hexadecimal digits of what is asked: equal for turns that ask the same of the same agent, whenever and under
+    /// whatever id. A turn that comes again under its idempotency key is told from another one by it. BLAKE3 of the agent,
+    /// the messages and how to sample, as MessagePack.
+    pub fn asked_digest(&self) -> String {
+        let asked = (&self.agent, &self.messages, self.new_session, &self.sampling, self.priority);
+        // What cannot be encoded is not enqueued either.
+        let bytes = rmp_serde::to_vec(&asked).unwrap_or_default();
+        blake3::hash(&bytes).to_hex()[..16].to_owned()
+    }
+
     /// Whose backlog the turn waits in.
     pub fn agent_id(&self) -> AgentId {
         match &self.agent {

@@ -133,6 +133,7 @@ fn broker_settings(settings: &Settings) -> BrokerSettings {
         outcome_ttl_ms: settings.outcome_ttl_ms,
         keep_stream_ms: settings.keep_stream_ms.min(settings.result_ttl_ms),
         retained_bytes: settings.retained_bytes.bytes(),
+        dead_bytes: settings.dead_bytes.bytes(),
         tenant_max_running: settings.tenant_max_running,
         max_continues: settings.max_continues,
     }

@@ -32,7 +32,7 @@ mod trim;
 pub use advance::Advance;
 pub use agent::{ActOnAgent, AgentAction, AgentActed, Rollback};
 pub use append::AppendAnyway;
-pub use cancel::{Cancel, CancelAnswer, CancelLimits};
+pub use cancel::{Cancel, Expire, Unrun, UnrunLimits};
 pub use collector::KeepCollector;
 pub use consumers::RemoveConsumers;
 pub use counts::{Counts, CountWork, PriorityCounts};

@@ -155,6 +155,7 @@ impl Bench {
             outcome_ttl_ms: 86_400_000,
             keep_stream_ms: 10_000,
             retained_bytes: 256 << 20,
+            dead_bytes: 256 << 20,
             tenant_max_running: 0,
             max_continues: 4,
         };

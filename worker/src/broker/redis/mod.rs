@@ -63,8 +63,10 @@ pub struct BrokerSettings {
     pub outcome_ttl_ms: u64,
     /// How long the result stream of an ended turn stays whose whole reply is kept with its outcome.
     pub keep_stream_ms: u64,
-    /// What ended turns may take in a shard, roughly, in bytes; beyond it the oldest are forgotten early.
+    /// What ended turns may take in a shard, in bytes; beyond it the oldest are forgotten early.
     pub retained_bytes: u64,
+    /// The same of dead letters.
+    pub dead_bytes: u64,
     /// Turns of one tenant that may run at once in a shard; 0: no limit.
     pub tenant_max_running: u64,
     /// Turns in a row that a worker may take of an agent while other agents wait.

@@ -3,10 +3,12 @@
 use std::time::Duration;
 
 use turnmill_redis::Fault;
-use turnmill_redis::steps::{BeginSweep, Promote, Reclaim, RemoveConsumers, Repair, SilentTicket, Trim};
-use turnmill_schema::keys::Keys;
+use turnmill_redis::steps::{
+    BeginSweep, Expire, Letter, Promote, Purge, Reclaim, RemoveConsumers, Repair, SilentTicket, Trim, UnrunLimits,
+};
+use turnmill_schema::keys::{DeadlineEntry, Keys};
 
-use super::RedisBroker;
+use super::{BrokerSettings, RedisBroker};
 
 /// Look again after so long, if nobody waits. A turn that another worker delays meanwhile may start late by as much.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -26,6 +28,8 @@ const AGENTS_A_SWEEP: usize = 256;
 const CONSUMER_LEASES: u64 = 20;
 /// Ended turns forgotten in one call.
 const TURNS_A_TRIM: usize = 128;
+/// Dead letters looked at in one call.
+const LETTERS_A_TRIM: usize = 32;
 /// Such calls in one sweep of a shard at most: what is left waits for the next one.
 const TRIMS_A_SWEEP: usize = 1000;
 
@@ -33,6 +37,7 @@ impl RedisBroker {
     /// Promotes who is due in one shard; how long until somebody else may be.
     pub(super) async fn promote_shard(&self, keys: &Keys) -> Result<Duration, Fault> {
         let waiting = self.server.waiting_agents(keys, AGENTS_A_LOOK, TENANTS_A_LOOK).await?;
+        self.expire(keys, waiting.overdue).await?;
         let (mut agents, mut look_again) = (waiting.due, LOOK_EVERY);
         if let Some(due_ms) = waiting.next_due_ms {
             look_again = look_again.min(Duration::from_millis(due_ms.saturating_sub(waiting.now_ms)));
@@ -54,6 +59,22 @@ impl RedisBroker {
         self.set_paused(keys.shard(), waiting.paused);
         // A full look may have left some.
         Ok(if promoted >= AGENTS_A_LOOK { LOOK_AT_MOST_EVERY } else { look_again.max(LOOK_AT_MOST_EVERY) })
+    }
+
+    /// Ends turns whose deadline passed while they waited.
+    async fn expire(&self, keys: &Keys, overdue: Vec<DeadlineEntry>) -> Result<(), Fault> {
+        if overdue.is_empty() {
+            return Ok(());
+        }
+        let BrokerSettings { result_ttl_ms, outcome_ttl_ms, .. } = self.settings;
+        let items: Vec<Expire> =
+            overdue.into_iter().map(|DeadlineEntry { agent, entry }| Expire { agent, entry }).collect();
+        for answer in self.server.run_items(keys, &UnrunLimits { result_ttl_ms, outcome_ttl_ms }, &items).await? {
+            if let Err(error) = answer {
+                tracing::warn!(%error, "a turn that is past its deadline could not be ended");
+            }
+        }
+        Ok(())
     }
 
     /// Makes agents of silent workers in one shard runnable again.
@@ -105,6 +126,27 @@ impl RedisBroker {
             let oldest = self.server.oldest_ended(keys, TURNS_A_TRIM).await?;
             let trim = Trim { retained_bytes, outcome_ttl_ms, oldest: &oldest };
             if self.server.run(keys, &trim).await? < TURNS_A_TRIM as u64 {
+                break;
+            }
+        }
+        self.trim_dead(keys).await
+    }
+
+    /// Forgets the oldest dead letters while they take more than they may.
+    async fn trim_dead(&self, keys: &Keys) -> Result<(), Fault> {
+        let over_bytes = Some(self.settings.dead_bytes);
+        for _ in 0..TRIMS_A_SWEEP {
+            let oldest = self.server.oldest_dead(keys, LETTERS_A_TRIM).await?;
+            let letters: Vec<Letter<'_>> =
+                oldest.iter().map(|(entry, turn)| Letter { entry, turn: *turn }).collect();
+            let purged = self.server.run(keys, &Purge { over_bytes, letters }).await?;
+            if purged > 0 {
+                tracing::warn!(
+                    shard = keys.shard(), purged, dead_bytes = self.settings.dead_bytes,
+                    "forgot the oldest dead letters, because they took more than dead_bytes"
+                );
+            }
+            if purged < LETTERS_A_TRIM as u64 {
                 break;
             }
         }
