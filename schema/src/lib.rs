@@ -10,6 +10,7 @@
 //! * [`payload`]: turns too large for Redis, and the references that stand in their place.
 //! * [`trace_context`], [`request_id`]: what ties a turn to what happened before it, in traces and logs.
 //! * [`keys`]: every Redis key, stream, group and field name.
+//! * [`stream_id`]: where an entry stands in a stream.
 //! * [`worker_status`]: what a worker says of itself in the registry.
 
 pub mod agent_file;
@@ -21,6 +22,7 @@ pub mod kv_object;
 pub mod manifest;
 pub mod payload;
 pub mod request_id;
+pub mod stream_id;
 pub mod trace_context;
 pub mod transcript;
 pub mod turn;
@@ -31,6 +33,7 @@ pub use ids::{AgentId, InvalidName, Name, TurnId};
 pub use manifest::{Digest, Manifest};
 pub use payload::{EncodedTurn, PayloadError, PayloadReference, StoredTurn};
 pub use request_id::RequestId;
+pub use stream_id::{InvalidStreamId, StreamId};
 pub use trace_context::{TraceParent, TraceState};
 pub use transcript::{History, TranscriptEntry};
 pub use turn::{InvalidTurn, Message, Priority, Role, Sampling, Turn};
