@@ -7,19 +7,19 @@
 use std::collections::VecDeque;
 
 use futures::Stream;
-use redis::aio::MultiplexedConnection;
-use redis::streams::StreamId as RawEntry;
-use redis::{RedisError, RedisResult};
 use serde::Serialize;
-use turnmill_schema::{Delta, Event, TurnId, envelope};
+use turnmill_redis::steps::ResultEntry;
+use turnmill_redis::{Blocking, Fault, ReadUpTo, TurnState};
+use turnmill_schema::keys::Keys;
+use turnmill_schema::{Delta, Event, StreamId, TurnId, envelope};
 
-use crate::connection::{Connection, Patience, passing};
+use crate::connection::{Connection, Patience, passes};
 use crate::error::ProducerError;
 use crate::producer::Producer;
-use crate::result_stream::{TurnState, decode, read_after, turn_state};
 use crate::seen::{Misfit, Seen};
-use crate::stream_id::StreamId;
 
+/// Entries in one reply at most.
+const COUNT: usize = 256;
 /// What to do where a repeated text cannot be cut.
 const FROM_ITS_START: &str =
     "tokens come again that cannot be told from those read; follow it from its start";
@@ -56,8 +56,7 @@ struct Reader {
     connection: Connection,
     turn: TurnId,
     queue: String,
-    turn_key: String,
-    result_key: String,
+    keys: Keys,
     /// Where the caller wanted to start.
     origin: StreamId,
     /// The last entry read.
@@ -68,7 +67,7 @@ struct Reader {
     /// Went back to the origin and found nothing new since.
     reread: bool,
     /// Its own: a blocking read holds up everything behind it.
-    redis: Option<MultiplexedConnection>,
+    reader: Option<Blocking>,
     /// Set from a lost connection to the next answer.
     lost: Option<Patience>,
     /// The state of the turn must be looked at before waiting for entries.
@@ -79,20 +78,18 @@ struct Reader {
 
 impl Reader {
     fn new(producer: &Producer, turn: TurnId, from: Option<StreamId>) -> Self {
-        let (turn_key, result_key) = producer.keys_of(turn);
         let origin = from.unwrap_or(StreamId::START);
         Self {
             connection: producer.connection.clone(),
             turn,
             queue: producer.queue.name.to_string(),
-            turn_key,
-            result_key,
+            keys: producer.keys_of(turn),
             origin,
             last: origin,
             newest: origin,
             seen: if origin == StreamId::START { Seen::nothing() } else { Seen::unknown() },
             reread: false,
-            redis: None,
+            reader: None,
             lost: None,
             look: true,
             ready: VecDeque::new(),
@@ -111,22 +108,14 @@ impl Reader {
             match self.step().await {
                 Ok(Step::State(state)) => self.judge(&state)?,
                 Ok(Step::Entries(entries)) => self.take(&entries)?,
-                Err(error) => self.lose(&error).await?,
+                Err(fault) => self.lose(fault).await?,
             }
         }
     }
 
     /// One question to Redis.
-    async fn step(&mut self) -> RedisResult<Step> {
-        let redis = match &mut self.redis {
-            Some(redis) => redis,
-            none => none.insert(self.connection.blocking().await?),
-        };
-        let step = if self.look {
-            Step::State(turn_state(redis, &self.turn_key, &self.result_key).await?)
-        } else {
-            Step::Entries(read_after(redis, &self.result_key, self.last, self.connection.block()).await?)
-        };
+    async fn step(&mut self) -> Result<Step, Fault> {
+        let step = if self.look { self.look().await? } else { self.wait().await? };
         if self.lost.take().is_some() {
             tracing::info!(turn = %self.turn, "reached Redis again; reading on");
         }
@@ -135,19 +124,33 @@ impl Reader {
         Ok(step)
     }
 
+    async fn look(&self) -> Result<Step, Fault> {
+        let states = self.connection.server().turn_states(&self.keys, &[self.turn]).await?;
+        states.into_iter().next().map_or(Ok(Step::Entries(Vec::new())), |state| state.map(Step::State))
+    }
+
+    async fn wait(&mut self) -> Result<Step, Fault> {
+        let reader = match &mut self.reader {
+            Some(reader) => reader,
+            none => none.insert(self.connection.blocking().await?),
+        };
+        let read = [ReadUpTo { turn: self.turn, last: self.last }];
+        let found = reader.wait_for_results(&self.keys, &read, COUNT, self.connection.block()).await?;
+        Ok(Step::Entries(found.into_iter().flat_map(|(_, entries)| entries).collect()))
+    }
+
     /// Waits before the next try, or gives up.
-    async fn lose(&mut self, error: &RedisError) -> Result<(), ProducerError> {
-        let failure = self.connection.failure("reading a result", error);
-        if !passing(error) {
-            return Err(failure);
+    async fn lose(&mut self, fault: Fault) -> Result<(), ProducerError> {
+        if !passes(&fault) {
+            return Err(fault.into());
         }
-        self.redis = None;
+        self.reader = None;
         self.look = true;
         let patience = self.lost.get_or_insert_with(|| {
-            tracing::warn!(turn = %self.turn, "{failure}; trying again");
+            tracing::warn!(turn = %self.turn, "{fault}; trying again");
             self.connection.patience()
         });
-        if patience.pause().await { Ok(()) } else { Err(failure) }
+        if patience.pause().await { Ok(()) } else { Err(fault.into()) }
     }
 
     /// Ends here where no further entry can come.
@@ -211,7 +214,7 @@ impl Reader {
     }
 
     /// Takes entries up to the End, or up to one that makes reading again necessary.
-    fn take(&mut self, entries: &[RawEntry]) -> Result<(), ProducerError> {
+    fn take(&mut self, entries: &[ResultEntry]) -> Result<(), ProducerError> {
         for entry in entries {
             let (id, event) = decode(entry)?;
             let new = id > self.newest;
@@ -256,5 +259,15 @@ impl Reader {
 
 enum Step {
     State(TurnState),
-    Entries(Vec<RawEntry>),
+    Entries(Vec<ResultEntry>),
+}
+
+/// An entry of ours in a stored one.
+fn decode(entry: &ResultEntry) -> Result<(StreamId, Event), ProducerError> {
+    let unreadable = |reason: String| ProducerError::Unreadable {
+        what: format!("entry {} of the result stream", entry.id),
+        reason,
+    };
+    let id = entry.id.parse().map_err(|error| unreadable(format!("{error}")))?;
+    Ok((id, envelope::decode(&entry.event).map_err(|error| unreadable(error.to_string()))?))
 }

@@ -1,6 +1,6 @@
 //! The producer: a queue, a tenant and a way to Redis.
 
-use turnmill_schema::keys::Queue;
+use turnmill_schema::keys::{Keys, Queue};
 use turnmill_schema::{Turn, TurnId};
 
 use crate::connection::Connection;
@@ -21,20 +21,23 @@ pub struct Producer {
 impl Producer {
     /// Connects to `url` (`redis://[user:password@]host[:port][/database]`, `rediss://` for TLS, `unix://`).
     ///
-    /// Fails at once where Redis cannot be reached, is older than 7.0 or may evict what it holds, and where the store of
+    /// Fails at once if Redis cannot be reached, is older than 7.0, may evict what it holds or is a replica, and if the store of
     /// `settings` is none.
     pub async fn connect(url: &str, settings: ProducerSettings) -> Result<Self, ProducerError> {
-        let producer = Self::reach(url, settings).await?;
-        producer.connection.check().await?;
-        Ok(producer)
+        let payloads = payloads(&settings)?;
+        let connection = Connection::open(url, &settings).await?;
+        Ok(Self::of(connection, payloads, settings))
     }
 
     /// Connects, and takes the server as it is.
     pub(crate) async fn reach(url: &str, settings: ProducerSettings) -> Result<Self, ProducerError> {
-        let open = |store: &String| PayloadStore::open(store, &settings.queue);
-        let payloads = settings.store.as_ref().map(open).transpose()?;
-        let connection = Connection::open(url, &settings).await?;
-        Ok(Self { connection, queue: Queue::single(settings.queue.clone()), payloads, settings })
+        let payloads = payloads(&settings)?;
+        let connection = Connection::reach(url, &settings).await?;
+        Ok(Self::of(connection, payloads, settings))
+    }
+
+    fn of(connection: Connection, payloads: Option<PayloadStore>, settings: ProducerSettings) -> Self {
+        Self { connection, queue: Queue::single(settings.queue.clone()), payloads, settings }
     }
 
     /// Gives a turn its id, tenant and seed. Nothing is written.
@@ -43,9 +46,12 @@ impl Producer {
         turn.into_turn(id, self.settings.tenant.clone())
     }
 
-    /// The turn's key names: its hash and its result stream.
-    pub(crate) fn keys_of(&self, turn: TurnId) -> (String, String) {
-        let keys = self.queue.keys(turn.shard());
-        (keys.turn(turn), keys.result(turn))
+    /// The key names of the turn's shard.
+    pub(crate) fn keys_of(&self, turn: TurnId) -> Keys {
+        self.queue.keys(turn.shard())
     }
+}
+
+fn payloads(settings: &ProducerSettings) -> Result<Option<PayloadStore>, ProducerError> {
+    settings.store.as_ref().map(|store| PayloadStore::open(store, &settings.queue)).transpose()
 }

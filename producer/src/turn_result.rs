@@ -4,10 +4,7 @@ use std::pin::pin;
 
 use futures::StreamExt;
 use serde::Serialize;
-use turnmill_schema::keys::FIELD_AGENT;
-use turnmill_schema::{
-    AgentId, Delta, End, Event, FinishReason, Name, Outcome, Timing, TokenLogprobs, TurnId, Usage,
-};
+use turnmill_schema::{Delta, End, Event, FinishReason, Name, Outcome, Timing, TokenLogprobs, TurnId, Usage};
 
 use crate::error::ProducerError;
 use crate::producer::Producer;
@@ -89,14 +86,8 @@ impl Producer {
 
     /// The turn's agent; none for a turn that stands alone or is not known.
     async fn agent_of(&self, turn: TurnId) -> Result<Option<Name>, ProducerError> {
-        let (key, _) = self.keys_of(turn);
-        let mut command = redis::cmd("HGET");
-        command.arg(key).arg(FIELD_AGENT);
-        let command = &command;
-        let agent: Option<String> = self
-            .connection
-            .call("reading a turn", |mut redis| async move { command.query_async(&mut redis).await })
-            .await?;
-        Ok(agent.and_then(|agent| AgentId::from_wire(agent).agent()))
+        let keys = self.keys_of(turn);
+        let agent = self.connection.ask(|server| server.turn_agent(&keys, turn)).await?;
+        Ok(agent.and_then(|agent| agent.agent()))
     }
 }

@@ -55,7 +55,7 @@ impl Exit {
 
 fn queue_code(error: &ProducerError) -> u8 {
     match error {
-        ProducerError::InvalidTurn(_) | ProducerError::Envelope(_) | ProducerError::InvalidUrl { .. } => 2,
+        ProducerError::InvalidTurn(_) | ProducerError::Envelope(_) | ProducerError::InvalidUrl(_) => 2,
         ProducerError::InvalidStore { .. } | ProducerError::NoStore { .. } => 2,
         ProducerError::UnknownTurn { .. }
         | ProducerError::UnknownAgent { .. }

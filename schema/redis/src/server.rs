@@ -160,6 +160,14 @@ impl Server {
         }
     }
 
+    /// Makes sure that the server answers, and that it can carry a queue unless this is [`Server::undemanding`].
+    ///
+    /// # Errors
+    /// See [`Fault`].
+    pub async fn reach(&self) -> Result<(), Fault> {
+        self.pooled().await.map(drop)
+    }
+
     /// Replaces the text of a step's script: for tests that show what a check in it is for.
     pub fn replace_script(&self, name: &'static str, text: &str) {
         self.lock(&self.scripts).insert(name, Arc::new(Script::new(text)));
