@@ -57,6 +57,11 @@ impl Connection {
         self.block
     }
 
+    /// How long to go on trying.
+    pub(crate) fn retry_for(&self) -> Duration {
+        self.retry_for
+    }
+
     /// The server, for one who has a patience of its own.
     pub(crate) fn server(&self) -> &Server {
         &self.server
@@ -97,14 +102,14 @@ impl Connection {
         }
     }
 
-    /// A new connection for blocking reads.
-    pub(crate) async fn blocking(&self) -> Result<Blocking, Fault> {
-        self.server.blocking(self.block).await
+    /// A new connection for reads that wait for up to `block`.
+    pub(crate) async fn blocking(&self, block: Duration) -> Result<Blocking, Fault> {
+        self.server.blocking(block).await
     }
 
     /// Retries from now on.
     pub(crate) fn patience(&self) -> Patience {
-        Patience { until: Instant::now() + self.retry_for, pause: Patience::FIRST }
+        Patience { until: Instant::now() + self.retry_for, pauses: Pauses::default() }
     }
 }
 
@@ -121,24 +126,40 @@ pub(crate) fn passes(fault: &Fault) -> bool {
     fault.advice() == Advice::Retry && !matches!(fault, Fault::Full { .. })
 }
 
-/// Pauses that double from 25 ms to 2 s, until a fixed time.
+/// Pauses that double from 25 ms to 2 s.
+#[derive(Debug)]
+pub(crate) struct Pauses(Duration);
+
+impl Default for Pauses {
+    fn default() -> Self {
+        Self(Duration::from_millis(25))
+    }
+}
+
+impl Pauses {
+    const LONGEST: Duration = Duration::from_secs(2);
+
+    pub(crate) fn next(&mut self) -> Duration {
+        let longer = (self.0 * 2).min(Self::LONGEST);
+        std::mem::replace(&mut self.0, longer)
+    }
+}
+
+/// Pauses until a fixed time.
 #[derive(Debug)]
 pub(crate) struct Patience {
     until: Instant,
-    pause: Duration,
+    pauses: Pauses,
 }
 
 impl Patience {
-    const FIRST: Duration = Duration::from_millis(25);
-    const LONGEST: Duration = Duration::from_secs(2);
-
     /// Waits; false, at once, when the time is over.
     pub(crate) async fn pause(&mut self) -> bool {
-        if Instant::now() + self.pause > self.until {
+        let pause = self.pauses.next();
+        if Instant::now() + pause > self.until {
             return false;
         }
-        tokio::time::sleep(self.pause).await;
-        self.pause = (self.pause * 2).min(Self::LONGEST);
+        tokio::time::sleep(pause).await;
         true
     }
 }

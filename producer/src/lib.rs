@@ -32,7 +32,6 @@ mod new_turn;
 pub mod operate;
 mod payload;
 mod producer;
-mod seen;
 mod settings;
 mod turn_result;
 

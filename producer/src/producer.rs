@@ -5,14 +5,16 @@ use turnmill_schema::{Turn, TurnId};
 
 use crate::connection::Connection;
 use crate::error::ProducerError;
+use crate::follow::Waiters;
 use crate::new_turn::NewTurn;
 use crate::payload::PayloadStore;
 use crate::settings::ProducerSettings;
 
-/// A producer of one tenant for one queue. Cheap to clone; clones share the connection for short commands.
+/// A producer of one tenant for one queue. Cheap to clone; clones share its few connections.
 #[derive(Clone, Debug)]
 pub struct Producer {
     pub(crate) connection: Connection,
+    pub(crate) waiters: Waiters,
     pub(crate) queue: Queue,
     pub(crate) payloads: Option<PayloadStore>,
     pub(crate) settings: ProducerSettings,
@@ -37,7 +39,13 @@ impl Producer {
     }
 
     fn of(connection: Connection, payloads: Option<PayloadStore>, settings: ProducerSettings) -> Self {
-        Self { connection, queue: Queue::single(settings.queue.clone()), payloads, settings }
+        Self {
+            connection,
+            waiters: Waiters::default(),
+            queue: Queue::single(settings.queue.clone()),
+            payloads,
+            settings,
+        }
     }
 
     /// Gives a turn its id, tenant and seed. Nothing is written.

@@ -1,12 +1,14 @@
 //! A turn's whole result, put together from its events.
 
-use std::pin::pin;
-
-use futures::StreamExt;
+use futures::Stream;
+use futures::stream::FuturesUnordered;
 use serde::Serialize;
-use turnmill_schema::{Delta, End, Event, FinishReason, Name, Outcome, Timing, TokenLogprobs, TurnId, Usage};
+use turnmill_schema::{
+    AgentId, Delta, End, Event, FinishReason, Name, Outcome, Timing, TokenLogprobs, TurnId, Usage,
+};
 
 use crate::error::ProducerError;
+use crate::follow::Reader;
 use crate::producer::Producer;
 
 /// What became of a turn.
@@ -70,24 +72,26 @@ impl Reply {
 impl Producer {
     /// Waits for the turn's end. A turn that failed is a result, not an error.
     pub async fn wait(&self, turn: TurnId) -> Result<TurnResult, ProducerError> {
-        let agent = self.agent_of(turn).await?;
+        let mut reader = Reader::new(self, turn, None);
         let mut reply = Reply::default();
-        let mut events = pin!(self.follow(turn, None));
-        while let Some(followed) = events.next().await {
-            let followed = followed?;
+        while let Some(followed) = reader.next().await? {
             match followed.event {
                 Event::Begin(_) => {}
                 Event::Delta(delta) => reply.push(delta),
-                Event::End(end) => return Ok(reply.ended(turn, agent, end, followed.id.is_some())),
+                Event::End(end) => {
+                    let agent = reader.agent().and_then(AgentId::agent);
+                    return Ok(reply.ended(turn, agent, end, followed.id.is_some()));
+                }
             }
         }
         Err(ProducerError::UnknownTurn { turn, queue: self.queue.name.to_string() })
     }
 
-    /// The turn's agent; none for a turn that stands alone or is not known.
-    async fn agent_of(&self, turn: TurnId) -> Result<Option<Name>, ProducerError> {
-        let keys = self.keys_of(turn);
-        let agent = self.connection.ask(|server| server.turn_agent(&keys, turn)).await?;
-        Ok(agent.and_then(|agent| agent.agent()))
+    /// Waits for the ends of many turns: their results as they end, each with its turn.
+    pub fn wait_many(
+        &self,
+        turns: Vec<TurnId>,
+    ) -> impl Stream<Item = (TurnId, Result<TurnResult, ProducerError>)> + Send + use<'_> {
+        turns.into_iter().map(async |turn| (turn, self.wait(turn).await)).collect::<FuturesUnordered<_>>()
     }
 }

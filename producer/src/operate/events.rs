@@ -102,7 +102,7 @@ impl Events {
     async fn step(&mut self) -> Result<Vec<Entry<EndedRecord>>, Fault> {
         if self.reader.is_none() {
             self.begin().await?;
-            self.reader = Some(self.connection.blocking().await?);
+            self.reader = Some(self.connection.blocking(self.connection.block()).await?);
         }
         let Some(reader) = &mut self.reader else { return Ok(Vec::new()) };
         let (last, block) = (self.last.unwrap_or(StreamId::START), self.connection.block());

@@ -1,62 +1,37 @@
-//! Following a turn: its events as they are made, each token once, whatever happens to the connection.
+//! What one turn's entries say, in order and once.
 //!
-//! A dropped connection is opened again and reading goes on after the last entry. Where Redis lost its last second
-//! meanwhile, tokens come again and are dropped by their index ([`crate::seen`]). A result stream that has
-//! expired is replaced by what the turn's hash keeps for longer: the outcome, and the whole reply where it is short.
+//! If Redis lost its last second, tokens come again and are dropped by their index ([`super::seen`]). A result stream that has
+//! expired is replaced by what the turn's hash keeps for longer: the outcome, and the whole reply if it is short.
 
 use std::collections::VecDeque;
 
-use futures::Stream;
-use serde::Serialize;
+use tokio::sync::mpsc;
 use turnmill_redis::steps::ResultEntry;
-use turnmill_redis::{Blocking, Fault, ReadUpTo, TurnState};
+use turnmill_redis::{ReadUpTo, TurnState};
 use turnmill_schema::keys::Keys;
-use turnmill_schema::{Delta, Event, StreamId, TurnId, envelope};
+use turnmill_schema::{AgentId, Delta, Event, StreamId, TurnId, envelope};
 
-use crate::connection::{Connection, Patience, passes};
+use super::Followed;
+use super::seen::{Misfit, Seen};
+use super::source::{self, News};
+use super::waiters::Waiters;
+use crate::connection::Connection;
 use crate::error::ProducerError;
 use crate::producer::Producer;
-use crate::seen::{Misfit, Seen};
 
-/// Entries in one reply at most.
-const COUNT: usize = 256;
-/// What to do where a repeated text cannot be cut.
+/// What to do if a repeated text cannot be cut.
 const FROM_ITS_START: &str =
     "tokens come again that cannot be told from those read; follow it from its start";
 
-/// An event and where it stands in the result stream.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Followed {
-    /// Its entry, to go on from later. None: the stream has expired, its text with it, and this is the outcome kept of it.
-    pub id: Option<StreamId>,
-    /// What happened.
-    #[serde(flatten)]
-    pub event: Event,
-}
-
-impl Producer {
-    /// The turn's events after entry `from` (from the start where none), waiting for those to come. Ends after its End.
-    ///
-    /// Reads on a connection of its own. Fails where no trace of the turn is left, or where Redis is away for longer than
-    /// [`crate::ProducerSettings::retry_for`]; the turn goes on all the same.
-    pub fn follow(
-        &self,
-        turn: TurnId,
-        from: Option<StreamId>,
-    ) -> impl Stream<Item = Result<Followed, ProducerError>> + Send + use<> {
-        let reader = Reader::new(self, turn, from);
-        futures::stream::try_unfold(reader, |mut reader| async move {
-            let followed = reader.next().await?;
-            Ok(followed.map(|followed| (followed, reader)))
-        })
-    }
-}
-
-struct Reader {
+/// Reads one turn.
+pub(crate) struct Reader {
     connection: Connection,
+    waiters: Waiters,
     turn: TurnId,
     queue: String,
     keys: Keys,
+    /// Whose turn it is, as far as that is known.
+    agent: Option<AgentId>,
     /// Where the caller wanted to start.
     origin: StreamId,
     /// The last entry read.
@@ -66,38 +41,39 @@ struct Reader {
     seen: Seen,
     /// Went back to the origin and found nothing new since.
     reread: bool,
-    /// Its own: a blocking read holds up everything behind it.
-    reader: Option<Blocking>,
-    /// Set from a lost connection to the next answer.
-    lost: Option<Patience>,
-    /// The state of the turn must be looked at before waiting for entries.
-    look: bool,
+    /// What is told of the turn after `last`; none: nobody was asked yet.
+    news: Option<mpsc::Receiver<News>>,
     ready: VecDeque<Followed>,
     ended: bool,
 }
 
 impl Reader {
-    fn new(producer: &Producer, turn: TurnId, from: Option<StreamId>) -> Self {
+    pub(crate) fn new(producer: &Producer, turn: TurnId, from: Option<StreamId>) -> Self {
         let origin = from.unwrap_or(StreamId::START);
         Self {
             connection: producer.connection.clone(),
+            waiters: producer.waiters.clone(),
             turn,
             queue: producer.queue.name.to_string(),
             keys: producer.keys_of(turn),
+            agent: None,
             origin,
             last: origin,
             newest: origin,
             seen: if origin == StreamId::START { Seen::nothing() } else { Seen::unknown() },
             reread: false,
-            reader: None,
-            lost: None,
-            look: true,
+            news: None,
             ready: VecDeque::new(),
             ended: false,
         }
     }
 
-    async fn next(&mut self) -> Result<Option<Followed>, ProducerError> {
+    /// Whose turn it is, once something was read; none if its hash is gone.
+    pub(crate) fn agent(&self) -> Option<&AgentId> {
+        self.agent.as_ref()
+    }
+
+    pub(crate) async fn next(&mut self) -> Result<Option<Followed>, ProducerError> {
         loop {
             if let Some(followed) = self.ready.pop_front() {
                 return Ok(Some(followed));
@@ -105,62 +81,30 @@ impl Reader {
             if self.ended {
                 return Ok(None);
             }
-            match self.step().await {
-                Ok(Step::State(state)) => self.judge(&state)?,
-                Ok(Step::Entries(entries)) => self.take(&entries)?,
-                Err(fault) => self.lose(fault).await?,
+            match self.hear().await {
+                Some(News::State(state)) => self.judge(state)?,
+                Some(News::Entries(entries)) => self.take(&entries)?,
+                Some(News::Failed(error)) => return Err(error),
+                None => self.news = None,
             }
         }
     }
 
-    /// One question to Redis.
-    async fn step(&mut self) -> Result<Step, Fault> {
-        let step = if self.look { self.look().await? } else { self.wait().await? };
-        if self.lost.take().is_some() {
-            tracing::info!(turn = %self.turn, "reached Redis again; reading on");
-        }
-        // Nothing came for a while: it may have ended where the stream cannot tell.
-        self.look = matches!(&step, Step::Entries(entries) if entries.is_empty());
-        Ok(step)
+    async fn hear(&mut self) -> Option<News> {
+        let read = ReadUpTo { turn: self.turn, last: self.last };
+        let open = || source::open(&self.connection, &self.waiters, &self.keys, read);
+        self.news.get_or_insert_with(open).recv().await
     }
 
-    async fn look(&self) -> Result<Step, Fault> {
-        let states = self.connection.server().turn_states(&self.keys, &[self.turn]).await?;
-        states.into_iter().next().map_or(Ok(Step::Entries(Vec::new())), |state| state.map(Step::State))
-    }
-
-    async fn wait(&mut self) -> Result<Step, Fault> {
-        let reader = match &mut self.reader {
-            Some(reader) => reader,
-            none => none.insert(self.connection.blocking().await?),
-        };
-        let read = [ReadUpTo { turn: self.turn, last: self.last }];
-        let found = reader.wait_for_results(&self.keys, &read, COUNT, self.connection.block()).await?;
-        Ok(Step::Entries(found.into_iter().flat_map(|(_, entries)| entries).collect()))
-    }
-
-    /// Waits before the next try, or gives up.
-    async fn lose(&mut self, fault: Fault) -> Result<(), ProducerError> {
-        if !passes(&fault) {
-            return Err(fault.into());
-        }
-        self.reader = None;
-        self.look = true;
-        let patience = self.lost.get_or_insert_with(|| {
-            tracing::warn!(turn = %self.turn, "{fault}; trying again");
-            self.connection.patience()
-        });
-        if patience.pause().await { Ok(()) } else { Err(fault.into()) }
-    }
-
-    /// Ends here where no further entry can come.
-    fn judge(&mut self, state: &TurnState) -> Result<(), ProducerError> {
+    /// Ends here if no further entry can come.
+    fn judge(&mut self, mut state: TurnState) -> Result<(), ProducerError> {
+        self.agent = state.agent.take().or(self.agent.take());
         let top = state.top.as_ref().map(decode).transpose()?;
         match top {
             Some((id, _)) if id > self.last => {}
             Some((id, event @ Event::End(_))) => self.end(Some(id), event),
-            _ => match (&state.end, &state.agent) {
-                (Some(end), _) => self.take_stored(end, state)?,
+            _ => match (&state.end, &self.agent) {
+                (Some(end), _) => self.take_stored(end, &state)?,
                 (None, Some(_)) => {}
                 (None, None) => {
                     return Err(ProducerError::UnknownTurn { turn: self.turn, queue: self.queue.clone() });
@@ -251,23 +195,15 @@ impl Reader {
             Misfit::Unaligned => {
                 self.reread = true;
                 self.last = self.origin;
+                self.news = None;
                 Ok(())
             }
         }
     }
 }
 
-enum Step {
-    State(TurnState),
-    Entries(Vec<ResultEntry>),
-}
-
 /// An entry of ours in a stored one.
 fn decode(entry: &ResultEntry) -> Result<(StreamId, Event), ProducerError> {
-    let unreadable = |reason: String| ProducerError::Unreadable {
-        what: format!("entry {} of the result stream", entry.id),
-        reason,
-    };
-    let id = entry.id.parse().map_err(|error| unreadable(format!("{error}")))?;
-    Ok((id, envelope::decode(&entry.event).map_err(|error| unreadable(error.to_string()))?))
+    let event = envelope::decode(&entry.event);
+    Ok((source::id_of(entry)?, event.map_err(|error| source::unreadable(entry, error.to_string()))?))
 }
