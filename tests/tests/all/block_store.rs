@@ -113,7 +113,7 @@ fn listened(worker: &BlockStore) -> Arc<Mutex<Vec<Option<String>>>> {
 /// A store that takes no writes, as when a disk is full: nothing is a hit, it is told once, and it ends by itself.
 #[tokio::test]
 async fn a_failed_write_is_never_a_hit_and_may_be_repeated() {
-    let (folder, runs) = (Folder::new(), runs(1, 16));
+    let (folder, segments) = (Folder::new(), segments(1, 16));
     let worker = worker_with(&folder, |settings| settings.host_cache_bytes = 1 << 20);
     let told = listened(&worker);
     let failed = || counted("turnmill_store_saves_total{outcome=\"failed\"}");
@@ -122,35 +122,39 @@ async fn a_failed_write_is_never_a_hit_and_may_be_repeated() {
     let in_the_way = folder.path().join("kv");
     std::fs::write(&in_the_way, "").expect("written");
     assert!(worker.check().await.is_ok(), "only this folder is off");
-    assert!(runs.iter().all(|run| worker.save(run.clone())));
-    assert_eq!(worker.saved(&ids(&runs), PATIENCE).await, 0);
+    assert!(segments.iter().all(|segment| worker.save(segment.clone())));
+    assert_eq!(worker.saved(&ids(&segments), PATIENCE).await, 0);
     worker.flush(PATIENCE).await;
     assert!(failed() >= before + 4);
-    assert!(runs.iter().all(|run| !worker.is_saved(&run.run.id) && !worker.is_cached(&run.run.id)));
+    assert!(
+        segments
+            .iter()
+            .all(|segment| !worker.is_saved(&segment.segment.id) && !worker.is_cached(&segment.segment.id))
+    );
     {
         let told = told.lock().expect("no panic");
         assert!(matches!(&told[..], [None, Some(trouble)] if trouble.contains("writes of the object store")));
     }
-    assert!(worker.fetch(&runs[0].run).await.is_err());
+    assert!(worker.fetch(&segments[0].segment).await.is_err());
 
     std::fs::remove_file(&in_the_way).expect("removed");
-    save_all(&worker, &runs).await;
-    assert_fetched(&worker, &runs[0]).await;
+    save_all(&worker, &segments).await;
+    assert_fetched(&worker, &segments[0]).await;
     assert_eq!(told.lock().expect("no panic").last(), Some(&None));
 }
 
 /// While the store cannot be read, turns do not wait for it, and it is tried again by itself.
 #[tokio::test]
 async fn a_store_that_cannot_be_read_fails_at_once_and_recovers() {
-    let (folder, runs) = (Folder::new(), runs(1, 8));
-    save_all(&worker(&folder), &runs).await;
+    let (folder, segments) = (Folder::new(), segments(1, 8));
+    save_all(&worker(&folder), &segments).await;
     let worker = worker(&folder);
     let told = listened(&worker);
     let (kv, away) = (folder.path().join("kv"), folder.path().join("away"));
     std::fs::rename(&kv, &away).expect("renamed");
     std::fs::write(&kv, "").expect("written");
     for _ in 0..10 {
-        assert!(matches!(worker.fetch(&runs[0].run).await, Err(Miss::Unreachable(_))));
+        assert!(matches!(worker.fetch(&segments[0].segment).await, Err(Miss::Unreachable(_))));
     }
     assert!(
         matches!(told.lock().expect("no panic").last(), Some(Some(trouble)) if trouble.contains("reads of"))
@@ -158,25 +162,25 @@ async fn a_store_that_cannot_be_read_fails_at_once_and_recovers() {
     std::fs::remove_file(&kv).expect("removed");
     std::fs::rename(&away, &kv).expect("renamed");
     let start = Instant::now();
-    while let Err(miss) = worker.fetch(&runs[0].run).await {
+    while let Err(miss) = worker.fetch(&segments[0].segment).await {
         assert!(start.elapsed() < PATIENCE && matches!(miss, Miss::Unreachable(_)), "{miss}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     assert_eq!(told.lock().expect("no panic").last(), Some(&None));
-    assert_fetched(&worker, &runs[1]).await;
+    assert_fetched(&worker, &segments[1]).await;
 }
 
 /// A disk that hangs: a file that cannot be opened until somebody writes to it.
 #[tokio::test]
 async fn a_store_that_hangs_is_given_up_in_time() {
-    let (folder, run) = (Folder::new(), runs(1, 4).remove(0));
+    let (folder, segment) = (Folder::new(), segments(1, 4).remove(0));
     let worker = worker_with(&folder, |settings| settings.timeout = Duration::from_millis(50));
-    let pipe = folder.path().join(path(&run.run.id));
+    let pipe = folder.path().join(path(&segment.segment.id));
     std::fs::create_dir_all(pipe.parent().expect("it has a folder")).expect("made");
     assert!(Command::new("mkfifo").arg(&pipe).status().expect("mkfifo runs").success());
     let misses = || counted("turnmill_store_misses_total{reason=\"timed_out\"}");
     let (before, optimistic) = (misses(), worker.fetch_cost());
-    assert!(matches!(worker.fetch(&run.run).await, Err(Miss::TimedOut)));
+    assert!(matches!(worker.fetch(&segment.segment).await, Err(Miss::TimedOut)));
     assert!(misses() > before);
     assert!(worker.fetch_cost().latency > optimistic.latency);
     // Lets the thread go that waits for it.

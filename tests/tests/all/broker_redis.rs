@@ -110,8 +110,8 @@ async fn a_result_stream_that_disappeared_fences_and_is_begun_anew() {
     let _: u64 = queue.command(&["DEL", &queue.keys().result(id)]).await;
     let fenced = old.append(&first.lease, &delta(1, &[2])).await;
     assert!(matches!(fenced, Err(BrokerError::Fenced { .. })), "{fenced:?}");
-    let token = reclaim_one(&new).await;
-    let second = new.lease(&token).await.expect("answered").expect("ours");
+    let ticket = reclaim_one(&new).await;
+    let second = new.lease(&ticket).await.expect("answered").expect("ours");
     assert_eq!(second.published, []);
     let Event::Begin(begin) = &queue.events(id).await[0] else { panic!("a stream starts with Begin") };
     assert_eq!((begin.resume_from, begin.attempt), (0, 2));
@@ -130,14 +130,14 @@ async fn the_same_worker_may_take_over_what_it_gave_up() {
     let first = claim(&broker).await;
     let _: u64 = queue.command(&["DEL", &queue.keys().result(id)]).await;
     assert!(broker.append(&first.lease, &delta(0, &[1])).await.is_err());
-    let token = reclaim_one(&broker).await;
-    let second = broker.lease(&token).await.expect("answered").expect("ours");
+    let ticket = reclaim_one(&broker).await;
+    let second = broker.lease(&ticket).await.expect("answered").expect("ours");
     assert!(second.lease.epoch > first.lease.epoch && second.lease.attempt == 2);
     broker.append(&second.lease, &delta(0, &[1])).await.expect("appended");
 }
 
 #[tokio::test]
-async fn renewing_keeps_leases_and_tokens() {
+async fn renewing_keeps_leases_and_tickets() {
     let queue = RedisQueue::start();
     enqueue(&queue, &[turn(Some("a"), "1"), turn(Some("b"), "1")]).await;
     let (holder, other) = (queue.worker("holder").await, queue.worker("other").await);
@@ -156,13 +156,13 @@ async fn renewing_keeps_leases_and_tokens() {
     let mut taken = vec![reclaim_one(&other).await, reclaim_one(&other).await];
     taken.sort_by(|a, b| a.entry.cmp(&b.entry));
     assert_eq!(taken, [leased.lease.ticket.clone(), unleased.clone()]);
-    // Another worker holds the tokens now, and the renewal does not steal the unleased one back.
+    // Another worker holds the tickets now, and the renewal does not steal the unleased one back.
     holder.renew(&[], std::slice::from_ref(&unleased)).await.expect("answered");
     assert!(other.lease(&unleased).await.expect("answered").is_some());
 }
 
 #[tokio::test]
-async fn tokens_whose_reply_was_lost_are_read_first_and_held_ones_are_not() {
+async fn tickets_whose_reply_was_lost_are_read_first_and_held_ones_are_not() {
     let queue = RedisQueue::start();
     let broker = queue.worker("w").await;
     enqueue(&queue, &[turn(Some("a"), "1")]).await;
@@ -177,12 +177,12 @@ async fn tokens_whose_reply_was_lost_are_read_first_and_held_ones_are_not() {
     let mut read = Vec::new();
     while read.len() < 2 {
         match broker.read(1).await {
-            Ok(tokens) => read.extend(tokens),
+            Ok(tickets) => read.extend(tickets),
             Err(error) => assert_eq!(error.advice(), Advice::Retry, "{error}"),
         }
-        assert!(Instant::now() < patience, "lost tokens were not found again");
+        assert!(Instant::now() < patience, "lost tickets were not found again");
     }
-    let mut agents: Vec<&str> = read.iter().map(|token| token.agent.as_str()).collect();
+    let mut agents: Vec<&str> = read.iter().map(|ticket| ticket.agent.as_str()).collect();
     agents.sort();
     assert_eq!(agents, ["test/b", "test/c"]);
     assert!(!read.contains(&held));
@@ -190,7 +190,7 @@ async fn tokens_whose_reply_was_lost_are_read_first_and_held_ones_are_not() {
 }
 
 #[tokio::test]
-async fn a_read_that_was_dropped_loses_no_token() {
+async fn a_read_that_was_dropped_loses_no_ticket() {
     let queue = RedisQueue::start();
     let broker = queue.worker("w").await;
     let dropped = tokio::time::timeout(Duration::from_millis(50), broker.read(1)).await;
@@ -243,13 +243,13 @@ async fn nobody_reclaims_right_after_connecting() {
 }
 
 #[tokio::test]
-async fn sweeping_finds_lost_tokens_and_removes_dead_consumers() {
+async fn sweeping_finds_lost_tickets_and_removes_dead_consumers() {
     let queue = RedisQueue::start();
     let broker = queue.worker("w").await;
     let ids = enqueue(&queue, &["a", "b", "c", "d"].map(|agent| turn(Some(agent), "1"))).await;
     let ready = queue.keys().ready(Priority::Interactive);
     let running = claim(&broker).await;
-    // `b` is pending to a silent worker, the token of `c` is lost, that of `d` undelivered.
+    // `b` is pending to a silent worker, the ticket of `c` is lost, that of `d` undelivered.
     let _: redis::Value =
         queue.command(&["XREADGROUP", "GROUP", GROUP, "silent", "COUNT", "1", "STREAMS", &ready, ">"]).await;
     let entries: redis::streams::StreamRangeReply = queue.command(&["XRANGE", &ready, "-", "+"]).await;
@@ -268,7 +268,7 @@ async fn sweeping_finds_lost_tokens_and_removes_dead_consumers() {
         assert!(Instant::now() < patience, "the sweep repaired nothing");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    assert_eq!(consumers().await, ["silent", "w"], "a consumer with pending tokens stays");
+    assert_eq!(consumers().await, ["silent", "w"], "a consumer with pending tickets stays");
     let found = [claim(&broker).await.lease.turn, claim(&broker).await.lease.turn];
     assert_eq!(found, [ids[3], ids[2]]);
     let counts = broker.counts().await.expect("counted");
@@ -374,10 +374,10 @@ async fn foreign_entries_in_a_ready_stream_are_dropped() {
     let broker = queue.worker("w").await;
     let ready = queue.keys().ready(Priority::Interactive);
     let _: String = queue.command(&["XADD", &ready, "*", "foreign", "x"]).await;
-    // A token of an agent without work: dealt with at its lease.
+    // A ticket of an agent without work: dealt with at its lease.
     let _: String = queue.command(&["XADD", &ready, "*", "agent", "test/nobody"]).await;
-    let token = read_one(&broker).await;
-    assert!(broker.lease(&token).await.expect("answered").is_none());
+    let ticket = read_one(&broker).await;
+    assert!(broker.lease(&ticket).await.expect("answered").is_none());
     let left: u64 = queue.command(&["XLEN", &ready]).await;
     assert_eq!(left, 0);
 }

@@ -30,7 +30,7 @@ fn name(text: &str) -> Name {
     Name::new(text).expect("a name")
 }
 
-/// A run that was stored.
+/// A segment that was stored.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Stored {
     namespace: Namespace,
@@ -97,17 +97,17 @@ impl Place {
         command.query_async(&mut connection).await.expect("the command works")
     }
 
-    /// Stores a run of two blocks as if a month ago: a first one, or one that comes after its parent.
-    fn run(&self, namespace: u8, parent: Option<Stored>, tokens: u32, key: Option<&TenantKey>) -> Stored {
+    /// Stores a segment of two blocks as if a month ago: a first one, or one that comes after its parent.
+    fn segment(&self, namespace: u8, parent: Option<Stored>, tokens: u32, key: Option<&TenantKey>) -> Stored {
         let namespace = Namespace::from_bytes([namespace; 32]);
         let parent = parent.map_or(PrefixHash::ROOT, |parent| parent.last);
         let tokens: Vec<u32> = (tokens..tokens + 8).collect();
         let last = parent.after(&namespace, &tokens, SHAPE.block_tokens);
         let id = SegmentId { namespace, parent, last };
         let data = vec![3; 2 * SHAPE.block_bytes()].into();
-        let run = Arc::new(Run { id, tenant: "t".into(), first_block: 0, tokens });
+        let segment = Arc::new(Segment { id, tenant: "t".into(), first_block: 0, tokens });
         let stored = Stored { namespace, last };
-        let object = object::encode(&SegmentData { run, data }, &SHAPE, KvCodec::F16, key);
+        let object = object::encode(&SegmentData { segment, data }, &SHAPE, KvCodec::F16, key);
         self.write(&path_of(stored), &object, 30 * DAY);
         stored
     }
@@ -133,10 +133,10 @@ impl Place {
         self.file(path).is_file()
     }
 
-    /// An agent in `shard` whose manifest ends at `run`.
-    async fn agent(&self, shard: u16, agent: &str, run: Stored) {
-        let namespace = Digest(*run.namespace.as_bytes());
-        let manifest = Manifest { namespace, tokens: 8, shared_tokens: 0, last: Digest(run.last.0) };
+    /// An agent in `shard` whose manifest ends at `segment`.
+    async fn agent(&self, shard: u16, agent: &str, segment: Stored) {
+        let namespace = Digest(*segment.namespace.as_bytes());
+        let manifest = Manifest { namespace, tokens: 8, shared_tokens: 0, last: Digest(segment.last.0) };
         let key = Keys::new(&name("q"), shard).agent(&AgentId::named(&name("t"), &name(agent)));
         let mut set = redis::cmd("HSET");
         set.arg(key).arg("state").arg("idle").arg(FIELD_MANIFEST).arg(encode(&manifest).expect("encodes"));
@@ -153,8 +153,8 @@ impl Place {
     }
 }
 
-fn path_of(run: Stored) -> String {
-    kv_object::path(&name("q"), &Digest(*run.namespace.as_bytes()), &Digest(run.last.0))
+fn path_of(segment: Stored) -> String {
+    kv_object::path(&name("q"), &Digest(*segment.namespace.as_bytes()), &Digest(segment.last.0))
 }
 
 /// A prompt that two agents share, what each of them has after it, and what nobody has any more.
@@ -164,11 +164,11 @@ struct Scene {
 }
 
 async fn scene(place: &Place) -> Scene {
-    let prompt = place.run(1, None, 0, None);
-    let (a, b) = (place.run(1, Some(prompt), 100, None), place.run(1, Some(prompt), 200, None));
-    let gone = place.run(1, Some(prompt), 300, None);
-    let after_gone = place.run(1, Some(gone), 400, None);
-    let other = place.run(2, None, 0, None);
+    let prompt = place.segment(1, None, 0, None);
+    let (a, b) = (place.segment(1, Some(prompt), 100, None), place.segment(1, Some(prompt), 200, None));
+    let gone = place.segment(1, Some(prompt), 300, None);
+    let after_gone = place.segment(1, Some(gone), 400, None);
+    let other = place.segment(2, None, 0, None);
     place.agent(0, "a", a).await;
     // Of a shard that the command is not told of.
     place.agent(3, "b", b).await;
@@ -182,10 +182,11 @@ async fn ls_counts_by_namespace_what_is_there_and_who_points_there() {
     let ran = place.kv(&["ls", "--json"]).await;
     assert_eq!(ran.code, Some(0), "{}", ran.err);
     let lines = ran.lines();
-    let size = std::fs::metadata(place.file(&path_of(place.run(1, None, 0, None)))).expect("there").len();
+    let size = std::fs::metadata(place.file(&path_of(place.segment(1, None, 0, None)))).expect("there").len();
     let figures = |line: &Value| json!([line["namespace"], line["objects"], line["bytes"], line["agents"]]);
     let expected = [("01".repeat(32), 5, 2), ("02".repeat(32), 1, 0)];
-    let expected = expected.map(|(namespace, runs, agents)| json!([namespace, runs, runs * size, agents]));
+    let expected =
+        expected.map(|(namespace, segments, agents)| json!([namespace, segments, segments * size, agents]));
     assert_eq!(lines[..2].iter().map(figures).collect::<Vec<_>>(), expected);
     let total = &lines[2]["total"];
     assert_eq!((&total["objects"], &total["agents"]), (&json!(6), &json!(2)));
@@ -222,13 +223,13 @@ async fn verify_finds_a_flipped_byte() {
     assert_eq!((&lines[0]["path"], &lines[0]["reason"]), (&json!(path), &json!("layer_checksum")));
     assert_eq!((&lines[1]["good"], &lines[1]["damaged"]), (&json!(5), &json!({"layer_checksum": 1})));
     let people = place.kv(&["verify"]).await;
-    assert!(people.out.contains(&path) && people.out.contains("5 runs are whole"), "{}", people.out);
+    assert!(people.out.contains(&path) && people.out.contains("5 segments are whole"), "{}", people.out);
 }
 
 #[tokio::test]
 async fn verify_opens_encrypted_runs_with_their_keys() {
     let place = Place::new();
-    place.run(1, None, 0, TenantKey::from_hex(HEX_KEY).as_ref());
+    place.segment(1, None, 0, TenantKey::from_hex(HEX_KEY).as_ref());
     let ran = place.kv(&["verify", "--json"]).await;
     assert_eq!((ran.code, &ran.last()["sealed"]), (Some(1), &json!(1)));
     assert!(ran.err.contains("--kv-keys"), "{}", ran.err);
@@ -242,7 +243,7 @@ async fn verify_opens_encrypted_runs_with_their_keys() {
 async fn gc_removes_garbage_and_nothing_else_and_only_when_told_to() {
     let place = Place::new();
     let scene = scene(&place).await;
-    let young = place.run(1, None, 500, None);
+    let young = place.segment(1, None, 500, None);
     place.touch(&place.file(&path_of(young)), DAY);
     place.write("kv-damaged/q/old", b"x", 30 * DAY);
     place.write("kv-damaged/q/young", b"x", DAY);
@@ -252,38 +253,41 @@ async fn gc_removes_garbage_and_nothing_else_and_only_when_told_to() {
     assert_eq!(dry.code, Some(0), "{}", dry.err);
     let report = dry.last();
     assert_eq!((&report["dry_run"], &report["agents"]), (&json!(true), &json!(2)));
-    assert_eq!((&report["runs"]["garbage"], &report["runs"]["deleted"]), (&json!(3), &json!(0)));
-    assert!(scene.garbage.iter().all(|run| place.has(&path_of(*run))), "a dry run removed something");
+    assert_eq!((&report["segments"]["garbage"], &report["segments"]["deleted"]), (&json!(3), &json!(0)));
+    assert!(scene.garbage.iter().all(|segment| place.has(&path_of(*segment))), "a dry run removed something");
     assert!(place.has("kv-damaged/q/old"));
 
     let ran = place.kv(&["gc", "--delete", "--json"]).await;
     assert_eq!(ran.code, Some(0), "{}", ran.err);
     let report = ran.last();
     let counted = |kind: &str, field: &str| report[kind][field].as_u64().expect("a number");
-    assert_eq!((counted("runs", "kept"), counted("runs", "deleted"), counted("runs", "failed")), (4, 3, 0));
+    assert_eq!(
+        (counted("segments", "kept"), counted("segments", "deleted"), counted("segments", "failed")),
+        (4, 3, 0)
+    );
     assert_eq!((counted("damaged", "kept"), counted("damaged", "deleted")), (1, 1));
-    assert!(scene.kept.iter().chain([&young]).all(|run| place.has(&path_of(*run))), "{}", ran.out);
-    assert!(!scene.garbage.iter().any(|run| place.has(&path_of(*run))), "{}", ran.out);
+    assert!(scene.kept.iter().chain([&young]).all(|segment| place.has(&path_of(*segment))), "{}", ran.out);
+    assert!(!scene.garbage.iter().any(|segment| place.has(&path_of(*segment))), "{}", ran.out);
     assert!(place.has("kv-damaged/q/young") && !place.has("kv-damaged/q/old") && place.has("kv/q2/other"));
     assert_eq!(place.holder().await, None, "the right was given up");
 
     let again = place.kv(&["gc", "--delete", "--retention", "0s"]).await;
     assert_eq!(again.code, Some(0), "{}", again.err);
-    assert!(!place.has(&path_of(young)) && scene.kept.iter().all(|run| place.has(&path_of(*run))));
+    assert!(!place.has(&path_of(young)) && scene.kept.iter().all(|segment| place.has(&path_of(*segment))));
     assert_eq!(place.kv(&["gc", "--retention", "soon"]).await.code, Some(2));
 }
 
 #[tokio::test]
 async fn gc_refuses_a_redis_that_knows_no_agents() {
     let place = Place::new();
-    let run = place.run(1, None, 0, None);
+    let segment = place.segment(1, None, 0, None);
     // Agents of other queues do not count.
     let other = Keys::new(&name("q.1"), 0).agent(&AgentId::named(&name("t"), &name("a")));
     place.redis::<()>(redis::cmd("HSET").arg(other).arg("state").arg("idle")).await;
     let ran = place.kv(&["gc", "--delete", "--retention", "0s"]).await;
     assert_eq!((ran.code, ran.out.as_str()), (Some(1), ""));
     assert!(ran.err.contains("knows no agent of queue q") && ran.err.lines().count() == 1, "{}", ran.err);
-    assert!(place.has(&path_of(run)));
+    assert!(place.has(&path_of(segment)));
 }
 
 #[tokio::test]
@@ -295,7 +299,7 @@ async fn gc_refuses_manifests_that_it_cannot_read() {
     let ran = place.kv(&["gc", "--delete"]).await;
     assert_eq!(ran.code, Some(1));
     assert!(ran.err.contains("the manifests of 1 agents cannot be read"), "{}", ran.err);
-    assert!(scene.garbage.iter().all(|run| place.has(&path_of(*run))));
+    assert!(scene.garbage.iter().all(|segment| place.has(&path_of(*segment))));
 }
 
 #[tokio::test]
@@ -306,7 +310,7 @@ async fn a_second_gc_says_who_is_at_it() {
     let second = second.expect("nobody else");
     assert_eq!((second.code, second.out.as_str()), (Some(3), ""));
     assert!(second.err.contains("first-1:x") && second.err.lines().count() == 1, "{}", second.err);
-    assert!(scene.garbage.iter().all(|run| place.has(&path_of(*run))));
+    assert!(scene.garbage.iter().all(|segment| place.has(&path_of(*segment))));
     assert_eq!(place.kv(&["gc", "--delete"]).await.code, Some(0), "the first is done");
 }
 

@@ -41,7 +41,7 @@ async fn the_fence() {
 #[tokio::test]
 async fn renewing() {
     let mut scripts = Scripts::default();
-    let keep = "redis.call('XCLAIM', READY[priority], GROUP, WORKER, 0, token, 'JUSTID')";
+    let keep = "redis.call('XCLAIM', READY[priority], GROUP, WORKER, 0, ticket, 'JUSTID')";
     without(&mut scripts.renew, keep, "");
     is_missed(|queue| async move { renewing_keeps_leases(&*queue).await }, scripts).await;
 }

@@ -21,7 +21,7 @@ const RATE_INTERVAL: &str = "10s";
 /// How far back a panel looks: over the whole test.
 const SHOWN_SECONDS: u32 = 300;
 
-/// Tokens of a full segment.
+/// Tokens of a full stored segment.
 const SEGMENT_TOKENS: u32 = 256;
 
 /// Questions that may have no answer here, because nothing of it happens: panel, and legend.
@@ -49,7 +49,7 @@ fn questions() -> Vec<Question> {
 /// Agents that begin with the same words.
 const OF_A_SET: usize = 3;
 
-/// About five hundred tokens, more than a stored run.
+/// About five hundred tokens, more than a stored segment.
 fn system_prompt(set: usize) -> Message {
     let rules: String =
         (1..=25).map(|i| format!("Rule {i} of {set}: be polite, and never mention rule {i}.\n")).collect();

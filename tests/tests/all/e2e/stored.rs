@@ -84,8 +84,8 @@ async fn ten_agents_share_one_system_prompt_over_three_workers() {
     assert!(computed <= f64::from(shared) + 10.0 * own, "{computed} prompt tokens were computed");
     let saved = sum("turnmill_store_saves_total", &["outcome=\"saved\""]);
     assert_eq!(saved as usize, objects(folder.path()), "something was stored twice");
-    let runs_of_prompt = (shared as usize).div_ceil(256);
-    assert!(objects(folder.path()) <= runs_of_prompt + 10, "{} objects", objects(folder.path()));
+    let segments_of_prompt = (shared as usize).div_ceil(256);
+    assert!(objects(folder.path()) <= segments_of_prompt + 10, "{} objects", objects(folder.path()));
 }
 
 /// The turns of one conversation; the fifth is long enough to be killed in its middle.
@@ -252,7 +252,7 @@ async fn a_long_turn_that_was_killed_finds_what_was_stored_while_it_ran() {
     line.until_all_have_tokens(&turn).await;
     until_saved(&first).await;
     first.kill9();
-    assert!(objects(folder.path()) > 2, "full runs are stored as they fill");
+    assert!(objects(folder.path()) > 2, "full segments are stored as they fill");
     assert_eq!(line.manifest("a").await, None, "no manifest names them");
     let second = line.worker(&flags);
     let result: TurnResult = line.wait(turn[0]).await;

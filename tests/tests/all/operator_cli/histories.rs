@@ -86,7 +86,7 @@ async fn a_history_that_a_turn_goes_on_with_stays() {
     refused().await;
     let delta = Delta { index: 0, tokens: vec![7], text: "x".into(), logprobs: Vec::new() };
     worker.append(&running.lease, &delta).await.expect("appends");
-    worker.release(&running.lease, None).await.expect("releases");
+    worker.requeue(&running.lease, None).await.expect("requeues");
     refused().await;
     done(&queue, &["turn", "cancel", &turn]).await;
 

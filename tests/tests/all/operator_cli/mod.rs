@@ -83,21 +83,21 @@ fn text(value: &Value) -> String {
     value.as_str().expect("a text").to_owned()
 }
 
-/// The next token; there is one or will be.
-async fn token(worker: &RedisBroker) -> Ticket {
+/// The next ticket; there is one or will be.
+async fn ticket(worker: &RedisBroker) -> Ticket {
     let read = async {
         loop {
-            if let Some(token) = worker.read(1).await.expect("reads").pop() {
-                return token;
+            if let Some(ticket) = worker.read(1).await.expect("reads").pop() {
+                return ticket;
             }
         }
     };
-    tokio::time::timeout(PATIENCE, read).await.expect("a token comes")
+    tokio::time::timeout(PATIENCE, read).await.expect("a ticket comes")
 }
 
 async fn claim(worker: &RedisBroker) -> Claim {
-    let token = token(worker).await;
-    worker.lease(&token).await.expect("leases").expect("a turn")
+    let ticket = ticket(worker).await;
+    worker.lease(&ticket).await.expect("leases").expect("a turn")
 }
 
 fn end(outcome: Outcome) -> End {
@@ -235,7 +235,11 @@ async fn agents_are_listed_held_and_reset() {
     assert_eq!(ls(&["-A"]).await, ["a ready", "other ready"]);
 
     assert_eq!(done(&queue, &["agent", "pause", "a"]).await.out, "a is paused\n");
-    assert_eq!(token(&worker).await.agent, AgentId::named(&name("acme"), &name("other")), "a is passed over");
+    assert_eq!(
+        ticket(&worker).await.agent,
+        AgentId::named(&name("acme"), &name("other")),
+        "a is passed over"
+    );
     assert_eq!(done(&queue, &["agent", "resume", "a"]).await.out, "a is ready\n");
     let running = claim(&worker).await;
     assert_eq!(running.lease.turn.to_string(), first);
@@ -334,9 +338,9 @@ async fn a_paused_queue_leases_nothing() {
     assert_eq!(paused, json!({"queue": "q", "paused": true, "changed": true}));
     assert_eq!(done(&queue, &["queue", "pause"]).await.out, "queue q is paused, as before\n");
     let turn = submit(&queue, "a", &[]).await;
-    let token = worker.read(1).await.expect("reads").pop();
-    if let Some(token) = token {
-        assert!(worker.lease(&token).await.expect("answers").is_none(), "nothing is leased");
+    let ticket = worker.read(1).await.expect("reads").pop();
+    if let Some(ticket) = ticket {
+        assert!(worker.lease(&ticket).await.expect("answers").is_none(), "nothing is leased");
     }
     let lag = done(&queue, &["lag"]).await.out;
     assert!(lag.contains("the queue is paused"), "{lag}");
@@ -452,7 +456,7 @@ async fn doctor_passes_a_good_server_and_finds_what_is_wrong() {
     submit(&good, "a", &[]).await;
     play(&worker, Outcome::Failed).await;
     submit(&good, "a", &[]).await;
-    let stuck = token(&worker).await;
+    let stuck = ticket(&worker).await;
     good.until_idle(Priority::Interactive).await;
     let _: Text = good.command(&["SET", &good.keys().transcript(&stuck.agent), "x"]).await;
     let _: Text = good.command(&["SET", "tm:{q.0}:depth", "1"]).await;

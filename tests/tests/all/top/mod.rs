@@ -53,13 +53,13 @@ fn top(queue: &RedisQueue, flags: &[&str]) -> Terminal {
 async fn claim(worker: &RedisBroker) -> Claim {
     let read = async {
         loop {
-            if let Some(token) = worker.read(1).await.expect("reads").pop() {
-                return token;
+            if let Some(ticket) = worker.read(1).await.expect("reads").pop() {
+                return ticket;
             }
         }
     };
-    let token = tokio::time::timeout(PATIENCE, read).await.expect("a token comes");
-    worker.lease(&token).await.expect("leases").expect("a turn")
+    let ticket = tokio::time::timeout(PATIENCE, read).await.expect("a ticket comes");
+    worker.lease(&ticket).await.expect("leases").expect("a turn")
 }
 
 async fn say(worker: &RedisBroker, lease: &Lease, index: u32, tokens: usize) {
