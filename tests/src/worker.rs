@@ -140,7 +140,7 @@ impl Worker {
         self.http
     }
 
-    fn try_get(&self, path: &str) -> Option<(u16, String)> {
+    pub fn try_get(&self, path: &str) -> Option<(u16, String)> {
         ask(self.http, "GET", path, "")
     }
 

@@ -467,6 +467,7 @@ fn about(settings: &Settings) -> Result<WorkerStatus, AppError> {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         started_ms: started.as_millis() as u64,
         capacity: u64::from(settings.max_sequences),
+        beat_ms: settings.renew_ms(),
         ..WorkerStatus::default()
     })
 }

@@ -9,6 +9,7 @@ mod logs;
 mod metrics;
 mod payloads;
 mod queue;
+mod real_redis;
 mod rolling;
 mod same_words;
 mod store_faults;
