@@ -2,20 +2,10 @@
 
 use std::time::Duration;
 
+use turnmill_redis::{Advice, Fault};
 use turnmill_schema::agent_file::AgentFileError;
 use turnmill_schema::envelope::{EnvelopeError, MAX_INLINE_BYTES};
 use turnmill_schema::{InvalidTurn, TurnId};
-
-/// What a caller should do about an error.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Advice {
-    /// It may pass: try again after a pause. Enqueueing again needs an idempotency key to be safe.
-    Retry,
-    /// This turn is not possible: drop it and go on with the others.
-    Reject,
-    /// Nothing this program does can help: stop and tell the operator.
-    Stop,
-}
 
 /// What became of a turn in a call of many that failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,12 +31,6 @@ impl Fate {
 /// Errors of [`crate::Producer`].
 #[derive(Debug, thiserror::Error)]
 pub enum ProducerError {
-    /// The address is not one of a Redis.
-    #[error("the Redis URL is not usable: {reason}; one looks like redis://:password@127.0.0.1:6379/0")]
-    InvalidUrl {
-        /// What is wrong with it; never the URL, which may hold a password.
-        reason: String,
-    },
     /// A time in the settings is out of bounds.
     #[error("{name} is {value:?}; it must be from {least:?} to {most:?} (ten years)")]
     InvalidSetting {
@@ -59,25 +43,13 @@ pub enum ProducerError {
         /// The most.
         most: Duration,
     },
-    /// The connection failed or timed out for longer than [`crate::ProducerSettings::retry_for`].
-    #[error("cannot reach Redis at {address}: {reason}; check that it runs and that the URL is right")]
-    Unreachable {
-        /// Host and port, or the socket's path.
-        address: String,
-        /// The client's words.
-        reason: String,
-    },
-    /// Redis refused a command: full, read-only, no permission, another type under one of our keys.
-    #[error("Redis refused {step}: {reason}")]
-    Refused {
-        /// Which step of the protocol.
-        step: &'static str,
-        /// Redis's words.
-        reason: String,
-    },
-    /// The server cannot carry the queue safely.
+    /// The address is not one of a Redis, or the file of authorities is of no use.
     #[error("{0}")]
-    Unsuitable(String),
+    InvalidUrl(String),
+    /// Redis cannot be reached (for longer than [`crate::ProducerSettings::retry_for`], if it was reached before), cannot carry
+    /// the queue, refused a command or gave an answer that is none.
+    #[error(transparent)]
+    Queue(#[from] Fault),
     /// The queue, or the tenant's share of it, holds as many turns as it may.
     #[error(
         "queue full; retry after {} ms: {} has {open} open turns of at most {limit}",
@@ -94,6 +66,14 @@ pub enum ProducerError {
         limit: u64,
         /// When there should be room, at the pace at which turns ended lately.
         retry_after: Duration,
+    },
+    /// Another turn was enqueued under the idempotency key.
+    #[error("turn {turn} has the idempotency key of turn {first}, which asks for something else; give it another key, or ask the same")]
+    KeyTaken {
+        /// The turn that is not in the queue.
+        turn: TurnId,
+        /// The one that is.
+        first: TurnId,
     },
     /// Some turns of a call of many are in the queue and others are not.
     #[error("{}: {source}", partly(fates))]
@@ -278,7 +258,7 @@ impl ProducerError {
         match self {
             Self::Partly { fates, .. } => fates.clone(),
             // The command may have arrived; only its answer is missing.
-            Self::Unreachable { .. } | Self::Unreadable { .. } => vec![Fate::Unknown; turns],
+            Self::Queue(Fault::Unreachable { .. } | Fault::Unreadable { .. }) | Self::Unreadable { .. } => vec![Fate::Unknown; turns],
             _ => vec![Fate::NotEnqueued; turns],
         }
     }
@@ -288,11 +268,17 @@ impl ProducerError {
         if fates == self.fates(fates.len()) { self } else { Self::Partly { fates, source: Box::new(self) } }
     }
 
-    /// Retry, reject or stop.
+    /// Whether Redis is away, or is not the queue's now: whoever asks it anything is told the same.
+    pub fn is_outage(&self) -> bool {
+        matches!(self, Self::Queue(fault) if fault.is_outage())
+    }
+
+    /// Retry, reject or stop. Enqueueing again needs an idempotency key, or prepared turns, to be safe.
     pub fn advice(&self) -> Advice {
         match self {
             Self::Partly { source, .. } => source.advice(),
-            Self::Unreachable { .. } | Self::Refused { .. } | Self::QueueFull { .. } => Advice::Retry,
+            Self::Queue(fault) => fault.advice(),
+            Self::QueueFull { .. } => Advice::Retry,
             Self::Store { .. } | Self::KvStore { .. } => Advice::Retry,
             Self::InvalidTurn(_) | Self::Envelope(_) | Self::NoStore { .. } => Advice::Reject,
             Self::InvalidStore { .. } => Advice::Stop,
@@ -303,10 +289,8 @@ impl ProducerError {
             Self::OtherTenant { .. } | Self::AgentFile(_) => Advice::Reject,
             Self::File(_) => Advice::Stop,
             Self::AgentBusy { .. } | Self::HistoryChanged { .. } => Advice::Retry,
-            Self::InvalidUrl { .. }
-            | Self::InvalidSetting { .. }
-            | Self::Unsuitable(_)
-            | Self::Unreadable { .. } => Advice::Stop,
+            Self::InvalidUrl(_) | Self::InvalidSetting { .. } | Self::Unreadable { .. } => Advice::Stop,
+            Self::KeyTaken { .. } => Advice::Reject,
         }
     }
 }

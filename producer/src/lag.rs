@@ -3,10 +3,9 @@
 //! Acknowledged tickets are always deleted, so what a ready stream holds beyond the pending ones is undelivered.
 //! Redis's own lag goes null after restarts and deletions: it is a cross-check and may be absent.
 
-use redis::{FromRedisValue, RedisError};
 use serde::Serialize;
+use turnmill_redis::steps::{CountWork, Counts, PriorityCounts};
 use turnmill_schema::Priority;
-use turnmill_schema::scripts::{COUNTS, Call};
 
 use crate::error::ProducerError;
 use crate::producer::Producer;
@@ -52,42 +51,30 @@ impl Producer {
     pub async fn lag(&self) -> Result<Lag, ProducerError> {
         let mut lag = Lag { priorities: Priority::ALL.map(PriorityLag::nothing).into(), ..Lag::default() };
         for keys in self.queue.all_keys() {
-            let counts = self.connection.script("counting", COUNTS, &Call::new(&keys)).await?;
-            let counts = Counts::from_redis_value(counts).map_err(RedisError::from);
-            lag.add(counts.map_err(|error| self.connection.failure("counting", &error))?);
+            lag.add(&self.connection.run(&keys, &CountWork).await?);
         }
         Ok(lag)
     }
 }
 
-/// What the script answers of one priority: runnable, leased, open turns, when the first was enqueued ('': none), Redis's own
-/// count of the runnable ('': unknown).
-type Row = (u64, u64, u64, String, String);
-/// What the script answers; see `counts.lua`.
-type Counts = (u64, Row, Row, String, u64, u64, u64, u64, u64, [u64; 4]);
-
 impl Lag {
     /// Adds a shard.
-    fn add(
-        &mut self,
-        (now_ms, interactive, batch, oldest, delayed, dead, bytes, paused, _enqueued, _ended): Counts,
-    ) {
-        let age_ms = |at: String| at.parse::<f64>().ok().map(|at| now_ms.saturating_sub(at as u64));
-        for (row, (runnable, leased, open, oldest, lag)) in
-            self.priorities.iter_mut().zip([interactive, batch])
-        {
+    fn add(&mut self, counts: &Counts) {
+        let age_ms = |at_ms: u64| counts.now_ms.saturating_sub(at_ms);
+        for (row, found) in self.priorities.iter_mut().zip(&counts.priorities) {
+            let PriorityCounts { runnable, leased, open, oldest_enqueued_ms, lag } = *found;
             row.runnable += runnable;
             row.leased += leased;
             row.queued += open.saturating_sub(leased);
-            row.oldest_ms = row.oldest_ms.max(age_ms(oldest));
-            row.lag = row.lag.zip(lag.parse().ok()).map(|(so_far, here): (u64, u64)| so_far + here);
+            row.oldest_ms = row.oldest_ms.max(oldest_enqueued_ms.map(age_ms));
+            row.lag = row.lag.zip(lag).map(|(so_far, here)| so_far + here);
             self.open_turns += open;
         }
-        self.oldest_ms = self.oldest_ms.max(age_ms(oldest));
-        self.delayed += delayed;
-        self.dead += dead;
-        self.retained_bytes += bytes;
-        self.paused |= paused == 1;
+        self.oldest_ms = self.oldest_ms.max(counts.oldest_enqueued_ms.map(age_ms));
+        self.delayed += counts.delayed;
+        self.dead += counts.dead;
+        self.retained_bytes += counts.retained_bytes;
+        self.paused |= counts.paused;
     }
 }
 

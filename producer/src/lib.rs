@@ -23,7 +23,6 @@
 //! [`Producer::follow`] gives every token once, across dropped connections and workers that died.
 
 mod connection;
-mod cryptography;
 mod enqueue;
 mod error;
 mod follow;
@@ -34,23 +33,20 @@ pub mod operate;
 mod payload;
 mod producer;
 mod redis_url;
-mod result_stream;
-mod seen;
 mod settings;
-mod stream_id;
-mod suitable;
 mod turn_result;
 mod wait_many;
 
+pub use turnmill_redis::{Advice, Fault};
 pub use turnmill_schema as schema;
+pub use turnmill_schema::{InvalidStreamId, StreamId};
 
 pub use enqueue::BATCH_TURNS;
-pub use error::{Advice, Fate, ProducerError};
+pub use error::{Fate, ProducerError};
 pub use follow::Followed;
 pub use lag::{Lag, PriorityLag};
 pub use new_turn::NewTurn;
 pub use producer::Producer;
 pub use settings::ProducerSettings;
-pub use stream_id::{InvalidStreamId, StreamId};
 pub use turn_result::{Reply, TurnResult};
 pub use wait_many::WaitMany;

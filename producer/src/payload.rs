@@ -15,7 +15,6 @@ use turnmill_schema::envelope::EnvelopeError;
 use turnmill_schema::{EncodedTurn, Name, PayloadReference, StoredTurn, Turn, TurnId};
 use url::Url;
 
-use crate::cryptography;
 use crate::error::ProducerError;
 use crate::producer::Producer;
 
@@ -49,7 +48,7 @@ impl PayloadStore {
         let mut url = Url::parse(url).map_err(|error| invalid(&error))?;
         // Stores read credentials from the environment; an error means that a URL of its kind has none.
         let _ = url.set_password(None);
-        cryptography::choose();
+        turnmill_redis::choose_cryptography();
         let store: Arc<dyn ObjectStore> = match url.to_file_path() {
             Ok(folder) if url.scheme() == "file" => Arc::new(folder_store(&folder).map_err(|e| invalid(&e))?),
             _ => {

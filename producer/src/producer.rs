@@ -1,19 +1,21 @@
 //! The producer: a queue, a tenant and a way to Redis.
 
-use turnmill_schema::keys::Queue;
+use turnmill_schema::keys::{Keys, Queue};
 use turnmill_schema::{Turn, TurnId};
 
 use crate::connection::Connection;
 use crate::error::ProducerError;
+use crate::follow::Waiters;
 use crate::new_turn::NewTurn;
 use crate::payload::PayloadStore;
 use crate::redis_url;
 use crate::settings::ProducerSettings;
 
-/// A producer of one tenant for one queue. Cheap to clone; clones share the connection for short commands.
+/// A producer of one tenant for one queue. Cheap to clone; clones share its few connections.
 #[derive(Clone, Debug)]
 pub struct Producer {
     pub(crate) connection: Connection,
+    pub(crate) waiters: Waiters,
     pub(crate) queue: Queue,
     pub(crate) payloads: Option<PayloadStore>,
     pub(crate) settings: ProducerSettings,
@@ -23,22 +25,33 @@ impl Producer {
     /// Connects to `url` (`redis://[user:password@]host[:port][/database]`, `rediss://` for TLS, `unix://`; `valkey://` and
     /// `valkeys://` mean the same). Characters of user and password that have a meaning in URLs are percent-encoded.
     ///
-    /// Fails at once if Redis cannot be reached, is older than 7.0 or may evict what it holds, and if the store of
+    /// Fails at once if Redis cannot be reached, is older than 7.0, may evict what it holds or is a replica, and if the store of
     /// `settings` is none.
     pub async fn connect(url: &str, settings: ProducerSettings) -> Result<Self, ProducerError> {
-        let producer = Self::reach(url, settings).await?;
-        producer.connection.check().await?;
-        Ok(producer)
+        settings.validate()?;
+        redis_url::check(url)?;
+        let payloads = payloads(&settings)?;
+        let connection = Connection::open(url, &settings).await?;
+        Ok(Self::of(connection, payloads, settings))
     }
 
     /// Connects, and takes the server as it is.
     pub(crate) async fn reach(url: &str, settings: ProducerSettings) -> Result<Self, ProducerError> {
         settings.validate()?;
         redis_url::check(url)?;
-        let open = |store: &String| PayloadStore::open(store, &settings.queue);
-        let payloads = settings.store.as_ref().map(open).transpose()?;
-        let connection = Connection::open(url, &settings).await?;
-        Ok(Self { connection, queue: Queue::single(settings.queue.clone()), payloads, settings })
+        let payloads = payloads(&settings)?;
+        let connection = Connection::reach(url, &settings).await?;
+        Ok(Self::of(connection, payloads, settings))
+    }
+
+    fn of(connection: Connection, payloads: Option<PayloadStore>, settings: ProducerSettings) -> Self {
+        Self {
+            connection,
+            waiters: Waiters::default(),
+            queue: Queue::single(settings.queue.clone()),
+            payloads,
+            settings,
+        }
     }
 
     /// Gives a turn its id, tenant and seed. Nothing is written.
@@ -47,9 +60,12 @@ impl Producer {
         turn.into_turn(id, self.settings.tenant.clone())
     }
 
-    /// The turn's key names: its hash and its result stream.
-    pub(crate) fn keys_of(&self, turn: TurnId) -> (String, String) {
-        let keys = self.queue.keys(turn.shard());
-        (keys.turn(turn), keys.result(turn))
+    /// The key names of the turn's shard.
+    pub(crate) fn keys_of(&self, turn: TurnId) -> Keys {
+        self.queue.keys(turn.shard())
     }
+}
+
+fn payloads(settings: &ProducerSettings) -> Result<Option<PayloadStore>, ProducerError> {
+    settings.store.as_ref().map(|store| PayloadStore::open(store, &settings.queue)).transpose()
 }

@@ -12,7 +12,7 @@ pub(crate) fn check(url: &str) -> Result<(), ProducerError> {
     let is_socket = url.split("://").next().is_some_and(|scheme| scheme.ends_with("unix"));
     let behind_host = rest.find(['/', '?', '#']).map_or("", |end| &rest[end..]);
     if !is_socket && behind_host.contains('@') {
-        return Err(ProducerError::InvalidUrl { reason: ENCODED.into() });
+        return Err(ProducerError::InvalidUrl(format!("the Redis URL is not usable: {ENCODED}")));
     }
     Ok(())
 }
@@ -55,8 +55,8 @@ mod tests {
             let error = connected.expect_err("nobody listens there");
             prop_assert!(!error.to_string().contains("hunter"), "{}", error);
             match error {
-                ProducerError::Unreachable { address, .. } => prop_assert_eq!(address, "127.0.0.1:1"),
-                ProducerError::InvalidUrl { reason } => prop_assert!(reason.contains("percent-encode"), "{}", reason),
+                ProducerError::Queue(turnmill_redis::Fault::Unreachable { address, .. }) => prop_assert_eq!(address, "127.0.0.1:1"),
+                ProducerError::InvalidUrl(reason) => prop_assert!(reason.contains("percent-encode"), "{}", reason),
                 other => prop_assert!(false, "{}", other),
             }
         }

@@ -1,15 +1,12 @@
 //! A turn's whole result, put together from its events.
 
-use std::pin::pin;
-
-use futures::StreamExt;
 use serde::Serialize;
-use turnmill_schema::keys::FIELD_AGENT;
 use turnmill_schema::{
     AgentId, Delta, End, Event, FinishReason, Name, Outcome, Timing, TokenLogprobs, TurnId, Usage,
 };
 
 use crate::error::ProducerError;
+use crate::follow::Reader;
 use crate::producer::Producer;
 
 /// What became of a turn.
@@ -73,30 +70,18 @@ impl Reply {
 impl Producer {
     /// Waits for the turn's end. A turn that failed is a result, not an error.
     pub async fn wait(&self, turn: TurnId) -> Result<TurnResult, ProducerError> {
-        let agent = self.agent_of(turn).await?;
+        let mut reader = Reader::new(self, turn, None);
         let mut reply = Reply::default();
-        let mut events = pin!(self.follow(turn, None));
-        while let Some(followed) = events.next().await {
-            let followed = followed?;
+        while let Some(followed) = reader.next().await? {
             match followed.event {
                 Event::Begin(_) => {}
                 Event::Delta(delta) => reply.push(delta),
-                Event::End(end) => return Ok(reply.ended(turn, agent, end, followed.id.is_some())),
+                Event::End(end) => {
+                    let agent = reader.agent().and_then(AgentId::agent);
+                    return Ok(reply.ended(turn, agent, end, followed.id.is_some()));
+                }
             }
         }
         Err(ProducerError::UnknownTurn { turn, queue: self.queue.name.to_string() })
-    }
-
-    /// The turn's agent; none for a turn that stands alone or is not known.
-    async fn agent_of(&self, turn: TurnId) -> Result<Option<Name>, ProducerError> {
-        let (key, _) = self.keys_of(turn);
-        let mut command = redis::cmd("HGET");
-        command.arg(key).arg(FIELD_AGENT);
-        let command = &command;
-        let agent: Option<String> = self
-            .connection
-            .call("reading a turn", |mut redis| async move { command.query_async(&mut redis).await })
-            .await?;
-        Ok(agent.and_then(|agent| AgentId::from_wire(agent).agent()))
     }
 }

@@ -12,24 +12,26 @@ use std::time::Duration;
 
 use futures::stream::BoxStream;
 use futures::{FutureExt, Stream, StreamExt, stream};
-use redis::streams::StreamRangeReply;
 use tokio::sync::mpsc;
 use tokio::time::{Interval, MissedTickBehavior, interval};
-use turnmill_schema::{AgentId, Event, Name, TurnId, envelope};
+use turnmill_redis::steps::ResultEntry;
+use turnmill_redis::{Fault, ReadUpTo, TurnState};
+use turnmill_schema::keys::Keys;
+use turnmill_schema::{AgentId, Event, StreamId, TurnId, envelope};
 
 use crate::error::ProducerError;
+use crate::follow::{Misfit, Seen};
 use crate::operate::Operator;
 use crate::operate::events::EndedTurn;
 use crate::producer::Producer;
-use crate::result_stream::{TurnState, decode, turn_states};
-use crate::seen::{Misfit, Seen};
-use crate::stream_id::StreamId;
 use crate::turn_result::{Reply, TurnResult};
 
 /// Turns looked at in one round trip.
 const PAGE: usize = 512;
 /// Replies read in one round trip. A long one is some hundred kilobytes.
 const REPLIES: usize = 32;
+/// Entries of one reply, at most: more than any has, since each holds a token.
+const ENTRIES: usize = 1 << 20;
 /// Results that wait for somebody to take them; behind them the task stands still.
 const RESULTS: usize = 32;
 /// How often turns are looked at that no event told of.
@@ -62,10 +64,8 @@ impl Producer {
     async fn ends(
         &self,
     ) -> Result<impl Stream<Item = Result<EndedTurn, ProducerError>> + use<>, ProducerError> {
-        let mut newest = redis::cmd("XREVRANGE");
-        newest.arg(self.queue.keys(0).events()).arg("+").arg("-").arg("COUNT").arg(1);
-        let newest: StreamRangeReply = self.connection.ask("reading events", &newest).await?;
-        let place = newest.ids.first().and_then(|entry| entry.id.parse().ok()).unwrap_or(StreamId::START);
+        let keys = self.queue.keys(0);
+        let place = self.connection.ask(|server| server.newest_event(&keys)).await?;
         let events = Operator::new(self.clone()).events(None, Some(place));
         Ok(stream::unfold(events, async |mut events| Some((events.next().await, events))))
     }
@@ -196,28 +196,40 @@ impl Task {
 impl Producer {
     /// The results of those of `turns` that ended.
     async fn results(&self, turns: &[TurnId]) -> Result<Vec<Waited>, ProducerError> {
-        let keys: Vec<(String, String)> = turns.iter().map(|turn| self.keys_of(*turn)).collect();
-        let states = turn_states(&self.connection, keys.iter().map(|(turn, _)| turn)).await?;
-        let known = turns.iter().zip(keys).zip(states);
-        let looked: Vec<_> =
-            known.filter(|(_, state)| state.end.is_some() || state.agent.is_none()).collect();
-        let mut streams: Vec<StreamRangeReply> = Vec::with_capacity(looked.len());
-        for some in looked.chunks(REPLIES) {
-            let mut pipeline = redis::pipe();
-            for ((_, (_, result)), _) in some {
-                pipeline.cmd("XRANGE").arg(result).arg("-").arg("+");
+        let mut results = Vec::new();
+        for keys in self.queue.all_keys() {
+            let here: Vec<TurnId> =
+                turns.iter().copied().filter(|turn| turn.shard() == keys.shard()).collect();
+            let states = self.connection.ask(|server| server.turn_states(&keys, &here)).await?;
+            let mut ended = Vec::new();
+            for (turn, state) in here.into_iter().zip(states) {
+                match state {
+                    Ok(state) if state.end.is_some() => ended.push((turn, state)),
+                    Ok(state) if state.agent.is_some() => {}
+                    Ok(_) => results.push((turn, Err(self.unknown_turn(turn)))),
+                    Err(fault) => results.push((turn, Err(fault.into()))),
+                }
             }
-            let read: Vec<StreamRangeReply> = self.connection.ask_all("reading results", &pipeline).await?;
-            streams.extend(read);
+            for some in ended.chunks(REPLIES) {
+                results.extend(self.results_of(&keys, some).await?);
+            }
         }
-        let results = looked.into_iter().zip(streams).map(|(((turn, _), state), stream)| {
-            let result = match state.end {
-                Some(_) => put_together(*turn, &state, &stream),
-                None => Err(ProducerError::UnknownTurn { turn: *turn, queue: self.queue.name.to_string() }),
-            };
-            (*turn, result)
-        });
-        Ok(results.collect())
+        Ok(results)
+    }
+
+    /// The results of turns that ended.
+    async fn results_of(&self, keys: &Keys, ended: &[(TurnId, TurnState)]) -> Result<Vec<Waited>, ProducerError> {
+        let read: Vec<ReadUpTo> =
+            ended.iter().map(|(turn, _)| ReadUpTo { turn: *turn, last: StreamId::START }).collect();
+        let streams = self.connection.ask(|server| server.results_after(keys, &read, ENTRIES)).await?;
+        let result = |((turn, state), stream): (&(TurnId, TurnState), Result<Vec<ResultEntry>, Fault>)| {
+            (*turn, stream.map_err(ProducerError::from).and_then(|stream| put_together(*turn, state, &stream)))
+        };
+        Ok(ended.iter().zip(streams).map(result).collect())
+    }
+
+    fn unknown_turn(&self, turn: TurnId) -> ProducerError {
+        ProducerError::UnknownTurn { turn, queue: self.queue.name.to_string() }
     }
 }
 
@@ -225,23 +237,24 @@ impl Producer {
 fn put_together(
     turn: TurnId,
     state: &TurnState,
-    stream: &StreamRangeReply,
+    stream: &[ResultEntry],
 ) -> Result<TurnResult, ProducerError> {
     let unreadable = |what: &str, reason: &dyn ToString| ProducerError::Unreadable {
         what: format!("the {what} of turn {turn}"),
         reason: reason.to_string(),
     };
-    let agent: Option<Name> = state.agent.clone().and_then(|agent| AgentId::from_wire(agent).agent());
+    let agent = state.agent.as_ref().and_then(AgentId::agent);
     let stored = |what, bytes: &Option<Vec<u8>>| {
         let bytes = bytes.as_ref();
-        bytes.map(|bytes| envelope::decode(bytes).map_err(|error| unreadable(what, &error))).transpose()
+        bytes.map(|bytes| envelope::decode::<Event>(bytes).map_err(|error| unreadable(what, &error))).transpose()
     };
-    let events = stream.ids.iter().map(|entry| decode(entry).map(|(_, event)| event));
+    // A foreign or newer entry is passed by; if it held tokens, the next delta shows the gap.
+    let events = stream.iter().filter_map(|entry| envelope::decode::<Event>(&entry.event).ok());
     let kept = [stored("stored reply", &state.reply)?, stored("stored outcome", &state.end)?];
     let (mut seen, mut reply) = (Seen::nothing(), Reply::default());
-    let is_kept = !stream.ids.is_empty() || state.reply.is_some();
-    for event in events.chain(kept.into_iter().flatten().map(Ok)) {
-        match event? {
+    let is_kept = !stream.is_empty() || state.reply.is_some();
+    for event in events.chain(kept.into_iter().flatten()) {
+        match event {
             Event::Begin(_) => {}
             Event::Delta(delta) => match seen.add(delta) {
                 Ok(added) => added.into_iter().for_each(|delta| reply.push(delta)),
@@ -265,10 +278,7 @@ fn every(period: Duration) -> Interval {
 /// The error, for one more turn.
 fn repeated(error: &ProducerError) -> ProducerError {
     match error {
-        ProducerError::Unreachable { address, reason } => {
-            ProducerError::Unreachable { address: address.clone(), reason: reason.clone() }
-        }
-        ProducerError::Unsuitable(reason) => ProducerError::Unsuitable(reason.clone()),
-        other => ProducerError::Refused { step: "reading results", reason: other.to_string() },
+        ProducerError::Queue(fault) => ProducerError::Queue(fault.clone()),
+        other => ProducerError::Unreadable { what: "the results".to_owned(), reason: other.to_string() },
     }
 }

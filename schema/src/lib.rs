@@ -11,6 +11,7 @@
 //! * [`trace_context`], [`request_id`]: what ties a turn to what happened before it, in traces and logs.
 //! * [`environment`]: every variable that a program reads.
 //! * [`keys`]: every Redis key, stream, group and field name.
+//! * [`stream_id`]: where an entry stands in a stream.
 //! * [`worker_status`]: what a worker says of itself in the registry.
 
 pub mod agent_file;
@@ -23,6 +24,7 @@ pub mod kv_object;
 pub mod manifest;
 pub mod payload;
 pub mod request_id;
+pub mod stream_id;
 pub mod trace_context;
 pub mod transcript;
 pub mod turn;
@@ -33,6 +35,7 @@ pub use ids::{AgentId, InvalidName, Name, TurnId};
 pub use manifest::{Digest, Manifest};
 pub use payload::{EncodedTurn, PayloadError, PayloadReference, StoredTurn};
 pub use request_id::RequestId;
+pub use stream_id::{InvalidStreamId, StreamId};
 pub use trace_context::{TraceParent, TraceState};
 pub use transcript::{History, TranscriptEntry};
 pub use turn::{END_OF_TIME_MS, InvalidTurn, Message, Priority, Role, Sampling, Turn};

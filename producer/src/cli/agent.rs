@@ -5,8 +5,7 @@ use std::io::{Write, stdout};
 use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
 use turnmill::operate::Operator;
-use turnmill::operate::agent::{AgentQuery, AgentView};
-use turnmill::schema::scripts::AgentAction;
+use turnmill::operate::agent::{AgentAction, AgentQuery, AgentView};
 use turnmill::schema::{Name, TurnId};
 
 use super::agent_file::{Export, Import};

@@ -85,8 +85,8 @@ impl Exit {
 fn queue_code(error: &ProducerError) -> u8 {
     match error {
         ProducerError::Partly { source, .. } => queue_code(source),
-        ProducerError::InvalidTurn(_) | ProducerError::Envelope(_) | ProducerError::InvalidUrl { .. } => 2,
-        ProducerError::InvalidSetting { .. } => 2,
+        ProducerError::InvalidTurn(_) | ProducerError::Envelope(_) | ProducerError::InvalidUrl(_) => 2,
+        ProducerError::InvalidSetting { .. } | ProducerError::KeyTaken { .. } => 2,
         ProducerError::InvalidStore { .. } | ProducerError::NoStore { .. } => 2,
         ProducerError::UnknownTurn { .. }
         | ProducerError::UnknownAgent { .. }

@@ -7,7 +7,7 @@ use std::pin::pin;
 use futures::StreamExt;
 use serde::Serialize;
 use turnmill::schema::{End, Event, Name, Outcome, TurnId};
-use turnmill::{Followed, Producer, ProducerError, StreamId, TurnResult};
+use turnmill::{Fault, Followed, Producer, ProducerError, StreamId, TurnResult};
 
 use super::Exit;
 use super::terminal::{for_stdout, json_for_stdout, visible};
@@ -135,12 +135,10 @@ fn expired(turn: TurnId) {
 }
 
 /// A turn does not end because nobody listens: says how to listen again.
-fn goes_on(turn: TurnId, error: ProducerError) -> Exit {
-    match error {
-        ProducerError::Unreachable { address, reason } => Exit::Queue(ProducerError::Unreachable {
-            address,
-            reason: format!("{reason} (the turn goes on; read it later with: turnmill tail {turn})"),
-        }),
-        other => Exit::Queue(other),
+fn goes_on(turn: TurnId, mut error: ProducerError) -> Exit {
+    if let ProducerError::Queue(Fault::Unreachable { reason, .. } | Fault::Stale { reason, .. }) = &mut error
+    {
+        reason.push_str(&format!(" (the turn goes on; read it later with: turnmill tail {turn})"));
     }
+    Exit::Queue(error)
 }

@@ -41,8 +41,8 @@ impl Traces {
         if !is_on() {
             return Self(None);
         }
-        // The client may speak TLS, which comes without cryptography. An error means that it was chosen already.
-        let _ = rustls::crypto::ring::default_provider().install_default();
+        // The client may speak TLS, which comes without cryptography.
+        turnmill_redis::choose_cryptography();
         let exporter = SpanExporter::builder().with_http().with_protocol(Protocol::HttpBinary).build();
         let exporter = match exporter {
             Ok(exporter) => exporter,

@@ -153,7 +153,10 @@ fn show(view: &TurnView, json: bool) -> Result<(), Exit> {
         ("attempts", Some(view.attempts.to_string())),
         ("epoch", view.epoch.map(|epoch| epoch.to_string())),
         ("worker", view.worker.clone()),
-        ("tokens published", Some(view.published.to_string())),
+        (
+            "tokens published",
+            Some(view.published.map_or("unknown: the reply has expired".into(), |n| n.to_string())),
+        ),
         ("ended", view.ended_ms.map(time)),
         ("outcome", view.outcome.map(|outcome| outcome.as_str().to_owned())),
         ("error", end.and_then(|end| end.error.clone())),

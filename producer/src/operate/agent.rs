@@ -1,19 +1,20 @@
 //! Agents: what they wait for, and holding, letting go or resetting one.
 
-use redis::{FromRedisValue, RedisResult, Value};
+use std::collections::BTreeSet;
+
 use serde::Serialize;
+use turnmill_redis::steps::{ActOnAgent, AgentActed};
+use turnmill_redis::{AgentFound, AgentRecord};
 use turnmill_schema::keys::{BacklogEntry, Keys};
-use turnmill_schema::scripts::{AGENT, AgentAction, Call, agent_call};
 use turnmill_schema::{AgentId, Name, TurnId};
 
-use super::hash::Hash;
 use super::{Operator, Scope};
 use crate::error::ProducerError;
 
+pub use turnmill_redis::steps::AgentAction;
+
 /// Agents asked about in one pipeline.
 const PAGE: usize = 200;
-/// Questions about one agent.
-const QUESTIONS: usize = 5;
 
 /// An agent as it is now.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -56,13 +57,11 @@ pub struct AgentQuery {
     pub limit: usize,
 }
 
-const FIELDS: [&str; 5] = ["state", "owner", "epoch", "hold", "on_dead"];
-
 impl Operator {
     /// The tenant's agent of that name.
     pub async fn agent(&self, agent: &Name) -> Result<AgentView, ProducerError> {
         let (keys, id) = self.agent_keys(agent);
-        let view = self.views(&keys, vec![id]).await?.pop().filter(|view| view.state != ABSENT);
+        let view = self.views(&keys, &[id]).await?.pop();
         view.ok_or_else(|| self.unknown_agent(agent))
     }
 
@@ -73,10 +72,9 @@ impl Operator {
             let ids =
                 if query.idle { self.scan(&keys, query).await? } else { self.open(&keys, query).await? };
             for page in ids.chunks(PAGE) {
-                found.extend(self.views(&keys, page.to_vec()).await?);
+                found.extend(self.views(&keys, page).await?);
             }
         }
-        found.retain(|view| view.state != ABSENT);
         found.sort_by_key(|view| std::cmp::Reverse(view.head_age_ms));
         found.truncate(query.limit);
         Ok(found)
@@ -84,91 +82,55 @@ impl Operator {
 
     /// Agents with work.
     async fn open(&self, keys: &Keys, query: AgentQuery) -> Result<Vec<AgentId>, ProducerError> {
-        let mut command = redis::cmd("ZRANGE");
-        command.arg(keys.open()).arg(0).arg(-1);
-        let ids: Vec<String> = self.producer.connection.ask("listing agents", &command).await?;
-        let ids = ids.into_iter().map(AgentId::from_wire).filter(|id| self.covers(query.scope, id));
-        Ok(ids.take(query.limit).collect())
+        let agents = self.redis().ask(|server| server.agents_with_work(keys)).await?;
+        let covered = agents.into_iter().filter(|agent| self.covers(query.scope, agent));
+        Ok(covered.take(query.limit).collect())
     }
 
     /// Every agent that has a hash.
     async fn scan(&self, keys: &Keys, query: AgentQuery) -> Result<Vec<AgentId>, ProducerError> {
         let prefix = keys.agent(&AgentId::from_wire(String::new()));
-        let (mut cursor, mut found) = (0_u64, std::collections::BTreeSet::new());
-        loop {
-            let mut command = redis::cmd("SCAN");
-            command.arg(cursor).arg("MATCH").arg(format!("{prefix}*")).arg("COUNT").arg(1000);
-            let (next, page): (u64, Vec<String>) =
-                self.producer.connection.ask("listing agents", &command).await?;
-            let ids = page.iter().filter_map(|key| key.strip_prefix(&prefix));
-            let ids = ids.map(|id| AgentId::from_wire(id.to_owned()));
-            found.extend(ids.filter(|id| self.covers(query.scope, id)));
-            cursor = next;
-            if cursor == 0 || found.len() >= query.limit {
-                return Ok(found.into_iter().take(query.limit).collect());
+        let (mut scan, mut found) = (self.redis().server().scan(format!("{prefix}*")), BTreeSet::new());
+        while let Some(page) = self.redis().next_page(&mut scan).await? {
+            let agents = page.iter().filter_map(|key| key.strip_prefix(&prefix));
+            let agents = agents.map(|agent| AgentId::from_wire(agent.to_owned()));
+            found.extend(agents.filter(|agent| self.covers(query.scope, agent)));
+            if found.len() >= query.limit {
+                break;
             }
         }
+        Ok(found.into_iter().take(query.limit).collect())
     }
 
-    /// Asks about agents of one shard.
-    async fn views(&self, keys: &Keys, ids: Vec<AgentId>) -> Result<Vec<AgentView>, ProducerError> {
+    /// Agents of one shard, without those that are not there.
+    async fn views(&self, keys: &Keys, agents: &[AgentId]) -> Result<Vec<AgentView>, ProducerError> {
         let now_ms = self.now_ms().await?;
-        let mut pipeline = redis::pipe();
-        // One broken agent must not hide the others.
-        pipeline.ignore_errors();
-        for id in &ids {
-            pipeline.add_command(Hash::command(&keys.agent(id), &FIELDS));
-            pipeline.cmd("LINDEX").arg(keys.backlog(id)).arg(0);
-            pipeline.cmd("LLEN").arg(keys.backlog(id));
-            pipeline.cmd("LLEN").arg(keys.transcript(id));
-            pipeline.cmd("ZSCORE").arg(keys.delayed()).arg(id.as_str());
-        }
-        let answers: Vec<RedisResult<Value>> =
-            self.producer.connection.ask_all("reading agents", &pipeline).await?;
-        let mut answers = answers.into_iter();
-        let view = |id: AgentId| {
-            let answers: RedisResult<Vec<Value>> =
-                answers.by_ref().take(QUESTIONS).collect::<Vec<_>>().into_iter().collect();
-            let view = answers.and_then(|answers| read_view(&id, now_ms, answers));
-            view.unwrap_or_else(|_| nothing(&id, UNREADABLE))
+        let found = self.redis().ask(|server| server.agents(keys, agents)).await?;
+        let view = |(agent, found): (&AgentId, AgentFound)| match found {
+            AgentFound::There(record) => Some(view(agent, now_ms, *record)),
+            AgentFound::Unreadable => Some(unreadable(agent)),
+            AgentFound::Absent => None,
         };
-        Ok(ids.into_iter().map(view).collect())
+        Ok(agents.iter().zip(found).filter_map(view).collect())
     }
 
     /// Does it; the agent's state after.
     pub async fn act_on_agent(&self, agent: &Name, action: AgentAction) -> Result<String, ProducerError> {
         let (keys, id) = self.agent_keys(agent);
-        self.call_agent(agent, |head| agent_call(&keys, &id, action, head)).await
-    }
-
-    /// Calls the script `agent` until the head that it was called with is the agent's; the agent's state after.
-    pub(super) async fn call_agent(
-        &self,
-        agent: &Name,
-        call: impl Fn(Option<&BacklogEntry>) -> Call,
-    ) -> Result<String, ProducerError> {
-        let mut head = None;
+        let mut head: Option<BacklogEntry> = None;
         // Every round but the last met another's progress, so this comes to an end.
         loop {
-            let reply = self.producer.connection.script("agent", AGENT, &call(head.as_ref())).await?;
-            let reply: Vec<String> = self.producer.connection.read("agent", reply)?;
-            match reply.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-                ["ok", state] => return Ok(state.to_owned()),
-                ["head", ""] => head = None,
-                ["head", text] => head = Some(self.entry(agent, text)?),
-                ["busy"] => return Err(ProducerError::AgentBusy { agent: agent.to_string() }),
-                ["changed"] => return Err(ProducerError::HistoryChanged { agent: agent.to_string() }),
-                ["unknown"] => return Err(self.unknown_agent(agent)),
-                _ => return Err(self.unreadable("the answer to agent".into(), format!("{reply:?}"))),
-            }
+            let step = ActOnAgent { agent: &id, action, head: head.as_ref() };
+            head = match self.redis().run(&keys, &step).await? {
+                AgentActed::Done(state) => return Ok(state),
+                AgentActed::Head(head) => head,
+                AgentActed::Busy => return Err(ProducerError::AgentBusy { agent: agent.to_string() }),
+                AgentActed::Changed => {
+                    return Err(ProducerError::HistoryChanged { agent: agent.to_string() });
+                }
+                AgentActed::Unknown => return Err(self.unknown_agent(agent)),
+            };
         }
-    }
-
-    /// What a backlog is said to hold.
-    fn entry(&self, agent: &Name, text: &str) -> Result<BacklogEntry, ProducerError> {
-        let unreadable =
-            || self.unreadable(format!("the backlog of agent {agent}"), format!("it holds {text:?}"));
-        BacklogEntry::parse(text).ok_or_else(unreadable)
     }
 
     pub(super) fn unknown_agent(&self, agent: &Name) -> ProducerError {
@@ -180,48 +142,36 @@ impl Operator {
     }
 }
 
-/// An agent without a hash.
-const ABSENT: &str = "absent";
-/// An agent of which some key is of another type.
-const UNREADABLE: &str = "unreadable";
-
-fn nothing(id: &AgentId, state: &str) -> AgentView {
+fn view(id: &AgentId, now_ms: u64, record: AgentRecord) -> AgentView {
+    let AgentRecord { state, hold, on_dead, head, due_ms, backlog, transcript, worker, epoch } = record;
     AgentView {
         tenant: id.tenant().to_owned(),
         agent: id.agent(),
-        state: state.to_owned(),
-        hold: None,
-        on_dead: "skip".to_owned(),
-        head: None,
-        head_age_ms: None,
-        due_ms: None,
-        backlog: 0,
-        transcript: 0,
-        worker: None,
-        epoch: None,
-    }
-}
-
-fn read_view(id: &AgentId, now_ms: u64, answers: Vec<Value>) -> RedisResult<AgentView> {
-    let mut answers = answers.into_iter();
-    let mut next = || answers.next().unwrap_or(Value::Nil);
-    let hash = Hash::read(format!("agent {id}"), &FIELDS, next())?;
-    let head = Option::<String>::from_redis_value(next())?.and_then(|head| BacklogEntry::parse(&head));
-    let backlog = u64::from_redis_value(next())?;
-    let transcript = u64::from_redis_value(next())?;
-    let due_ms = Option::<f64>::from_redis_value(next())?.map(|due| due as u64);
-    let unset = nothing(id, ABSENT);
-    Ok(AgentView {
-        state: hash.text("state").unwrap_or(unset.state),
-        hold: hash.text("hold"),
-        on_dead: hash.text("on_dead").unwrap_or(unset.on_dead),
+        state,
+        hold,
+        on_dead: on_dead.unwrap_or_else(|| "skip".to_owned()),
         head: head.as_ref().map(|head| head.turn),
         head_age_ms: head.map(|head| now_ms.saturating_sub(head.enqueued_ms)),
         due_ms,
         backlog,
         transcript,
-        worker: hash.text("owner"),
-        epoch: hash.text("epoch").and_then(|epoch| epoch.parse().ok()),
-        ..unset
-    })
+        worker,
+        epoch,
+    }
+}
+
+/// An agent of which some key is of another type.
+fn unreadable(id: &AgentId) -> AgentView {
+    let nothing = AgentRecord {
+        state: "unreadable".to_owned(),
+        hold: None,
+        on_dead: None,
+        head: None,
+        due_ms: None,
+        backlog: 0,
+        transcript: 0,
+        worker: None,
+        epoch: None,
+    };
+    view(id, 0, nothing)
 }

@@ -6,14 +6,11 @@
 use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
-use redis::Value;
-use redis::streams::{StreamId as RawEntry, StreamRangeReply};
 use serde::Serialize;
-use turnmill_schema::keys::{FIELD_END, Keys};
-use turnmill_schema::scripts::{Call, PURGE};
-use turnmill_schema::{AgentId, Event, Name, StoredTurn, Turn, TurnId};
+use turnmill_redis::steps::{Letter, Purge};
+use turnmill_redis::{DeadRecord, Entry, Found};
+use turnmill_schema::{Name, StoredTurn, StreamId, Turn, TurnId};
 
-use super::hash::Hash;
 use super::{Operator, Scope};
 use crate::error::ProducerError;
 
@@ -76,13 +73,12 @@ impl Operator {
         let turns: HashSet<TurnId> = query.turns.iter().copied().collect();
         let mut found = DeadLetters::default();
         for keys in self.producer.queue.all_keys() {
-            let mut from = "-".to_owned();
+            let mut after = StreamId::START;
             loop {
-                let page = self.page(&keys, &from).await?;
+                let page = self.redis().ask(|server| server.dead_letters(&keys, after, PAGE)).await?;
                 let Some(last) = page.last() else { break };
-                from = format!("({}", last.id);
-                for letter in page.iter().map(read_letter) {
-                    let letter = letter?;
+                after = last.id;
+                for letter in page.into_iter().filter_map(read_letter) {
                     if self.fits(query, &turns, failed_before_ms, &letter) {
                         *found.reasons.entry(letter.reason.clone()).or_default() += 1;
                         found.letters.push(letter);
@@ -97,25 +93,13 @@ impl Operator {
     pub async fn newest_dead_letters(&self, limit: usize) -> Result<Vec<DeadLetter>, ProducerError> {
         let mut letters = Vec::new();
         for keys in self.producer.queue.all_keys() {
-            let mut command = redis::cmd("XREVRANGE");
-            command.arg(keys.dead()).arg("+").arg("-").arg("COUNT").arg(limit);
-            let newest: StreamRangeReply =
-                self.producer.connection.ask("reading dead letters", &command).await?;
-            for entry in &newest.ids {
-                letters.push(read_letter(entry)?);
-            }
+            let newest = self.redis().ask(|server| server.newest_dead_letters(&keys, limit)).await?;
+            letters.extend(newest.into_iter().filter_map(read_letter));
         }
         letters.sort_by_key(|letter| std::cmp::Reverse(letter.failed_ms));
         letters.truncate(limit);
         self.add_errors(&mut letters).await?;
         Ok(letters)
-    }
-
-    async fn page(&self, keys: &Keys, from: &str) -> Result<Vec<RawEntry>, ProducerError> {
-        let mut command = redis::cmd("XRANGE");
-        command.arg(keys.dead()).arg(from).arg("+").arg("COUNT").arg(PAGE);
-        let page: StreamRangeReply = self.producer.connection.ask("reading dead letters", &command).await?;
-        Ok(page.ids)
     }
 
     fn fits(
@@ -136,18 +120,14 @@ impl Operator {
 
     /// Adds what was wrong with each.
     pub async fn add_errors(&self, letters: &mut [DeadLetter]) -> Result<(), ProducerError> {
-        for page in letters.chunks_mut(PAGE) {
-            let mut pipeline = redis::pipe();
-            for letter in &*page {
-                let (key, _) = self.producer.keys_of(letter.turn);
-                pipeline.add_command(Hash::command(&key, &[FIELD_END]));
-            }
-            let answers: Vec<Value> =
-                self.producer.connection.ask_all("reading dead letters", &pipeline).await?;
-            for (letter, answer) in page.iter_mut().zip(answers) {
-                let hash = self.hash(format!("turn {}", letter.turn), &[FIELD_END], answer)?;
-                if let Ok(Some(Event::End(end))) = hash.decoded(FIELD_END) {
-                    letter.error = end.error;
+        for keys in self.producer.queue.all_keys() {
+            let mut here: Vec<&mut DeadLetter> =
+                letters.iter_mut().filter(|letter| letter.turn.shard() == keys.shard()).collect();
+            for page in here.chunks_mut(PAGE) {
+                let turns: Vec<TurnId> = page.iter().map(|letter| letter.turn).collect();
+                let ends = self.redis().ask(|server| server.turn_ends(&keys, &turns)).await?;
+                for (letter, end) in page.iter_mut().zip(ends) {
+                    letter.error = end.and_then(|end| end.error);
                 }
             }
         }
@@ -156,11 +136,11 @@ impl Operator {
 
     /// The turn as it was asked for.
     pub async fn dead_turn(&self, letter: &DeadLetter) -> Result<Turn, ProducerError> {
-        let (hash, ..) = self.read_turn(letter.turn, &["envelope", "agent", "entry"]).await?;
-        let stored = hash.bytes("envelope").map(StoredTurn::decode);
-        let stored = stored.ok_or_else(|| hash.unreadable("envelope", "it is missing".into()))?;
-        let stored = stored.map_err(|error| hash.unreadable("envelope", error.to_string()))?;
-        self.producer.load(stored).await
+        let (turn, keys) = (letter.turn, self.producer.keys_of(letter.turn));
+        let stored = self.redis().ask(|server| server.turn_payload(&keys, turn)).await?;
+        let stored = StoredTurn::decode(&stored.ok_or_else(|| self.unknown(turn))?);
+        let what = || format!("what is stored of turn {turn}");
+        self.producer.load(stored.map_err(|error| self.unreadable(what(), error.to_string()))?).await
     }
 
     /// Enqueues what the letter asked for as a new turn, then purges the letter; the new turn. A deadline is dropped: it was
@@ -189,35 +169,32 @@ impl Operator {
             let here: Vec<&DeadLetter> =
                 letters.iter().filter(|letter| letter.turn.shard() == keys.shard()).collect();
             for page in here.chunks(PAGE) {
-                let mut call = Call::new(&keys);
-                for letter in page {
-                    call.keys([keys.turn(letter.turn), keys.result(letter.turn)]).text(&letter.entry);
-                }
-                let reply = self.producer.connection.script("purge", PURGE, &call).await?;
-                purged += self.producer.connection.read::<u64>("purge", reply)?;
+                let letters = page.iter().map(|letter| Letter { entry: &letter.entry, turn: letter.turn });
+                purged += self.redis().run(&keys, &Purge { over_bytes: None, letters: letters.collect() }).await?;
             }
         }
         Ok(purged)
     }
 }
 
-fn read_letter(entry: &RawEntry) -> Result<DeadLetter, ProducerError> {
-    let what = || format!("dead letter {}", entry.id);
-    let missing =
-        |name: &str| ProducerError::Unreadable { what: what(), reason: format!("it has no {name}") };
-    let text = |name: &str| entry.get::<String>(name).ok_or_else(|| missing(name));
-    let turn = text("turn")?.parse();
-    let turn =
-        turn.map_err(|error| ProducerError::Unreadable { what: what(), reason: format!("{error}") })?;
-    let agent = AgentId::from_wire(text("agent")?);
-    Ok(DeadLetter {
+/// A letter of ours; one of somebody else, or of another version, is passed by.
+fn read_letter(Entry { id, found }: Entry<DeadRecord>) -> Option<DeadLetter> {
+    let DeadRecord { turn, agent, reason, attempts } = match found {
+        Found::Ours(record) => record,
+        Found::Trimmed => return None,
+        Found::Foreign(reason) => {
+            tracing::warn!(entry = %id, reason, "a dead letter is not of this version; it is passed over");
+            return None;
+        }
+    };
+    Some(DeadLetter {
         turn,
         tenant: agent.tenant().to_owned(),
         agent: agent.agent(),
-        reason: text("reason")?,
-        attempts: text("attempts")?.parse().unwrap_or(0),
-        failed_ms: entry.id.split('-').next().and_then(|ms| ms.parse().ok()).unwrap_or(0),
+        reason,
+        attempts,
+        failed_ms: id.epoch,
         error: None,
-        entry: entry.id.clone(),
+        entry: id.to_string(),
     })
 }

@@ -2,13 +2,12 @@
 //!
 //! Who must not miss any follows [`super::events`] as a group.
 
-use redis::streams::StreamRangeReply;
+use turnmill_schema::StreamId;
 use turnmill_schema::keys::Keys;
 
 use super::Operator;
-use super::events::{EndedTurn, read_event};
+use super::events::EndedTurn;
 use crate::error::ProducerError;
-use crate::stream_id::StreamId;
 
 /// Reads ends; see [`Operator::newest_ends`].
 #[derive(Debug)]
@@ -49,22 +48,14 @@ impl NewestEnds {
         let mut last = self.last.clone().unwrap_or_else(|| vec![StreamId::START; shards.len()]);
         let mut read = EndsRead { read_ms, first, whole: true, ..EndsRead::default() };
         for (keys, last) in shards.iter().zip(&mut last) {
-            let newest = self.after(keys, *last).await?;
-            read.whole &= newest.ids.len() < self.limit;
-            if let Some(id) = newest.ids.first().and_then(|entry| entry.id.parse().ok()) {
-                *last = id;
-            }
-            read.ended.extend(newest.ids.iter().filter_map(|entry| read_event(entry).ok().flatten()));
+            let (after, limit) = (*last, self.limit);
+            let newest = self.operator.redis().ask(|server| server.newest_events(keys, after, limit)).await?;
+            read.whole &= newest.len() < limit;
+            *last = newest.first().map_or(after, |entry| entry.id);
+            read.ended.extend(newest.into_iter().filter_map(EndedTurn::read));
         }
         read.ended.sort_by_key(|ended| ended.id);
         self.last = Some(last);
         Ok(read)
-    }
-
-    /// Entries after `last`, newest first.
-    async fn after(&self, keys: &Keys, last: StreamId) -> Result<StreamRangeReply, ProducerError> {
-        let mut command = redis::cmd("XREVRANGE");
-        command.arg(keys.events()).arg("+").arg(format!("({last}")).arg("COUNT").arg(self.limit);
-        self.operator.producer.connection.ask("reading events", &command).await
     }
 }

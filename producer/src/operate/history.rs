@@ -3,17 +3,14 @@
 //! Invariant: the agent that changes does so in one step. Where two are involved, the source is read first, whatever it
 //! does meanwhile: what completed turns said does not change.
 
-use redis::Value;
+use turnmill_redis::steps::{AgentAction, Rollback, Seed, Seeded};
+use turnmill_redis::{HistoryRecord, HistorySize};
 use turnmill_schema::agent_file::OnDead;
 use turnmill_schema::envelope::{decode, encode};
-use turnmill_schema::scripts::{Call, Rollback, SEED, rollback_call};
 use turnmill_schema::{Manifest, Name, TranscriptEntry, TurnId};
 
 use super::Operator;
-use super::hash::Hash;
 use crate::error::ProducerError;
-
-const FIELDS: [&str; 3] = ["state", "on_dead", "manifest"];
 
 /// What an agent heard and said, as it is stored.
 #[derive(Clone, Debug)]
@@ -44,9 +41,8 @@ impl Operator {
         let stay = history.up_to(agent, turn)?;
         let entries = history.entries.len();
         let last = history.entries.last().map_or(turn, |(turn, _)| *turn);
-        let (keys, id) = self.agent_keys(agent);
         let rollback = Rollback { stay, to: turn, entries, last };
-        self.call_agent(agent, |head| rollback_call(&keys, &id, rollback, head)).await?;
+        self.act_on_agent(agent, AgentAction::RollBack(rollback)).await?;
         Ok(entries - stay)
     }
 
@@ -70,17 +66,8 @@ impl Operator {
 
     pub(super) async fn history(&self, agent: &Name) -> Result<StoredHistory, ProducerError> {
         let (keys, id) = self.agent_keys(agent);
-        let mut pipeline = redis::pipe();
-        // The manifest is that of the history, or a hint that costs a look.
-        pipeline.atomic();
-        pipeline.add_command(Hash::command(&keys.agent(&id), &FIELDS));
-        pipeline.cmd("LRANGE").arg(keys.transcript(&id)).arg(0).arg(-1);
-        let (hash, entries): (Value, Vec<Vec<u8>>) =
-            self.producer.connection.ask_all("reading a history", &pipeline).await?;
-        let hash = self.hash(format!("agent {agent}"), &FIELDS, hash)?;
-        if hash.bytes("state").is_none() {
-            return Err(self.unknown_agent(agent));
-        }
+        let found = self.redis().ask(|server| server.history(&keys, &id)).await?;
+        let HistoryRecord { halts, manifest, entries } = found.ok_or_else(|| self.unknown_agent(agent))?;
         let read = |entry: Vec<u8>| {
             let what = || format!("the history of agent {agent}");
             let read = decode::<TranscriptEntry>(&entry);
@@ -88,50 +75,42 @@ impl Operator {
             Ok((read.turn, entry))
         };
         let entries = entries.into_iter().map(read).collect::<Result<_, ProducerError>>()?;
-        let halts = hash.text("on_dead").as_deref() == Some("halt");
         let on_dead = if halts { OnDead::Halt } else { OnDead::Skip };
         // One that cannot be read is none: it is only a hint.
-        let manifest = hash.bytes("manifest").and_then(|bytes| decode(bytes).ok());
+        let manifest = manifest.and_then(|bytes| decode(&bytes).ok());
         Ok(StoredHistory { entries, on_dead, manifest })
     }
 
     /// Gives an agent that has none a history.
     pub(super) async fn seed(&self, agent: &Name, history: &StoredHistory) -> Result<(), ProducerError> {
         let (keys, id) = self.agent_keys(agent);
-        let mut call = Call::new(&keys);
-        call.keys([keys.agent(&id), keys.backlog(&id), keys.transcript(&id)]);
-        // As unlike any other as a turn's id: a call repeated after a lost reply is known by it.
-        call.text(TurnId::new(keys.shard()));
-        call.text(match history.on_dead {
-            OnDead::Halt => "halt",
-            OnDead::Skip => "skip",
-        });
-        call.arg(history.manifest.as_ref().map(encode).transpose()?.unwrap_or_default());
-        for (_, entry) in &history.entries {
-            call.arg(entry.as_slice());
-        }
-        let reply = self.producer.connection.script("seed", SEED, &call).await?;
-        let reply: Vec<String> = self.producer.connection.read("seed", reply)?;
-        match reply.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-            ["ok"] => Ok(()),
-            ["taken", entries, open] => {
-                let (entries, open) = (entries.parse().unwrap_or(0), open.parse().unwrap_or(0));
-                Err(ProducerError::AgentTaken { agent: agent.to_string(), entries, open })
-            }
-            _ => Err(self.unreadable("the answer to seed".into(), format!("{reply:?}"))),
+        let step = Seed {
+            agent: &id,
+            // As unlike any other as a turn's id: a call repeated after a lost reply is known by it.
+            seeding: TurnId::new(keys.shard()).to_string(),
+            on_dead: match history.on_dead {
+                OnDead::Halt => "halt",
+                OnDead::Skip => "skip",
+            },
+            manifest: history.manifest.as_ref().map(encode).transpose()?.unwrap_or_default(),
+            entries: history.entries.iter().map(|(_, entry)| entry.as_slice()).collect(),
+        };
+        match self.redis().run(&keys, &step).await? {
+            Seeded::Done => Ok(()),
+            Seeded::Taken { entries, open } => Err(taken(agent, entries, open)),
         }
     }
 
     /// Refuses an agent that has a history or open turns, before anything is made ready for it.
     pub(super) async fn check_free(&self, agent: &Name) -> Result<(), ProducerError> {
         let (keys, id) = self.agent_keys(agent);
-        let mut pipeline = redis::pipe();
-        pipeline.cmd("LLEN").arg(keys.transcript(&id)).cmd("LLEN").arg(keys.backlog(&id));
-        let (entries, open): (u64, u64) =
-            self.producer.connection.ask_all("reading a history", &pipeline).await?;
-        match (entries, open) {
-            (0, 0) => Ok(()),
-            _ => Err(ProducerError::AgentTaken { agent: agent.to_string(), entries, open }),
+        match self.redis().ask(|server| server.history_size(&keys, &id)).await? {
+            HistorySize { entries: 0, open: 0 } => Ok(()),
+            HistorySize { entries, open } => Err(taken(agent, entries, open)),
         }
     }
+}
+
+fn taken(agent: &Name, entries: u64, open: u64) -> ProducerError {
+    ProducerError::AgentTaken { agent: agent.to_string(), entries, open }
 }

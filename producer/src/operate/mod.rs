@@ -15,7 +15,6 @@ pub mod dead;
 pub mod doctor;
 pub mod ends;
 pub mod events;
-mod hash;
 pub mod history;
 pub mod queue;
 pub mod running;
@@ -23,10 +22,11 @@ pub mod transfer;
 pub mod turn;
 pub mod worker;
 
+use turnmill_redis::Server;
 use turnmill_schema::keys::Keys;
-use turnmill_schema::scripts::Call;
 use turnmill_schema::{AgentId, Name};
 
+use crate::connection::Connection;
 use crate::error::ProducerError;
 use crate::producer::Producer;
 
@@ -44,7 +44,7 @@ impl Operator {
 
     /// Where its Redis is: host and port, or a socket's path. Never a password.
     pub fn address(&self) -> &str {
-        self.producer.connection.address()
+        self.redis().address()
     }
 
     /// The queue's name.
@@ -59,29 +59,14 @@ impl Operator {
         (self.producer.queue.keys(shard), AgentId::named(tenant, agent))
     }
 
-    /// The server's clock, in Unix milliseconds.
-    async fn now_ms(&self) -> Result<u64, ProducerError> {
-        let (seconds, micros): (u64, u64) =
-            self.producer.connection.ask("reading the clock", &redis::cmd("TIME")).await?;
-        Ok(seconds * 1000 + micros / 1000)
+    /// The way to Redis.
+    fn redis(&self) -> &Connection {
+        &self.producer.connection
     }
 
-    /// Runs a script whose items answer with a status each, and gives the only item's.
-    async fn status_of(
-        &self,
-        step: &'static str,
-        code: &str,
-        call: &Call,
-    ) -> Result<Vec<String>, ProducerError> {
-        let reply = self.producer.connection.script(step, code, call).await?;
-        let mut items: Vec<Vec<String>> = self.producer.connection.read(step, reply)?;
-        let item = items.pop().unwrap_or_default();
-        match item.first().map(String::as_str) {
-            Some("error") => {
-                Err(ProducerError::Refused { step, reason: item.get(1).cloned().unwrap_or_default() })
-            }
-            _ => Ok(item),
-        }
+    /// The server's clock, in Unix milliseconds.
+    async fn now_ms(&self) -> Result<u64, ProducerError> {
+        self.redis().ask(Server::now_ms).await
     }
 }
 
@@ -100,9 +85,4 @@ impl Operator {
     fn covers(&self, scope: Scope, agent: &AgentId) -> bool {
         scope == Scope::AllTenants || agent.tenant() == self.producer.settings.tenant.as_str()
     }
-}
-
-/// The keys of one agent that [`turnmill_schema::scripts::PROMOTE`] and others take.
-fn waiting_keys(keys: &Keys, agent: &AgentId) -> [String; 3] {
-    [keys.agent(agent), keys.backlog(agent), keys.parked(agent.tenant())]
 }

@@ -2,12 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use redis::streams::StreamRangeReply;
 use serde::Serialize;
-use turnmill_schema::Outcome;
+use turnmill_redis::steps::Pause;
+use turnmill_schema::{Outcome, StreamId};
 
 use super::Operator;
-use super::events::read_event;
 use crate::error::ProducerError;
 use crate::lag::Lag;
 
@@ -37,26 +36,20 @@ pub struct QueueStats {
 impl Operator {
     /// No turn is leased any more until the queue is resumed; those that run go on. True: it was not paused before.
     pub async fn pause_queue(&self) -> Result<bool, ProducerError> {
-        let mut paused = 0;
-        for keys in self.producer.queue.all_keys() {
-            let mut command = redis::cmd("SET");
-            command.arg(keys.paused()).arg(1).arg("NX");
-            let set: Option<String> = self.producer.connection.ask("pause", &command).await?;
-            paused += u64::from(set.is_some());
-        }
-        Ok(paused > 0)
+        self.set_paused(true).await
     }
 
     /// Turns are leased again. True: it was paused.
     pub async fn resume_queue(&self) -> Result<bool, ProducerError> {
-        let mut resumed = 0;
+        self.set_paused(false).await
+    }
+
+    async fn set_paused(&self, paused: bool) -> Result<bool, ProducerError> {
+        let mut changed = false;
         for keys in self.producer.queue.all_keys() {
-            let mut command = redis::cmd("DEL");
-            command.arg(keys.paused());
-            let deleted: u64 = self.producer.connection.ask("resume", &command).await?;
-            resumed += deleted;
+            changed |= self.redis().run(&keys, &Pause { paused }).await?;
         }
-        Ok(resumed > 0)
+        Ok(changed)
     }
 
     /// How much work there is.
@@ -83,12 +76,13 @@ impl Operator {
         let mut ends: BTreeMap<_, u64> = all.map(|outcome| (outcome.as_str(), 0)).into();
         let mut ends_ms = None;
         for keys in self.producer.queue.all_keys() {
-            let mut command = redis::cmd("XREVRANGE");
-            command.arg(keys.events()).arg("+").arg("-").arg("COUNT").arg(NEWEST_ENDS);
-            let newest: StreamRangeReply = self.producer.connection.ask("reading events", &command).await?;
-            for ended in newest.ids.iter().filter_map(|entry| read_event(entry).ok().flatten()) {
+            let newest =
+                self.redis().ask(|server| server.newest_events(&keys, StreamId::START, NEWEST_ENDS)).await?;
+            for entry in newest {
+                let at_ms = entry.id.epoch;
+                let Some(ended) = entry.ours() else { continue };
                 *ends.entry(ended.end.outcome.as_str()).or_default() += 1;
-                ends_ms = ends_ms.max(Some(now_ms.saturating_sub(ended.id.epoch)));
+                ends_ms = ends_ms.max(Some(now_ms.saturating_sub(at_ms)));
             }
         }
         Ok((ends, ends_ms))

@@ -1,16 +1,12 @@
 //! One turn: what became of it, cancelling it, and running it now or again.
 
-use redis::Value;
-use redis::streams::StreamRangeReply;
 use serde::Serialize;
-use turnmill_schema::keys::{BacklogEntry, FIELD_AGENT, FIELD_END, FIELD_REPLY};
-use turnmill_schema::scripts::{CANCEL, Call, PROMOTE, entry_keys};
-use turnmill_schema::{AgentId, Delta, End, Event, Name, Outcome, Priority, TurnId};
+use turnmill_redis::steps::{Cancel, Promote, Unrun, UnrunLimits};
+use turnmill_redis::{TurnPlace, TurnRecord, TurnWait};
+use turnmill_schema::{End, Name, Outcome, Priority, TurnId};
 
-use super::hash::Hash;
-use super::{Operator, waiting_keys};
+use super::Operator;
 use crate::error::ProducerError;
-use crate::stream_id::StreamId;
 
 /// A turn as it is now.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -43,8 +39,8 @@ pub struct TurnView {
     pub epoch: Option<u64>,
     /// The worker that runs it or ended it.
     pub worker: Option<String>,
-    /// Tokens published so far.
-    pub published: u64,
+    /// Tokens published so far; none if it ended and its reply has expired.
+    pub published: Option<u64>,
     /// How it ended.
     pub outcome: Option<Outcome>,
     /// When it ended, in Unix milliseconds by Redis's clock.
@@ -74,155 +70,61 @@ pub enum RunNow {
     NotDelayed,
 }
 
-const TURN_FIELDS: [&str; 9] =
-    ["state", FIELD_AGENT, "entry", "deadline_ms", "attempts", "epoch", "outcome", FIELD_END, "ended_ms"];
-
 impl Operator {
     /// The turn as it is now.
     pub async fn turn(&self, turn: TurnId) -> Result<TurnView, ProducerError> {
-        let (hash, agent, entry) = self.read_turn(turn, &TURN_FIELDS).await?;
-        let end = match hash.decoded::<Event>(FIELD_END)? {
-            Some(Event::End(end)) => Some(end),
-            _ => None,
-        };
-        let mut view = TurnView {
-            turn,
-            tenant: agent.tenant().to_owned(),
-            agent: agent.agent(),
-            state: hash.text("state").unwrap_or_default(),
-            agent_state: None,
-            behind: None,
-            priority: entry.priority,
-            enqueued_ms: entry.enqueued_ms,
-            not_before_ms: Some(entry.not_before_ms).filter(|ms| *ms > 0),
-            deadline_ms: hash.parsed("deadline_ms")?,
-            idempotency: entry.idempotency.clone(),
-            attempts: hash.parsed("attempts")?.unwrap_or(0),
-            epoch: hash.parsed("epoch")?,
-            worker: end.as_ref().and_then(|end| end.worker.clone()),
-            published: self.published(turn).await?,
-            outcome: end.as_ref().map(|end| end.outcome),
-            ended_ms: hash.parsed("ended_ms")?,
-            end,
-        };
-        if view.state != "ended" {
-            self.add_agent(&mut view, &agent, &entry).await?;
+        let keys = self.producer.keys_of(turn);
+        let found = self.redis().ask(|server| server.turn(&keys, turn)).await?;
+        let record = found.ok_or_else(|| self.unknown(turn))?;
+        if record.state == "ended" {
+            return Ok(view(turn, record, TurnWait::default()));
         }
-        Ok(view)
-    }
-
-    /// What the agent's keys say of a turn that has not ended.
-    async fn add_agent(
-        &self,
-        view: &mut TurnView,
-        agent: &AgentId,
-        entry: &BacklogEntry,
-    ) -> Result<(), ProducerError> {
-        let keys = self.producer.queue.keys(view.turn.shard());
-        let mut pipeline = redis::pipe();
-        pipeline.cmd("HMGET").arg(keys.agent(agent)).arg(&["state", "owner"]);
-        pipeline.cmd("LPOS").arg(keys.backlog(agent)).arg(entry.to_string());
-        let ((state, owner), place): ((Option<String>, Option<String>), Option<u64>) =
-            self.producer.connection.ask_all("reading an agent", &pipeline).await?;
-        view.agent_state = state;
-        view.behind = place;
-        if view.state == "leased" {
-            view.worker = owner.filter(|owner| !owner.is_empty());
-        }
-        Ok(())
-    }
-
-    /// Tokens of its reply, by the top of its result stream, or by its kept reply where the stream is gone.
-    async fn published(&self, turn: TurnId) -> Result<u64, ProducerError> {
-        let (turn_key, result_key) = self.producer.keys_of(turn);
-        let mut pipeline = redis::pipe();
-        pipeline.cmd("XREVRANGE").arg(result_key).arg("+").arg("-").arg("COUNT").arg(1);
-        pipeline.add_command(Hash::command(&turn_key, &[FIELD_REPLY]));
-        let (top, reply): (StreamRangeReply, Value) =
-            self.producer.connection.ask_all("reading a result", &pipeline).await?;
-        if let Some(top) = top.ids.first() {
-            return Ok(top.id.parse::<StreamId>().map_or(0, |id| id.sequence));
-        }
-        let reply =
-            self.hash(format!("turn {turn}"), &[FIELD_REPLY], reply)?.decoded::<Event>(FIELD_REPLY)?;
-        Ok(match reply {
-            Some(Event::Delta(Delta { index, tokens, .. })) => u64::from(index) + tokens.len() as u64,
-            _ => 0,
-        })
+        let wait = self.redis().ask(|server| server.turn_wait(&keys, &record.place)).await?;
+        Ok(view(turn, record, wait))
     }
 
     /// Cancels a turn, waiting or running. A running one has ended when this returns; its worker learns of it at once or
     /// with its next renewal.
     pub async fn cancel_turn(&self, turn: TurnId) -> Result<Cancelled, ProducerError> {
-        let (_, agent, entry) = self.read_turn(turn, &[FIELD_AGENT, "entry"]).await?;
-        let keys = self.producer.queue.keys(turn.shard());
-        let mut call = Call::new(&keys);
-        call.keys(entry_keys(&keys, &agent, &entry));
-        let settings = &self.producer.settings;
-        call.text(settings.result_ttl.as_millis())
-            .text(settings.outcome_ttl.as_millis())
-            .text(keys.notices());
-        call.text(&agent).text(&entry);
-        let status = self.status_of("cancel", CANCEL, &call).await?;
-        match status.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-            ["cancelled"] => Ok(Cancelled::Cancelled),
-            ["ended", outcome] => Ok(Cancelled::Ended(self.outcome_named(turn, outcome)?)),
-            ["unknown"] => Err(self.unknown(turn)),
-            _ => Err(self.unreadable("the answer to cancel".into(), format!("{status:?}"))),
+        let TurnPlace { agent, entry } = self.place_of(turn).await?;
+        let (keys, settings) = (self.producer.keys_of(turn), &self.producer.settings);
+        let limits = UnrunLimits {
+            result_ttl_ms: settings.result_ttl.as_millis() as u64,
+            outcome_ttl_ms: settings.outcome_ttl.as_millis() as u64,
+        };
+        let cancel = [Cancel { agent, entry }];
+        let mut answers = self.redis().ask(|server| server.run_items(&keys, &limits, &cancel)).await?;
+        match answers.pop().transpose()? {
+            Some(Unrun::Done) => Ok(Cancelled::Cancelled),
+            Some(Unrun::Ended(outcome)) => Ok(Cancelled::Ended(self.outcome_named(turn, &outcome)?)),
+            // Only an ending for a deadline can come too early.
+            Some(Unrun::Unknown | Unrun::Early) | None => Err(self.unknown(turn)),
         }
     }
 
     /// Lets a turn that waits for a time (a retry, or a schedule) run at once.
     pub async fn run_now(&self, turn: TurnId) -> Result<RunNow, ProducerError> {
-        let (hash, agent, entry) = self.read_turn(turn, &["state", FIELD_AGENT, "entry", "outcome"]).await?;
-        if hash.text("state").as_deref() == Some("ended") {
-            let outcome = hash.text("outcome").unwrap_or_default();
-            return Ok(RunNow::Ended(self.outcome_named(turn, &outcome)?));
+        let keys = self.producer.keys_of(turn);
+        let found = self.redis().ask(|server| server.turn(&keys, turn)).await?;
+        let TurnRecord { place: TurnPlace { agent, entry }, end, .. } =
+            found.ok_or_else(|| self.unknown(turn))?;
+        if let Some(end) = end {
+            return Ok(RunNow::Ended(end.outcome));
         }
-        let keys = self.producer.queue.keys(turn.shard());
-        let mut head = redis::cmd("LINDEX");
-        head.arg(keys.backlog(&agent)).arg(0);
-        let head: Option<String> = self.producer.connection.ask("reading a backlog", &head).await?;
-        if head != Some(entry.to_string()) {
+        let head = self.redis().ask(|server| server.agent_head(&keys, &agent)).await?;
+        if head != Some(entry) {
             return Ok(RunNow::NotDelayed);
         }
-        let mut due = redis::cmd("ZADD");
-        due.arg(keys.delayed()).arg("XX").arg(0).arg(agent.as_str());
-        let _changed: u64 = self.producer.connection.ask("retry", &due).await?;
-        let mut call = Call::new(&keys);
-        call.keys(waiting_keys(&keys, &agent));
-        // One that waits for a place among its tenant's turns gets a ticket only where none of them runs.
-        call.text(1).text(&agent);
-        let promoted = self.producer.connection.script("retry", PROMOTE, &call).await?;
-        let promoted: u64 = self.producer.connection.read("retry", promoted)?;
+        // An agent that waits for a place among its tenant's turns gets a ticket only if none of them runs.
+        let promote = Promote { tenant_max_running: 1, now: true, agents: &[agent] };
+        let promoted = self.redis().run(&keys, &promote).await?;
         Ok(if promoted == 1 { RunNow::Promoted } else { RunNow::NotDelayed })
     }
 
-    /// Fields of the turn's hash, `agent` and `entry` among them.
-    pub(super) async fn read_turn(
-        &self,
-        turn: TurnId,
-        names: &[&'static str],
-    ) -> Result<(Hash, AgentId, BacklogEntry), ProducerError> {
-        let (key, _) = self.producer.keys_of(turn);
-        let answer: Value =
-            self.producer.connection.ask("reading a turn", &Hash::command(&key, names)).await?;
-        let hash = self.hash(format!("turn {turn}"), names, answer)?;
-        let agent = hash.text(FIELD_AGENT).map(AgentId::from_wire).ok_or_else(|| self.unknown(turn))?;
-        let entry = hash.text("entry").and_then(|entry| BacklogEntry::parse(&entry)).ok_or_else(|| {
-            hash.unreadable("entry", "it is missing or of another form, as another version writes it".into())
-        })?;
-        Ok((hash, agent, entry))
-    }
-
-    /// Reads an answer to [`Hash::command`].
-    pub(super) fn hash(
-        &self,
-        what: String,
-        names: &[&'static str],
-        answer: Value,
-    ) -> Result<Hash, ProducerError> {
-        Hash::read(what.clone(), names, answer).map_err(|error| self.unreadable(what, error.to_string()))
+    async fn place_of(&self, turn: TurnId) -> Result<TurnPlace, ProducerError> {
+        let keys = self.producer.keys_of(turn);
+        let found = self.redis().ask(|server| server.turn_place(&keys, turn)).await?;
+        found.ok_or_else(|| self.unknown(turn))
     }
 
     fn outcome_named(&self, turn: TurnId, name: &str) -> Result<Outcome, ProducerError> {
@@ -237,5 +139,31 @@ impl Operator {
 
     pub(super) fn unreadable(&self, what: String, reason: String) -> ProducerError {
         ProducerError::Unreadable { what, reason }
+    }
+}
+
+fn view(turn: TurnId, record: TurnRecord, wait: TurnWait) -> TurnView {
+    let TurnRecord { place, state, deadline_ms, attempts, epoch, published, end, ended_ms } = record;
+    let TurnPlace { agent, entry } = place;
+    let runs_it = wait.worker.filter(|_| state == "leased");
+    TurnView {
+        turn,
+        tenant: agent.tenant().to_owned(),
+        agent: agent.agent(),
+        state,
+        agent_state: wait.agent_state,
+        behind: wait.behind,
+        priority: entry.priority,
+        enqueued_ms: entry.enqueued_ms,
+        not_before_ms: Some(entry.not_before_ms).filter(|ms| *ms > 0),
+        deadline_ms,
+        idempotency: entry.idempotency,
+        attempts,
+        epoch,
+        worker: end.as_ref().and_then(|end| end.worker.clone()).or(runs_it),
+        published,
+        outcome: end.as_ref().map(|end| end.outcome),
+        ended_ms,
+        end,
     }
 }

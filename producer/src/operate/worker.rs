@@ -1,17 +1,16 @@
 //! Workers: who is there with what, and telling one to drain.
 
-use std::collections::HashMap;
-
-use redis::Value;
 use serde::Serialize;
+use turnmill_redis::WorkerRecord;
+use turnmill_redis::steps::Order;
 use turnmill_schema::WorkerStatus;
-use turnmill_schema::keys::{Keys, ORDER_DRAIN};
+use turnmill_schema::keys::ORDER_DRAIN;
 
 use super::Operator;
 use crate::error::ProducerError;
 
 /// How long an order stands: a worker that is away for longer has other troubles.
-const ORDER_TTL_S: u64 = 3600;
+const ORDER_TTL_MS: u64 = 3_600_000;
 
 /// A worker as the registry shows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -45,26 +44,8 @@ impl Operator {
     pub async fn workers(&self) -> Result<Vec<WorkerView>, ProducerError> {
         let keys = self.producer.queue.keys(0);
         let now_ms = self.now_ms().await?;
-        let mut list = redis::cmd("ZRANGE");
-        list.arg(keys.workers()).arg(0).arg(-1).arg("WITHSCORES");
-        let list: Vec<(String, f64)> = self.producer.connection.ask("listing workers", &list).await?;
-        if list.is_empty() {
-            return Ok(Vec::new());
-        }
-        let mut pipeline = redis::pipe();
-        for (id, _) in &list {
-            pipeline.cmd("HGETALL").arg(keys.worker(id)).cmd("GET").arg(keys.order(id));
-        }
-        let answers: Vec<Value> = self.producer.connection.ask_all("listing workers", &pipeline).await?;
-        let mut answers = answers.into_iter();
-        let mut found = Vec::new();
-        for (id, heard_at_ms) in list {
-            let fields =
-                self.producer.connection.read("listing workers", answers.next().unwrap_or(Value::Nil))?;
-            let order =
-                self.producer.connection.read("listing workers", answers.next().unwrap_or(Value::Nil))?;
-            found.push(view(id, now_ms.saturating_sub(heard_at_ms as u64), &fields, order));
-        }
+        let found = self.redis().ask(|server| server.workers(&keys)).await?;
+        let mut found: Vec<WorkerView> = found.into_iter().map(|record| view(record, now_ms)).collect();
         found.sort_by(|a, b| (&a.name, &a.id).cmp(&(&b.name, &b.id)));
         Ok(found)
     }
@@ -79,33 +60,28 @@ impl Operator {
             return Err(ProducerError::UnknownWorker { worker: id_or_name.to_owned() });
         }
         for id in &ids {
-            self.order_drain(&keys, id).await?;
+            let step = Order { worker: id, order: ORDER_DRAIN, for_ms: ORDER_TTL_MS };
+            self.redis().run(&keys, &step).await?;
         }
         Ok(ids)
     }
-
-    async fn order_drain(&self, keys: &Keys, id: &str) -> Result<(), ProducerError> {
-        let mut order = redis::cmd("SET");
-        order.arg(keys.order(id)).arg(ORDER_DRAIN).arg("EX").arg(ORDER_TTL_S);
-        self.producer.connection.ask("drain", &order).await
-    }
 }
 
-fn view(id: String, heard_ms: u64, fields: &HashMap<String, String>, order: Option<String>) -> WorkerView {
-    let silent = fields.is_empty();
+fn view(WorkerRecord { id, heard_at_ms, status, order }: WorkerRecord, now_ms: u64) -> WorkerView {
+    let silent = || WorkerStatus { name: id.clone(), state: "silent".to_owned(), ..WorkerStatus::default() };
     let WorkerStatus { name, state, model, version, started_ms, running, capacity, headroom_percent } =
-        WorkerStatus::from_fields(fields);
+        status.unwrap_or_else(silent);
     WorkerView {
-        name: if silent { id.clone() } else { name },
-        state: if silent { "silent".to_owned() } else { state },
-        told_to_drain: order.as_deref() == Some(ORDER_DRAIN),
         id,
+        name,
+        state,
         model,
         version,
         running,
         capacity,
         headroom_percent,
         started_ms,
-        heard_ms,
+        heard_ms: now_ms.saturating_sub(heard_at_ms),
+        told_to_drain: order.as_deref() == Some(ORDER_DRAIN),
     }
 }

@@ -84,7 +84,7 @@ impl Troubles {
     /// A reading is none where Redis is away, or where every part failed.
     fn judge(self, snapshot: Snapshot) -> Reading {
         let Self { parts, mut errors } = self;
-        let away = errors.iter().position(|error| matches!(error, ProducerError::Unreachable { .. }));
+        let away = errors.iter().position(ProducerError::is_outage);
         match away {
             Some(away) => Err(errors.swap_remove(away)),
             None if errors.len() == parts => Err(errors.swap_remove(0)),
@@ -96,14 +96,16 @@ impl Troubles {
 #[cfg(test)]
 mod tests {
     use super::super::model::samples::snapshot;
+    use turnmill::Fault;
+
     use super::*;
 
     fn refused() -> Result<(), ProducerError> {
-        Err(ProducerError::Unsuitable("this user may not".to_owned()))
+        Err(Fault::Unsuitable("this user may not".to_owned()).into())
     }
 
     fn away() -> Result<(), ProducerError> {
-        Err(ProducerError::Unreachable { address: "h:1".to_owned(), reason: "refused".to_owned() })
+        Err(Fault::Unreachable { address: "h:1".to_owned(), reason: "refused".to_owned() }.into())
     }
 
     #[test]
@@ -120,9 +122,9 @@ mod tests {
         for part in [Ok(()), refused(), away()] {
             let _ = troubles.part(part);
         }
-        assert!(matches!(troubles.judge(snapshot()), Err(ProducerError::Unreachable { .. })));
+        assert!(troubles.judge(snapshot()).is_err_and(|error| error.is_outage()));
         let mut troubles = Troubles::default();
         let _ = troubles.part(refused());
-        assert!(matches!(troubles.judge(snapshot()), Err(ProducerError::Unsuitable(_))), "nothing was read");
+        assert!(troubles.judge(snapshot()).is_err_and(|error| !error.is_outage()), "nothing was read");
     }
 }

@@ -126,7 +126,10 @@ pub(crate) fn classify(step: &'static str, address: &str, error: &RedisError) ->
     }
     match error.kind() {
         ErrorKind::Server(_) | ErrorKind::Extension => {
-            worded(meaning(error.code().unwrap_or_default()), step, address, error.to_string())
+            let code = error.code().unwrap_or_default();
+            // As the server wrote it: the client's own display puts other words around it.
+            let reason = error.detail().map_or_else(|| error.to_string(), |detail| format!("{code} {detail}"));
+            worded(meaning(code), step, address, reason)
         }
         ErrorKind::Parse | ErrorKind::UnexpectedReturnType => {
             Fault::Unreadable { step, reason: unquoted(&error.to_string()) }

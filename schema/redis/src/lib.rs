@@ -8,34 +8,55 @@
 //!
 //! Invariant: nothing outside this crate knows a command of Redis, or the position of an argument.
 
+mod agents;
 mod append;
 mod blocking;
 mod call;
 mod clock;
 mod cryptography;
+mod dead;
+mod entries;
+mod events;
 mod facts;
 mod fault;
+mod hash;
+mod history;
 mod link;
 mod raw;
 mod reply;
+mod report;
+mod results;
+mod running;
 mod scan;
 mod server;
 mod shared_keys;
 pub mod steps;
 mod tickets;
+mod turns;
 mod url;
 mod waiting;
+mod workers;
 
+pub use agents::{AgentFound, AgentRecord};
 pub use append::{AppendLink, Appended, Top};
 pub use blocking::{Blocking, Subscription};
 pub use call::{Call, ItemStep, Step};
 pub use clock::ServerClock;
 pub use cryptography::choose as choose_cryptography;
+pub use dead::DeadRecord;
+pub use entries::{Entry, Found};
+pub use events::{Consumer, EndedRecord};
 pub use facts::ServerFacts;
 pub use fault::{Advice, Fault};
+pub use history::{HistoryRecord, HistorySize};
+pub use report::{ServerReport, type_of_name};
+pub use results::{ReadUpTo, TurnState};
+pub use running::RunningRecord;
 pub use scan::Scan;
 pub use server::{RESPONSE_TIMEOUT, Server};
 pub use shared_keys::ready_keys;
 pub use tickets::{Delivered, PendingTicket, ReadyStream, Share};
+pub use turns::{TurnPlace, TurnRecord, TurnWait};
 pub use url::{Endpoint, RedisUrl, masked};
 pub use waiting::{CappedTenant, WaitingAgents};
+pub use workers::WorkerRecord;

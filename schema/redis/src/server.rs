@@ -42,6 +42,8 @@ pub const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// A Redis server and the ways to it.
 pub struct Server {
     pub(crate) client: Client,
+    /// Whether it must be able to carry a queue.
+    demanding: bool,
     pool: Pool<Manager>,
     shared: tokio::sync::Mutex<Option<Link>>,
     address: String,
@@ -76,6 +78,18 @@ impl Server {
     /// # Errors
     /// [`Fault::Unsuitable`] if the URL or the file of authorities is of no use.
     pub fn new(endpoint: &Endpoint, response_timeout: Duration) -> Result<Arc<Self>, Fault> {
+        Self::prepare(endpoint, response_timeout, true)
+    }
+
+    /// As [`Server::new`], for one who wants to know what is wrong with the server: it is taken as it is.
+    ///
+    /// # Errors
+    /// As [`Server::new`].
+    pub fn undemanding(endpoint: &Endpoint, response_timeout: Duration) -> Result<Arc<Self>, Fault> {
+        Self::prepare(endpoint, response_timeout, false)
+    }
+
+    fn prepare(endpoint: &Endpoint, response_timeout: Duration, demanding: bool) -> Result<Arc<Self>, Fault> {
         let Endpoint { url, ca } = endpoint;
         let info = connection_info(url)?;
         let address = info.addr().to_string();
@@ -99,6 +113,7 @@ impl Server {
             let known = Known { run_id: String::new(), connections: 0, changed: Instant::now() };
             Self {
                 client,
+                demanding,
                 pool,
                 shared: tokio::sync::Mutex::default(),
                 address,
@@ -143,6 +158,14 @@ impl Server {
             Some(reason) => Err(Fault::Unsuitable(reason)),
             None => Ok(facts),
         }
+    }
+
+    /// Makes sure that the server answers, and that it can carry a queue unless this is [`Server::undemanding`].
+    ///
+    /// # Errors
+    /// See [`Fault`].
+    pub async fn reach(&self) -> Result<(), Fault> {
+        self.pooled().await.map(drop)
     }
 
     /// Replaces the text of a step's script: for tests that show what a check in it is for.
@@ -332,7 +355,7 @@ impl Server {
     pub(crate) async fn verify(&self, connection: &mut MultiplexedConnection) -> Result<(), Fault> {
         let facts = self.ask_facts(connection, &["server", "replication", "persistence", "memory"]).await?;
         let trouble = facts.trouble_that_passes().map(str::to_owned).or_else(|| facts.unsuitable(&self.address));
-        if let Some(reason) = trouble {
+        if let Some(reason) = trouble.filter(|_| self.demanding) {
             self.end_era();
             return Err(self.stale(&reason));
         }

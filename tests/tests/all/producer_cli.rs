@@ -377,7 +377,7 @@ async fn a_redis_that_stays_away_ends_the_wait() {
     let turn = producer.enqueue(NewTurn::user("hi")).await.expect("enqueued");
     drop(server);
     let error = producer.wait(turn).await.expect_err("must give up");
-    assert!(matches!(error, ProducerError::Unreachable { .. }), "{error}");
+    assert!(error.is_outage(), "{error}");
     assert!(producer.enqueue(NewTurn::user("hi")).await.is_err());
 }
 
@@ -500,7 +500,7 @@ async fn exit_codes_are_as_documented() {
         (&["tail", &unknown], "", 4, "never enqueued"),
         (&["lag", "--redis-url", "redis://127.0.0.1:1"], "", 3, "cannot reach Redis at 127.0.0.1:1"),
         (&["lag", "--redis-url", "rediss://127.0.0.1:1"], "", 3, "cannot reach Redis at 127.0.0.1:1"),
-        (&["lag", "--redis-url", "nonsense"], "", 2, "the Redis URL is not usable"),
+        (&["lag", "--redis-url", "nonsense"], "", 2, "is not a Redis URL"),
         (&["completions", "bash"], "", 0, ""),
         (&["version"], "", 0, ""),
     ] {

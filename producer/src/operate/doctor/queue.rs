@@ -1,8 +1,6 @@
 //! Checks of the queue: types under its keys, scripts, lag, tickets nobody keeps alive, workers, dead letters.
 
-use redis::{RedisResult, Value};
-use turnmill_schema::keys::{GROUP, Keys};
-use turnmill_schema::scripts::ready_keys;
+use turnmill_redis::type_of_name;
 
 use super::Check;
 use crate::error::ProducerError;
@@ -13,7 +11,7 @@ use crate::operate::dead::DeadQuery;
 /// A ticket that nobody kept alive for so many leases is stuck: any worker would have reclaimed it.
 const STUCK_LEASES: u64 = 3;
 /// Stuck tickets that are counted at most.
-const MAX_STUCK: u64 = 1000;
+const MAX_STUCK: usize = 1000;
 /// Keys whose types are looked at, at most.
 const MAX_KEYS: usize = 100_000;
 /// Keys named in a report.
@@ -36,15 +34,11 @@ impl Operator {
         let (mut seen, mut wrong) = (0, Vec::new());
         for keys in self.producer.queue.all_keys() {
             let prefix = keys.open().trim_end_matches("open").to_owned();
-            let mut cursor = 0_u64;
-            loop {
-                let mut scan = redis::cmd("SCAN");
-                scan.arg(cursor).arg("MATCH").arg(format!("{prefix}*")).arg("COUNT").arg(1000);
-                let (next, page): (u64, Vec<String>) = self.producer.connection.ask("SCAN", &scan).await?;
+            let mut scan = self.redis().server().scan(format!("{prefix}*"));
+            while let Some(page) = self.redis().next_page(&mut scan).await? {
                 seen += page.len();
                 wrong.extend(self.wrong_types(&prefix, page).await?);
-                cursor = next;
-                if cursor == 0 || seen >= MAX_KEYS {
+                if seen >= MAX_KEYS {
                     break;
                 }
             }
@@ -64,16 +58,9 @@ impl Operator {
     }
 
     async fn wrong_types(&self, prefix: &str, page: Vec<String>) -> Result<Vec<String>, ProducerError> {
-        if page.is_empty() {
-            return Ok(Vec::new());
-        }
-        let mut pipeline = redis::pipe();
-        for key in &page {
-            pipeline.cmd("TYPE").arg(key);
-        }
-        let types: Vec<String> = self.producer.connection.ask_all("TYPE", &pipeline).await?;
+        let types = self.redis().ask(|server| server.types_of(&page)).await?;
         let wrong = |(key, found): (String, String)| {
-            let expected = expected_type(key.strip_prefix(prefix).unwrap_or_default());
+            let expected = type_of_name(key.strip_prefix(prefix).unwrap_or_default());
             // A key may have gone since it was listed.
             let fits = found == "none" || expected == Some(found.as_str());
             (!fits).then(|| match expected {
@@ -122,7 +109,7 @@ impl Operator {
         let idle_ms = lease_ms.saturating_mul(STUCK_LEASES);
         let mut stuck = 0;
         for keys in self.producer.queue.all_keys() {
-            stuck += self.stuck_of(&keys, idle_ms).await?;
+            stuck += self.redis().ask(|server| server.count_unrenewed(&keys, idle_ms, MAX_STUCK)).await?;
         }
         if stuck == 0 {
             return Ok(Check::ok("stuck", format!("no ticket is idle for longer than {idle_ms} ms")));
@@ -130,33 +117,6 @@ impl Operator {
         let more = if stuck >= MAX_STUCK { " or more" } else { "" };
         let found = format!("{stuck}{more} tickets are idle for longer than {idle_ms} ms");
         Ok(Check::fail("stuck", found, "start a worker: a live one reclaims them within two of its leases"))
-    }
-
-    async fn stuck_of(&self, keys: &Keys, idle_ms: u64) -> Result<u64, ProducerError> {
-        let mut pipeline = redis::pipe();
-        // A stream or group that is not there yet has nothing pending.
-        pipeline.ignore_errors();
-        for stream in ready_keys(keys) {
-            pipeline
-                .cmd("XPENDING")
-                .arg(stream)
-                .arg(GROUP)
-                .arg("IDLE")
-                .arg(idle_ms)
-                .arg("-")
-                .arg("+")
-                .arg(MAX_STUCK);
-        }
-        let pending: Vec<RedisResult<Value>> =
-            self.producer.connection.ask_all("XPENDING", &pipeline).await?;
-        let count = |pending: RedisResult<Value>| match pending {
-            Ok(Value::Array(entries)) => Ok(entries.len() as u64),
-            Err(error) if error.code() != Some("NOGROUP") => {
-                Err(self.producer.connection.failure("XPENDING", &error))
-            }
-            _ => Ok(0),
-        };
-        pending.into_iter().map(count).sum()
     }
 
     async fn dead(&self) -> Result<Check, ProducerError> {
@@ -185,60 +145,5 @@ fn judge_workers(workers: usize, open_turns: u64) -> Check {
             "start turnmill-worker serve",
         ),
         _ => Check::ok("workers", format!("{workers}")),
-    }
-}
-
-/// The type of a key, by its name behind the prefix.
-fn expected_type(name: &str) -> Option<&'static str> {
-    let kind = name.split_once(':').map_or(name, |(kind, _)| kind);
-    match kind {
-        "ready" | "result" | "dead" | "events" => Some("stream"),
-        "agent" | "turn" | "counters" | "worker" => Some("hash"),
-        "backlog" | "transcript" | "ended" => Some("list"),
-        "open" | "delayed" | "parked" | "workers" => Some("zset"),
-        "capped" => Some("set"),
-        "idem" | "paused" | "order" | "sweeper" => Some("string"),
-        _ => None,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use turnmill_schema::{AgentId, Name, Priority, TurnId};
-
-    use super::*;
-
-    #[test]
-    fn every_key_has_its_type() {
-        let name = Name::new("n").expect("a name");
-        let (keys, agent, turn) = (Keys::new(&name, 0), AgentId::named(&name, &name), TurnId::new(0));
-        let prefix = keys.open().trim_end_matches("open").to_owned();
-        let of = |key: String| expected_type(key.strip_prefix(&prefix).expect("ours")).map(str::to_owned);
-        let all = [
-            keys.ready(Priority::Batch),
-            keys.agent(&agent),
-            keys.backlog(&agent),
-            keys.transcript(&agent),
-            keys.turn(turn),
-            keys.result(turn),
-            keys.idempotency("t/k"),
-            keys.open(),
-            keys.counters(),
-            keys.delayed(),
-            keys.parked("t"),
-            keys.capped(),
-            keys.dead(),
-            keys.ended(),
-            keys.paused(),
-            keys.workers(),
-            keys.worker("w"),
-            keys.order("w"),
-            keys.events(),
-            keys.sweeper(),
-        ];
-        for key in all {
-            assert!(of(key.clone()).is_some(), "{key}");
-        }
-        assert_eq!(expected_type("depth"), None, "an older version's");
     }
 }

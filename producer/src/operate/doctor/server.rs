@@ -1,11 +1,10 @@
 //! Checks of the server: version, memory, durability, role, clock.
 
-use std::collections::HashMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::error::ProducerError;
+use turnmill_redis::{Server, ServerFacts, ServerReport};
+
 use crate::operate::Operator;
-use crate::suitable;
 
 use super::Check;
 
@@ -14,51 +13,27 @@ const NEARLY_FULL_PERCENT: u64 = 90;
 /// Clocks further apart make deadlines and schedules wrong by as much, in milliseconds.
 const MAX_SKEW_MS: u64 = 1000;
 
-/// What the server says of itself.
-#[derive(Debug, Default)]
-pub(super) struct Facts {
-    /// INFO's fields; none where it was refused.
-    pub info: Option<HashMap<String, String>>,
-    /// `appendfsync`, where it may be read.
-    pub appendfsync: Option<String>,
+/// A field of INFO; none if the server does not tell.
+fn field<'a>(report: &'a ServerReport, name: &str) -> Option<&'a str> {
+    report.info.get(name).map(String::as_str)
 }
 
-impl Facts {
-    fn field(&self, name: &str) -> Option<&str> {
-        self.info.as_ref()?.get(name).map(String::as_str)
-    }
-
-    fn number(&self, name: &str) -> u64 {
-        self.field(name).and_then(|text| text.parse().ok()).unwrap_or(0)
-    }
+fn number(report: &ServerReport, name: &str) -> u64 {
+    field(report, name).and_then(|text| text.parse().ok()).unwrap_or(0)
 }
 
 impl Operator {
     pub(super) async fn examine_server(&self) -> Vec<Check> {
-        let facts = match self.facts().await {
-            Ok(facts) => facts,
+        let report = match self.redis().ask(Server::report).await {
+            Ok(report) => report,
             Err(error) => return vec![Check::unknown("server", &error)],
         };
-        let mut checks = judge(&facts);
+        let mut checks = judge(&report);
         checks.push(match self.now_ms().await {
             Ok(now_ms) => judge_clock(now_ms, local_ms()),
             Err(error) => Check::unknown("clock", &error),
         });
         checks
-    }
-
-    async fn facts(&self) -> Result<Facts, ProducerError> {
-        let connection = &self.producer.connection;
-        let info: String = connection.ask("INFO", redis::cmd("INFO").arg("everything")).await?;
-        // CONFIG is often kept from users; the check then says so.
-        let mut config = redis::cmd("CONFIG");
-        config.arg("GET").arg("appendfsync");
-        let config: HashMap<String, String> = connection.ask("CONFIG GET", &config).await.unwrap_or_default();
-        let fields = info.lines().filter_map(|line| line.trim().split_once(':'));
-        Ok(Facts {
-            info: Some(fields.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()),
-            appendfsync: config.get("appendfsync").cloned(),
-        })
     }
 }
 
@@ -68,26 +43,26 @@ fn local_ms() -> u64 {
 }
 
 /// Every check of what the server says.
-pub(super) fn judge(facts: &Facts) -> Vec<Check> {
+pub(super) fn judge(report: &ServerReport) -> Vec<Check> {
     vec![
-        version(facts),
-        eviction(facts),
-        memory(facts),
-        persistence(facts),
-        replication(facts),
-        durability(facts),
+        version(report),
+        eviction(report),
+        memory(report),
+        persistence(report),
+        replication(report),
+        durability(report),
     ]
 }
 
-fn version(facts: &Facts) -> Check {
-    let Some(version) = facts.field("redis_version") else {
+fn version(report: &ServerReport) -> Check {
+    let Some(version) = field(report, "redis_version") else {
         return Check::warn(
             "version",
             "the server does not tell",
             "make sure that it is Redis 7.0 or newer, or Valkey",
         );
     };
-    if suitable::is_too_old(version) {
+    if (ServerFacts { version: version.to_owned(), ..ServerFacts::default() }).is_too_old() {
         return Check::fail(
             "version",
             version,
@@ -97,9 +72,9 @@ fn version(facts: &Facts) -> Check {
     Check::ok("version", version)
 }
 
-fn eviction(facts: &Facts) -> Check {
-    let policy = facts.field("maxmemory_policy").unwrap_or("unknown");
-    let bounded = facts.number("maxmemory") > 0;
+fn eviction(report: &ServerReport) -> Check {
+    let policy = field(report, "maxmemory_policy").unwrap_or("unknown");
+    let bounded = number(report, "maxmemory") > 0;
     match (policy, bounded) {
         ("noeviction", _) => Check::ok("eviction", "noeviction"),
         (_, true) => Check::fail(
@@ -115,8 +90,8 @@ fn eviction(facts: &Facts) -> Check {
     }
 }
 
-fn memory(facts: &Facts) -> Check {
-    let (used, limit) = (facts.number("used_memory"), facts.number("maxmemory"));
+fn memory(report: &ServerReport) -> Check {
+    let (used, limit) = (number(report, "used_memory"), number(report, "maxmemory"));
     let used_mib = used / (1 << 20);
     if limit == 0 {
         return Check::ok("memory", format!("{used_mib} MiB used, without a limit"));
@@ -134,22 +109,22 @@ fn memory(facts: &Facts) -> Check {
     }
 }
 
-fn persistence(facts: &Facts) -> Check {
+fn persistence(report: &ServerReport) -> Check {
     let failed = ["aof_last_write_status", "aof_last_bgrewrite_status", "rdb_last_bgsave_status"]
         .into_iter()
-        .find(|name| facts.field(name).is_some_and(|status| status != "ok"));
+        .find(|name| field(report, name).is_some_and(|status| status != "ok"));
     if let Some(name) = failed {
         let advice = "look into the server's log and at its disk: writes do not reach it";
         return Check::fail("persistence", format!("{name} is not ok"), advice);
     }
-    if facts.number("aof_enabled") == 0 {
+    if number(report, "aof_enabled") == 0 {
         return Check::fail(
             "persistence",
             "the append-only file is off: a restart loses the queue",
             "redis-cli CONFIG SET appendonly yes, and the same in redis.conf",
         );
     }
-    match facts.appendfsync.as_deref() {
+    match report.appendfsync.as_deref() {
         Some("no") => Check::warn(
             "persistence",
             "AOF, appendfsync no",
@@ -164,10 +139,10 @@ fn persistence(facts: &Facts) -> Check {
     }
 }
 
-fn replication(facts: &Facts) -> Check {
-    match (facts.field("role"), facts.number("connected_slaves")) {
+fn replication(report: &ServerReport) -> Check {
+    match (field(report, "role"), number(report, "connected_slaves")) {
         (Some("slave"), _) => {
-            let master = facts.field("master_host").unwrap_or("its master");
+            let master = field(report, "master_host").unwrap_or("its master");
             Check::fail(
                 "replication",
                 "this is a read-only replica",
@@ -184,9 +159,9 @@ fn replication(facts: &Facts) -> Check {
 }
 
 /// Which promise holds when the server loses power.
-fn durability(facts: &Facts) -> Check {
-    let aof = facts.number("aof_enabled") == 1;
-    let found = match facts.appendfsync.as_deref().filter(|_| aof) {
+fn durability(report: &ServerReport) -> Check {
+    let aof = number(report, "aof_enabled") == 1;
+    let found = match report.appendfsync.as_deref().filter(|_| aof) {
         Some("always") => {
             return Check::ok("durability", "no acknowledged turn is lost with the server's power");
         }
@@ -238,8 +213,8 @@ mod tests {
         ];
         let info =
             good.iter().chain(other).map(|(name, value)| (name.to_string(), value.to_string())).collect();
-        let facts = Facts { info: Some(info), appendfsync: appendfsync.map(str::to_owned) };
-        let found = judge(&facts).into_iter().find(|found| found.check == check);
+        let report = ServerReport { info, appendfsync: appendfsync.map(str::to_owned) };
+        let found = judge(&report).into_iter().find(|found| found.check == check);
         found.expect("the check is made").verdict
     }
 

@@ -11,7 +11,7 @@ fn state() -> (State, Instant) {
 }
 
 fn away() -> ProducerError {
-    ProducerError::Unreachable { address: "h:1".to_owned(), reason: "refused".to_owned() }
+    turnmill::Fault::Unreachable { address: "h:1".to_owned(), reason: "refused".to_owned() }.into()
 }
 
 fn question(state: &State) -> &Question {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use ratatui::Terminal;
 use ratatui::backend::TestBackend;
 use ratatui::style::Color;
-use turnmill::ProducerError;
+use turnmill::Fault;
 use turnmill::operate::ends::EndsRead;
 use turnmill::operate::running::Running;
 
@@ -136,8 +136,8 @@ fn an_empty_queue_is_told_from_an_unknown_one() {
 #[test]
 fn a_redis_that_is_away_is_told_with_the_age_of_what_is_shown() {
     let (mut state, now) = state();
-    let away = ProducerError::Unreachable { address: "h:1".to_owned(), reason: "refused".to_owned() };
-    state.take(Err(away), now);
+    let away = Fault::Unreachable { address: "h:1".to_owned(), reason: "refused".to_owned() };
+    state.take(Err(away.into()), now);
     let drawn = frame(&state, now + Duration::from_secs(12), 80, 24);
     let first = drawn.lines().next().unwrap_or_default();
     assert!(first.contains("REDIS DOES NOT ANSWER: this is 12.3 s old"), "{first}");

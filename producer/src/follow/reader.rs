@@ -1,63 +1,37 @@
-//! Following a turn: its events as they are made, each token once, whatever happens to the connection.
+//! What one turn's entries say, in order and once.
 //!
-//! A dropped connection is opened again and reading goes on after the last entry. Where Redis lost its last second
-//! meanwhile, tokens come again and are dropped by their index ([`crate::seen`]). A result stream that has
-//! expired is replaced by what the turn's hash keeps for longer: the outcome, and the whole reply where it is short.
+//! If Redis lost its last second, tokens come again and are dropped by their index ([`super::seen`]). A result stream that has
+//! expired is replaced by what the turn's hash keeps for longer: the outcome, and the whole reply if it is short.
 
 use std::collections::VecDeque;
 
-use futures::Stream;
-use redis::aio::MultiplexedConnection;
-use redis::streams::StreamId as RawEntry;
-use redis::{RedisError, RedisResult};
-use serde::Serialize;
-use turnmill_schema::{Delta, Event, TurnId, envelope};
+use tokio::sync::mpsc;
+use turnmill_redis::steps::ResultEntry;
+use turnmill_redis::{ReadUpTo, TurnState};
+use turnmill_schema::keys::Keys;
+use turnmill_schema::{AgentId, Delta, Event, StreamId, TurnId, envelope};
 
-use crate::connection::{Connection, Patience, passing};
+use super::Followed;
+use super::seen::{Misfit, Seen};
+use super::source::{self, News};
+use super::waiters::Waiters;
+use crate::connection::Connection;
 use crate::error::ProducerError;
 use crate::producer::Producer;
-use crate::result_stream::{TurnState, decode, read_after, turn_state};
-use crate::seen::{Misfit, Seen};
-use crate::stream_id::StreamId;
 
-/// What to do where a repeated text cannot be cut.
+/// What to do if a repeated text cannot be cut.
 const FROM_ITS_START: &str =
     "tokens come again that cannot be told from those read; follow it from its start";
 
-/// An event and where it stands in the result stream.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Followed {
-    /// Its entry, to go on from later. None: the stream has expired, its text with it, and this is the outcome kept of it.
-    pub id: Option<StreamId>,
-    /// What happened.
-    #[serde(flatten)]
-    pub event: Event,
-}
-
-impl Producer {
-    /// The turn's events after entry `from` (from the start where none), waiting for those to come. Ends after its End.
-    ///
-    /// Reads on a connection of its own. Fails where no trace of the turn is left, or where Redis is away for longer than
-    /// [`crate::ProducerSettings::retry_for`]; the turn goes on all the same.
-    pub fn follow(
-        &self,
-        turn: TurnId,
-        from: Option<StreamId>,
-    ) -> impl Stream<Item = Result<Followed, ProducerError>> + Send + use<> {
-        let reader = Reader::new(self, turn, from);
-        futures::stream::try_unfold(reader, |mut reader| async move {
-            let followed = reader.next().await?;
-            Ok(followed.map(|followed| (followed, reader)))
-        })
-    }
-}
-
-struct Reader {
+/// Reads one turn.
+pub(crate) struct Reader {
     connection: Connection,
+    waiters: Waiters,
     turn: TurnId,
     queue: String,
-    turn_key: String,
-    result_key: String,
+    keys: Keys,
+    /// Whose turn it is, as far as that is known.
+    agent: Option<AgentId>,
     /// Where the caller wanted to start.
     origin: StreamId,
     /// The last entry read.
@@ -67,40 +41,39 @@ struct Reader {
     seen: Seen,
     /// Went back to the origin and found nothing new since.
     reread: bool,
-    /// Its own: a blocking read holds up everything behind it.
-    redis: Option<MultiplexedConnection>,
-    /// Set from a lost connection to the next answer.
-    lost: Option<Patience>,
-    /// The state of the turn must be looked at before waiting for entries.
-    look: bool,
+    /// What is told of the turn after `last`; none: nobody was asked yet.
+    news: Option<mpsc::Receiver<News>>,
     ready: VecDeque<Followed>,
     ended: bool,
 }
 
 impl Reader {
-    fn new(producer: &Producer, turn: TurnId, from: Option<StreamId>) -> Self {
-        let (turn_key, result_key) = producer.keys_of(turn);
+    pub(crate) fn new(producer: &Producer, turn: TurnId, from: Option<StreamId>) -> Self {
         let origin = from.unwrap_or(StreamId::START);
         Self {
             connection: producer.connection.clone(),
+            waiters: producer.waiters.clone(),
             turn,
             queue: producer.queue.name.to_string(),
-            turn_key,
-            result_key,
+            keys: producer.keys_of(turn),
+            agent: None,
             origin,
             last: origin,
             newest: origin,
             seen: if origin == StreamId::START { Seen::nothing() } else { Seen::unknown() },
             reread: false,
-            redis: None,
-            lost: None,
-            look: true,
+            news: None,
             ready: VecDeque::new(),
             ended: false,
         }
     }
 
-    async fn next(&mut self) -> Result<Option<Followed>, ProducerError> {
+    /// Whose turn it is, once something was read; none if its hash is gone.
+    pub(crate) fn agent(&self) -> Option<&AgentId> {
+        self.agent.as_ref()
+    }
+
+    pub(crate) async fn next(&mut self) -> Result<Option<Followed>, ProducerError> {
         loop {
             if let Some(followed) = self.ready.pop_front() {
                 return Ok(Some(followed));
@@ -108,56 +81,30 @@ impl Reader {
             if self.ended {
                 return Ok(None);
             }
-            match self.step().await {
-                Ok(Step::State(state)) => self.judge(&state)?,
-                Ok(Step::Entries(entries)) => self.take(&entries)?,
-                Err(error) => self.lose(&error).await?,
+            match self.hear().await {
+                Some(News::State(state)) => self.judge(state)?,
+                Some(News::Entries(entries)) => self.take(&entries)?,
+                Some(News::Failed(error)) => return Err(error),
+                None => self.news = None,
             }
         }
     }
 
-    /// One question to Redis.
-    async fn step(&mut self) -> RedisResult<Step> {
-        let redis = match &mut self.redis {
-            Some(redis) => redis,
-            none => none.insert(self.connection.blocking().await?),
-        };
-        let step = if self.look {
-            Step::State(turn_state(redis, &self.turn_key, &self.result_key).await?)
-        } else {
-            Step::Entries(read_after(redis, &self.result_key, self.last, self.connection.block()).await?)
-        };
-        if self.lost.take().is_some() {
-            tracing::info!(turn = %self.turn, "reached Redis again; reading on");
-        }
-        // Nothing came for a while: it may have ended where the stream cannot tell.
-        self.look = matches!(&step, Step::Entries(entries) if entries.is_empty());
-        Ok(step)
+    async fn hear(&mut self) -> Option<News> {
+        let read = ReadUpTo { turn: self.turn, last: self.last };
+        let open = || source::open(&self.connection, &self.waiters, &self.keys, read);
+        self.news.get_or_insert_with(open).recv().await
     }
 
-    /// Waits before the next try, or gives up.
-    async fn lose(&mut self, error: &RedisError) -> Result<(), ProducerError> {
-        let failure = self.connection.failure("reading a result", error);
-        if !passing(error) {
-            return Err(failure);
-        }
-        self.redis = None;
-        self.look = true;
-        let patience = self.lost.get_or_insert_with(|| {
-            tracing::warn!(turn = %self.turn, "{failure}; trying again");
-            self.connection.patience()
-        });
-        if patience.pause().await { Ok(()) } else { Err(failure) }
-    }
-
-    /// Ends here where no further entry can come.
-    fn judge(&mut self, state: &TurnState) -> Result<(), ProducerError> {
+    /// Ends here if no further entry can come.
+    fn judge(&mut self, mut state: TurnState) -> Result<(), ProducerError> {
+        self.agent = state.agent.take().or(self.agent.take());
         let top = state.top.as_ref().map(decode).transpose()?;
         match top {
             Some((id, _)) if id > self.last => {}
             Some((id, event @ Event::End(_))) => self.end(Some(id), event),
-            _ => match (&state.end, &state.agent) {
-                (Some(end), _) => self.take_stored(end, state)?,
+            _ => match (&state.end, &self.agent) {
+                (Some(end), _) => self.take_stored(end, &state)?,
                 (None, Some(_)) => {}
                 (None, None) => {
                     return Err(ProducerError::UnknownTurn { turn: self.turn, queue: self.queue.clone() });
@@ -211,7 +158,7 @@ impl Reader {
     }
 
     /// Takes entries up to the End, or up to one that makes reading again necessary.
-    fn take(&mut self, entries: &[RawEntry]) -> Result<(), ProducerError> {
+    fn take(&mut self, entries: &[ResultEntry]) -> Result<(), ProducerError> {
         for entry in entries {
             let (id, event) = decode(entry)?;
             let new = id > self.newest;
@@ -248,13 +195,15 @@ impl Reader {
             Misfit::Unaligned => {
                 self.reread = true;
                 self.last = self.origin;
+                self.news = None;
                 Ok(())
             }
         }
     }
 }
 
-enum Step {
-    State(TurnState),
-    Entries(Vec<RawEntry>),
+/// An entry of ours in a stored one.
+fn decode(entry: &ResultEntry) -> Result<(StreamId, Event), ProducerError> {
+    let event = envelope::decode(&entry.event);
+    Ok((source::id_of(entry)?, event.map_err(|error| source::unreadable(entry, error.to_string()))?))
 }

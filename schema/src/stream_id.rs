@@ -1,17 +1,17 @@
-//! The id of a result stream's entry: `<epoch>-<tokens published so far>`.
+//! The id of an entry of a stream. In a result stream it is `<epoch>-<tokens published so far>`.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// Where an entry stands in a result stream. Ids grow along the stream, across attempts too.
+/// Where an entry stands in a stream. Ids grow along the stream; in a result stream across attempts too.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct StreamId {
-    /// The attempt's epoch (Redis calls this half milliseconds).
+    /// In a result stream the attempt's epoch; elsewhere when the entry was made, in Unix milliseconds by Redis's clock.
     pub epoch: u64,
-    /// Tokens of the reply published once this entry is (Redis calls this half the sequence).
+    /// In a result stream tokens of the reply published once this entry is; elsewhere a count.
     pub sequence: u64,
 }
 

@@ -1,0 +1,66 @@
+//! Following turns: their events as they are made, each token once, whatever happens to the connection.
+//!
+//! * `reader`: what one turn's entries say, in order and once.
+//! * `seen`: which part of a reply a reader already has.
+//! * `source`: where a reader gets entries from: a task catches up with what is there, then the turn is waited for.
+//! * `waiters`, `watch`: tasks that wait for many turns, each on one connection.
+//!
+//! Invariant: a follower that nobody polls holds nothing that others need. Whatever asks Redis runs in a task of its own.
+
+mod reader;
+mod seen;
+mod source;
+mod waiters;
+mod watch;
+
+use futures::Stream;
+use futures::stream::{SelectAll, StreamExt};
+use serde::Serialize;
+use turnmill_schema::{Event, StreamId, TurnId};
+
+use crate::error::ProducerError;
+use crate::producer::Producer;
+
+pub(crate) use reader::Reader;
+pub(crate) use seen::{Misfit, Seen};
+pub(crate) use waiters::Waiters;
+
+/// An event and where it stands in the result stream.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Followed {
+    /// Its entry, to go on from later. None: the stream has expired, its text with it, and this is the outcome kept of it.
+    pub id: Option<StreamId>,
+    /// What happened.
+    #[serde(flatten)]
+    pub event: Event,
+}
+
+impl Producer {
+    /// The turn's events after entry `from` (none: from the start), waiting for those to come. Ends after its End.
+    ///
+    /// Followers of one producer and its clones share a few connections. Fails if no trace of the turn is left, or if Redis is
+    /// away for longer than [`crate::ProducerSettings::retry_for`]; the turn goes on all the same.
+    ///
+    /// The stream must be polled by a task of a tokio runtime.
+    pub fn follow(
+        &self,
+        turn: TurnId,
+        from: Option<StreamId>,
+    ) -> impl Stream<Item = Result<Followed, ProducerError>> + Send + use<> {
+        let reader = Reader::new(self, turn, from);
+        futures::stream::try_unfold(reader, |mut reader| async move {
+            let followed = reader.next().await?;
+            Ok(followed.map(|followed| (followed, reader)))
+        })
+    }
+
+    /// The events of many turns from their start, as they come, each with its turn. A turn that cannot be followed any further
+    /// ends with its error, and the others go on.
+    pub fn follow_many(
+        &self,
+        turns: Vec<TurnId>,
+    ) -> impl Stream<Item = (TurnId, Result<Followed, ProducerError>)> + Send + use<> {
+        let follow = |turn| self.follow(turn, None).map(move |followed| (turn, followed)).boxed();
+        turns.into_iter().map(follow).collect::<SelectAll<_>>()
+    }
+}

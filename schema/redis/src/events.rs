@@ -1,0 +1,149 @@
+//! The stream of events: one entry for each ended turn, read plainly or as a consumer group.
+
+use std::time::Duration;
+
+use redis::Cmd;
+use redis::streams::StreamReadReply;
+use turnmill_schema::keys::{FIELD_AGENT, FIELD_EVENT, Keys};
+use turnmill_schema::{AgentId, End, Event, Name, StreamId, TurnId, envelope};
+
+use crate::blocking::Blocking;
+use crate::entries::{Entry, Fields};
+use crate::fault::Fault;
+use crate::server::Server;
+
+/// What errors call this.
+const STEP: &str = "reading events";
+
+/// A turn that ended.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EndedRecord {
+    /// The turn.
+    pub turn: TurnId,
+    /// Whose it was.
+    pub agent: AgentId,
+    /// Its terminal result.
+    pub end: End,
+}
+
+/// A consumer of a group.
+#[derive(Clone, Copy, Debug)]
+pub struct Consumer<'a> {
+    /// The group.
+    pub group: &'a Name,
+    /// The consumer's name in it.
+    pub consumer: &'a Name,
+}
+
+impl Server {
+    /// The newest ends after `after`, newest first, at most `count`.
+    ///
+    /// # Errors
+    /// See [`Fault`].
+    pub async fn newest_events(
+        &self,
+        keys: &Keys,
+        after: StreamId,
+        count: usize,
+    ) -> Result<Vec<Entry<EndedRecord>>, Fault> {
+        let found = self.newest_entries(STEP, keys.events(), after, count).await?;
+        Ok(Entry::read_all(found, read_end))
+    }
+
+    /// The id of the newest end; [`StreamId::START`] if there is none.
+    ///
+    /// # Errors
+    /// See [`Fault`].
+    pub async fn newest_event(&self, keys: &Keys) -> Result<StreamId, Fault> {
+        let newest = self.newest_events(keys, StreamId::START, 1).await?;
+        Ok(newest.first().map_or(StreamId::START, |entry| entry.id))
+    }
+
+    /// Says that an end was dealt with, so that its group does not hand it out again.
+    ///
+    /// # Errors
+    /// See [`Fault`].
+    pub async fn acknowledge_event(&self, keys: &Keys, group: &Name, id: StreamId) -> Result<(), Fault> {
+        let mut acknowledge = redis::cmd("XACK");
+        acknowledge.arg(keys.events()).arg(group.as_str()).arg(id.to_string());
+        let _known: u64 = self.ask("acknowledging an event", &acknowledge).await?;
+        Ok(())
+    }
+}
+
+impl Blocking {
+    /// Ends after `after`, oldest first, at most `count`; waits up to `block` for the next one.
+    ///
+    /// # Errors
+    /// See [`Fault`].
+    pub async fn events_after(
+        &mut self,
+        keys: &Keys,
+        after: StreamId,
+        count: usize,
+        block: Duration,
+    ) -> Result<Vec<Entry<EndedRecord>>, Fault> {
+        self.read_events(redis::cmd("XREAD"), keys, after.to_string(), count, block).await
+    }
+
+    /// Ends that nobody of the group has yet, at most `count`; waits up to `block` for the next one.
+    ///
+    /// # Errors
+    /// See [`Fault`]. After an error ends may have been delivered.
+    pub async fn new_events(
+        &mut self,
+        keys: &Keys,
+        consumer: Consumer<'_>,
+        count: usize,
+        block: Duration,
+    ) -> Result<Vec<Entry<EndedRecord>>, Fault> {
+        self.read_events(as_consumer(consumer), keys, ">".to_owned(), count, block).await
+    }
+
+    /// Ends that were delivered to the consumer before and are not acknowledged, those after `after`, at most `count`.
+    ///
+    /// # Errors
+    /// See [`Fault`].
+    pub async fn delivered_events(
+        &mut self,
+        keys: &Keys,
+        consumer: Consumer<'_>,
+        after: StreamId,
+        count: usize,
+    ) -> Result<Vec<Entry<EndedRecord>>, Fault> {
+        // What is delivered is read at once, whatever the time to wait.
+        self.read_events(as_consumer(consumer), keys, after.to_string(), count, Duration::ZERO).await
+    }
+
+    async fn read_events(
+        &mut self,
+        mut command: Cmd,
+        keys: &Keys,
+        after: String,
+        count: usize,
+        block: Duration,
+    ) -> Result<Vec<Entry<EndedRecord>>, Fault> {
+        // 0 would wait for ever.
+        command.arg("COUNT").arg(count).arg("BLOCK").arg((block.as_millis() as u64).max(1));
+        command.arg("STREAMS").arg(keys.events()).arg(after);
+        let reply: Option<StreamReadReply> = self.ask(STEP, &command).await?;
+        let streams = reply.map(|reply| reply.keys).unwrap_or_default();
+        Ok(Entry::read_all(streams.into_iter().flat_map(|stream| stream.ids).collect(), read_end))
+    }
+}
+
+fn as_consumer(Consumer { group, consumer }: Consumer<'_>) -> Cmd {
+    let mut command = redis::cmd("XREADGROUP");
+    command.arg("GROUP").arg(group.as_str()).arg(consumer.as_str());
+    command
+}
+
+fn read_end(fields: &Fields<'_>) -> Result<EndedRecord, String> {
+    let turn = fields.get::<String>("turn")?.parse().map_err(|error| format!("{error}"))?;
+    let agent = AgentId::from_wire(fields.get(FIELD_AGENT)?);
+    let event: Vec<u8> = fields.get(FIELD_EVENT)?;
+    match envelope::decode(&event).map_err(|error| error.to_string())? {
+        Event::End(end) => Ok(EndedRecord { turn, agent, end }),
+        _ => Err("it is not an End".to_owned()),
+    }
+}
