@@ -11,9 +11,10 @@ use redis::streams::StreamRangeReply;
 use tokio::process::Command;
 use tokio::time::timeout;
 use turnmill::{NewTurn, Producer, ProducerSettings, TurnResult};
+use turnmill_redis::steps::{DepthLimits, Enqueue, Enqueued};
+use turnmill_redis::{RESPONSE_TIMEOUT, RedisUrl, Server};
 use turnmill_schema::keys::{FIELD_EVENT, FIELD_MANIFEST, Keys};
-use turnmill_schema::scripts::DepthLimits;
-use turnmill_schema::{AgentId, Event, Manifest, Name, Sampling, Turn, TurnId, envelope, scripts};
+use turnmill_schema::{AgentId, Event, Manifest, Name, Sampling, Turn, TurnId, envelope};
 
 use crate::machine::{self, Alone};
 use crate::redis_server::RedisServer;
@@ -60,13 +61,10 @@ impl Line {
     pub async fn enqueue_unchecked(&self, turn: &Turn) {
         let stored = envelope::encode_turn(turn).expect("the turn can be encoded");
         let limits = DepthLimits { queue: 1000, tenant: 1000 };
-        let call = scripts::enqueue_call(&self.keys, limits, [(turn, stored)]);
-        let script = redis::Script::new(scripts::ENQUEUE);
-        let mut invocation = script.prepare_invoke();
-        invocation.key(&call.keys[..]).arg(&call.args[..]);
-        let reply: Vec<String> =
-            invocation.invoke_async(&mut self.connection().await).await.expect("the script answers");
-        assert_eq!(reply[0], "ok");
+        let endpoint = RedisUrl::from(self.redis.url()).into();
+        let server = Server::new(&endpoint, RESPONSE_TIMEOUT).expect("a URL of ours is usable");
+        let enqueued = server.run(&self.keys, &Enqueue { limits, turns: vec![(turn, stored)] }).await;
+        assert_eq!(enqueued, Ok(Enqueued::Done(vec![(turn.id, true)])));
     }
 
     /// Replaces the stored envelope of a turn that waits.

@@ -36,7 +36,8 @@ async fn an_empty_variable_is_unset_and_a_misspelt_one_refused() {
     }
     for variable in turnmill_schema::environment::WORKER {
         let shared = turnmill_schema::environment::PRODUCER.contains(&variable);
-        let output = turnmill(&line, &["lag"], if shared { &[] } else { &[(variable, "1")] }, b"");
+        let set = [(variable, "1")];
+        let output = turnmill(&line, &["lag"], if shared { &[] } else { &set }, b"");
         assert_eq!(output.status.code(), Some(0), "{variable}: {}", stderr(&output));
     }
     let output = turnmill(&line, &["lag"], &[("TURNMILL_REDISURL", "redis://elsewhere")], b"");

@@ -62,6 +62,7 @@ impl Place {
             outcome_ttl_ms: 60_000,
             keep_stream_ms: 10_000,
             retained_bytes: 1 << 30,
+            dead_bytes: 1 << 30,
             tenant_max_running: 0,
             max_continues: 0,
         };

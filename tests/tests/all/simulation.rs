@@ -78,7 +78,7 @@ fn a_missing_check_is_found() {
         Mutation::NoFence,
         Mutation::NoRenewal,
         Mutation::NoReclaim,
-        Mutation::NoOwnerCheck,
+        Mutation::NoTicketCheck,
         Mutation::NoManifestFence,
     ];
     for mutation in mutations {

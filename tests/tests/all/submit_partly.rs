@@ -77,10 +77,10 @@ async fn a_full_queue_is_told_with_what_is_in_it() {
 #[tokio::test]
 async fn a_batch_that_ends_half_way_says_so_of_each_turn_and_can_be_repeated() {
     let line = Line::start().await;
-    let limited = |max_depth| {
+    let limited = async |max_depth| {
         let settings =
             ProducerSettings { max_depth, ..ProducerSettings::new(name("default"), name("default")) };
-        Producer::connect(&line.redis.url(), settings)
+        Producer::connect(&line.redis.url(), settings).await
     };
     let (small, large) = tokio::join!(limited(300), limited(1000));
     let (small, large) = (small.expect("Redis answers"), large.expect("Redis answers"));

@@ -1,17 +1,17 @@
 //! The same traces on both adapters: every answer and, after each step, what the queue shows must be the same. The
 //! simulation is about the memory adapter; this says that what it shows holds for the scripts.
 //!
-//! Time is steered: leases are longer than any trace, so nothing idles by itself; a ticket is taken over on both sides
+//! Time is steered: leases are longer than any trace, so nothing idles by itself; a worker falls silent on both sides
 //! because the trace says so, delays are none or far off. `TURNMILL_TRACE_SEED=n` replays one trace.
 
-use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use turnmill_schema::keys::GROUP;
-use turnmill_schema::scripts::AgentAction;
+use redis::streams::{StreamPendingCountReply, StreamRangeReply};
+use turnmill_redis::steps::{AgentAction, Reclaim, SilentTicket};
+use turnmill_schema::keys::{FIELD_AGENT, GROUP};
 use turnmill_schema::{AgentId, DeadReason, Delta, Event, Manifest, Outcome, Priority, Turn, TurnId};
 use turnmill_tests::broker_conformance::{
     TestQueue, WorkerLimits, claim, delta, ending, entry, manifest as some_manifest, room_for, turn,
@@ -19,7 +19,7 @@ use turnmill_tests::broker_conformance::{
 use turnmill_tests::memory_queue::settings;
 use turnmill_tests::redis_queue::RedisQueue;
 use turnmill_tests::simulation::Dice;
-use turnmill_worker::broker::memory::{Clock, MemoryBroker, MemoryQueue};
+use turnmill_worker::broker::memory::{Clock, MemoryBroker, MemoryQueue, NotEnqueued};
 use turnmill_worker::broker::redis::RedisBroker;
 use turnmill_worker::broker::{Broker, BrokerError, Ending, Lease, Ticket};
 
@@ -58,11 +58,9 @@ struct Trace {
     memory: MemoryQueue,
     redis: RedisQueue,
     workers: Vec<(MemoryBroker, RedisBroker)>,
-    /// Redis's tickets by those of the memory adapter.
-    entries: BTreeMap<(bool, String), String>,
     unleased: Vec<(usize, Pair<Ticket>)>,
     /// Leases, live or lost, and the tokens published under them.
-    leases: Vec<(usize, Pair<Lease>, u32)>,
+    leases: Vec<(usize, Pair<Arc<Lease>>, u32)>,
     turns: Vec<TurnId>,
 }
 
@@ -99,8 +97,8 @@ impl Trace {
             let of_redis = redis.worker_with(&name, limits).await;
             workers.push((memory.worker(settings(&name, LEASE_MS, limits)), of_redis));
         }
-        let (entries, unleased, leases, turns) = Default::default();
-        let trace = Self { dice, clock, memory, redis, workers, entries, unleased, leases, turns };
+        let (unleased, leases, turns) = Default::default();
+        let trace = Self { dice, clock, memory, redis, workers, unleased, leases, turns };
         for (memory, redis) in &trace.workers {
             trace.first_read(memory, redis).await;
         }
@@ -123,16 +121,17 @@ impl Trace {
     }
 
     async fn step(&mut self) {
-        match self.dice.below(15) {
+        match self.dice.below(16) {
             0..3 => self.enqueue().await,
             3 | 4 => self.read().await,
             5 | 6 => self.lease().await,
             7 => self.append().await,
             8 | 9 => self.end().await,
             10 => self.requeue().await,
-            11 => self.take_over().await,
+            11 => self.fall_silent().await,
             12 => self.operate().await,
             13 => self.advance().await,
+            14 => self.promote().await,
             _ => self.renew().await,
         }
     }
@@ -147,8 +146,15 @@ impl Trace {
         let (worker, lease, _) = self.leases[number].clone();
         let (memory, redis) = &self.workers[worker];
         let manifest = some_manifest(self.dice.below(u64::from(u32::MAX)) as u32);
-        let of_memory = memory.advance(&lease.memory, &manifest).await;
-        assert_eq!(kind(&of_memory), kind(&redis.advance(&lease.redis, &manifest).await));
+        let of_memory = memory.advance(&lease.memory.fence(), &manifest).await;
+        assert_eq!(kind(&of_memory), kind(&redis.advance(&lease.redis.fence(), &manifest).await));
+    }
+
+    /// Nobody is ever due; turns past their deadline end.
+    async fn promote(&self) {
+        let (memory, redis) = &self.workers[0];
+        memory.promote().await.expect("answered");
+        redis.promote().await.expect("answered");
     }
 
     async fn enqueue(&mut self) {
@@ -162,7 +168,10 @@ impl Trace {
             ..turn(self.dice.chance(850).then(|| *self.dice.pick(&AGENTS).expect("some")), "1")
         };
         let room = room_for(self.dice.between(4, 12));
-        let full = |full: turnmill_worker::broker::memory::QueueFull| (full.tenant, full.open, full.limit);
+        let full = |refused| match refused {
+            NotEnqueued::Full(full) => (full.tenant, full.open, full.limit),
+            conflict => panic!("{conflict}"),
+        };
         let of_memory = self.memory.enqueue(std::slice::from_ref(&new), room).map_err(full);
         let of_redis = self.redis.enqueue(std::slice::from_ref(&new), room).await.map_err(full);
         assert_eq!(of_memory, of_redis);
@@ -176,10 +185,10 @@ impl Trace {
         let worker = self.dice.below(WORKERS) as usize;
         let (memory, redis) = &self.workers[worker];
         let tickets = (memory.read(1).await.expect("answered"), redis.read(1).await.expect("answered"));
-        let ([memory], [redis]) = (&tickets.0[..], &tickets.1[..]) else { panic!("{tickets:?}") };
-        assert_eq!((&memory.agent, memory.priority), (&redis.agent, redis.priority));
-        self.entries.insert(key(memory), redis.entry.clone());
-        self.unleased.push((worker, Pair { memory: memory.clone(), redis: redis.clone() }));
+        let one = |tickets| <[Ticket; 1]>::try_from(tickets).expect("there is a ticket");
+        let ([memory], [redis]) = (one(tickets.0), one(tickets.1));
+        assert_eq!((&memory.agent, memory.id.priority), (&redis.agent, redis.id.priority));
+        self.unleased.push((worker, Pair { memory, redis }));
     }
 
     async fn lease(&mut self) {
@@ -250,10 +259,7 @@ impl Trace {
             };
             assert_eq!(is_some(&of_memory), is_some(&of_redis));
             if let (Ok(Some(memory)), Ok(Some(redis))) = (of_memory, of_redis) {
-                let ticket = Pair { memory, redis };
-                if !self.unleased.iter().any(|(_, other)| other.memory == ticket.memory) {
-                    self.unleased.push((worker, ticket));
-                }
+                self.unleased.push((worker, Pair { memory, redis }));
             }
         }
     }
@@ -274,18 +280,37 @@ impl Trace {
         assert_eq!(kind(&of_memory), kind(&of_redis));
     }
 
-    /// The worker that holds it is silent for a lease.
-    async fn take_over(&mut self) {
-        self.clock.0.fetch_add(LEASE_MS, Ordering::Relaxed);
-        let worker = self.dice.below(WORKERS) as usize;
-        let taken = self.workers[worker].0.reclaim(1).await.expect("answered");
-        let Some(memory) = taken.into_iter().next() else { return };
-        let entry = self.entries[&key(&memory)].clone();
-        let ready = self.redis.keys().ready(memory.priority);
-        let name = format!("w{worker}");
-        let _: redis::Value = self.redis.command(&["XCLAIM", &ready, GROUP, &name, "0", &entry]).await;
-        let redis = Ticket { entry, ..memory.clone() };
-        self.unleased.push((worker, Pair { memory, redis }));
+    /// A worker is silent for a lease; the others are not.
+    async fn fall_silent(&mut self) {
+        let silent = self.dice.below(WORKERS) as usize;
+        self.clock.0.fetch_add(LEASE_MS - 1, Ordering::Relaxed);
+        for (worker, (memory, redis)) in self.workers.iter().enumerate() {
+            if worker != silent {
+                memory.renew().await.expect("answered");
+                redis.renew().await.expect("answered");
+            }
+        }
+        self.clock.0.fetch_add(1, Ordering::Relaxed);
+        let of_memory = self.workers[0].0.reclaim().await.expect("answered");
+        let tickets = self.tickets_of(&format!("w{silent}")).await;
+        let (_, of_redis) = self.redis.run(&Reclaim { lease_ms: 0, tickets }).await;
+        assert_eq!(of_memory, of_redis);
+    }
+
+    /// What Redis says is in the worker's hands.
+    async fn tickets_of(&self, worker: &str) -> Vec<SilentTicket> {
+        let mut tickets = Vec::new();
+        for priority in Priority::ALL {
+            let ready = self.redis.keys().ready(priority);
+            let pending: StreamPendingCountReply =
+                self.redis.command(&["XPENDING", &ready, GROUP, "-", "+", "1000", worker]).await;
+            for entry in pending.ids.into_iter().map(|pending| pending.id) {
+                let found: StreamRangeReply = self.redis.command(&["XRANGE", &ready, &entry, &entry]).await;
+                let agent = found.ids.first().and_then(|entry| entry.get(FIELD_AGENT)).map(AgentId::from_wire);
+                tickets.push(SilentTicket { entry, priority, agent });
+            }
+        }
+        tickets
     }
 
     async fn operate(&mut self) {
@@ -307,11 +332,9 @@ impl Trace {
 
     async fn renew(&mut self) {
         let Some(number) = self.some_lease() else { return };
-        let (worker, lease, _) = self.leases[number].clone();
-        let (memory, redis) = &self.workers[worker];
-        let of_memory = memory.renew(std::slice::from_ref(&lease.memory), &[]).await;
-        let of_redis = redis.renew(std::slice::from_ref(&lease.redis), &[]).await;
-        assert_eq!(kind(&of_memory), kind(&of_redis));
+        let (memory, redis) = &self.workers[self.leases[number].0];
+        memory.renew().await.expect("answered");
+        redis.renew().await.expect("answered");
     }
 
     /// What producers, readers and operators see.
@@ -334,16 +357,14 @@ impl Trace {
             let is_same = ids.iter().zip(&backlog).all(|(id, entry)| entry.starts_with(&id.to_string()));
             assert!(is_same && ids.len() == backlog.len(), "{agent}: {ids:?} {backlog:?}");
         }
+        for (_, lease, _) in &self.leases {
+            assert_eq!(lease.memory.is_lost(), lease.redis.is_lost(), "{:?}", lease.memory);
+        }
         for turn in &self.turns {
             assert_eq!(shown(self.memory.events(*turn)), shown(self.redis.events(*turn).await), "{turn}");
             assert_eq!(self.memory.short_reply(*turn), self.redis.short_reply(*turn).await);
         }
     }
-}
-
-/// What tells a ticket of the memory adapter.
-fn key(ticket: &Ticket) -> (bool, String) {
-    (ticket.priority == Priority::Batch, ticket.entry.clone())
 }
 
 #[tokio::test]

@@ -126,6 +126,16 @@ impl Holdings {
         lock(&self.0.0).get(id).is_some_and(|known| known.strong_count() > 0)
     }
 
+    /// How many tickets and leases are in the worker's hands.
+    pub fn len(&self) -> usize {
+        lock(&self.0.0).len()
+    }
+
+    /// Whether nothing is in the worker's hands.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// How many turns are leased.
     pub(super) fn leases(&self) -> usize {
         self.all().iter().filter(|holding| matches!(lock(&holding.state).held, Held::Lease { .. })).count()
@@ -342,7 +352,7 @@ impl fmt::Debug for Lease {
 
 impl fmt::Debug for Holdings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Holdings").field(&lock(&self.0.0).len()).finish()
+        f.debug_tuple("Holdings").field(&self.len()).finish()
     }
 }
 

@@ -11,10 +11,10 @@
 local RESULT_TTL_MS, OUTCOME_TTL_MS, OUTCOME = ARGV[1], ARGV[2], ARGV[3]
 local ARGS, ARGS_AN_ITEM = 3, 3
 
--- Why the turn must not end now; nil if it may.
-local function too_early(turn)
+-- Whether the turn must not end now. One whose worker fell silent is not running any more, whatever its own state says.
+local function too_early(turn, is_running)
   local deadline_ms = tonumber(turn.deadline_ms)
-  return OUTCOME == 'expired' and (turn.state == 'leased' or not deadline_ms or NOW < deadline_ms)
+  return OUTCOME == 'expired' and (is_running or not deadline_ms or NOW < deadline_ms)
 end
 
 local function reason_of(turn)
@@ -34,11 +34,12 @@ local function end_unrun(i)
   if turn.state == 'ended' then
     return {'ended', turn.outcome or ''}
   end
-  if too_early(turn) then
-    return {'early'}
-  end
   local agent = read_agent(keys)
   local head, following = read_backlog(keys)
+  local is_head = head and head.turn == entry.turn
+  if too_early(turn, is_head and agent.state == 'leased') then
+    return {'early'}
+  end
   local top_epoch, published = result_top(keys)
   expect(keys.parked, 'zset')
   local c = {
@@ -46,7 +47,7 @@ local function end_unrun(i)
     published = published, outcome = OUTCOME, event = ending(OUTCOME, reason_of(turn), entry.enqueued_ms),
     stream_ttl_ms = RESULT_TTL_MS, outcome_ttl_ms = OUTCOME_TTL_MS,
   }
-  if not head or head.turn ~= entry.turn then
+  if not is_head then
     end_turn(c)
     redis.call('LREM', keys.backlog, 1, entry.text)
     return {'done'}

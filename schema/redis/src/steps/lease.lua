@@ -23,16 +23,21 @@ local UNLEASABLE_PAUSE_MS = 500
 local REPLY_BYTES = 1000000
 local answered_bytes = 0
 
--- What the turn published; `begun`: whether it was ever leased.
-local function published_before(keys, begun)
+-- What the turn published: all entries, the epoch of the newest one, the tokens published by then. `begun`: whether it was ever
+-- leased. Entries of epochs above the agent's are nobody's who had a lease, and count for nothing but the next epoch.
+local function published_before(keys, begun, last_epoch)
   if not begun then
     return {}, 0, 0
   end
   local entries = ask('XRANGE', keys.result, '-', '+')
-  if #entries == 0 then
-    return entries, 0, 0
+  local top_epoch = #entries > 0 and split_id(entries[#entries][1]) or 0
+  for i = #entries, 1, -1 do
+    local epoch, published = split_id(entries[i][1])
+    if epoch <= last_epoch then
+      return entries, top_epoch, published
+    end
   end
-  return entries, split_id(entries[#entries][1])
+  return entries, top_epoch, 0
 end
 
 -- Parks the agent until one of its tenant's turns ends: see promote.lua. Agents wait in the order in which they came.
@@ -99,7 +104,7 @@ local function lease(i)
   local turn = fields(keys.turn, 'envelope', 'attempts', 'barren', 'progress', 'new_session', 'deadline_ms',
     'requeued')
   local attempts, last_epoch = tonumber(turn.attempts) or 0, tonumber(agent.epoch) or 0
-  local entries, top_epoch, published = published_before(keys, attempts > 0 or turn.requeued)
+  local entries, top_epoch, published = published_before(keys, attempts > 0 or turn.requeued, last_epoch)
   local transcript = {}
   if not turn.new_session and not is_lone(agent_id) then
     transcript = ask('LRANGE', keys.transcript, 0, -1)

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 use turnmill::schema::envelope::encode;
-use turnmill::schema::scripts::{self, Call, Rollback, rollback_call};
 use turnmill::schema::{Digest, Manifest, kv_object};
+use turnmill_redis::steps::{ActOnAgent, AgentActed, AgentAction, Rollback, Seed, Seeded};
 use turnmill_tests::broker_conformance::manifest;
 
 use super::*;
@@ -103,18 +103,19 @@ async fn a_repeated_rollback_forgets_nothing_more() {
     let worker = queue.worker("w").await;
     let first = say(&queue, &worker, "a", None).await;
     let second = say(&queue, &worker, "a", None).await;
-    let (keys, agent) = (queue.keys(), AgentId::named(&name("default"), &name("a")));
+    let agent = AgentId::named(&name("default"), &name("a"));
     let turn = |text: &str| text.parse::<TurnId>().expect("a turn id");
     let rollback = Rollback { stay: 1, to: turn(&first), entries: 2, last: turn(&second) };
-    let call = rollback_call(&keys, &agent, rollback, None);
-    let answer = async || queue.run::<Vec<String>>(scripts::AGENT, &call).await.expect("answered");
-    assert_eq!(answer().await, ["ok", "idle"]);
-    assert_eq!(answer().await, ["ok", "idle"]);
+    let step = ActOnAgent { agent: &agent, action: AgentAction::RollBack(rollback), head: None };
+    let answer = async || queue.run(&step).await;
+    for _ in 0..2 {
+        assert_eq!(answer().await, AgentActed::Done("idle".to_owned()));
+    }
     say(&queue, &worker, "a", None).await;
-    assert_eq!(answer().await, ["changed"], "as many entries as before, and another last one");
+    assert_eq!(answer().await, AgentActed::Changed, "as many entries as before, and another last one");
     assert_eq!(known(&queue, &worker, "a").await.0, [1, 2]);
     done(&queue, &["agent", "reset", "a", "-y"]).await;
-    assert_eq!(answer().await, ["changed"]);
+    assert_eq!(answer().await, AgentActed::Changed);
 }
 
 #[tokio::test]
@@ -157,22 +158,18 @@ async fn a_seeded_agent_is_seeded_once() {
     finish(&worker, &late, 0, Outcome::Completed).await;
     done(&queue, &["agent", "reset", "a", "-y"]).await;
 
-    let (keys, agent) = (queue.keys(), AgentId::named(&name("default"), &name("a")));
+    let agent = AgentId::named(&name("default"), &name("a"));
     let entry = TranscriptEntry { turn: TurnId::new(0), messages: Vec::new(), keep: 0, tokens: vec![5] };
-    let entries = 2500;
+    let (entry, manifest_of_16) = (encode(&entry).expect("encodes"), encode(&manifest(16)).expect("encodes"));
     let seed = async |id: &str| {
-        let mut call = Call::new(&keys);
-        call.keys([keys.agent(&agent), keys.backlog(&agent), keys.transcript(&agent)]);
-        call.text(id).text("skip").arg(encode(&manifest(16)).expect("encodes"));
-        for _ in 0..entries {
-            call.arg(encode(&entry).expect("encodes"));
-        }
-        queue.run::<Vec<String>>(scripts::SEED, &call).await.expect("answered")
+        let (seeding, manifest) = (id.to_owned(), manifest_of_16.clone());
+        let entries = vec![&entry[..]; 2500];
+        queue.run(&Seed { agent: &agent, seeding, on_dead: "skip", manifest, entries }).await
     };
-    assert_eq!(seed("x").await, ["ok"]);
-    assert_eq!(seed("x").await, ["ok"]);
-    assert_eq!(seed("y").await, ["taken", "2500", "0"]);
-    worker.advance(&late, &manifest(999)).await.expect("ignored");
+    assert_eq!(seed("x").await, Seeded::Done);
+    assert_eq!(seed("x").await, Seeded::Done);
+    assert_eq!(seed("y").await, Seeded::Taken { entries: 2500, open: 0 });
+    worker.advance(&late.fence(), &manifest(999)).await.expect("ignored");
     assert_eq!(known(&queue, &worker, "a").await, (vec![5], Some(manifest(16))));
 }
 

@@ -14,7 +14,7 @@ use turnmill::schema::{
 use turnmill_tests::broker_conformance::WorkerLimits;
 use turnmill_tests::redis_queue::RedisQueue;
 use turnmill_tests::{PATIENCE, program};
-use turnmill_worker::broker::redis::{BrokerSettings, RedisBroker, Scripts};
+use turnmill_worker::broker::redis::{BrokerSettings, RedisBroker};
 use turnmill_worker::broker::{Broker, Claim, Ending, Lease};
 
 use terminal::Terminal;
@@ -103,7 +103,7 @@ async fn busy(options: &[&str]) -> (RedisQueue, RedisBroker, [Claim; 2]) {
     let limits = WorkerLimits::default();
     let settings = BrokerSettings { lease_ms: 3_600_000, ..queue.settings("w", limits) };
     let worker =
-        RedisBroker::connect_with(settings, Scripts::default()).await.expect("the server is suitable");
+        RedisBroker::connect(settings).await.expect("the server is suitable");
     let usage = Usage { prompt_tokens: 200, cached_tokens: 150, completion_tokens: 2 };
     for (agent, outcome) in [("ended", Outcome::Completed), ("failed", Outcome::Failed)] {
         submit(&queue, agent);

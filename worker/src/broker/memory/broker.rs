@@ -53,6 +53,11 @@ impl MemoryBroker {
         Self { queue, settings, link, reader, notices, holdings: Holdings::default() }
     }
 
+    /// What is in this worker's hands.
+    pub fn holdings(&self) -> &Holdings {
+        &self.holdings
+    }
+
     /// Takes a step over the link, as often as it says.
     async fn call<T>(
         &self,
@@ -84,6 +89,8 @@ impl MemoryBroker {
             if reader.recovering {
                 let is_free = |ticket: TicketKey| !self.holdings.has(&TicketId::from(ticket));
                 tickets = state.recover(worker, room, is_free);
+                // There may be more than there was room for.
+                reader.recovering = tickets.len() == room;
             }
             if !state.paused {
                 tickets.extend(state.read(worker, room - tickets.len(), &mut reader.since_batch));
@@ -122,8 +129,7 @@ impl Broker for MemoryBroker {
         let mut reading = Reader { recovering: was_recovering, since_batch: reader.since_batch };
         let tickets = self.read_or_wait(&mut reading, room).await;
         self.link.reply("read").await?;
-        // There may be more that we did not hear of than there was room for.
-        *reader = Reader { recovering: was_recovering && tickets.len() == room, ..reading };
+        *reader = reading;
         let take = |(ticket, agent)| self.holdings.take(TicketId::from(ticket), agent, None);
         Ok(tickets.into_iter().filter_map(take).collect())
     }

@@ -37,7 +37,7 @@ use turnmill_schema::{AgentId, Delta, Event, TranscriptEntry, Turn, TurnId, Work
 
 pub use broker::MemoryBroker;
 pub use clock::{Clock, TokioClock};
-pub use enqueue::QueueFull;
+pub use enqueue::{NotEnqueued, QueueFull};
 pub use link::{Direct, Link, Passage};
 pub use operate::{Acted, AgentState, Cancelled, DeadLetter};
 
@@ -85,10 +85,10 @@ pub enum Mutation {
     NoFence,
     /// Renewals keep nothing.
     NoRenewal,
-    /// Tickets of silent workers are not taken over.
+    /// Agents of silent workers are not made runnable again.
     NoReclaim,
-    /// A ticket is leased whoever it is pending to.
-    NoOwnerCheck,
+    /// A ticket is leased whoever has it, and though its agent has another by now.
+    NoTicketCheck,
     /// Manifests are taken however late they come.
     NoManifestFence,
 }
@@ -124,7 +124,7 @@ impl MemoryQueue {
 
     /// Enqueues turns, all or none: the ids they run under. Those enqueued before, under the same idempotency key or
     /// id, need no room.
-    pub fn enqueue(&self, turns: &[Turn], limits: DepthLimits) -> Result<Vec<TurnId>, QueueFull> {
+    pub fn enqueue(&self, turns: &[Turn], limits: DepthLimits) -> Result<Vec<TurnId>, NotEnqueued> {
         self.step(|state| state.enqueue(turns, limits))
     }
 

@@ -105,14 +105,19 @@ impl State {
         if let Some(outcome) = turn.outcome() {
             return Cancelled::Ended(outcome);
         }
-        let at = (self.next_epoch(id), self.now_ms);
-        let how = (Outcome::Cancelled, "cancelled".to_owned());
+        self.end_unrun(id, (Outcome::Cancelled, "cancelled".to_owned()), retention);
+        Cancelled::Now
+    }
+
+    /// Ends a turn that no worker ended, at the head of its agent's backlog or behind it.
+    pub(super) fn end_unrun(&mut self, id: TurnId, how: (Outcome, String), retention: Retention) {
+        let (turn, at) = (&self.turns[&id], (self.next_epoch(id), self.now_ms));
         let ending = Conclusion::without_worker((id, turn), at, how, retention);
         let agent = turn.agent.clone();
         if self.head(&agent) != Some(id) {
             self.end_turn(ending);
             self.agent_mut(&agent).backlog.retain(|turn| *turn != id);
-            return Cancelled::Now;
+            return;
         }
         let place = self.agent_mut(&agent).place.clone();
         if let Place::Held(hold) = place {
@@ -124,7 +129,6 @@ impl State {
             // Nobody may be listening; renewals tell as well.
             let _ = self.notices.send(id);
         }
-        Cancelled::Now
     }
 
     pub(super) fn act(&mut self, id: &AgentId, action: AgentAction) -> Acted {

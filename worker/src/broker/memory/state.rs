@@ -13,6 +13,7 @@ use turnmill_schema::{
 };
 
 use super::Mutation;
+use super::enqueue::Keyed;
 use super::operate::DeadLetter;
 use super::ready::{Ready, TicketKey};
 use super::registry::Registry;
@@ -159,7 +160,7 @@ pub(super) struct State {
     pub(super) mutation: Mutation,
     pub(super) agents: BTreeMap<AgentId, Agent>,
     pub(super) turns: BTreeMap<TurnId, TurnRecord>,
-    pub(super) idempotency: HashMap<String, TurnId>,
+    pub(super) idempotency: HashMap<String, Keyed>,
     ready: [Ready; 2],
     last_ticket: u64,
     /// Grows with every agent that waits for a place.

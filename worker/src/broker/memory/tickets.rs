@@ -3,8 +3,9 @@
 
 use std::collections::BTreeMap;
 
-use turnmill_schema::{AgentId, Priority};
+use turnmill_schema::{AgentId, Outcome, Priority, TurnId};
 
+use super::conclude::Retention;
 use super::ready::TicketKey;
 use super::state::{Place, State};
 use super::{MemorySettings, Mutation};
@@ -77,6 +78,20 @@ impl State {
         silent.len() as u64
     }
 
+    /// Turns that wait and whose deadline has passed, each with how long ago.
+    fn overdue(&self) -> Vec<(TurnId, u64)> {
+        let waiting = self.agents.values().flat_map(|agent| {
+            // Its worker ends the one that runs.
+            let running = usize::from(matches!(agent.place, Place::Leased { .. }));
+            agent.backlog.iter().skip(running)
+        });
+        let late = |id: &TurnId| {
+            let late_ms = self.turns[id].deadline_ms.and_then(|deadline_ms| self.now_ms.checked_sub(deadline_ms));
+            late_ms.map(|late_ms| (*id, late_ms))
+        };
+        waiting.filter_map(late).collect()
+    }
+
     /// Which of the tickets, each with the epoch of its lease, the worker still has. An unleased ticket that is lost shows when
     /// it is leased.
     pub(super) fn renew(&mut self, worker: &str, held: &[(TicketKey, AgentId, Option<u64>)]) -> Vec<bool> {
@@ -124,8 +139,13 @@ impl State {
         }
     }
 
-    /// Gives agents a ticket whose head is due, or whose tenant has a place.
+    /// Gives agents a ticket whose head is due, or whose tenant has a place. Before that it ends turns whose deadline passed
+    /// while they waited.
     pub(super) fn promote(&mut self, worker: &MemorySettings) {
+        for (id, late_ms) in self.overdue() {
+            let error = format!("the deadline passed {late_ms} ms ago while the turn waited; allow more time");
+            self.end_unrun(id, (Outcome::Expired, error), Retention::from(worker));
+        }
         while let Some((due_ms, id)) = self.delayed.first().cloned()
             && due_ms <= self.now_ms
         {

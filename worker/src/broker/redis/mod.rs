@@ -153,6 +153,11 @@ impl RedisBroker {
         Ok(broker)
     }
 
+    /// What is in this worker's hands.
+    pub fn holdings(&self) -> &Holdings {
+        &self.holdings
+    }
+
     fn shard(&self, ticket: &TicketId) -> Result<&Shard, BrokerError> {
         self.shards.get(usize::from(ticket.shard)).ok_or_else(|| {
             let (shard, shards) = (ticket.shard, self.settings.shards);
