@@ -68,7 +68,9 @@ pub enum ProducerError {
         retry_after: Duration,
     },
     /// Another turn was enqueued under the idempotency key.
-    #[error("turn {turn} has the idempotency key of turn {first}, which asks for something else; give it another key, or ask the same")]
+    #[error(
+        "turn {turn} has the idempotency key of turn {first}, which asks for something else; give it another key, or ask the same"
+    )]
     KeyTaken {
         /// The turn that is not in the queue.
         turn: TurnId,
@@ -258,7 +260,9 @@ impl ProducerError {
         match self {
             Self::Partly { fates, .. } => fates.clone(),
             // The command may have arrived; only its answer is missing.
-            Self::Queue(Fault::Unreachable { .. } | Fault::Unreadable { .. }) | Self::Unreadable { .. } => vec![Fate::Unknown; turns],
+            Self::Queue(Fault::Unreachable { .. } | Fault::Unreadable { .. }) | Self::Unreadable { .. } => {
+                vec![Fate::Unknown; turns]
+            }
             _ => vec![Fate::NotEnqueued; turns],
         }
     }

@@ -218,12 +218,19 @@ impl Producer {
     }
 
     /// The results of turns that ended.
-    async fn results_of(&self, keys: &Keys, ended: &[(TurnId, TurnState)]) -> Result<Vec<Waited>, ProducerError> {
+    async fn results_of(
+        &self,
+        keys: &Keys,
+        ended: &[(TurnId, TurnState)],
+    ) -> Result<Vec<Waited>, ProducerError> {
         let read: Vec<ReadUpTo> =
             ended.iter().map(|(turn, _)| ReadUpTo { turn: *turn, last: StreamId::START }).collect();
         let streams = self.connection.ask(|server| server.results_after(keys, &read, ENTRIES)).await?;
         let result = |((turn, state), stream): (&(TurnId, TurnState), Result<Vec<ResultEntry>, Fault>)| {
-            (*turn, stream.map_err(ProducerError::from).and_then(|stream| put_together(*turn, state, &stream)))
+            (
+                *turn,
+                stream.map_err(ProducerError::from).and_then(|stream| put_together(*turn, state, &stream)),
+            )
         };
         Ok(ended.iter().zip(streams).map(result).collect())
     }
@@ -246,7 +253,9 @@ fn put_together(
     let agent = state.agent.as_ref().and_then(AgentId::agent);
     let stored = |what, bytes: &Option<Vec<u8>>| {
         let bytes = bytes.as_ref();
-        bytes.map(|bytes| envelope::decode::<Event>(bytes).map_err(|error| unreadable(what, &error))).transpose()
+        bytes
+            .map(|bytes| envelope::decode::<Event>(bytes).map_err(|error| unreadable(what, &error)))
+            .transpose()
     };
     // A foreign or newer entry is passed by; if it held tokens, the next delta shows the gap.
     let events = stream.iter().filter_map(|entry| envelope::decode::<Event>(&entry.event).ok());

@@ -452,8 +452,11 @@ mod tests {
             assert_eq!(BacklogEntry::parse(&format!("{id} {text}")), None);
         }
         assert_eq!(BacklogEntry::parse("nonsense batch 5 0 -"), None);
-        let ended = EndedEntry { turn, ended_ms: 7, bytes: 900, idempotency: None };
-        assert_eq!(EndedEntry::parse(&format!("{id} 7 900 -")), Some(ended));
-        assert_eq!(EndedEntry::parse(&format!("{id} 7 -")), None);
+        let ended = EndedEntry { turn, ended_ms: 7, turn_bytes: 900, stream_bytes: 4000 };
+        assert_eq!(EndedEntry::parse(&format!("{id} 7 900 4000")), Some(ended));
+        assert_eq!(EndedEntry::parse(&format!("{id} 7 900")), None);
+        let deadline = DeadlineEntry::parse(&format!("t/a {id} batch 5 0 -")).expect("an entry");
+        assert_eq!((deadline.agent.as_str(), deadline.entry.turn), ("t/a", turn));
+        assert_eq!(DeadlineEntry::parse("t/a nonsense"), None);
     }
 }

@@ -16,7 +16,9 @@ pub fn check(url: &str, keys: &Keys) {
     let mut redis = client.get_connection().expect("the server answers");
     cancel_all(&mut redis, keys);
     let mut left = of_keys(&mut redis, keys);
-    left.extend(Priority::ALL.into_iter().filter_map(|priority| of_stream(&mut redis, &keys.ready(priority))));
+    left.extend(
+        Priority::ALL.into_iter().filter_map(|priority| of_stream(&mut redis, &keys.ready(priority))),
+    );
     left.extend(of_counters(&mut redis, keys));
     assert!(left.is_empty(), "every turn has ended, and this is left: {left:#?}");
 }
@@ -61,7 +63,8 @@ fn of_keys(redis: &mut Connection, keys: &Keys) -> Vec<String> {
             "result" => has("turn", id),
             // Nothing is open, waits, or is running.
             "open" | "backlog" | "delayed" | "deadlines" | "parked" | "capped" => false,
-            "ready" | "counters" | "dead" | "ended" | "streams" | "events" | "paused" | "sweeper" | "sweep-cursor" => true,
+            "ready" | "counters" | "dead" | "ended" | "streams" | "events" | "paused" | "sweeper"
+            | "sweep-cursor" => true,
             "idem" | "workers" | "worker" | "order" | "collector" => true,
             _ => false,
         }
@@ -84,14 +87,20 @@ fn of_counters(redis: &mut Connection, keys: &Keys) -> Vec<String> {
     let mut counters: BTreeMap<String, u64> = redis.hgetall(keys.counters()).expect("HGETALL");
     counters.retain(|name, _| name != "enqueued" && !name.starts_with("ended:"));
     let ended: Vec<String> = redis.lrange(keys.ended(), 0, -1).expect("LRANGE");
-    let of_turns: u64 = ended.iter().filter_map(|text| EndedEntry::parse(text)).map(|entry| entry.turn_bytes).sum();
+    let of_turns: u64 =
+        ended.iter().filter_map(|text| EndedEntry::parse(text)).map(|entry| entry.turn_bytes).sum();
     let streams: Vec<String> = redis.zrange(keys.streams(), 0, -1).expect("ZRANGE");
-    let of_streams: u64 =
-        streams.iter().filter_map(|text| text.split_once(' ')?.1.parse::<u64>().ok()).sum();
+    let of_streams: u64 = streams.iter().filter_map(|text| text.split_once(' ')?.1.parse::<u64>().ok()).sum();
     let dead: StreamRangeReply = redis.xrange_all(keys.dead()).expect("XRANGE");
     let of_dead: u64 = dead.ids.iter().filter_map(|letter: &StreamId| letter.get::<u64>("bytes")).sum();
     let expected = [("dead_bytes", of_dead), ("retained_bytes", of_turns + of_streams)];
-    let expected: BTreeMap<String, u64> =
-        expected.into_iter().filter(|(_, bytes)| *bytes > 0).map(|(name, bytes)| (name.to_owned(), bytes)).collect();
-    (counters != expected).then(|| format!("counters are {counters:?}, and what is there is {expected:?}")).into_iter().collect()
+    let expected: BTreeMap<String, u64> = expected
+        .into_iter()
+        .filter(|(_, bytes)| *bytes > 0)
+        .map(|(name, bytes)| (name.to_owned(), bytes))
+        .collect();
+    (counters != expected)
+        .then(|| format!("counters are {counters:?}, and what is there is {expected:?}"))
+        .into_iter()
+        .collect()
 }

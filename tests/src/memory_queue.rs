@@ -107,7 +107,8 @@ impl Drop for MemoryTestQueue {
         self.queue.check_integrity();
         let counts = self.queue.counts();
         let QueueCounts { dead, retained_bytes, enqueued, ended, paused, .. } = counts;
-        let rest = QueueCounts { dead, retained_bytes, enqueued, ended, paused, lag: Some(0), ..Default::default() };
+        let rest =
+            QueueCounts { dead, retained_bytes, enqueued, ended, paused, lag: Some(0), ..Default::default() };
         assert_eq!(counts, rest, "something is left over");
     }
 }

@@ -9,7 +9,7 @@ use redis::FromRedisValue;
 use redis::aio::MultiplexedConnection;
 use redis::streams::{StreamId, StreamRangeReply};
 use turnmill_redis::steps::{
-    ActOnAgent, AgentAction, AgentActed, Cancel, DepthLimits, Enqueue, Enqueued, Pause, Unrun, UnrunLimits,
+    ActOnAgent, AgentActed, AgentAction, Cancel, DepthLimits, Enqueue, Enqueued, Pause, Unrun, UnrunLimits,
 };
 use turnmill_redis::{Fault, RESPONSE_TIMEOUT, RedisUrl, Server, Step};
 use turnmill_schema::envelope::{decode, encode_turn};
@@ -207,7 +207,8 @@ impl TestQueue for RedisQueue {
         let entry = BacklogEntry::parse(&entry).expect("an entry");
         let cancel = Cancel { agent: AgentId::from_wire(agent), entry };
         let limits = UnrunLimits { result_ttl_ms: RESULT_TTL_MS, outcome_ttl_ms: OUTCOME_TTL_MS };
-        let answer = self.steps.run_items(&keys, &limits, [&cancel]).await.expect("the step is answered").pop();
+        let answer =
+            self.steps.run_items(&keys, &limits, [&cancel]).await.expect("the step is answered").pop();
         match answer.expect("one item has one answer").expect("the turn can be read") {
             Unrun::Done => Cancelled::Now,
             Unrun::Ended(outcome) => Cancelled::Ended(outcome_of(&outcome)),
@@ -220,7 +221,9 @@ impl TestQueue for RedisQueue {
         let mut head = None;
         loop {
             match self.run(&ActOnAgent { agent, action, head: head.as_ref() }).await {
-                AgentActed::Done(state) => return Acted::State(AgentState::from_name(&state).expect("a state")),
+                AgentActed::Done(state) => {
+                    return Acted::State(AgentState::from_name(&state).expect("a state"));
+                }
                 AgentActed::Unknown => return Acted::Unknown,
                 AgentActed::Busy => return Acted::Busy,
                 AgentActed::Head(now) => head = now,

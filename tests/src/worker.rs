@@ -140,6 +140,7 @@ impl Worker {
         self.http
     }
 
+    /// The same; none if it does not answer.
     pub fn try_get(&self, path: &str) -> Option<(u16, String)> {
         ask(self.http, "GET", path, "")
     }

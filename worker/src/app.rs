@@ -30,8 +30,8 @@ use crate::observe::http::{self, HttpState};
 use crate::observe::logs::{self, LogControl};
 use crate::observe::{ObserveError, QueueGauges, Traces, metrics};
 use crate::runner::{
-    Backoff, Intake, Keeper, Link, Prompting, RestoreSettings, Restorer, Retries, Runner,
-    RunnerSettings, Tender, trim,
+    Backoff, Intake, Keeper, Link, Prompting, RestoreSettings, Restorer, Retries, Runner, RunnerSettings,
+    Tender, trim,
 };
 use crate::schedule::{Limits, Speculation};
 use crate::store::{BlockStore, BlockStoreSettings, Payloads, StoreError};

@@ -72,7 +72,8 @@ fn view(WorkerRecord { id, heard_at_ms, status, order }: WorkerRecord, now_ms: u
     let heard_ms = now_ms.saturating_sub(heard_at_ms);
     let status = status.unwrap_or_else(silent);
     let is_silent = status.is_silent(heard_ms);
-    let WorkerStatus { name, state, model, version, started_ms, running, capacity, headroom_percent, .. } = status;
+    let WorkerStatus { name, state, model, version, started_ms, running, capacity, headroom_percent, .. } =
+        status;
     WorkerView {
         id,
         name,

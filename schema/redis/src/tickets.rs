@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use redis::streams::{StreamClaimReply, StreamId as RawEntry, StreamPendingCountReply, StreamRangeReply, StreamReadReply};
+use redis::streams::{
+    StreamClaimReply, StreamId as RawEntry, StreamPendingCountReply, StreamRangeReply, StreamReadReply,
+};
 use redis::{Cmd, RedisResult};
 use turnmill_schema::keys::{BacklogEntry, FIELD_AGENT, FIELD_HEAD, GROUP};
 use turnmill_schema::{AgentId, Priority};

@@ -1,8 +1,8 @@
 //! Agents that wait for a time (a retry, a scheduled turn) or for a place among the running turns of their tenant.
 
 use redis::streams::{StreamId as RawEntry, StreamRangeReply};
-use turnmill_schema::{AgentId, TurnId};
 use turnmill_schema::keys::{DeadlineEntry, Keys, counter};
+use turnmill_schema::{AgentId, TurnId};
 
 use crate::fault::Fault;
 use crate::server::Server;
@@ -38,7 +38,12 @@ impl Server {
     ///
     /// # Errors
     /// See [`Fault`].
-    pub async fn waiting_agents(&self, keys: &Keys, agents: usize, tenants: usize) -> Result<WaitingAgents, Fault> {
+    pub async fn waiting_agents(
+        &self,
+        keys: &Keys,
+        agents: usize,
+        tenants: usize,
+    ) -> Result<WaitingAgents, Fault> {
         type Scored = Vec<(String, f64)>;
         type Answer = (bool, Scored, Scored, Vec<String>, (u64, u64));
         let mut look = redis::pipe();
@@ -54,7 +59,9 @@ impl Server {
             delayed.iter().take_while(is_due).map(|(agent, _)| AgentId::from_wire(agent.clone())).collect();
         let overdue: Vec<DeadlineEntry> =
             deadlines.iter().take_while(is_due).filter_map(|(text, _)| DeadlineEntry::parse(text)).collect();
-        let later = [&delayed, &deadlines].into_iter().filter_map(|waiting| waiting.iter().find(|entry| !is_due(entry)));
+        let later = [&delayed, &deadlines]
+            .into_iter()
+            .filter_map(|waiting| waiting.iter().find(|entry| !is_due(entry)));
         let next_due_ms = later.map(|(_, due_ms)| *due_ms as u64).min();
         let capped = self.leased_of(keys, capped).await?;
         Ok(WaitingAgents { now_ms, paused, due, next_due_ms, overdue, capped })
@@ -71,7 +78,8 @@ impl Server {
             counts.arg(counter::tenant_leased(tenant));
         }
         let counts: Vec<Option<u64>> = self.ask("waiting", &counts).await?;
-        let of = |(tenant, leased): (String, Option<u64>)| CappedTenant { tenant, leased: leased.unwrap_or(0) };
+        let of =
+            |(tenant, leased): (String, Option<u64>)| CappedTenant { tenant, leased: leased.unwrap_or(0) };
         Ok(tenants.into_iter().zip(counts).map(of).collect())
     }
 
@@ -79,7 +87,12 @@ impl Server {
     ///
     /// # Errors
     /// See [`Fault`].
-    pub async fn parked_agents(&self, keys: &Keys, tenant: &str, count: usize) -> Result<Vec<AgentId>, Fault> {
+    pub async fn parked_agents(
+        &self,
+        keys: &Keys,
+        tenant: &str,
+        count: usize,
+    ) -> Result<Vec<AgentId>, Fault> {
         if count == 0 {
             return Ok(Vec::new());
         }

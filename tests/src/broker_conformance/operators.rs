@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use turnmill_redis::steps::AgentAction;
 use turnmill_schema::{AgentId, DeadReason, Outcome, Turn, TurnId};
-use turnmill_worker::broker::{Broker, Claim};
 use turnmill_worker::broker::memory::{Acted, AgentState, Cancelled};
+use turnmill_worker::broker::{Broker, Claim};
 
 use super::{
     PATIENCE, TestQueue, claim, delta, ending, ending_with, ends, enqueue, entry, finish, is_fenced,

@@ -9,8 +9,8 @@ use turnmill_worker::broker::memory::{Acted, AgentState, DeadLetter};
 use turnmill_worker::broker::{Broker, Ending, Retry};
 
 use super::{
-    LEASE_MS, PATIENCE, ROOM, TestQueue, WorkerLimits, claim, delta, ending, ends, enqueue, finish, full, is_fenced,
-    promote, read_one, reclaim_one, turn, unheard,
+    LEASE_MS, PATIENCE, ROOM, TestQueue, WorkerLimits, claim, delta, ending, ends, enqueue, finish, full,
+    is_fenced, promote, read_one, reclaim_one, turn, unheard,
 };
 
 fn agent(name: &str) -> AgentId {
@@ -224,8 +224,9 @@ pub async fn nobody_starves_behind_a_hot_agent<Q: TestQueue>(queue: &Q) {
     const HOT: usize = 400;
     let limits = WorkerLimits { tenant_max_running: 1, max_continues: 2, ..Default::default() };
     let (broker, dead) = (queue.worker_with("w", limits).await, queue.worker_with("dead", limits).await);
-    let of = |tenant: &str, agent: &str| {
-        Turn { tenant: Name::new(tenant).expect("a name"), ..turn(Some(agent), "1") }
+    let of = |tenant: &str, agent: &str| Turn {
+        tenant: Name::new(tenant).expect("a name"),
+        ..turn(Some(agent), "1")
     };
     let orphan = enqueue(queue, &[of("dead", "a")]).await[0];
     drop(claim(&dead).await);

@@ -61,7 +61,8 @@ impl Process {
     async fn run(self) {
         let slots: FuturesUnordered<_> = (0..self.stage.world.slots).map(|_| self.slot()).collect();
         let slots = std::pin::pin!(slots.collect::<Vec<()>>());
-        let timers = futures::future::join5(self.renew(), self.hear(), self.promote(), self.reclaim(), self.sweep());
+        let timers =
+            futures::future::join5(self.renew(), self.hear(), self.promote(), self.reclaim(), self.sweep());
         let rest = std::pin::pin!(futures::future::join(timers, self.drain_some_time()));
         futures::future::select(slots, rest).await;
     }
@@ -147,7 +148,8 @@ impl Process {
     async fn promote(&self) {
         loop {
             // A call that got lost is made again soon.
-            let look_again = self.broker.promote().await.map_or(PROMOTE_AGAIN_MS, |wait| wait.as_millis() as u64);
+            let look_again =
+                self.broker.promote().await.map_or(PROMOTE_AGAIN_MS, |wait| wait.as_millis() as u64);
             self.stage.sleep(look_again).await;
         }
     }

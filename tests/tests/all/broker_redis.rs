@@ -91,7 +91,9 @@ async fn a_wrong_type_under_one_of_our_keys_writes_nothing() {
         let before = queue.dump().await;
         let entry = entry(&claim.lease, "1", 0, &[1]);
         let refused = broker.finish(&claim.lease, &ending_with(entry, Outcome::Completed)).await;
-        let Err(error @ BrokerError::Queue(Fault::Refused { .. })) = refused else { panic!("{what}: {refused:?}") };
+        let Err(error @ BrokerError::Queue(Fault::Refused { .. })) = refused else {
+            panic!("{what}: {refused:?}")
+        };
         assert!(error.to_string().contains("WRONGTYPE") && error.to_string().contains(&key), "{error}");
         assert_eq!(error.advice(), Advice::Reject, "trying again does not mend it");
         assert_eq!(queue.dump().await, before, "{what}");

@@ -42,7 +42,8 @@ async fn the_fence() {
             ("top_epoch > tonumber(epoch)", "false"),
         ],
     );
-    let function = |queue: Arc<RedisQueue>| async move { a_lease_taken_over_fences_the_old_worker(&*queue).await };
+    let function =
+        |queue: Arc<RedisQueue>| async move { a_lease_taken_over_fences_the_old_worker(&*queue).await };
     is_missed(function, Finish::NAME, script).await;
 }
 
@@ -78,7 +79,10 @@ async fn the_fence_of_manifests() {
 /// A ticket that its worker had for too long is not its any more, and its agent has another.
 #[tokio::test]
 async fn the_ticket_check_in_lease() {
-    let checks = [("if consumer ~= WORKER then", "if false then"), ("agent.ticket ~= ticket or agent.priority", "agent.priority")];
+    let checks = [
+        ("if consumer ~= WORKER then", "if false then"),
+        ("agent.ticket ~= ticket or agent.priority", "agent.priority"),
+    ];
     let function = |queue: Arc<RedisQueue>| async move {
         a_worker_that_slept_between_read_and_lease_gets_nothing(&*queue).await;
     };

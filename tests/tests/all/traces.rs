@@ -306,7 +306,8 @@ impl Trace {
                 self.redis.command(&["XPENDING", &ready, GROUP, "-", "+", "1000", worker]).await;
             for entry in pending.ids.into_iter().map(|pending| pending.id) {
                 let found: StreamRangeReply = self.redis.command(&["XRANGE", &ready, &entry, &entry]).await;
-                let agent = found.ids.first().and_then(|entry| entry.get(FIELD_AGENT)).map(AgentId::from_wire);
+                let agent =
+                    found.ids.first().and_then(|entry| entry.get(FIELD_AGENT)).map(AgentId::from_wire);
                 tickets.push(SilentTicket { entry, priority, agent });
             }
         }

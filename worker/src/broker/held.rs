@@ -175,7 +175,12 @@ impl Holdings {
 impl Renewable {
     /// As the step takes it.
     pub(super) fn as_item(&self) -> RenewItem<'_> {
-        RenewItem { agent: &self.agent, ticket: &self.id.entry, priority: self.id.priority, epoch: self.epoch }
+        RenewItem {
+            agent: &self.agent,
+            ticket: &self.id.entry,
+            priority: self.id.priority,
+            epoch: self.epoch,
+        }
     }
 
     /// A renewal found the entry to be another's. A ticket that is not leased stays: its lease says what it is by then.
@@ -230,7 +235,15 @@ impl Ticket {
             state.top = None;
         }
         drop(state);
-        Lease { turn, agent: self.agent.clone(), epoch, attempt, entry, lost, holding: Arc::clone(&self.holding) }
+        Lease {
+            turn,
+            agent: self.agent.clone(),
+            epoch,
+            attempt,
+            entry,
+            lost,
+            holding: Arc::clone(&self.holding),
+        }
     }
 
     /// It is not this worker's any more.

@@ -16,9 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use turnmill_schema::envelope::EnvelopeError;
-use turnmill_schema::{
-    DeadReason, Delta, End, History, Manifest, StoredTurn, TranscriptEntry, WorkerStatus,
-};
+use turnmill_schema::{DeadReason, Delta, End, History, Manifest, StoredTurn, TranscriptEntry, WorkerStatus};
 
 pub use error::{Advice, BrokerError};
 pub use held::{Fence, Holdings, Lease, Ticket, TicketId};

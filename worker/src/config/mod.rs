@@ -19,9 +19,9 @@ pub use byte_size::{AutoByteSize, ByteSize};
 pub use error::ConfigError;
 pub use load::{Effective, SettingsArgs, Source};
 pub use otlp_url::OtlpUrl;
-pub use turnmill_redis::{Endpoint as RedisEndpoint, RedisUrl};
 pub use settings::Settings;
 pub use store_url::{StoreSetting, StoreUrl};
+pub use turnmill_redis::{Endpoint as RedisEndpoint, RedisUrl};
 pub use values::{
     DeviceKind, InvalidFilter, KvCodec, KvDtype, LogFilter, LogFormat, ModelDigest, SpeculationMode,
     WeightsMode, WorkerName,

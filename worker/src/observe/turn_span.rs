@@ -244,7 +244,7 @@ mod tests {
     use std::time::Duration;
 
     use opentelemetry_sdk::trace::SpanData;
-    use turnmill_schema::{AgentId, Message, Name, Priority, Role, TurnId};
+    use turnmill_schema::{AgentId, Message, Name, Role, TurnId};
 
     use super::super::traces::tests::recorded;
     use super::*;

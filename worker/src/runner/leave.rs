@@ -107,12 +107,7 @@ impl<B: Broker> Runner<B> {
         self.finish(attempt, &ending, late).await
     }
 
-    async fn finish(
-        &self,
-        attempt: &Attempt,
-        ending: &Ending,
-        late: Option<Late>,
-    ) -> Option<Ticket> {
+    async fn finish(&self, attempt: &Attempt, ending: &Ending, late: Option<Late>) -> Option<Ticket> {
         let lease = &attempt.lease;
         let finished = persist(&self.link, || self.broker.finish(lease, ending)).await;
         match finished {
@@ -153,11 +148,7 @@ impl<B: Broker> Runner<B> {
     }
 
     /// Leaves the turn for a later attempt, of any worker.
-    async fn retry(
-        &self,
-        attempt: &Attempt,
-        failure: Failure,
-    ) -> Option<Ticket> {
+    async fn retry(&self, attempt: &Attempt, failure: Failure) -> Option<Ticket> {
         let lease = &attempt.lease;
         let delay = self.settings.retries.delay(lease.attempt);
         let Failure { dead, reason } = failure;
@@ -207,11 +198,7 @@ impl<B: Broker> Runner<B> {
     }
 
     /// Gives the turn back with what is stored of it, which is what the next worker goes on from.
-    async fn requeue_kept(
-        &self,
-        attempt: &Attempt,
-        kept: Option<Kept>,
-    ) -> Option<Ticket> {
+    async fn requeue_kept(&self, attempt: &Attempt, kept: Option<Kept>) -> Option<Ticket> {
         let conversation = kept.and_then(|kept| kept.conversation);
         let manifest = match (&self.keeper, conversation) {
             (Some(keeper), Some(conversation)) => tokio::select! {
@@ -223,11 +210,7 @@ impl<B: Broker> Runner<B> {
         self.requeue(attempt, manifest).await
     }
 
-    async fn requeue(
-        &self,
-        attempt: &Attempt,
-        manifest: Option<Manifest>,
-    ) -> Option<Ticket> {
+    async fn requeue(&self, attempt: &Attempt, manifest: Option<Manifest>) -> Option<Ticket> {
         if self.engine.is_gone() {
             // The turn may be what ended it: the lease runs out, and the attempt counts.
             return None;

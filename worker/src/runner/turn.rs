@@ -11,6 +11,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::{Instrument, debug, warn};
 use turnmill_schema::{DeadReason, Message, PayloadReference, StoredTurn, Turn, Usage};
 
+use super::Link;
 use super::conversation::Conversation;
 use super::keep::Keeper;
 use super::leave::{Leaving, Reason, lost_to};
@@ -18,7 +19,6 @@ use super::prepare::{Leased, Prompting, Work};
 use super::publish::Publisher;
 use super::restore::Restored;
 use super::retries::Retries;
-use super::Link;
 use crate::broker::{Broker, Claim, Lease, Ticket};
 use crate::engine::{EngineHandle, MadeToken, Progress, Saving, Start};
 use crate::kv::Segment;
@@ -160,12 +160,7 @@ impl<B: Broker> Runner<B> {
     }
 
     /// What is to be done: the turn is read, wherever it is, and its prompt made. From here on its span is known.
-    async fn work(
-        &self,
-        attempt: &mut Attempt,
-        claim: Claim,
-        claimed: Claimed,
-    ) -> Result<Work, Leaving> {
+    async fn work(&self, attempt: &mut Attempt, claim: Claim, claimed: Claimed) -> Result<Work, Leaving> {
         let turn = match claim.turn {
             Ok(stored) => self.fetch(stored, &attempt.lease).await,
             // Another worker may be of a version that reads it.

@@ -69,7 +69,7 @@ impl SegmentSink for Full {
         true
     }
 
-    fn has_room(&self, _: &Run) -> bool {
+    fn has_room(&self, _: &Segment) -> bool {
         false
     }
 

@@ -66,18 +66,18 @@ impl<E: Engine> Engine for Counting<E> {
 }
 
 /// What was saved, by first block and tokens.
-type Runs = BTreeMap<(usize, Vec<u32>), Vec<u8>>;
+type Segments = BTreeMap<(usize, Vec<u32>), Vec<u8>>;
 
-/// Keeps every run.
+/// Keeps every segment.
 #[derive(Default)]
-struct Keeping(Mutex<Runs>);
+struct Keeping(Mutex<Segments>);
 
 impl SegmentSink for Keeping {
     fn announce(&self, _: &SegmentId) -> bool {
         true
     }
 
-    fn has_room(&self, _: &Run) -> bool {
+    fn has_room(&self, _: &Segment) -> bool {
         true
     }
 
@@ -336,7 +336,7 @@ async fn what_is_saved_is_of_tokens_that_were_said() {
     let _only_me = only_me_soon().await;
     let directory = tempfile::tempdir().expect("a temporary directory");
     let path = Tiny::default().write(directory.path());
-    // A full run and more.
+    // A full segment and more.
     let wishes = tiny_wishes(240).split_off(6);
     let mut kept = Vec::new();
     for speculation in [None, LOOKUP] {
@@ -349,7 +349,7 @@ async fn what_is_saved_is_of_tokens_that_were_said() {
         line.idle().await;
         kept.push(std::mem::take(&mut *line.kept.0.lock().expect("nobody panics")));
     }
-    let tokens = |kept: &Runs| kept.keys().cloned().collect::<Vec<_>>();
+    let tokens = |kept: &Segments| kept.keys().cloned().collect::<Vec<_>>();
     assert!(kept[0].len() >= 2 * wishes.len() - 4, "{}", kept[0].len());
     assert_eq!(tokens(&kept[1]), tokens(&kept[0]));
     assert!(kept[0] == kept[1], "the same tokens have other K and V");

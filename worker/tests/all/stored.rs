@@ -81,7 +81,7 @@ impl Inside {
         }
     }
 
-    /// Runs prompt number `index`, its stored run restored before: the reply, what came of the restore, and the tokens
+    /// Runs prompt number `index`, its stored segment restored before: the reply, what came of the restore, and the tokens
     /// that were not computed.
     async fn run(&self, index: usize) -> (Vec<u32>, Option<Restored>, u32) {
         let prompt = tokens(index as u64 + 1, PROMPT, 320);
@@ -93,7 +93,7 @@ impl Inside {
         };
         let mut chain = HashChain::new(self.namespace, BLOCK_TOKENS as u32);
         chain.extend(&prompt);
-        let run: Arc<Segment> = Arc::new(grid.run(&prompt, chain.hashes(), &(0..2)));
+        let segment: Arc<Segment> = Arc::new(grid.segment(&prompt, chain.hashes(), &(0..2)));
         let sampling = Sampling { temperature: 0.0, ignore_eos: true, ..Sampling::default() };
         let (sender, mut progress) = mpsc::channel(REPLY as usize + 3);
         let id = SequenceId(index as u64);
@@ -115,7 +115,7 @@ impl Inside {
         while let Some(next) = progress.recv().await {
             match next {
                 Progress::Room { blocks } => {
-                    restored = Some(self.restorer.restore(id, std::slice::from_ref(&run), blocks).await);
+                    restored = Some(self.restorer.restore(id, std::slice::from_ref(&segment), blocks).await);
                     self.engine.end_restore(id).await.expect("the engine runs");
                 }
                 Progress::Admitted { cached_tokens, .. } => cached = cached_tokens,
@@ -237,7 +237,8 @@ async fn a_thousand_damaged_objects_are_a_thousand_misses() {
     // What was damaged lies aside, and what was computed instead is stored.
     damaged.flush().await;
     let inventory = Inventory::open(&url(&folder), &queue()).expect("a folder can be opened");
-    let verified = verify(&inventory, None, 4, |run| panic!("{run:?}"), |_| ()).await.expect("it is read");
+    let verified =
+        verify(&inventory, None, 4, |segment| panic!("{segment:?}"), |_| ()).await.expect("it is read");
     assert_eq!(verified.good, OBJECTS as u64);
     assert_eq!(files(&folder.join("kv-damaged")).len(), OBJECTS);
 }

@@ -65,7 +65,8 @@ impl Step for Enqueue<'_> {
             let agent = turn.agent_id();
             let idempotency = turn.idempotency_key.as_ref().map(|key| idempotency_name(&turn.tenant, key));
             let turn_key = keys.turn(turn.id);
-            let idempotency_key = idempotency.as_ref().map_or(turn_key.clone(), |name| keys.idempotency(name));
+            let idempotency_key =
+                idempotency.as_ref().map_or(turn_key.clone(), |name| keys.idempotency(name));
             call.keys([keys.agent(&agent), keys.backlog(&agent), turn_key, idempotency_key]);
             call.text(turn.id).text(&agent).text(turn.priority.as_str());
             call.text(turn.deadline_ms.unwrap_or(0)).text(turn.not_before_ms.unwrap_or(0));
@@ -85,7 +86,9 @@ impl Step for Enqueue<'_> {
                 limit: parts.next()?,
                 retry_after: Duration::from_millis(parts.next()?),
             }),
-            "conflict" => Ok(Enqueued::Conflict { place: parts.next()?, first: parse_turn(&parts.next::<String>()?)? }),
+            "conflict" => {
+                Ok(Enqueued::Conflict { place: parts.next()?, first: parse_turn(&parts.next::<String>()?)? })
+            }
             "ok" => parts.rest().chunks(2).map(read_turn).collect::<Result<_, _>>().map(Enqueued::Done),
             kind => unknown(kind),
         }
@@ -128,7 +131,9 @@ mod tests {
 
     #[test]
     fn any_other_answer_is_an_error() {
-        for foreign in [vec![], vec![text("huh")], vec![text("full")], vec![text("ok"), text("x"), Value::Int(1)]] {
+        for foreign in
+            [vec![], vec![text("huh")], vec![text("full")], vec![text("ok"), text("x"), Value::Int(1)]]
+        {
             assert!(read(foreign.clone()).is_err(), "{foreign:?}");
         }
     }

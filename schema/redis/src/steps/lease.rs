@@ -100,7 +100,10 @@ impl ItemStep for LeaseHead {
     type Answer = LeaseAnswer;
 
     fn begin(common: &LeaseLimits, call: &mut Call) {
-        call.text(&common.worker).text(common.max_attempts).text(common.result_ttl_ms).text(common.outcome_ttl_ms);
+        call.text(&common.worker)
+            .text(common.max_attempts)
+            .text(common.result_ttl_ms)
+            .text(common.outcome_ttl_ms);
         call.text(common.tenant_max_running);
     }
 

@@ -38,7 +38,8 @@ async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
 async fn turnmill(url: &str, arguments: &[&str]) -> String {
     let mut command = Command::new(program("turnmill"));
     command.args(arguments).env("TURNMILL_REDIS_URL", url).stdin(Stdio::null()).kill_on_drop(true);
-    let output = tokio::time::timeout(2 * PATIENCE, command.output()).await.expect("it ends").expect("it runs");
+    let output =
+        tokio::time::timeout(2 * PATIENCE, command.output()).await.expect("it ends").expect("it runs");
     assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).expect("text")
 }
@@ -76,7 +77,8 @@ async fn a_failover_that_keeps_connections_open_is_noticed_by_everybody() {
 
     fail_over(&primary, &replica, &proxy).await;
     let began = Instant::now();
-    let said = turnmill(&proxy.url(), &["submit", "-m", "after", "--max-tokens", "2", "--wait", "--json"]).await;
+    let said =
+        turnmill(&proxy.url(), &["submit", "-m", "after", "--max-tokens", "2", "--wait", "--json"]).await;
     assert!(said.contains("completed"), "{said}");
     println!("from the new primary to the first turn that ended: {:?}", began.elapsed());
 
@@ -97,7 +99,14 @@ async fn a_failover_that_keeps_connections_open_is_noticed_by_everybody() {
 #[tokio::test]
 async fn a_worker_that_starts_while_redis_loads_waits() {
     let _machine = machine::alone();
-    let options = ["--key-load-delay", "1000", "--loading-process-events-interval-bytes", "1024", "--enable-debug-command", "yes"];
+    let options = [
+        "--key-load-delay",
+        "1000",
+        "--loading-process-events-interval-bytes",
+        "1024",
+        "--enable-debug-command",
+        "yes",
+    ];
     let mut server = RedisServer::start_with(&options);
     let _: String = told(&server, &["DEBUG", "POPULATE", "3000", "key", "1000"]).await;
     let _: String = told(&server, &["SAVE"]).await;
@@ -111,7 +120,8 @@ async fn a_worker_that_starts_while_redis_loads_waits() {
     until("it says that it loads", async || {
         let Ok(client) = redis::Client::open(url.as_str()) else { return false };
         let Ok(mut connection) = client.get_multiplexed_async_connection().await else { return false };
-        let info: redis::RedisResult<String> = redis::cmd("INFO").arg("persistence").query_async(&mut connection).await;
+        let info: redis::RedisResult<String> =
+            redis::cmd("INFO").arg("persistence").query_async(&mut connection).await;
         info.is_ok_and(|info| info.contains("loading:1"))
     })
     .await;
@@ -168,7 +178,9 @@ async fn hot_agents_starve_neither_a_dead_workers_turn_nor_a_due_one() {
     let flags = ["--max-sequences", "2", "--lease-ms", "3000"];
     // Somebody's turn is left behind by a worker that died.
     let mut dead = line.worker(&flags);
-    let left = turnmill(&line.redis.url(), &["submit", "-a", "left", "-m", "left", "--max-tokens", "400"]).await;
+    let left =
+        turnmill(&line.redis.url(), &["submit", "--agent", "left", "-m", "left", "--max-tokens", "400"])
+            .await;
     until("it runs", async || is_in_state(&line, left.trim(), "leased").await).await;
     dead.kill9();
     let hot: String = (0..1000)
@@ -177,10 +189,15 @@ async fn hot_agents_starve_neither_a_dead_workers_turn_nor_a_due_one() {
     let file = tempfile::NamedTempFile::new().expect("the temporary directory is writable");
     std::fs::write(file.path(), hot).expect("written");
     assert!(line.turnmill(&["submit", &file.path().to_string_lossy()]).await.status.success());
-    let due = turnmill(&line.redis.url(), &["submit", "-a", "due", "-m", "due", "--delay", "1", "--max-tokens", "2"]).await;
+    let due = turnmill(
+        &line.redis.url(),
+        &["submit", "--agent", "due", "-m", "due", "--delay", "1", "--max-tokens", "2"],
+    )
+    .await;
     let _worker = line.worker(&flags);
     for turn in [left.trim(), due.trim()] {
-        until("it ends while the hot agents have work", async || is_in_state(&line, turn, "ended").await).await;
+        until("it ends while the hot agents have work", async || is_in_state(&line, turn, "ended").await)
+            .await;
     }
     let waiting: u64 = told(&line.redis, &["LLEN", "tm:{default.0}:backlog:default/hot-0"]).await;
     assert!(waiting > 0, "the hot agents were done first: nothing was shown");

@@ -102,8 +102,7 @@ async fn busy(options: &[&str]) -> (RedisQueue, RedisBroker, [Claim; 2]) {
     // Nobody sends renewals here: its lease, and what it says of itself, are to outlast the test.
     let limits = WorkerLimits::default();
     let settings = BrokerSettings { lease_ms: 3_600_000, ..queue.settings("w", limits) };
-    let worker =
-        RedisBroker::connect(settings).await.expect("the server is suitable");
+    let worker = RedisBroker::connect(settings).await.expect("the server is suitable");
     let usage = Usage { prompt_tokens: 200, cached_tokens: 150, completion_tokens: 2 };
     for (agent, outcome) in [("ended", Outcome::Completed), ("failed", Outcome::Failed)] {
         submit(&queue, agent);

@@ -192,8 +192,10 @@ impl Broker for MemoryBroker {
 
     async fn return_ticket(&self, ticket: &Ticket) -> Result<(), BrokerError> {
         let key = TicketKey::from(ticket);
-        self.call("return_ticket", |state, settings| state.return_ticket(&settings.worker, key, &ticket.agent))
-            .await?;
+        self.call("return_ticket", |state, settings| {
+            state.return_ticket(&settings.worker, key, &ticket.agent)
+        })
+        .await?;
         ticket.forget();
         Ok(())
     }

@@ -119,7 +119,9 @@ impl State {
             self.ended.push_back(id);
             self.retained_bytes += bytes;
         }
-        if let Some(keyed) = key.and_then(|key| self.idempotency.get_mut(&key)).filter(|keyed| keyed.turn == id) {
+        if let Some(keyed) =
+            key.and_then(|key| self.idempotency.get_mut(&key)).filter(|keyed| keyed.turn == id)
+        {
             keyed.until_ms = Some(forget_ms);
         }
         self.commit(&agent, outcome, new_session, entry);

@@ -33,7 +33,9 @@ pub enum NotEnqueued {
     #[error(transparent)]
     Full(#[from] QueueFull),
     /// A turn has the idempotency key of an earlier one that asks for something else.
-    #[error("turn {first} was enqueued under the idempotency key of turn number {place} and asks for something else; give another key")]
+    #[error(
+        "turn {first} was enqueued under the idempotency key of turn number {place} and asks for something else; give another key"
+    )]
     Conflict {
         /// Its place among the turns, from 0.
         place: usize,
@@ -54,7 +56,11 @@ pub(super) struct Keyed {
 
 impl State {
     /// The ids under which the turns run: those of turns enqueued before under the same idempotency key or id.
-    pub(super) fn enqueue(&mut self, turns: &[Turn], limits: DepthLimits) -> Result<Vec<TurnId>, NotEnqueued> {
+    pub(super) fn enqueue(
+        &mut self,
+        turns: &[Turn],
+        limits: DepthLimits,
+    ) -> Result<Vec<TurnId>, NotEnqueued> {
         let mut ids = Vec::with_capacity(turns.len());
         let mut fresh: Vec<&Turn> = Vec::new();
         let mut by_key: HashMap<String, Keyed> = HashMap::new();

@@ -116,7 +116,8 @@ impl State {
         let is_new = matches!(agent.place, Place::Ready(_)) && worker.tenant_max_running > 0;
         let others = self.tenants.get(id.tenant()).is_some_and(|tenant| !tenant.parked.is_empty());
         is_new
-            && (!self.has_place(id.tenant(), 0, worker.tenant_max_running) || (others && !agent.waited_for_place))
+            && (!self.has_place(id.tenant(), 0, worker.tenant_max_running)
+                || (others && !agent.waited_for_place))
     }
 
     /// Whether one more turn of the tenant may run besides `more` that will.

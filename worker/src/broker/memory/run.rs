@@ -86,7 +86,8 @@ impl State {
     /// Whether the worker may go on with the agent: within its budget, or while nobody else waits.
     fn may_go_on(&self, worker: &MemorySettings, lease: &Held) -> bool {
         let continues = self.agents[&lease.agent].continues;
-        worker.max_continues > 0 && (continues < worker.max_continues || !self.others_wait(worker, &lease.agent))
+        worker.max_continues > 0
+            && (continues < worker.max_continues || !self.others_wait(worker, &lease.agent))
     }
 
     /// Whether somebody waits for a worker: an agent with an undelivered ticket, one that is due, one whose worker is silent

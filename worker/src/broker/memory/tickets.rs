@@ -15,7 +15,12 @@ const INTERACTIVE_A_BATCH: usize = 3;
 
 impl State {
     /// At most `room` tickets; `since_batch` counts the interactive ones since the last one of a batch agent.
-    pub(super) fn read(&mut self, worker: &str, room: usize, since_batch: &mut usize) -> Vec<(TicketKey, AgentId)> {
+    pub(super) fn read(
+        &mut self,
+        worker: &str,
+        room: usize,
+        since_batch: &mut usize,
+    ) -> Vec<(TicketKey, AgentId)> {
         let now_ms = self.now_ms;
         let share = (*since_batch + room) / (INTERACTIVE_A_BATCH + 1);
         let turns = [(Priority::Batch, share), (Priority::Interactive, room), (Priority::Batch, room)];
@@ -46,7 +51,8 @@ impl State {
         for priority in Priority::ALL {
             let pending = self.ready(priority).all_pending().filter(|(_, held)| held.worker == worker);
             let found = pending.map(|(number, held)| (TicketKey { priority, number }, held.agent.clone()));
-            let free: Vec<_> = found.filter(|(ticket, _)| is_free(*ticket)).take(room - tickets.len()).collect();
+            let free: Vec<_> =
+                found.filter(|(ticket, _)| is_free(*ticket)).take(room - tickets.len()).collect();
             for (ticket, _) in &free {
                 self.ready_mut(priority).claim(ticket.number, worker, now_ms);
             }
@@ -61,7 +67,9 @@ impl State {
         let of_priority = |priority: &Priority| {
             let priority = *priority;
             let pending = self.ready(priority).all_pending().filter(|(_, held)| is_silent(held.since_ms));
-            pending.map(move |(number, held)| (TicketKey { priority, number }, held.agent.clone())).collect::<Vec<_>>()
+            pending
+                .map(move |(number, held)| (TicketKey { priority, number }, held.agent.clone()))
+                .collect::<Vec<_>>()
         };
         Priority::ALL.iter().flat_map(of_priority).collect()
     }
@@ -86,7 +94,8 @@ impl State {
             agent.backlog.iter().skip(running)
         });
         let late = |id: &TurnId| {
-            let late_ms = self.turns[id].deadline_ms.and_then(|deadline_ms| self.now_ms.checked_sub(deadline_ms));
+            let late_ms =
+                self.turns[id].deadline_ms.and_then(|deadline_ms| self.now_ms.checked_sub(deadline_ms));
             late_ms.map(|late_ms| (*id, late_ms))
         };
         waiting.filter_map(late).collect()
@@ -100,7 +109,10 @@ impl State {
         let renew = |(ticket, agent, epoch): &(TicketKey, AgentId, Option<u64>)| {
             let is_kept = match epoch {
                 Some(epoch) => self.leases(worker, agent, *epoch),
-                None => self.ready(ticket.priority).pending(ticket.number).is_some_and(|held| held.worker == worker),
+                None => self
+                    .ready(ticket.priority)
+                    .pending(ticket.number)
+                    .is_some_and(|held| held.worker == worker),
             };
             if is_kept && keeps {
                 self.ready_mut(ticket.priority).keep(ticket.number, worker, now_ms);
@@ -143,7 +155,8 @@ impl State {
     /// while they waited.
     pub(super) fn promote(&mut self, worker: &MemorySettings) {
         for (id, late_ms) in self.overdue() {
-            let error = format!("the deadline passed {late_ms} ms ago while the turn waited; allow more time");
+            let error =
+                format!("the deadline passed {late_ms} ms ago while the turn waited; allow more time");
             self.end_unrun(id, (Outcome::Expired, error), Retention::from(worker));
         }
         while let Some((due_ms, id)) = self.delayed.first().cloned()

@@ -58,7 +58,9 @@ async fn run<S: ItemStep + Sync>(
         let (items, answers): (Vec<S>, Vec<Answer<S>>) = gathered.drain(..that_fit(&gathered)).unzip();
         match server.run_items(&keys, &common, &items).await {
             // Nobody waits for the answer of a dropped future.
-            Ok(replies) => answers.into_iter().zip(replies).for_each(|(answer, reply)| drop(answer.send(reply))),
+            Ok(replies) => {
+                answers.into_iter().zip(replies).for_each(|(answer, reply)| drop(answer.send(reply)))
+            }
             Err(fault) => answers.into_iter().for_each(|answer| drop(answer.send(Err(fault.clone())))),
         }
     }

@@ -32,14 +32,19 @@ impl RedisBroker {
                 head: head.clone(),
             };
             match (self.shard(&ticket.id)?.lease.call(item).await?, head.take()) {
-                (LeaseAnswer::Leased(grant), Some(entry)) => return self.claim(ticket, entry, *grant).map(Some),
+                (LeaseAnswer::Leased(grant), Some(entry)) => {
+                    return self.claim(ticket, entry, *grant).map(Some);
+                }
                 (LeaseAnswer::Leased(_), None) => {
                     return Err(unreadable("a turn was leased that nobody named".to_owned()));
                 }
                 (LeaseAnswer::Head(text), _) => {
                     let entry = BacklogEntry::parse(&text);
                     head = Some(entry.ok_or_else(|| {
-                        unreadable(format!("the backlog of {} holds {text:?}, which is no turn", ticket.agent))
+                        unreadable(format!(
+                            "the backlog of {} holds {text:?}, which is no turn",
+                            ticket.agent
+                        ))
                     })?);
                 }
                 (LeaseAnswer::Later, known) => head = known,

@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use turnmill_redis::steps::{
-    Advance, CountWork, Counts, Finish, FinishAnswer, FinishLimits, Leave, LeaseHead, LeaseKey, LeaseLimits,
+    Advance, CountWork, Counts, Finish, FinishAnswer, FinishLimits, LeaseHead, LeaseKey, LeaseLimits, Leave,
     Register, Renew, RenewItem, Requeue, RequeueAnswer, RequeueLimits, ReturnTicket,
 };
 use turnmill_redis::{Endpoint, Fault, RESPONSE_TIMEOUT, ReadyStream, Server, ServerFacts, Subscription};
@@ -29,8 +29,8 @@ use turnmill_schema::keys::{BacklogEntry, Keys, ORDER_DRAIN, Queue};
 use turnmill_schema::{DeadReason, Delta, Event, Manifest, Name, Priority, TurnId, WorkerStatus};
 
 use super::{
-    Broker, BrokerError, Claim, Ending, Fence, Holdings, Lease, Orders, PriorityCounts, QueueCounts, Retry, Ticket,
-    TicketId,
+    Broker, BrokerError, Claim, Ending, Fence, Holdings, Lease, Orders, PriorityCounts, QueueCounts, Retry,
+    Ticket, TicketId,
 };
 
 use append::fenced;
@@ -161,7 +161,8 @@ impl RedisBroker {
     fn shard(&self, ticket: &TicketId) -> Result<&Shard, BrokerError> {
         self.shards.get(usize::from(ticket.shard)).ok_or_else(|| {
             let (shard, shards) = (ticket.shard, self.settings.shards);
-            Fault::Unsuitable(format!("shard {shard} is not one of the queue's {shards}; correct shards")).into()
+            Fault::Unsuitable(format!("shard {shard} is not one of the queue's {shards}; correct shards"))
+                .into()
         })
     }
 
@@ -186,7 +187,12 @@ impl RedisBroker {
 
     async fn give_back_ticket(&self, ticket: &Ticket) -> Result<(), Fault> {
         let TicketId { shard, priority, entry } = &ticket.id;
-        let step = ReturnTicket { worker: &self.settings.worker, agent: &ticket.agent, ticket: entry, priority: *priority };
+        let step = ReturnTicket {
+            worker: &self.settings.worker,
+            agent: &ticket.agent,
+            ticket: entry,
+            priority: *priority,
+        };
         // Whether it was still ours or another's by then: it is not ours now.
         self.server.run(&self.queue.keys(*shard), &step).await?;
         ticket.forget();
@@ -330,7 +336,8 @@ impl Broker for RedisBroker {
             let here: Vec<_> = held.iter().filter(|held| held.id.shard == keys.shard()).collect();
             let items: Vec<RenewItem<'_>> = here.iter().map(|held| held.as_item()).collect();
             // With nothing in hand too: it tells whether the queue can be reached.
-            let (now_ms, kept) = self.server.run(&keys, &Renew { worker: &self.settings.worker, items }).await?;
+            let (now_ms, kept) =
+                self.server.run(&keys, &Renew { worker: &self.settings.worker, items }).await?;
             self.server.note_now_ms(now_ms);
             here.iter().zip(kept).filter(|(_, kept)| !kept).for_each(|(held, _)| held.is_lost());
         }

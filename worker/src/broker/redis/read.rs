@@ -138,7 +138,11 @@ impl RedisBroker {
         for stream in streams.iter().filter(|stream| !drained.contains(stream)) {
             if tickets.len() < room {
                 let rest = [Share { stream, count: room - tickets.len() }];
-                let answer = connection.read_tickets(&self.settings.worker, &rest).await?.pop().unwrap_or(Ok(Vec::new()));
+                let answer = connection
+                    .read_tickets(&self.settings.worker, &rest)
+                    .await?
+                    .pop()
+                    .unwrap_or(Ok(Vec::new()));
                 let delivered = self.or_prepared(answer).await?.unwrap_or_default();
                 tickets.extend(self.take(stream, delivered).await?);
             }

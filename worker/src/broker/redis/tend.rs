@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use turnmill_redis::Fault;
 use turnmill_redis::steps::{
-    BeginSweep, Expire, Letter, Promote, Purge, Reclaim, RemoveConsumers, Repair, SilentTicket, Trim, UnrunLimits,
+    BeginSweep, Expire, Letter, Promote, Purge, Reclaim, RemoveConsumers, Repair, SilentTicket, Trim,
+    UnrunLimits,
 };
 use turnmill_schema::keys::{DeadlineEntry, Keys};
 
@@ -69,7 +70,9 @@ impl RedisBroker {
         let BrokerSettings { result_ttl_ms, outcome_ttl_ms, .. } = self.settings;
         let items: Vec<Expire> =
             overdue.into_iter().map(|DeadlineEntry { agent, entry }| Expire { agent, entry }).collect();
-        for answer in self.server.run_items(keys, &UnrunLimits { result_ttl_ms, outcome_ttl_ms }, &items).await? {
+        for answer in
+            self.server.run_items(keys, &UnrunLimits { result_ttl_ms, outcome_ttl_ms }, &items).await?
+        {
             if let Err(error) = answer {
                 tracing::warn!(%error, "a turn that is past its deadline could not be ended");
             }
@@ -111,7 +114,11 @@ impl RedisBroker {
         if !agents.is_empty() {
             let repaired = self.server.run(keys, &Repair { agents: &agents }).await?;
             if repaired > 0 {
-                tracing::warn!(shard = keys.shard(), agents = repaired, "gave agents without a ticket new ones");
+                tracing::warn!(
+                    shard = keys.shard(),
+                    agents = repaired,
+                    "gave agents without a ticket new ones"
+                );
             }
         }
         let silent_ms = lease_ms.saturating_mul(CONSUMER_LEASES);
@@ -142,7 +149,9 @@ impl RedisBroker {
             let purged = self.server.run(keys, &Purge { over_bytes, letters }).await?;
             if purged > 0 {
                 tracing::warn!(
-                    shard = keys.shard(), purged, dead_bytes = self.settings.dead_bytes,
+                    shard = keys.shard(),
+                    purged,
+                    dead_bytes = self.settings.dead_bytes,
                     "forgot the oldest dead letters, because they took more than dead_bytes"
                 );
             }
