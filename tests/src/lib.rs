@@ -5,6 +5,7 @@ pub mod bench;
 pub mod block_store_conformance;
 pub mod broker_conformance;
 pub mod chaos;
+pub mod golden;
 pub mod line;
 pub mod machine;
 pub mod memory_queue;

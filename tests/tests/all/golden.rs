@@ -35,6 +35,7 @@ async fn three_hundred_turns_say_what_was_recorded() {
     let line = Line::start().await;
     let read = run(&line, &asked).await;
     let resumed: usize = read.iter().map(|read| read.resumed).sum();
+    eprintln!("TEMP resumed {resumed}");
     assert!(resumed > 0, "no turn was resumed after a kill, so resuming was not tested");
     let said: Vec<Words> = read.into_iter().map(|read| read.words).collect();
     if std::env::var_os("TURNMILL_TEST_RECORD_GOLDEN").is_some() {
