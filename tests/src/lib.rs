@@ -6,6 +6,7 @@ pub mod block_store_conformance;
 pub mod broker_conformance;
 pub mod chaos;
 pub mod leftovers;
+pub mod golden;
 pub mod line;
 pub mod machine;
 pub mod memory_queue;

@@ -9,6 +9,7 @@ mod broker_memory;
 mod broker_redis;
 mod cli_edges;
 mod e2e;
+mod golden;
 mod kv_commands;
 mod mutations;
 mod observability;
