@@ -54,6 +54,7 @@ stage() {
         list) printf '%-14s%s%s\n' "$name" "$what" "${READS:+ (if what it reads has changed)}" ;;
         run)
             if [ -n "$WANTED" ] && ! is_among "$name" "$WANTED"; then return; fi
+            say "$what"
             if [ -z "$READS" ]; then timed "$what" "$@"; else unless_passed "$name" "$what" "$@"; fi
             ;;
     esac
@@ -62,7 +63,6 @@ stage() {
 timed() {
     local began=$SECONDS what=$1
     shift
-    say "$what"
     "$@" </dev/null
     TIMES="$TIMES$(printf '%6d s  %s' $((SECONDS - began)) "$what")"$'\n'
 }
@@ -72,7 +72,7 @@ unless_passed() {
     shift 2
     files=$(files_read)
     if ! $ANYWAY && [ "$(digest "$files" "$@")" = "$(cat "$PASSED/$name" 2>/dev/null)" ]; then
-        say "$what: unchanged since it passed"
+        printf 'unchanged since it passed\n'
         TIMES="$TIMES       -  $what: unchanged since it passed"$'\n'
         return
     fi
@@ -108,12 +108,13 @@ files_read() {
 }
 
 # work_tree PATH...: what git would store of the work tree, changes and new files included, from an index and a store of objects
-# that nobody else uses. It fails for a path that is not there, because a stage must not miss what was moved.
+# that nobody else uses. A path that is not there ends the script, because a stage must not miss what was moved.
 work_tree() {
     local store
     store=$(cd "$(git rev-parse --git-path objects)" && pwd)
     cp "$(git rev-parse --git-path index)" "$SCRATCH/index"
     mkdir -p "$SCRATCH/objects"
     GIT_INDEX_FILE=$SCRATCH/index GIT_OBJECT_DIRECTORY=$SCRATCH/objects GIT_ALTERNATE_OBJECT_DIRECTORIES=$store git add -A
-    GIT_INDEX_FILE=$SCRATCH/index git ls-files -s --error-unmatch -- "$@"
+    GIT_INDEX_FILE=$SCRATCH/index git ls-files -s --error-unmatch -- "$@" ||
+        die "a stage reads what is not there; correct in deploy/test what it reads"
 }
