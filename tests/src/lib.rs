@@ -20,6 +20,7 @@ pub mod s3_server;
 pub mod scrape;
 pub mod simulation;
 pub mod told;
+pub mod until_signal;
 pub mod worker;
 
 use std::path::PathBuf;

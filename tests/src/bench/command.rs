@@ -1,13 +1,11 @@
 //! A program run to its end, and what it printed.
 
-use std::path::Path;
 use std::process::Stdio;
 
 use serde::de::DeserializeOwned;
 use tokio::process::Command;
 
 use super::BenchError;
-use crate::program;
 
 /// Runs it; its standard output. It dies with the future.
 pub(super) async fn output(command: &mut Command) -> Result<String, BenchError> {
@@ -17,31 +15,12 @@ pub(super) async fn output(command: &mut Command) -> Result<String, BenchError> 
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
     let said = String::from_utf8_lossy(&output.stderr);
-    let last = said.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("it said nothing");
-    Err(BenchError::Program { program, reason: format!("{last} ({})", output.status) })
+    Err(BenchError::Program { program, reason: format!("{} ({})", last_line(&said), output.status) })
 }
 
-/// Runs `turnmill-worker bench <what>` on `model`.
-pub(super) async fn worker_bench<T: DeserializeOwned>(
-    what: &str,
-    model: &Path,
-    flags: &[&str],
-) -> Result<T, BenchError> {
-    let mut command = worker(what);
-    command.arg("--model").arg(model).args(flags);
-    json(&format!("turnmill-worker bench {what}"), &output(&mut command).await?)
-}
-
-/// `turnmill-worker bench <what> --json`, as it is without settings of this machine.
-pub(super) fn worker(what: &str) -> Command {
-    let mut command = Command::new(program("turnmill-worker"));
-    command.args(["bench", what, "--json"]);
-    for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("TURNMILL_") {
-            command.env_remove(name);
-        }
-    }
-    command
+/// The last thing that a program said.
+pub(super) fn last_line(said: &str) -> &str {
+    said.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("it said nothing")
 }
 
 /// Reads what `program` printed.

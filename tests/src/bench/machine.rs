@@ -37,6 +37,13 @@ impl Machine {
         }
     }
 
+    /// What it is, in a line, and a second line if other programs ran.
+    pub(super) fn describe(&self) -> String {
+        let Self { cpu, cores, compute, system, .. } = self;
+        let busy = self.busy().map(|load| format!("\nOther programs ran (load {load:.1}): worth little."));
+        format!("{cpu}, {cores} cores, {compute}, {system}{}", busy.unwrap_or_default())
+    }
+
     /// The load, where other programs ran when the run began.
     pub fn busy(&self) -> Option<f64> {
         self.load.filter(|load| *load > BUSY_LOAD)

@@ -3,6 +3,7 @@
 //! | file | owns |
 //! |---|---|
 //! | `command` | a program run to its end, and what it printed |
+//! | `build` | the two programs of Turnmill, built from one tree |
 //! | `side` | who is measured: `turnmill-worker bench engine`, or llama.cpp with one model file |
 //! | `rounds` | sides that take turns; medians and ratios |
 //! | `agents` | the product's own workload: agents that share a system prompt and talk at once |
@@ -12,11 +13,14 @@
 //! | `machine` | what it all ran on |
 //! | `report` | all of it as JSON |
 //! | `table`, `picture` | the same for people |
+//! | `against` | this tree beside a commit: `deploy/bench --against` |
 //!
 //! Invariant: two sides that are compared take turns in one run (A B A B A B), since machines get faster and slower by the
 //! hour; a figure is the median of its rounds, and a ratio is one of medians.
 
+pub mod against;
 pub mod agents;
+pub mod build;
 mod command;
 mod machine;
 pub mod overhead;
@@ -33,6 +37,7 @@ use std::time::Instant;
 
 use turnmill::ProducerError;
 
+use build::Build;
 use report::{Memory, Report, ShapeReport};
 use rounds::measure;
 use shape::Shape;
@@ -97,6 +102,9 @@ pub enum BenchError {
     /// The folder of llama.cpp lacks a program.
     #[error("{} is missing; build llama.cpp's target of that name, or leave --llama-cpp out", .0.display())]
     Missing(PathBuf),
+    /// A program of a commit.
+    #[error("{} is missing; build both programs of the commit there, as deploy/bench --against does", .0.display())]
+    NotBuilt(PathBuf),
     /// A producer of the agents' turns.
     #[error("a producer cannot go on: {0}")]
     Producer(#[from] ProducerError),
@@ -211,7 +219,7 @@ pub async fn run(
 async fn memory(model: &Path, context: usize) -> Result<Memory, BenchError> {
     let context = context.to_string();
     let flags = ["--prefill", "128", "--batch", "1", "--runs", "1", "--long-context", &context];
-    command::worker_bench("engine", model, &flags).await
+    Build::here().bench("engine", Some(model), &flags).await
 }
 
 async fn of_shape(

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use serde_json::Value;
 
-use super::command::{json, output, worker, worker_bench};
+use super::build::Build;
 use super::report::Parts;
 use super::{BenchError, say};
 use crate::redis_server::RedisServer;
@@ -25,18 +25,17 @@ pub(super) async fn measure(
 
     say(began, "stored K and V: restore");
     let flags = ["--store", &store, "--context", contexts, "--codec", "f16"];
-    let restore = worker_bench("restore", model, &flags).await?;
+    let build = Build::here();
+    let restore = build.bench("restore", Some(model), &flags).await?;
     let (mut stall, mut drift) = (Value::Null, Value::Null);
     if !quick {
         say(began, "stored K and V: stall");
-        stall = worker_bench("stall", model, &["--store", &store, "--gen", "100"]).await?;
+        stall = build.bench("stall", Some(model), &["--store", &store, "--gen", "100"]).await?;
         say(began, "stored K and V: drift");
-        drift = worker_bench("drift", model, &["--codec", "q8,q4"]).await?;
+        drift = build.bench("drift", Some(model), &["--codec", "q8,q4"]).await?;
     }
     say(began, "the queue");
     let redis = RedisServer::start();
-    let mut command = worker("queue");
-    command.args(["--redis-url", &redis.url(), "--turns", turns]);
-    let queue = json("turnmill-worker bench queue", &output(&mut command).await?)?;
+    let queue = build.bench("queue", None, &["--redis-url", &redis.url(), "--turns", turns]).await?;
     Ok(Parts { restore, stall, drift, queue })
 }

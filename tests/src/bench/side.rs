@@ -9,7 +9,8 @@ use serde::Deserialize;
 use tokio::process::Command;
 
 use super::BenchError;
-use super::command::{json, output, worker_bench};
+use super::build::Build;
+use super::command::{json, output};
 use super::rounds::median;
 
 /// Prompt tokens of each sequence that decodes.
@@ -30,6 +31,17 @@ pub(super) enum Point {
     Decode(usize),
     /// One sequence decodes after so many tokens.
     Long(usize),
+}
+
+impl Point {
+    /// As tables have it.
+    pub fn name(self) -> String {
+        match self {
+            Self::Prefill(tokens) => format!("prefill {tokens}"),
+            Self::Decode(batch) => format!("decode x{batch}"),
+            Self::Long(tokens) => format!("decode x1 after {tokens}"),
+        }
+    }
 }
 
 /// Prompt lengths and batches of `points`.
@@ -61,31 +73,43 @@ pub(super) struct Side {
     pub name: String,
     /// The model's file.
     pub model: PathBuf,
-    /// llama.cpp's programs; none: Turnmill.
-    folder: Option<PathBuf>,
+    programs: Programs,
+}
+
+/// The programs of a side.
+#[derive(Clone, Debug)]
+enum Programs {
+    Turnmill(Build),
+    /// The folder they are in.
+    LlamaCpp(PathBuf),
 }
 
 /// Tokens per second of each point that was asked.
 pub(super) type Figures = Vec<(Point, f64)>;
 
 impl Side {
-    /// Turnmill's engine as it is by default.
+    /// Turnmill's engine as it is by default, of this tree.
     pub fn turnmill(model: &Path) -> Self {
-        Self { name: "Turnmill".to_owned(), model: model.to_owned(), folder: None }
+        Self { name: "Turnmill".to_owned(), ..Self::of(Build::here(), model) }
+    }
+
+    /// The engine of any build, as it is by default.
+    pub fn of(build: Build, model: &Path) -> Self {
+        Self { name: build.name.clone(), model: model.to_owned(), programs: Programs::Turnmill(build) }
     }
 
     /// llama.cpp in `folder`, with one model file.
     pub fn llama_cpp(what: &str, folder: &Path, model: &Path) -> Self {
         let name = format!("llama.cpp, {what}");
-        Self { name, model: model.to_owned(), folder: Some(folder.to_owned()) }
+        Self { name, model: model.to_owned(), programs: Programs::LlamaCpp(folder.to_owned()) }
     }
 
     /// Measures each point once: the median of `runs` runs in one process.
     pub async fn figures(&self, points: &[Point], runs: usize) -> Result<Figures, BenchError> {
         let asked = Asked::of(points);
-        match &self.folder {
-            None => turnmill(&self.model, &asked, runs).await,
-            Some(folder) => llama_cpp(folder, &self.model, &asked, runs).await,
+        match &self.programs {
+            Programs::Turnmill(build) => turnmill(build, &self.model, &asked, runs).await,
+            Programs::LlamaCpp(folder) => llama_cpp(folder, &self.model, &asked, runs).await,
         }
     }
 }
@@ -142,8 +166,8 @@ struct EngineLong {
     tok_s: f64,
 }
 
-async fn turnmill(model: &Path, asked: &Asked, runs: usize) -> Result<Figures, BenchError> {
-    let (prefill, batch) = (list(&asked.prefill), list(&asked.decode));
+async fn turnmill(build: &Build, model: &Path, asked: &Asked, runs: usize) -> Result<Figures, BenchError> {
+    let (prefill, batch) = (list_or_one(&asked.prefill), list_or_one(&asked.decode));
     let (context, generate, runs) = (CONTEXT.to_string(), GENERATE.to_string(), runs.to_string());
     let long = asked.long.unwrap_or(0).to_string();
     let flags = [
@@ -154,7 +178,7 @@ async fn turnmill(model: &Path, asked: &Asked, runs: usize) -> Result<Figures, B
         ["--long-context", &long],
         ["--runs", &runs],
     ];
-    let report: EngineReport = worker_bench("engine", model, flags.as_flattened()).await?;
+    let report: EngineReport = build.bench("engine", Some(model), flags.as_flattened()).await?;
     let prefill = report.prefill.iter().map(|figure| (Point::Prefill(figure.tokens), figure.tok_s));
     let decode = report.decode.iter().map(|figure| (Point::Decode(figure.batch), figure.tok_s));
     let long = report.long.iter().map(|figure| (Point::Long(figure.context), figure.tok_s));
@@ -224,6 +248,11 @@ fn batched_figures(batches: &[usize], lines: &str) -> Result<Figures, BenchError
 
 fn list(numbers: &[usize]) -> String {
     numbers.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+}
+
+/// The worker accepts no empty list. Measuring 1 takes no time worth mentioning, and nobody looks for the figure.
+fn list_or_one(numbers: &[usize]) -> String {
+    if numbers.is_empty() { "1".to_owned() } else { list(numbers) }
 }
 
 #[cfg(test)]

@@ -38,19 +38,10 @@ pub fn render(report: &Report) -> String {
 }
 
 fn heading(report: &Report) -> String {
-    let machine = &report.machine;
-    let Report { version, model, .. } = report;
+    let Report { version, model, machine, .. } = report;
     let commit = report.commit.as_ref().map(|commit| format!(" ({commit})")).unwrap_or_default();
     let peer = report.llama_cpp.as_ref().map(|peer| format!(", llama.cpp {peer}")).unwrap_or_default();
-    let busy = machine.busy().map(|load| format!("\nOther programs ran (load {load:.1}): worth little."));
-    format!(
-        "Turnmill {version}{commit}{peer}; {model}\n{}, {} cores, {}, {}{}",
-        machine.cpu,
-        machine.cores,
-        machine.compute,
-        machine.system,
-        busy.unwrap_or_default()
-    )
+    format!("Turnmill {version}{commit}{peer}; {model}\n{}", machine.describe())
 }
 
 #[derive(Default)]

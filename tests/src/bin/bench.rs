@@ -9,7 +9,8 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use turnmill_tests::bench::report::Report;
-use turnmill_tests::bench::{BenchError, BenchSettings, Part, picture, run, table};
+use turnmill_tests::bench::{BenchSettings, Part, picture, run, table};
+use turnmill_tests::until_signal::until_signal;
 
 /// Measures everything that this machine does, and writes it down.
 #[derive(Parser)]
@@ -36,7 +37,7 @@ struct Bench {
 fn main() -> ExitCode {
     let Bench { model, llama_cpp, out, quick, only } = Bench::parse();
     let settings = BenchSettings { model, llama_cpp, quick, only };
-    match measured(&settings, &out) {
+    match until_signal(run(&settings, |report| keep(report, &out))) {
         Ok(Some(report)) => {
             println!("{}", table::render(&report));
             println!("\nFigures, table and picture are in {}.", out.display());
@@ -46,19 +47,6 @@ fn main() -> ExitCode {
         Err(error) => eprintln!("bench: {error}"),
     }
     ExitCode::from(2)
-}
-
-/// None where a signal ended it. Either way, processes are gone by then: they end with what is dropped here.
-fn measured(settings: &BenchSettings, out: &Path) -> Result<Option<Report>, BenchError> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.block_on(async {
-        let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
-        tokio::select! {
-            report = run(settings, |report| keep(report, out)) => report.map(Some),
-            _ = tokio::signal::ctrl_c() => Ok(None),
-            _ = terminate.recv() => Ok(None),
-        }
-    })
 }
 
 /// Writes what there is of `report`.

@@ -10,7 +10,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use clap::Parser;
 use turnmill_tests::chaos::audit::Finding;
 use turnmill_tests::chaos::report::Report;
-use turnmill_tests::chaos::{AppendFsync, ChaosError, ChaosSettings, Outcome, run};
+use turnmill_tests::chaos::{AppendFsync, ChaosSettings, Outcome, run};
+use turnmill_tests::until_signal::until_signal;
 
 /// Hurts a queue under load for some minutes, and holds what is left against what was promised.
 #[derive(Parser)]
@@ -50,9 +51,9 @@ fn main() -> ExitCode {
     }
     let seed = chaos.seed.unwrap_or_else(seed_of_the_clock);
     eprintln!("chaos: seed {seed}");
-    let (run, workers) = (chaos.minutes, usize::from(chaos.workers));
-    let settings = ChaosSettings { seed, run, workers, appendfsync: chaos.appendfsync };
-    match outcome(settings) {
+    let (minutes, workers) = (chaos.minutes, usize::from(chaos.workers));
+    let settings = ChaosSettings { seed, run: minutes, workers, appendfsync: chaos.appendfsync };
+    match until_signal(run(settings)) {
         Ok(Some(outcome)) => tell(&outcome, chaos.json),
         Ok(None) => {
             eprintln!("chaos: interrupted (seed {seed})");
@@ -67,19 +68,6 @@ fn main() -> ExitCode {
 
 fn seed_of_the_clock() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
-}
-
-/// None where a signal ended it. Either way, processes are gone by then: they end with what is dropped here.
-fn outcome(settings: ChaosSettings) -> Result<Option<Outcome>, ChaosError> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.block_on(async {
-        let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
-        tokio::select! {
-            outcome = run(settings) => outcome.map(Some),
-            _ = tokio::signal::ctrl_c() => Ok(None),
-            _ = terminate.recv() => Ok(None),
-        }
-    })
 }
 
 /// The report to standard output; what is wrong, to standard error.

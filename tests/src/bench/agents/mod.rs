@@ -7,6 +7,7 @@
 
 mod llama_server;
 mod script;
+pub(super) mod submitted;
 mod turnmill;
 
 use std::path::{Path, PathBuf};

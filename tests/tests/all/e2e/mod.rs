@@ -1,6 +1,7 @@
 //! End to end: real Redis, real model, real workers in processes of their own. One program, so that it is linked
 //! once and its tests take turns on the machine (see [`turnmill_tests::line`]).
 
+mod against;
 mod bad_input;
 mod faults;
 mod health;
