@@ -20,6 +20,7 @@ use turnmill_schema::WorkerStatus;
 use crate::broker::redis::{BrokerSettings, RedisBroker};
 use crate::broker::{Broker as _, BrokerError};
 use crate::config::{AutoByteSize, ConfigError, KvDtype, Settings, StoreSetting};
+use crate::descriptors;
 use crate::engine::{self, EngineGone, EngineHandle, EngineSettings, SegmentSink};
 use crate::hub::{self, Fetching, HubError};
 use crate::kv::{BlockShape, SEGMENT_TOKENS};
@@ -274,6 +275,7 @@ struct Http {
 
 impl Http {
     fn start(settings: &Settings, logs: LogControl) -> Result<Self, AppError> {
+        let descriptors = descriptors::raise_limit();
         let listener = http::bind(settings.http_addr)?;
         let limits = HeadroomLimits { low: settings.headroom_low, high: settings.headroom_high };
         let stall = Duration::from_millis(settings.stall_ms);
@@ -284,7 +286,7 @@ impl Http {
             logs,
         };
         let shutdown = CancellationToken::new();
-        let thread = http::serve(listener, state.clone(), shutdown.clone())?;
+        let thread = http::serve(listener, state.clone(), descriptors, shutdown.clone())?;
         Ok(Self { state, thread, shutdown })
     }
 

@@ -22,6 +22,7 @@ pub mod bench;
 pub mod broker;
 pub mod config;
 mod cryptography;
+mod descriptors;
 pub mod engine;
 pub mod hub;
 pub mod kv;
