@@ -31,5 +31,6 @@ pub mod model;
 pub mod observe;
 pub mod runner;
 pub mod schedule;
+mod signals;
 pub mod store;
 pub mod verify;

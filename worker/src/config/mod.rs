@@ -18,7 +18,7 @@ mod values;
 
 pub use byte_size::{AutoByteSize, ByteSize};
 pub use error::ConfigError;
-pub use load::{Effective, SettingsArgs, Source};
+pub use load::{Effective, SettingsArgs, Source, log_format};
 pub use otlp_url::OtlpUrl;
 pub use redis_url::{RedisEndpoint, RedisUrl};
 pub use settings::Settings;

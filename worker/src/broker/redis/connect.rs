@@ -268,6 +268,9 @@ pub async fn check_server(redis: &RedisEndpoint) -> Result<ServerFacts, BrokerEr
 }
 
 fn connection_info(url: &RedisUrl) -> Result<ConnectionInfo, BrokerError> {
+    if let Some(problem) = url.problem() {
+        return Err(BrokerError::Unsuitable(format!("redis_url {problem}")));
+    }
     let info = url.expose().into_connection_info().map_err(|e| unusable_url(url, &e))?;
     if matches!(info.addr(), ConnectionAddr::TcpTls { .. }) {
         cryptography::choose();
