@@ -55,7 +55,7 @@ impl Worker {
         }
     }
 
-    /// Starts a worker that cannot run, and returns what it says of it: the one line that it ends with.
+    /// Starts a worker that cannot run, and returns the reason that the last line of its log gives.
     pub fn refusal(redis: &RedisServer, flags: &[&str]) -> String {
         Self::spawn(&redis.url(), flags, &[]).into_refusal()
     }
@@ -90,9 +90,16 @@ impl Worker {
         let log = self.log();
         assert_eq!(status.code(), Some(1), "{log}");
         assert!(!log.contains("panicked"), "{log}");
-        let said: Vec<&str> = log.lines().filter(|line| line.starts_with("turnmill-worker: ")).collect();
-        assert_eq!((said.len(), log.lines().last()), (1, said.last().copied()), "one sentence, last: {log}");
-        said[0].to_owned()
+        let line = |line| serde_json::from_str::<Value>(line).unwrap_or_else(|_| panic!("not JSON: {log}"));
+        let lines: Vec<Value> = log.lines().map(line).collect();
+        let fatal = |line: &&Value| line["message"] == "the worker ends with an error";
+        assert_eq!(lines.iter().filter(fatal).count(), 1, "{log}");
+        lines
+            .last()
+            .filter(fatal)
+            .and_then(|line| line["error"].as_str())
+            .expect("it is the last line")
+            .to_owned()
     }
 
     /// The status and body of `path` on its HTTP server.

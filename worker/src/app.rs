@@ -4,13 +4,13 @@
 //! Order of stopping: no more claims, running turns finish within the drain window, the rest is requeued at
 //! the head of its agents' backlogs, the server goes last.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinError;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -21,6 +21,7 @@ use turnmill_schema::WorkerStatus;
 use crate::broker::redis::{BrokerSettings, RedisBroker};
 use crate::broker::{Broker as _, BrokerError};
 use crate::config::{AutoByteSize, ConfigError, KvDtype, Settings, StoreSetting};
+use crate::descriptors;
 use crate::engine::{self, EngineGone, EngineHandle, EngineSettings, SegmentSink};
 use crate::hub::{self, Fetching, HubError};
 use crate::kv::{BlockShape, SEGMENT_TOKENS};
@@ -34,6 +35,7 @@ use crate::runner::{
     Tender, trim,
 };
 use crate::schedule::{Limits, Speculation};
+use crate::signals::Signals;
 use crate::store::{BlockStore, BlockStoreSettings, Payloads, StoreError};
 
 /// Time between two looks at the queue's counts.
@@ -221,20 +223,27 @@ pub async fn serve(
     progress: impl Fn(Loading<'_>) + Send + 'static,
 ) -> Result<(), AppError> {
     let logs = logs::init(settings.log_format, &settings.log)?;
-    let mut signals = Signals::listen()?;
+    let mut signals =
+        Signals::listen().map_err(|source| AppError::System { what: "signal handlers", source })?;
     let http = Http::start(&settings, logs)?;
     let traces = Traces::start(&settings)?;
     let lifecycle = http.state.lifecycle.clone();
     let outcome = tokio::select! {
         outcome = Worker::start(&settings, &http.state, traces.clone(), progress) => outcome,
         // Nothing is claimed yet, so there is nothing to drain.
-        () = signals.next() => return Ok(()),
+        signal = signals.stop() => {
+            info!(signal, "stopped before it was ready");
+            return Ok(());
+        }
     };
     let worker = outcome?;
     lifecycle.advance(Phase::Ready);
-    info!(addr = %settings.http_addr, queue = %settings.queue, "ready");
+    info!(addr = %http.addr, queue = %settings.queue, "ready");
     let ended = tokio::select! {
-        () = signals.next() => Ok(()),
+        signal = signals.stop() => {
+            info!(signal, "told to stop");
+            Ok(())
+        }
         () = worker.drain.cancelled() => Ok(()),
         () = worker.engine.ended() => Err(AppError::from(EngineGone)),
     };
@@ -249,37 +258,22 @@ pub async fn serve(
     ended
 }
 
-/// SIGTERM and SIGINT.
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Signals {
-    fn listen() -> Result<Self, AppError> {
-        let listen =
-            |kind| signal(kind).map_err(|source| AppError::System { what: "signal handlers", source });
-        Ok(Self { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
-    }
-
-    async fn next(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-        }
-    }
-}
-
 /// The server for probes and metrics.
 struct Http {
     state: HttpState,
+    /// Where it listens: the port that the system chose, if the setting leaves it to the system.
+    addr: SocketAddr,
     thread: JoinHandle<()>,
     shutdown: CancellationToken,
 }
 
 impl Http {
     fn start(settings: &Settings, logs: LogControl) -> Result<Self, AppError> {
+        let descriptors = descriptors::raise_limit();
         let listener = http::bind(settings.http_addr)?;
+        let addr = listener
+            .local_addr()
+            .map_err(|source| ObserveError::Bind { addr: settings.http_addr, source })?;
         let limits = HeadroomLimits { low: settings.headroom_low, high: settings.headroom_high };
         let stall = Duration::from_millis(settings.stall_ms);
         let state = HttpState {
@@ -289,8 +283,9 @@ impl Http {
             logs,
         };
         let shutdown = CancellationToken::new();
-        let thread = http::serve(listener, state.clone(), shutdown.clone())?;
-        Ok(Self { state, thread, shutdown })
+        let thread = http::serve(listener, state.clone(), descriptors, shutdown.clone())?;
+        info!(%addr, "listening for probes and scrapes");
+        Ok(Self { state, addr, thread, shutdown })
     }
 
     async fn stop(self) -> Result<(), AppError> {
@@ -416,7 +411,7 @@ impl Worker {
         tokio::select! {
             () = self.turns.wait() => {}
             () = tokio::time::sleep(window) => {}
-            () = signals.next() => info!("a second signal: what runs is requeued now"),
+            () = signals.hurry() => info!("a second signal: what runs is requeued now"),
         }
         if let Some(keeper) = &self.keeper {
             keeper.hurry();

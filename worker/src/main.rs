@@ -1,11 +1,16 @@
 //! `turnmill-worker`: serves a queue of agent turns.
 
+#[macro_use]
+mod output;
 mod commands;
 
+use std::ffi::OsStr;
 use std::process::ExitCode;
 
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use clap_complete::Shell;
+use turnmill_worker::config::log_format;
+use turnmill_worker::observe::logs;
 
 use commands::{CommandError, bench, check, config, kv, man, serve, verify};
 
@@ -41,14 +46,46 @@ struct Completions {
 }
 
 fn main() -> ExitCode {
-    let matches = Cli::command().get_matches();
+    let command = without_empty_variables(Cli::command());
+    let matches = command.clone().try_get_matches().unwrap_or_else(|error| misused(command, &error));
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     // Settings ask the matches where each value came from.
     let own = matches.subcommand().map(|(_, own)| own.clone()).unwrap_or_default();
     run(cli.command, &own).unwrap_or_else(|error| {
-        eprintln!("turnmill-worker: {error}");
+        if logs_json(&matches) {
+            logs::fatal(&error);
+        } else {
+            eprintln!("turnmill-worker: {error}");
+        }
         ExitCode::FAILURE
     })
+}
+
+/// The command, without reading variables that are empty: they count as unset.
+fn without_empty_variables(command: clap::Command) -> clap::Command {
+    let is_empty = |name: &OsStr| std::env::var_os(name).is_some_and(|value| value.is_empty());
+    let command = command.mut_args(|arg| {
+        let unset = arg.get_env().is_some_and(is_empty);
+        if unset { arg.env(None::<&str>) } else { arg }
+    });
+    command.mut_subcommands(without_empty_variables)
+}
+
+/// Ends the process as clap does, unless what is wrong belongs into a log.
+fn misused(command: clap::Command, error: &clap::Error) -> ! {
+    let read = command.ignore_errors(true).try_get_matches();
+    if error.use_stderr() && read.is_ok_and(|matches| logs_json(&matches)) {
+        let text = error.to_string();
+        let sentence = text.split("\n\n").next().unwrap_or_default().trim_start_matches("error: ");
+        logs::fatal(&sentence.split_whitespace().collect::<Vec<_>>().join(" "));
+        std::process::exit(error.exit_code());
+    }
+    error.exit()
+}
+
+/// Whether what ends this process is to be a line of a log in JSON.
+fn logs_json(matches: &ArgMatches) -> bool {
+    matches.subcommand().is_some_and(|(name, own)| name == "serve" && logs::writes_json(log_format(own)))
 }
 
 fn run(command: Command, matches: &ArgMatches) -> Result<ExitCode, CommandError> {
@@ -68,7 +105,9 @@ fn run(command: Command, matches: &ArgMatches) -> Result<ExitCode, CommandError>
             Ok(ExitCode::SUCCESS)
         }
         Command::Completions(Completions { shell }) => {
-            clap_complete::generate(shell, &mut Cli::command(), "turnmill-worker", &mut std::io::stdout());
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "turnmill-worker", &mut script);
+            print!("{}", String::from_utf8_lossy(&script));
             Ok(ExitCode::SUCCESS)
         }
         Command::Man(args) => man::run(&args, Cli::command()),

@@ -57,6 +57,6 @@ pub use server::{RESPONSE_TIMEOUT, Server};
 pub use shared_keys::ready_keys;
 pub use tickets::{Delivered, PendingTicket, ReadyStream, Share};
 pub use turns::{TurnPlace, TurnRecord, TurnWait};
-pub use url::{Endpoint, RedisUrl, masked};
+pub use url::{Endpoint, MASK, RedisUrl, masked};
 pub use waiting::{CappedTenant, WaitingAgents};
 pub use workers::WorkerRecord;

@@ -444,6 +444,9 @@ pub(crate) fn unreadable(step: &'static str, error: &RedisError) -> Fault {
 }
 
 fn connection_info(url: &RedisUrl) -> Result<ConnectionInfo, Fault> {
+    if let Some(problem) = url.problem() {
+        return Err(Fault::Unsuitable(format!("the Redis URL {problem}")));
+    }
     let info = url.expose().into_connection_info().map_err(|error| unusable_url(url, &error))?;
     if matches!(info.addr(), ConnectionAddr::TcpTls { .. }) {
         cryptography::choose();

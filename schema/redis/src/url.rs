@@ -5,21 +5,29 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use redis::IntoConnectionInfo as _;
 use serde::{Deserialize, Serialize, Serializer};
 
 /// A Redis URL. It prints and serialises without its password; only [`RedisUrl::expose`] gives the whole.
 ///
 /// Parsing takes any text, because a parser's error would quote the text and the password in it;
-/// [`RedisUrl::has_known_scheme`] is checked with the other settings.
+/// [`RedisUrl::problem`] is checked with the other settings.
 #[derive(Clone, PartialEq, Eq, Deserialize)]
 #[serde(from = "String")]
 pub struct RedisUrl(String);
 
 const TLS_SCHEMES: [&str; 2] = ["rediss://", "valkeys://"];
-/// What redis-rs speaks.
-const SCHEMES: [&str; 7] =
-    ["redis://", "rediss://", "unix://", "redis+unix://", "valkey://", "valkeys://", "valkey+unix://"];
-const MASK: &str = "***";
+/// What a URL of a unix socket can say behind a `?`.
+const OPTIONS: [&str; 4] = ["db", "user", "pass", "protocol"];
+/// What stands for a password that is not shown.
+pub const MASK: &str = "***";
+
+const NO_URL: &str = "is not a Redis URL; write it as redis://USER:PASSWORD@HOST:6379/0, with rediss:// for TLS, or \
+    unix:///PATH, and percent-encode @ : / ? # % in user and password";
+const ENCODED: &str = "has one of the characters / ? # in its user or password as it is, which ends the host's name; \
+    percent-encode @ : / ? # % in both, as %40 %3A %2F %3F %23 %25";
+const ENCODED_OPTION: &str = "has one of the characters & # + in an option as it is, which ends the option or becomes a \
+    space; percent-encode & # + % in it, as %26 %23 %2B %25";
 
 impl RedisUrl {
     /// The URL with its password, for the client.
@@ -27,9 +35,22 @@ impl RedisUrl {
         &self.0
     }
 
-    /// Whether the scheme is one that the client speaks and something follows it.
-    pub fn has_known_scheme(&self) -> bool {
-        SCHEMES.iter().any(|scheme| self.0.strip_prefix(scheme).is_some_and(|rest| !rest.is_empty()))
+    /// What is wrong with it, if the client would not take it, or would take a part of a password for something else. No
+    /// part of the URL is told: nobody knows which part is the password.
+    pub fn problem(&self) -> Option<&'static str> {
+        if is_socket(&self.0) {
+            let options = self.0.split_once('?').map_or("", |(_, options)| options);
+            let known = |option: &str| OPTIONS.iter().any(|known| option.split('=').next() == Some(known));
+            if self.0.contains('#') || options.contains('+') || !options.split_terminator('&').all(known) {
+                return Some(ENCODED_OPTION);
+            }
+        } else {
+            let rest = self.0.split_once("://").map_or("", |(_, rest)| rest);
+            if rest.find(['/', '?', '#']).is_some_and(|end| rest[end..].contains('@')) {
+                return Some(ENCODED);
+            }
+        }
+        self.0.as_str().into_connection_info().err().map(|_| NO_URL)
     }
 
     /// Whether what is said goes through TLS.
@@ -58,24 +79,27 @@ impl From<RedisUrl> for Endpoint {
     }
 }
 
+/// Whether the server is asked through a unix socket, whose path stands in the URL.
+fn is_socket(url: &str) -> bool {
+    url.split(':').next().is_some_and(|scheme| scheme.ends_with("unix"))
+}
+
 /// A URL without its password.
 ///
-/// It masks too much rather than too little: everything up to the last `@` counts as user information,
-/// since an unescaped `/` or `@` in a password would otherwise leave a part of it readable.
+/// It masks too much rather than too little. Everything up to the last `@` counts as user information,
+/// since an unescaped `/` or `@` in a password would otherwise leave a part of it readable; for the same reason everything
+/// after `pass=` is masked. A user without a password is masked, because it is most likely a password without a user.
 pub fn masked(url: &str) -> String {
     let (scheme, rest) = match url.split_once("://") {
         Some((scheme, rest)) => (format!("{scheme}://"), rest),
         None => (String::new(), url),
     };
     let (user, host) = match rest.rsplit_once('@') {
-        Some((user, host)) => (mask_password(user), host),
-        None => (String::new(), rest),
+        Some((user, host)) if !is_socket(url) => (mask_password(user), host),
+        _ => (String::new(), rest),
     };
     let host = match host.split_once("pass=") {
-        Some((before, password)) => {
-            let after = password.find('&').map_or("", |end| &password[end..]);
-            format!("{before}pass={MASK}{after}")
-        }
+        Some((before, _)) => format!("{before}pass={MASK}"),
         None => host.to_owned(),
     };
     format!("{scheme}{user}{host}")
@@ -84,7 +108,7 @@ pub fn masked(url: &str) -> String {
 fn mask_password(user_info: &str) -> String {
     match user_info.split_once(':') {
         Some((user, _)) => format!("{user}:{MASK}@"),
-        None => format!("{user_info}@"),
+        None => format!("{MASK}@"),
     }
 }
 
@@ -121,6 +145,8 @@ impl Serialize for RedisUrl {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -130,8 +156,8 @@ mod tests {
             ("redis://:s3cret@host:6379/1", "redis://:***@host:6379/1"),
             ("rediss://user:s3cret@host", "rediss://user:***@host"),
             ("redis://user:s3/cr@et@host", "redis://user:***@host"),
-            ("redis://user@host", "redis://user@host"),
-            ("unix:///run/redis.sock?db=1&pass=s3cret&user=u", "unix:///run/redis.sock?db=1&pass=***&user=u"),
+            ("redis://s3cret@host", "redis://***@host"),
+            ("unix:///run/redis.sock?db=1&pass=s3cret&s3cret", "unix:///run/redis.sock?db=1&pass=***"),
             (":s3cret@host", ":***@host"),
         ];
         for (url, masked) in cases {
@@ -143,10 +169,55 @@ mod tests {
     }
 
     #[test]
-    fn only_schemes_the_client_speaks_are_known() {
-        let known = |url: &str| RedisUrl::from(url.to_owned()).has_known_scheme();
-        assert!(known("redis://h") && known("rediss://h") && known("unix:///s"));
-        assert!(known("valkey://h") && known("valkeys://h") && known("valkey+unix:///s"));
-        assert!(!known("http://h") && !known("redis://") && !known("localhost:6379") && !known(""));
+    fn what_the_client_takes_is_taken() {
+        for url in [
+            "redis://127.0.0.1",
+            "redis://user:word@host:6379/1?protocol=resp3",
+            "redis://:a@b:c@host",
+            "rediss://:w%23rd@host/0",
+            "valkey://host",
+            "valkeys://:word@host",
+            "unix:///run/redis@1.sock?db=1&pass=s3cret@",
+            "redis+unix:///run/redis.sock",
+            "valkey+unix:///run/redis.sock?user=u&pass=a%26b%23c",
+        ] {
+            let url = RedisUrl::from(url.to_owned());
+            assert_eq!(url.problem(), None, "{url}");
+            assert_eq!(
+                url.is_tls(),
+                url.expose().split("://").next().is_some_and(|scheme| scheme.ends_with('s'))
+            );
+        }
+        for url in
+            ["http://h", "redis://", "localhost:6379", "", "redis://h/one", "redis://h:port", "unix://"]
+        {
+            assert_eq!(RedisUrl::from(url.to_owned()).problem(), Some(NO_URL), "{url}");
+        }
+    }
+
+    proptest! {
+        /// Whatever a password holds: either the client reads it as it was meant, or the URL is refused with how to write it.
+        /// It is never printed.
+        #[test]
+        fn no_part_of_a_password_is_told_or_taken_for_something_else(
+            before in "[-a-z@:/?#%&=+ ]{0,4}", after in "[-a-z@:/?#%&=+ ]{0,4}", user in "[a-z]{0,3}", socket: bool,
+        ) {
+            let word = format!("{before}hunter{after}");
+            let url = RedisUrl::from(match socket {
+                true => format!("unix:///run/redis.sock?user={user}&pass={word}"),
+                false => format!("redis://{user}:{word}@host:1"),
+            });
+            let said = format!("{url} {url:?} {} {:?}", serde_json::json!(url), url.problem());
+            prop_assert!(!said.contains("hunter"), "{}", said);
+            match url.problem() {
+                None => {
+                    let info = url.expose().into_connection_info().expect("no problem");
+                    let address = if socket { "/run/redis.sock" } else { "host:1" };
+                    prop_assert_eq!(info.addr().to_string(), address);
+                    prop_assert!(info.redis_settings().password().is_some_and(|word| word.contains("hunter")));
+                }
+                Some(problem) => prop_assert!(problem.contains("percent-encode"), "{}", problem),
+            }
+        }
     }
 }

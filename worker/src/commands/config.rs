@@ -8,6 +8,9 @@ use turnmill_worker::config::{Settings, SettingsArgs, report};
 use super::CommandError;
 
 /// Print the settings in force and where each came from; the output can be used as a configuration file.
+///
+/// Passwords are not printed. A URL that has one is left out of the file, which says so in a comment: give it again the way
+/// it was given.
 #[derive(Args)]
 pub struct ConfigArgs {
     #[command(flatten)]

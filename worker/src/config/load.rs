@@ -5,10 +5,12 @@ use std::path::{Path, PathBuf};
 use clap::parser::ValueSource;
 use clap::{ArgMatches, FromArgMatches as _};
 use serde::Serialize;
+use serde_json::Value;
+use turnmill_redis::MASK;
 use turnmill_schema::environment::refuse_unknown;
 
 use super::settings::FileSettings;
-use super::{ConfigError, Settings};
+use super::{ConfigError, LogFormat, Settings};
 
 /// The arguments of every command that needs settings; flatten it into the command's own.
 #[derive(Clone, Debug, clap::Args)]
@@ -34,22 +36,29 @@ pub enum Source {
     Default,
 }
 
-/// A setting in force. Passwords are masked.
+/// A setting in force. Passwords are masked, and names that were made up for this process are told as they were given.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Effective {
     /// Its name, which is also its key in the file.
     pub name: &'static str,
     /// Its value; null where it has none.
-    pub value: serde_json::Value,
+    pub value: Value,
     /// Where that came from.
     pub source: Source,
+    /// Why the value cannot be written into a configuration file, if so.
+    #[serde(skip)]
+    pub(super) left_out: Option<&'static str>,
 }
 
 impl Effective {
     pub(super) fn new(name: &'static str, value: &impl Serialize, source: Source) -> Self {
-        // Only a path that is not Unicode cannot be written as JSON; the report then says so.
-        let value = serde_json::to_value(value).unwrap_or_else(|error| error.to_string().into());
-        Self { name, value, source }
+        // Only a path that is not Unicode cannot be written as JSON.
+        let Ok(value) = serde_json::to_value(value) else {
+            return Self { name, value: Value::Null, source, left_out: Some("it is not Unicode") };
+        };
+        let hides = |text: &str| text.contains("://") && text.contains(MASK);
+        let left_out = value.as_str().is_some_and(hides).then_some("passwords are not printed");
+        Self { name, value, source, left_out }
     }
 }
 
@@ -69,6 +78,23 @@ impl Settings {
         settings.validate()?;
         Ok((settings, effective))
     }
+}
+
+/// How log lines look, as far as it can be told although the settings may be wrong: errors of a service belong into its log.
+pub fn log_format(matches: &ArgMatches) -> LogFormat {
+    /// The one key that counts here, whatever else stands in the file.
+    #[derive(serde::Deserialize)]
+    struct File {
+        log_format: Option<LogFormat>,
+    }
+    let given = matches.try_get_one("log_format").ok().flatten().copied();
+    let given = given.filter(|_| source(matches, "log_format") != Source::Default);
+    given.unwrap_or_else(|| {
+        let path = matches.try_get_one::<PathBuf>("config").ok().flatten();
+        let text = path.and_then(|path| std::fs::read_to_string(path).ok());
+        let file: Option<File> = text.and_then(|text| toml::from_str(&text).ok());
+        file.and_then(|file| file.log_format).unwrap_or(LogFormat::Auto)
+    })
 }
 
 fn source(matches: &ArgMatches, name: &str) -> Source {

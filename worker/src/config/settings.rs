@@ -68,7 +68,8 @@ settings! {
     /// Number format of K and V in the pool.
     ["TURNMILL_KV_DTYPE"] kv_dtype: KvDtype = "f16";
 
-    /// Where the queue lives: redis://, rediss:// or unix://.
+    /// Where the queue lives: redis://, rediss:// (TLS) or unix://, or the same with valkey. In user and password, percent-encode
+    /// @ : / ? # % (as %40 %3A %2F %3F %23 %25).
     ["TURNMILL_REDIS_URL"] redis_url: RedisUrl = "redis://127.0.0.1:6379";
     /// For rediss://: trust the authorities in this PEM file instead of the system's.
     ["TURNMILL_REDIS_CA"] redis_ca: Option<PathBuf>;
@@ -129,7 +130,7 @@ settings! {
 
     /// Silence after which other workers take a turn over; renewals come three times as often.
     ["TURNMILL_LEASE_MS"] lease_ms: u64 = "15000";
-    /// Time that running turns get to finish after SIGTERM.
+    /// Time that running turns get to finish after a signal to stop.
     ["TURNMILL_DRAIN_MS"] drain_ms: u64 = "30000";
     /// Time without a step, while there is work, after which the engine counts as hung.
     ["TURNMILL_STALL_MS"] stall_ms: u64 = "60000";

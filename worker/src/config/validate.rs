@@ -1,25 +1,51 @@
 //! Ranges of settings, and how they must relate. A rule is one sentence; all broken rules are told at once.
 
 use std::fmt::Display;
+use std::ops::RangeInclusive;
 
 use super::{AutoByteSize, ByteSize, ConfigError, OtlpUrl, Settings, StoreSetting, StoreUrl};
 
 const SMALLEST_POOL: ByteSize = ByteSize::new(1 << 20);
+
+/// Sizes are at most a pebibyte. Redis's scripts count exactly up to eight times that, and sums of sizes fit 64 bits.
+const MOST_BYTES: ByteSize = ByteSize::new(1 << 50);
+/// Times that a worker waits are at most a week. Longer ones are mistakes in the unit.
+const MOST_WAIT_MS: u64 = 7 * 24 * 60 * 60 * 1000;
+/// Redis refuses times to live near the end of its range, and a script that is refused there has written half.
+const MAX_TTL_MS: u64 = 10 * 366 * 24 * 60 * 60 * 1000;
+/// Whoever wants no limit on attempts, turns or the like can write this.
+const MOST: u32 = 1_000_000_000;
 
 #[derive(Default)]
 struct Problems(Vec<String>);
 
 impl Problems {
     /// Notes that `name` is not `rule`, unless it is.
-    fn require(&mut self, holds: bool, name: &str, value: impl Display, rule: impl Display) {
+    fn require(&mut self, holds: bool, name: &str, value: impl Display, rule: impl Display) -> bool {
         if !holds {
             self.0.push(format!("{name} is {value}; it must be {rule}"));
         }
+        holds
+    }
+
+    /// Requires a value in `range`.
+    fn within<T: Display + PartialOrd>(&mut self, name: &str, value: T, range: RangeInclusive<T>) -> bool {
+        let rule = format!("from {} to {}", range.start(), range.end());
+        self.require(range.contains(&value), name, value, rule)
+    }
+
+    /// Requires a time that a worker can wait, `least` or longer.
+    fn wait(&mut self, name: &str, ms: u64, least: u64) -> bool {
+        let rule = format!("from {least} to {MOST_WAIT_MS} (a week)");
+        self.require((least..=MOST_WAIT_MS).contains(&ms), name, ms, rule)
+    }
+
+    /// Requires a time for which Redis can keep something, `least` or longer; `said` is how `least` is told.
+    fn time_to_live(&mut self, name: &str, ms: u64, least: u64, said: impl Display) -> bool {
+        let rule = format!("from {said} to {MAX_TTL_MS} (ten years)");
+        self.require((least..=MAX_TTL_MS).contains(&ms), name, ms, rule)
     }
 }
-
-/// Redis refuses times to live near the end of its range, and a script that is refused there has written half.
-const MAX_TTL_MS: u64 = 10 * 366 * 24 * 60 * 60 * 1000;
 
 impl Settings {
     /// Checks everything that needs neither model nor Redis.
@@ -28,77 +54,93 @@ impl Settings {
         self.check_engine(&mut problems);
         self.check_store(&mut problems);
         self.check_queue(&mut problems);
+        self.check_kept(&mut problems);
         self.check_headroom(&mut problems);
         self.check_telling(&mut problems);
         if problems.0.is_empty() { Ok(()) } else { Err(ConfigError::Invalid(problems.0)) }
     }
 
     fn check_engine(&self, problems: &mut Problems) {
-        let Self { block_tokens, pool_bytes, max_sequences, batch_tokens, .. } = *self;
+        let Self { block_tokens, max_sequences, .. } = *self;
         let block_fits = block_tokens.is_power_of_two() && (8..=256).contains(&block_tokens);
         problems.require(block_fits, "block_tokens", block_tokens, "a power of two from 8 to 256");
-        let rule = format!("at least {SMALLEST_POOL}");
-        let pool_fits = !matches!(pool_bytes, AutoByteSize::Size(size) if size < SMALLEST_POOL);
-        problems.require(pool_fits, "pool_bytes", pool_bytes, rule);
-        problems.require(max_sequences >= 1, "max_sequences", max_sequences, "at least 1");
-        // Every running sequence gets its token in every step, so the budget must hold one for each.
-        let rule = format!("at least max_sequences ({max_sequences})");
-        problems.require(batch_tokens >= max_sequences, "batch_tokens", batch_tokens, rule);
-        let context = self.max_context_tokens;
-        let rule = "0 (the model's own limit) or at least 2 (a token to read and one to make)";
-        problems.require(context != 1, "max_context_tokens", context, rule);
-        problems.require(self.threads <= 1024, "threads", self.threads, "at most 1024");
-        let tokens = self.speculation_tokens;
-        problems.require((1..=64).contains(&tokens), "speculation_tokens", tokens, "from 1 to 64");
+        if let AutoByteSize::Size(size) = self.pool_bytes {
+            problems.within("pool_bytes", size, SMALLEST_POOL..=MOST_BYTES);
+        }
+        if problems.within("max_sequences", max_sequences, 1..=65_536) {
+            // Every running sequence gets its token in every step, so the budget must hold one for each.
+            let (rows, most) = (self.batch_tokens, 1 << 20);
+            let rule = format!("from max_sequences ({max_sequences}) to {most}");
+            problems.require((max_sequences..=most).contains(&rows), "batch_tokens", rows, rule);
+        }
+        let (context, most) = (self.max_context_tokens, 1 << 24);
+        let rule = format!("0 (the model's own limit) or from 2 (a token to read and one to make) to {most}");
+        problems.require(context != 1 && context <= most, "max_context_tokens", context, rule);
+        problems.within("threads", self.threads, 0..=1024);
+        problems.within("speculation_tokens", self.speculation_tokens, 1..=64);
+        // A full step with a long context takes hundreds of milliseconds; shorter would end healthy workers.
+        problems.wait("stall_ms", self.stall_ms, 1000);
     }
 
     fn check_store(&self, problems: &mut Problems) {
         let known = self.store.named().is_none_or(StoreUrl::has_known_scheme);
         problems.require(known, "store", &self.store, StoreSetting::RULE);
-        let parallel = self.store_parallel;
-        problems.require((1..=1024).contains(&parallel), "store_parallel", parallel, "from 1 to 1024");
-        let timeout = self.store_timeout_ms;
-        problems.require(timeout >= 100, "store_timeout_ms", timeout, "at least 100");
-        let transfer = self.transfer_bytes;
-        problems.require(transfer.bytes() >= 1, "transfer_bytes", transfer, "at least 1");
-        let ahead = self.look_ahead;
-        problems.require(ahead <= 1024, "look_ahead", ahead, "at most 1024");
+        let zero = ByteSize::new(0);
+        for (name, size, least) in [
+            ("save_queue_bytes", self.save_queue_bytes, zero),
+            ("host_cache_bytes", self.host_cache_bytes, zero),
+            ("offload_bytes", self.offload_bytes, zero),
+            ("transfer_bytes", self.transfer_bytes, ByteSize::new(1)),
+            ("store_max_bytes", self.store_max_bytes, zero),
+        ] {
+            problems.within(name, size, least..=MOST_BYTES);
+        }
+        problems.within("store_parallel", self.store_parallel, 1..=1024);
+        problems.wait("store_timeout_ms", self.store_timeout_ms, 100);
+        problems.wait("persist_wait_ms", self.persist_wait_ms, 0);
+        problems.wait("restore_base_ms", self.restore_base_ms, 0);
+        problems.within("look_ahead", self.look_ahead, 0..=1024);
     }
 
     fn check_queue(&self, problems: &mut Problems) {
-        let schemes = "a URL that starts with redis://, rediss:// or unix://";
-        problems.require(self.redis_url.has_known_scheme(), "redis_url", &self.redis_url, schemes);
+        problems.0.extend(self.redis_url.problem().map(|problem| format!("redis_url {problem}")));
         if let Some(file) = &self.redis_ca {
             // Who names authorities believes that the connection is encrypted.
             let rule = "left out unless redis_url starts with rediss://";
             problems.require(self.redis_url.is_tls(), "redis_ca", file.display(), rule);
         }
+        problems.within("shards", self.shards.get(), 1..=1024);
         // A third of it is the renewal, which one slow answer of Redis must not outlast.
-        problems.require(self.lease_ms >= 300, "lease_ms", self.lease_ms, "at least 300");
-        // A full step with a long context takes hundreds of milliseconds; shorter would end healthy workers.
-        problems.require(self.stall_ms >= 1000, "stall_ms", self.stall_ms, "at least 1000");
-        problems.require((1..=1000).contains(&self.flush_ms), "flush_ms", self.flush_ms, "from 1 to 1000");
-        problems.require(self.max_attempts >= 1, "max_attempts", self.max_attempts, "at least 1");
-        let (base, max) = (self.retry_base_ms, self.retry_max_ms);
-        let rule = format!("at least retry_base_ms ({base}) and at most {MAX_TTL_MS} (ten years)");
-        problems.require((base..=MAX_TTL_MS).contains(&max), "retry_max_ms", max, rule);
-        let (result, outcome) = (self.result_ttl_ms, self.outcome_ttl_ms);
-        let keep = self.keep_stream_ms;
-        let rule = format!("from 1000 to {MAX_TTL_MS} (ten years)");
-        problems.require((1000..=MAX_TTL_MS).contains(&result), "result_ttl_ms", result, &rule);
-        problems.require((1000..=MAX_TTL_MS).contains(&keep), "keep_stream_ms", keep, rule);
-        let rule = format!("from result_ttl_ms ({result}) to {MAX_TTL_MS} (ten years)");
-        problems.require((result..=MAX_TTL_MS).contains(&outcome), "outcome_ttl_ms", outcome, rule);
+        problems.wait("lease_ms", self.lease_ms, 300);
+        problems.wait("drain_ms", self.drain_ms, 0);
+        problems.within("flush_ms", self.flush_ms, 1..=1000);
+        problems.within("max_attempts", self.max_attempts, 1..=MOST);
+        problems.within("max_continues", self.max_continues, 0..=MOST);
+        problems.within("tenant_max_running", self.tenant_max_running, 0..=MOST.into());
+    }
+
+    fn check_kept(&self, problems: &mut Problems) {
+        let (base, result) = (self.retry_base_ms, self.result_ttl_ms);
+        if problems.time_to_live("retry_base_ms", base, 0, 0) {
+            let said = format!("retry_base_ms ({base})");
+            problems.time_to_live("retry_max_ms", self.retry_max_ms, base, said);
+        }
+        problems.time_to_live("keep_stream_ms", self.keep_stream_ms, 1000, 1000);
+        if problems.time_to_live("result_ttl_ms", result, 1000, 1000) {
+            let said = format!("result_ttl_ms ({result})");
+            problems.time_to_live("outcome_ttl_ms", self.outcome_ttl_ms, result, said);
+        }
+        problems.within("retained_bytes", self.retained_bytes, ByteSize::new(0)..=MOST_BYTES);
     }
 
     fn check_headroom(&self, problems: &mut Problems) {
         let (low, high) = (self.headroom_low, self.headroom_high);
-        let share = 0.0..=1.0;
-        problems.require(share.contains(&low), "headroom_low", low, "from 0 to 1");
-        problems.require(share.contains(&high), "headroom_high", high, "from 0 to 1");
-        // Equal thresholds would make readiness flap around them.
-        let rule = format!("below headroom_high ({high})");
-        problems.require(low < high, "headroom_low", low, rule);
+        let low_fits = problems.within("headroom_low", low, 0.0..=1.0);
+        if problems.within("headroom_high", high, 0.0..=1.0) && low_fits {
+            // Equal thresholds would make readiness flap around them.
+            let rule = format!("below headroom_high ({high})");
+            problems.require(low < high, "headroom_low", low, rule);
+        }
     }
 
     fn check_telling(&self, problems: &mut Problems) {
@@ -123,21 +165,21 @@ mod tests {
             ("--block-tokens=24", "block_tokens is 24; it must be a power of two from 8 to 256"),
             ("--block-tokens=4", "block_tokens is 4; it must be a power of two from 8 to 256"),
             ("--block-tokens=512", "block_tokens is 512; it must be a power of two from 8 to 256"),
-            ("--pool-bytes=64KiB", "pool_bytes is 64KiB; it must be at least 1MiB"),
-            ("--max-sequences=0", "max_sequences is 0; it must be at least 1"),
-            ("--batch-tokens=31", "batch_tokens is 31; it must be at least max_sequences (32)"),
-            ("--threads=1025", "threads is 1025; it must be at most 1024"),
+            ("--pool-bytes=64KiB", "pool_bytes is 64KiB; it must be from 1MiB to 1024TiB"),
+            ("--max-sequences=0", "max_sequences is 0; it must be from 1 to 65536"),
+            ("--batch-tokens=31", "batch_tokens is 31; it must be from max_sequences (32) to 1048576"),
+            ("--threads=1025", "threads is 1025; it must be from 0 to 1024"),
             ("--speculation-tokens=0", "speculation_tokens is 0; it must be from 1 to 64"),
             ("--speculation-tokens=65", "speculation_tokens is 65; it must be from 1 to 64"),
             (
                 "--max-context-tokens=1",
-                "max_context_tokens is 1; it must be 0 (the model's own limit) or at least 2 \
-                 (a token to read and one to make)",
+                "max_context_tokens is 1; it must be 0 (the model's own limit) or from 2 (a token to read and one to \
+                 make) to 16777216",
             ),
             (
                 "--redis-url=http://:pw@h",
-                "redis_url is http://:***@h; it must be a URL that starts with redis://, rediss:// or \
-                 unix://",
+                "redis_url is not a Redis URL; write it as redis://USER:PASSWORD@HOST:6379/0, with rediss:// for TLS, or \
+                 unix:///PATH, and percent-encode @ : / ? # % in user and password",
             ),
             (
                 "--redis-ca=/ca.pem",
@@ -149,20 +191,20 @@ mod tests {
                  az:// or memory:///",
             ),
             ("--store-parallel=0", "store_parallel is 0; it must be from 1 to 1024"),
-            ("--store-timeout-ms=99", "store_timeout_ms is 99; it must be at least 100"),
-            ("--transfer-bytes=0", "transfer_bytes is 0; it must be at least 1"),
-            ("--look-ahead=1025", "look_ahead is 1025; it must be at most 1024"),
-            ("--lease-ms=299", "lease_ms is 299; it must be at least 300"),
-            ("--stall-ms=999", "stall_ms is 999; it must be at least 1000"),
+            ("--store-timeout-ms=99", "store_timeout_ms is 99; it must be from 100 to 604800000 (a week)"),
+            ("--transfer-bytes=0", "transfer_bytes is 0; it must be from 1 to 1024TiB"),
+            ("--look-ahead=1025", "look_ahead is 1025; it must be from 0 to 1024"),
+            ("--lease-ms=299", "lease_ms is 299; it must be from 300 to 604800000 (a week)"),
+            ("--stall-ms=999", "stall_ms is 999; it must be from 1000 to 604800000 (a week)"),
             ("--flush-ms=0", "flush_ms is 0; it must be from 1 to 1000"),
-            ("--max-attempts=0", "max_attempts is 0; it must be at least 1"),
+            ("--max-attempts=0", "max_attempts is 0; it must be from 1 to 1000000000"),
             (
                 "--keep-stream-ms=999",
                 "keep_stream_ms is 999; it must be from 1000 to 316224000000 (ten years)",
             ),
             (
                 "--retry-max-ms=999",
-                "retry_max_ms is 999; it must be at least retry_base_ms (1000) and at most 316224000000 (ten years)",
+                "retry_max_ms is 999; it must be from retry_base_ms (1000) to 316224000000 (ten years)",
             ),
             ("--result-ttl-ms=999", "result_ttl_ms is 999; it must be from 1000 to 316224000000 (ten years)"),
             (

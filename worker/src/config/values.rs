@@ -132,6 +132,8 @@ pub enum LogFormat {
 pub struct WorkerName {
     name: Name,
     process: Uuid,
+    /// The name was left to this process. Another one that reads the setting makes its own.
+    is_auto: bool,
 }
 
 /// What stands for "host name and process id".
@@ -152,8 +154,9 @@ impl WorkerName {
 impl FromStr for WorkerName {
     type Err = InvalidName;
     fn from_str(s: &str) -> Result<Self, InvalidName> {
-        let name = if s == AUTO { host_and_pid() } else { s.to_owned() };
-        Ok(Self { name: Name::new(name)?, process: Uuid::now_v7() })
+        let is_auto = s == AUTO;
+        let name = if is_auto { host_and_pid() } else { s.to_owned() };
+        Ok(Self { name: Name::new(name)?, process: Uuid::now_v7(), is_auto })
     }
 }
 
@@ -173,8 +176,9 @@ impl TryFrom<String> for WorkerName {
 }
 
 impl From<WorkerName> for String {
+    /// The setting as it was given.
     fn from(name: WorkerName) -> String {
-        name.name.into()
+        if name.is_auto { AUTO.to_owned() } else { name.name.into() }
     }
 }
 

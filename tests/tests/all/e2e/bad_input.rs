@@ -59,8 +59,8 @@ async fn a_worker_that_cannot_run_says_why_and_ends() {
         ),
         (&["--http-addr", &taken], &[&taken, "use"]),
         (&["--config", path(&config)], &["line 2", "pool_byte"]),
-        (&["--pool-bytes", "1KiB"], &["pool_bytes is 1KiB", "at least"]),
-        (&["--lease-ms", "10"], &["lease_ms is 10", "at least 300"]),
+        (&["--pool-bytes", "1KiB"], &["pool_bytes is 1KiB", "from 1MiB"]),
+        (&["--lease-ms", "10"], &["lease_ms is 10", "from 300"]),
     ];
     for (flags, parts) in cases {
         let said = Worker::refusal(&line.redis, flags);

@@ -6,6 +6,7 @@
 //! (whoever logs keeps to that: see `runner`).
 
 mod json;
+mod last_words;
 mod turns;
 
 use std::fmt;
@@ -20,6 +21,7 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{Registry, fmt as text, reload};
 
 use self::json::JsonLines;
+pub use self::last_words::fatal;
 use self::turns::AlwaysTurns;
 use super::ObserveError;
 use crate::config::{LogFilter, LogFormat};
@@ -60,7 +62,23 @@ pub fn init(format: LogFormat, filter: &LogFilter) -> Result<LogControl, Observe
     let terminal = io::stderr().is_terminal();
     let (subscriber, control) = subscriber(format, filter, terminal, io::stderr);
     subscriber.try_init()?;
+    if is_json(format, terminal) {
+        last_words::tell_panics();
+    }
     Ok(control)
+}
+
+/// Whether log lines of this process are JSON.
+pub fn writes_json(format: LogFormat) -> bool {
+    is_json(format, io::stderr().is_terminal())
+}
+
+fn is_json(format: LogFormat, terminal: bool) -> bool {
+    match format {
+        LogFormat::Auto => !terminal,
+        LogFormat::Text => false,
+        LogFormat::Json => true,
+    }
 }
 
 /// A subscriber that writes to `writer`, and its control. `terminal`: whether people look.
@@ -73,17 +91,12 @@ pub(super) fn subscriber<W>(
 where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
-    let json = match format {
-        LogFormat::Auto => !terminal,
-        LogFormat::Text => false,
-        LogFormat::Json => true,
-    };
     let (reloadable, handle) = reload::Layer::<EnvFilter, Registry>::new(filter.to_filter());
     let control = LogControl {
         filter: Arc::new(Mutex::new(filter.clone())),
         reload: Arc::new(move |filter| handle.reload(filter)),
     };
-    let lines: Box<dyn Layer<Registry> + Send + Sync> = match json {
+    let lines: Box<dyn Layer<Registry> + Send + Sync> = match is_json(format, terminal) {
         true => JsonLines::new(writer).boxed(),
         false => text::layer().with_ansi(terminal).with_writer(writer).boxed(),
     };
