@@ -189,12 +189,15 @@ impl Operator {
             let here: Vec<&DeadLetter> =
                 letters.iter().filter(|letter| letter.turn.shard() == keys.shard()).collect();
             for page in here.chunks(PAGE) {
+                let turns: Vec<_> = page.iter().map(|letter| letter.turn).collect();
+                let objects = self.producer.objects_of(&turns).await?;
                 let mut call = Call::new(&keys);
                 for letter in page {
                     call.keys([keys.turn(letter.turn), keys.result(letter.turn)]).text(&letter.entry);
                 }
                 let reply = self.producer.connection.script("purge", PURGE, &call).await?;
                 purged += self.producer.connection.read::<u64>("purge", reply)?;
+                self.producer.remove_objects(&objects).await;
             }
         }
         Ok(purged)

@@ -152,9 +152,10 @@ impl Operator {
     }
 
     /// Cancels a turn, waiting or running. A running one has ended when this returns; its worker learns of it at once or
-    /// with its next renewal.
+    /// with its next renewal. The object of a large turn is removed from the producer's store.
     pub async fn cancel_turn(&self, turn: TurnId) -> Result<Cancelled, ProducerError> {
         let (_, agent, entry) = self.read_turn(turn, &[FIELD_AGENT, "entry"]).await?;
+        let objects = self.producer.objects_of(&[turn]).await?;
         let keys = self.producer.queue.keys(turn.shard());
         let mut call = Call::new(&keys);
         call.keys(entry_keys(&keys, &agent, &entry));
@@ -165,7 +166,10 @@ impl Operator {
         call.text(&agent).text(&entry);
         let status = self.status_of("cancel", CANCEL, &call).await?;
         match status.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-            ["cancelled"] => Ok(Cancelled::Cancelled),
+            ["cancelled"] => {
+                self.producer.remove_objects(&objects).await;
+                Ok(Cancelled::Cancelled)
+            }
             ["ended", outcome] => Ok(Cancelled::Ended(self.outcome_named(turn, outcome)?)),
             ["unknown"] => Err(self.unknown(turn)),
             _ => Err(self.unreadable("the answer to cancel".into(), format!("{status:?}"))),
