@@ -112,7 +112,10 @@ pub enum ProducerError {
         bytes: u64,
     },
     /// The object store did not take a turn.
-    #[error("cannot write to the object store {url}: {reason}; nothing was enqueued, try again")]
+    #[error(
+        "cannot write to the object store {url}: {reason}; nothing was enqueued; check that the store runs and can be \
+         reached, then try again"
+    )]
     Store {
         /// Where, without the password.
         url: String,
@@ -188,7 +191,10 @@ pub enum ProducerError {
     #[error("the file cannot be written or read: {0}")]
     File(#[from] std::io::Error),
     /// The object store did not give or take K and V.
-    #[error("the object store {url} failed: {reason}; no agent was changed, try again")]
+    #[error(
+        "the object store {url} failed: {reason}; no agent was changed; check that the store runs and can be reached, \
+         then try again"
+    )]
     KvStore {
         /// Where, without the password.
         url: String,

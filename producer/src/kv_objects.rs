@@ -37,7 +37,9 @@ impl PayloadStore {
             return Err(ProducerError::Unreadable { what: "an object".to_owned(), reason });
         };
         let path = self.segment_path(&start.namespace, &start.hash);
-        match self.store.put_opts(&path, object.into(), PutMode::Create.into()).await {
+        let bytes = object.len() as u64;
+        let put = self.store.put_opts(&path, object.into(), PutMode::Create.into());
+        match self.within(bytes, put).await {
             Ok(_) | Err(object_store::Error::AlreadyExists { .. }) => Ok(()),
             Err(error) => Err(self.failed(&error)),
         }
@@ -48,7 +50,7 @@ impl PayloadStore {
     }
 
     fn failed(&self, error: &object_store::Error) -> ProducerError {
-        ProducerError::KvStore { url: self.url.to_string(), reason: error.to_string() }
+        ProducerError::KvStore { url: self.url.to_string(), reason: self.reason(error) }
     }
 }
 
@@ -62,7 +64,7 @@ impl Segments<'_> {
         }
         self.left -= 1;
         let path = self.store.segment_path(&self.namespace, &hash);
-        let found = match self.store.store.get(&path).await {
+        let found = match self.store.within(0, self.store.store.get(&path)).await {
             Ok(found) => found,
             Err(object_store::Error::NotFound { .. }) => return missing("is not in the store"),
             Err(error) => return Err(self.store.failed(&error)),
@@ -70,7 +72,8 @@ impl Segments<'_> {
         if found.meta.size > MAX_OBJECT_BYTES as u64 {
             return missing("is larger than any object of K and V");
         }
-        let object = found.bytes().await.map_err(|error| self.store.failed(&error))?;
+        let (bytes, read) = (found.meta.size, found.bytes());
+        let object = self.store.within(bytes, read).await.map_err(|error| self.store.failed(&error))?;
         match HeaderStart::read(&object) {
             Some(start) if start.hash == hash && start.namespace == self.namespace => {
                 self.next = start.parent;

@@ -3,15 +3,19 @@
 //! Invariant: an object is written, for good, before its reference is enqueued, so that a crash in between leaves an
 //! object without a reference and never a reference without its object.
 
+use std::error::Error;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::{StreamExt, TryStreamExt, stream};
 use object_store::local::LocalFileSystem;
 use object_store::prefix::PrefixStore;
 use object_store::{ObjectStore, ObjectStoreExt, parse_url_opts};
 use tracing::warn;
+use turnmill_redis::Fault;
 use turnmill_schema::envelope::EnvelopeError;
+use turnmill_schema::keys::FIELD_ENVELOPE;
 use turnmill_schema::{EncodedTurn, Name, PayloadReference, StoredTurn, Turn, TurnId};
 use url::Url;
 
@@ -20,6 +24,17 @@ use crate::producer::Producer;
 
 /// Objects written at once.
 const PUTS_AT_ONCE: usize = 8;
+
+/// How long a store may take for an answer, and how much longer for each piece of what is sent or read. Its client
+/// tries again by itself, which this bounds too.
+const ANSWER: Duration = Duration::from_secs(5);
+const ANSWER_PER_PIECE: Duration = Duration::from_secs(1);
+const PIECE_BYTES: u64 = 256 << 10;
+/// How long the client waits for a connection, before it tries again.
+const CONNECT: (&str, &str) = ("connect_timeout", "2 s");
+
+/// A reference is shorter in Redis; what is longer is a turn.
+const MAX_REFERENCE_BYTES: u64 = 1024;
 
 /// Variables that say who we are to a store and where it is, by the names that its own tools read.
 const STORE_VARIABLES: [&str; 3] = ["AWS_", "AZURE_", "GOOGLE_"];
@@ -52,7 +67,10 @@ impl PayloadStore {
         let store: Arc<dyn ObjectStore> = match url.to_file_path() {
             Ok(folder) if url.scheme() == "file" => Arc::new(folder_store(&folder).map_err(|e| invalid(&e))?),
             _ => {
-                let (store, prefix) = parse_url_opts(&url, store_variables()).map_err(|e| invalid(&e))?;
+                // The environment has the last word.
+                let connect = std::iter::once(CONNECT).map(|(name, value)| (name.into(), value.into()));
+                let options = connect.chain(store_variables());
+                let (store, prefix) = parse_url_opts(&url, options).map_err(|e| invalid(&e))?;
                 Arc::new(PrefixStore::new(store, prefix))
             }
         };
@@ -61,26 +79,55 @@ impl PayloadStore {
 
     /// Writes an object. Repeating it writes the same again.
     async fn put(&self, reference: &PayloadReference, object: Vec<u8>) -> Result<(), ProducerError> {
-        let put = self.store.put(&self.path(reference), object.into()).await;
+        let path = self.path(reference);
+        let put = self.within(reference.bytes, self.store.put(&path, object.into())).await;
         put.map(drop)
-            .map_err(|error| ProducerError::Store { url: self.url.to_string(), reason: error.to_string() })
+            .map_err(|error| ProducerError::Store { url: self.url.to_string(), reason: self.reason(&error) })
     }
 
     /// Reads the turn of an object.
     async fn get(&self, reference: &PayloadReference) -> Result<Turn, ProducerError> {
         let what = || format!("the payload of turn {} in {}", reference.turn, self.url);
         let failed = |reason| ProducerError::Unreadable { what: what(), reason };
-        let found = self.store.get(&self.path(reference)).await.map_err(|error| failed(error.to_string()))?;
+        let (path, refused) = (self.path(reference), |error| failed(self.reason(&error)));
+        let found = self.within(0, self.store.get(&path)).await.map_err(refused)?;
         reference.check_size(found.meta.size).map_err(|error| failed(error.to_string()))?;
-        let object = found.bytes().await.map_err(|error| failed(error.to_string()))?;
+        let object = self.within(reference.bytes, found.bytes()).await.map_err(refused)?;
         reference.open(&object).map_err(|error| failed(error.to_string()))
     }
 
     /// Removes an object that no turn in the queue refers to; one that stays is only in the way.
     async fn remove(&self, reference: &PayloadReference) {
-        if let Err(error) = self.store.delete(&self.path(reference)).await {
-            warn!(turn = %reference.turn, %error, "an object that is not needed stays in the store");
+        if let Err(error) = self.within(0, self.store.delete(&self.path(reference))).await {
+            let (turn, reason) = (reference.turn, self.reason(&error));
+            warn!(%turn, reason, "an object that is not needed stays in the store");
         }
+    }
+
+    /// What the store answers, if it does so in the time that moving so many bytes may take.
+    pub(crate) async fn within<T>(
+        &self,
+        bytes: u64,
+        answer: impl Future<Output = object_store::Result<T>>,
+    ) -> object_store::Result<T> {
+        let pieces = u32::try_from(bytes / PIECE_BYTES).unwrap_or(u32::MAX);
+        let time = ANSWER.saturating_add(ANSWER_PER_PIECE.saturating_mul(pieces));
+        tokio::time::timeout(time, answer).await.unwrap_or_else(|_| {
+            let source = format!("it gave no answer within {} s", time.as_secs()).into();
+            Err(object_store::Error::Generic { store: "remote", source })
+        })
+    }
+
+    /// What went wrong, without what the client tells of its own doings.
+    pub(crate) fn reason(&self, error: &object_store::Error) -> String {
+        let mut cause: &dyn Error = error;
+        // A folder's errors name the file; what is behind them does not.
+        while self.url.scheme() != "file"
+            && let Some(source) = cause.source()
+        {
+            cause = source;
+        }
+        cause.to_string()
     }
 
     fn path(&self, reference: &PayloadReference) -> object_store::path::Path {
@@ -146,12 +193,41 @@ impl Producer {
     /// Removes the objects of turns that were enqueued before, as another turn, under their idempotency key.
     /// `enqueued` are the turns that are in the queue.
     pub(crate) async fn remove_unused(&self, envelopes: &Envelopes, enqueued: &[TurnId]) {
+        let unused = envelopes.references.iter().filter(|reference| !enqueued.contains(&reference.turn));
+        self.remove_objects(unused).await;
+    }
+
+    /// Removes objects that no turn needs any more. Without a store they stay, until `kv gc` collects them.
+    pub(crate) async fn remove_objects(&self, references: impl IntoIterator<Item = &PayloadReference>) {
         let Some(store) = &self.payloads else { return };
-        for reference in &envelopes.references {
-            if !enqueued.contains(&reference.turn) {
-                store.remove(reference).await;
-            }
+        stream::iter(references).for_each_concurrent(PUTS_AT_ONCE, |reference| store.remove(reference)).await;
+    }
+
+    /// The objects of those turns that went by reference, for when they end without a worker; none without a store.
+    pub(crate) async fn objects_of(&self, turns: &[TurnId]) -> Result<Vec<PayloadReference>, ProducerError> {
+        if self.payloads.is_none() || turns.is_empty() {
+            return Ok(Vec::new());
         }
+        let keys: Vec<String> = turns.iter().map(|turn| self.keys_of(*turn).turn(*turn)).collect();
+        let bytes = self.connection.ask(|server| server.fields_of::<u64>("HSTRLEN", &keys, FIELD_ENVELOPE)).await?;
+        // One that cannot be read is left to `kv gc`, as without a store.
+        let is_short = |(_, bytes): &(String, Result<u64, Fault>)| {
+            bytes.as_ref().is_ok_and(|bytes| (1..=MAX_REFERENCE_BYTES).contains(bytes))
+        };
+        let short: Vec<String> = keys.into_iter().zip(bytes).filter(is_short).map(|(key, _)| key).collect();
+        let stored = self
+            .connection
+            .ask(|server| server.fields_of::<Option<Vec<u8>>>("HGET", &short, FIELD_ENVELOPE))
+            .await?;
+        let stored: Vec<Vec<u8>> = stored.into_iter().filter_map(|stored| stored.ok().flatten()).collect();
+        Ok(stored.iter().filter_map(|stored| reference(stored)).collect())
+    }
+}
+
+fn reference(stored: &[u8]) -> Option<PayloadReference> {
+    match StoredTurn::decode(stored).ok()? {
+        StoredTurn::Reference(reference) => Some(reference),
+        StoredTurn::Inline(_) => None,
     }
 }
 

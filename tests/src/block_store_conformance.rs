@@ -103,6 +103,7 @@ pub fn worker_with(place: &impl TestPlace, change: impl FnOnce(&mut BlockStoreSe
         host_cache_bytes: 0,
         parallel: 4,
         timeout: PATIENCE,
+        folder_bytes: None,
     };
     change(&mut settings);
     BlockStore::open(settings).expect("the store opens")
@@ -115,21 +116,27 @@ pub fn segments(seed: u32, blocks: usize) -> Vec<SegmentData> {
 
 /// The same of a tenant.
 pub fn segments_of(tenant: &str, seed: u32, blocks: usize) -> Vec<SegmentData> {
-    let namespace = Namespace::new(&identity()).for_tenant(tenant);
     let tokens: Vec<u32> = (0..blocks * SHAPE.block_tokens).map(|i| seed << 16 | i as u32).collect();
+    segments_over(tenant, &tokens)
+}
+
+/// The segments of a tenant's sequence of `tokens`, which are whole blocks.
+pub fn segments_over(tenant: &str, tokens: &[u32]) -> Vec<SegmentData> {
+    let namespace = Namespace::new(&identity()).for_tenant(tenant);
     let mut chain = HashChain::new(namespace, SHAPE.block_tokens as u32);
-    chain.extend(&tokens);
+    chain.extend(tokens);
+    let seed = tokens.first().map_or(0, |token| token >> 16) as usize;
     let segment = |blocks: std::ops::Range<usize>| {
         let parent = blocks.start.checked_sub(1).map_or(PrefixHash::ROOT, |last| chain.hashes()[last]);
         let id = SegmentId { namespace, parent, last: chain.hashes()[blocks.end - 1] };
-        let first = (seed as usize) + blocks.start;
+        let first = seed + blocks.start;
         let data =
             (0..blocks.len() * SHAPE.block_bytes()).map(|i| (i * 31 + i / 251 + first) as u8).collect();
         let tokens = tokens[blocks.start * SHAPE.block_tokens..blocks.end * SHAPE.block_tokens].to_vec();
         let segment = Segment { id, tenant: tenant.into(), first_block: blocks.start, tokens };
         SegmentData { segment: Arc::new(segment), data }
     };
-    segment_bounds(blocks, 0, 4).into_iter().map(segment).collect()
+    segment_bounds(tokens.len() / SHAPE.block_tokens, 0, 4).into_iter().map(segment).collect()
 }
 
 fn identity() -> Identity<'static> {

@@ -49,9 +49,12 @@ pub fn alone() -> Alone {
 }
 
 fn once(mut may: impl FnMut(&Holders) -> bool) -> MutexGuard<'static, Holders> {
-    // A test that panics must not take the others with it.
-    let holders = HOLDERS.lock().unwrap_or_else(PoisonError::into_inner);
-    CHANGED.wait_while(holders, |holders| !may(holders)).unwrap_or_else(PoisonError::into_inner)
+    // A test that panics must not take the others with it. `wait_while` would: after a panic under the lock it returns at once.
+    let mut holders = HOLDERS.lock().unwrap_or_else(PoisonError::into_inner);
+    while !may(&holders) {
+        holders = CHANGED.wait(holders).unwrap_or_else(PoisonError::into_inner);
+    }
+    holders
 }
 
 impl Drop for Share {

@@ -178,6 +178,7 @@ pub fn open_blocks(settings: &Settings, shape: BlockShape) -> Result<Option<Bloc
         host_cache_bytes: settings.host_cache_bytes.bytes() as usize,
         parallel: settings.store_parallel as usize,
         timeout: Duration::from_millis(settings.store_timeout_ms),
+        folder_bytes: Some(settings.store_max_bytes.bytes()).filter(|limit| *limit > 0),
     })?;
     Ok(Some(store))
 }
@@ -197,12 +198,6 @@ fn engine_settings(settings: &Settings, model: &Model) -> EngineSettings {
         offload_bytes: settings.offload_bytes.bytes() as usize,
         speculation: speculates.then(|| Speculation::new(settings.speculation_tokens as usize)),
     }
-}
-
-/// Bytes that the folder with K and V may take; none where it is no folder, or may take any.
-fn folder_limit(settings: &Settings) -> Option<u64> {
-    let limit = settings.store_max_bytes.bytes();
-    settings.store.for_kv().filter(|url| url.is_folder() && limit > 0).map(|_| limit)
 }
 
 fn keeper(settings: &Settings, store: BlockStore, engine: EngineHandle) -> Keeper {
@@ -331,7 +326,7 @@ impl Worker {
             lifecycle.set_store_trouble(None);
             store.on_trouble(move |trouble| lifecycle.set_store_trouble(trouble));
         }
-        let limited = store.clone().zip(folder_limit(settings));
+        let folder = store.clone().filter(|store| store.is_folder());
         let sink = store.clone().map(|store| Arc::new(store) as Arc<dyn SegmentSink>);
         let engine_settings = engine_settings(settings, &model);
         let (engine, _thread) = engine::spawn(model.engine, engine_settings, sink, lifecycle.clone())
@@ -397,8 +392,8 @@ impl Worker {
             stop: stop.clone(),
         };
         tender.start(&worker.background);
-        if let Some((store, limit)) = limited {
-            worker.background.spawn(trim(store, limit, stop.clone()));
+        if let Some(store) = folder {
+            worker.background.spawn(trim(store, stop.clone()));
         }
         worker.background.spawn(count(broker, http.queue.clone(), stop));
         Ok(worker)

@@ -169,9 +169,12 @@ impl Operator {
             let here: Vec<&DeadLetter> =
                 letters.iter().filter(|letter| letter.turn.shard() == keys.shard()).collect();
             for page in here.chunks(PAGE) {
+                let turns: Vec<_> = page.iter().map(|letter| letter.turn).collect();
+                let objects = self.producer.objects_of(&turns).await?;
                 let letters = page.iter().map(|letter| Letter { entry: &letter.entry, turn: letter.turn });
                 purged +=
                     self.redis().run(&keys, &Purge { over_bytes: None, letters: letters.collect() }).await?;
+                self.producer.remove_objects(&objects).await;
             }
         }
         Ok(purged)

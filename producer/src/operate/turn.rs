@@ -84,9 +84,10 @@ impl Operator {
     }
 
     /// Cancels a turn, waiting or running. A running one has ended when this returns; its worker learns of it at once or
-    /// with its next renewal.
+    /// with its next renewal. The object of a large turn is removed from the producer's store.
     pub async fn cancel_turn(&self, turn: TurnId) -> Result<Cancelled, ProducerError> {
         let TurnPlace { agent, entry } = self.place_of(turn).await?;
+        let objects = self.producer.objects_of(&[turn]).await?;
         let (keys, settings) = (self.producer.keys_of(turn), &self.producer.settings);
         let limits = UnrunLimits {
             result_ttl_ms: settings.result_ttl.as_millis() as u64,
@@ -95,7 +96,10 @@ impl Operator {
         let cancel = [Cancel { agent, entry }];
         let mut answers = self.redis().ask(|server| server.run_items(&keys, &limits, &cancel)).await?;
         match answers.pop().transpose()? {
-            Some(Unrun::Done) => Ok(Cancelled::Cancelled),
+            Some(Unrun::Done) => {
+                self.producer.remove_objects(&objects).await;
+                Ok(Cancelled::Cancelled)
+            }
             Some(Unrun::Ended(outcome)) => Ok(Cancelled::Ended(self.outcome_named(turn, &outcome)?)),
             // Only an ending for a deadline can come too early.
             Some(Unrun::Unknown | Unrun::Early) | None => Err(self.unknown(turn)),

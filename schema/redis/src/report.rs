@@ -56,7 +56,7 @@ pub fn type_of_name(name: &str) -> Option<&'static str> {
         "ready" | "result" | "dead" | "events" => Some("stream"),
         "agent" | "turn" | "counters" | "worker" => Some("hash"),
         "backlog" | "transcript" | "ended" => Some("list"),
-        "open" | "delayed" | "parked" | "workers" => Some("zset"),
+        "open" | "delayed" | "parked" | "workers" | "streams" | "deadlines" => Some("zset"),
         "capped" => Some("set"),
         "idem" | "paused" | "order" | "sweeper" | "sweep-cursor" | "collector" => Some("string"),
         _ => None,

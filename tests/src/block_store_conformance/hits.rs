@@ -75,28 +75,27 @@ pub async fn many_fetches_share_few_reads(place: &impl TestPlace) {
     join_all(segments.iter().map(|segment| assert_fetched(&reader, segment))).await;
 }
 
-/// A folder's limit takes what is oldest, and what is gone may be saved again.
+/// What a folder's limit takes is not believed to be stored, and may be saved again.
 pub async fn what_a_limit_removes_is_saved_again(place: &impl TestPlace) {
     if !place.url().starts_with("file:") {
         // Buckets have rules of their own.
         return;
     }
-    let worker = worker(place);
-    let segments = segments(1, 8);
-    for segment in &segments {
-        assert!(worker.save(segment.clone()));
-        worker.flush(PATIENCE).await;
+    // Two segments, with their folders.
+    let worker = worker_with(place, |settings| settings.folder_bytes = Some(62 << 10));
+    let [first, second] = [1, 2].map(|seed| segments(seed, 8));
+    for segments in [&first, &second, &first] {
+        save_all(&worker, segments).await;
     }
-    assert_eq!(worker.trim(u64::MAX).await.expect("the folder is listed").objects, 0);
-    assert!(segments.iter().all(|segment| worker.is_saved(&segment.segment.id)));
-    assert_eq!(worker.trim(0).await.expect("the folder is trimmed").objects, segments.len() as u64);
     assert!(
-        segments.iter().all(|segment| !worker.is_saved(&segment.segment.id)),
+        second.iter().all(|segment| !worker.is_saved(&segment.segment.id)),
         "what is gone counts as stored"
     );
-    assert!(worker.save(segments[0].clone()));
-    worker.flush(PATIENCE).await;
-    assert_eq!(worker.fetch(&segments[0].segment).await.expect("it is there again"), segments[0]);
+    for segment in &first {
+        assert_fetched(&worker, segment).await;
+    }
+    let trimmed = worker.tidy().await.expect("the folder is listed");
+    assert_eq!(trimmed.objects as usize, first.len() + second.len());
 }
 
 /// `check` says that all is well, and cleans up.

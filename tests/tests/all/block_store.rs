@@ -1,6 +1,8 @@
 //! The block store on local files, in memory and on S3: the conformance suite, and what only files can do.
 
-use std::path::PathBuf;
+use std::collections::HashSet;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -9,6 +11,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use turnmill_tests::block_store_conformance::*;
 use turnmill_tests::s3_server::S3Server;
+use turnmill_worker::kv::SegmentData;
 use turnmill_worker::store::{BlockStore, Miss};
 
 /// A folder of its own.
@@ -195,4 +198,131 @@ async fn a_check_says_what_the_store_refused() {
     std::fs::write(folder.path().join("kv-probe"), "").expect("written");
     let error = worker.check().await.expect_err("a file is in the way").to_string();
     assert!(error.contains("kv-probe/q/") && error.contains("it cannot be written"), "{error}");
+}
+
+/// What a segment of [`SHAPE`] takes in a folder at most, with folders of its own.
+const SEGMENT: u64 = 28 << 10;
+
+/// What the disk has given to everything under `folder`; a file with two names counts once.
+fn disk_usage(folder: &Path) -> u64 {
+    let (mut bytes, mut seen, mut folders) = (0, HashSet::new(), vec![folder.to_owned()]);
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).expect("listed") {
+            let entry = entry.expect("listed");
+            let about = entry.metadata().expect("it is there");
+            if seen.insert(about.ino()) {
+                bytes += 512 * about.blocks();
+            }
+            if about.is_dir() {
+                folders.push(entry.path());
+            }
+        }
+    }
+    bytes
+}
+
+/// A worker of a folder with a limit.
+fn limited(folder: &Folder, limit: u64) -> BlockStore {
+    worker_with(folder, |settings| settings.folder_bytes = Some(limit))
+}
+
+/// A long conversation whose beginning is `head`; others end otherwise.
+fn conversation(head: &[u32], end: u32) -> Vec<SegmentData> {
+    let tail = (0..8 * SHAPE.block_tokens).map(|i| end << 16 | i as u32);
+    segments_over("t", &head.iter().copied().chain(tail).collect::<Vec<_>>())
+}
+
+/// How many of a conversation's segments another worker has back, from the first one on.
+async fn restored(folder: &Folder, segments: &[SegmentData]) -> usize {
+    let other = worker(folder);
+    for (count, segment) in segments.iter().enumerate() {
+        if other.fetch(&segment.segment).await.is_err() {
+            return count;
+        }
+    }
+    segments.len()
+}
+
+/// Ten times the limit is written, and after each write the disk holds no more than the limit.
+#[tokio::test]
+async fn a_folder_keeps_to_its_limit_after_every_write() {
+    const LIMIT: u64 = 40 * SEGMENT;
+    let folder = Folder::new();
+    let worker = limited(&folder, LIMIT);
+    let (mut written, mut seed) = (0, 0);
+    while written < 10 * LIMIT {
+        seed += 1;
+        for segment in segments(seed, 12) {
+            save_all(&worker, std::slice::from_ref(&segment)).await;
+            written += segment.data.len() as u64;
+            let used = disk_usage(&folder.path());
+            assert!(used <= LIMIT, "{used} bytes after {written}");
+            assert!(written < LIMIT || used > LIMIT / 2, "only {used} bytes are left");
+        }
+    }
+}
+
+/// Workers that share a folder do not see each other's writes at once, so each may add a 32nd part of the limit.
+#[tokio::test]
+async fn workers_that_share_a_folder_keep_to_its_limit() {
+    const LIMIT: u64 = 96 * SEGMENT;
+    const WORKERS: u32 = 3;
+    let folder = Folder::new();
+    let workers: Vec<_> = (0..WORKERS).map(|_| limited(&folder, LIMIT)).collect();
+    let (mut written, mut round) = (0, 0);
+    while written < 5 * LIMIT {
+        round += 1;
+        let saves = (0..).zip(&workers).map(|(index, worker)| async move {
+            let segments = segments(WORKERS * round + index, 12);
+            save_all(worker, &segments).await;
+            segments.iter().map(|segment| segment.data.len() as u64).sum::<u64>()
+        });
+        written += futures::future::join_all(saves).await.iter().sum::<u64>();
+        let used = disk_usage(&folder.path());
+        assert!(used <= LIMIT + u64::from(WORKERS - 1) * (LIMIT / 32), "{used} bytes after {written}");
+    }
+}
+
+/// A system prompt that was written first and is read by others outlives everything that is written once, and what is left
+/// of any conversation can be found. A restart changes nothing of that.
+#[tokio::test]
+async fn what_is_used_stays_and_heads_outlive_their_tails() {
+    const LIMIT: u64 = 40 * SEGMENT;
+    let folder = Folder::new();
+    let system: Vec<u32> = (0..8 * SHAPE.block_tokens as u32).collect();
+    let conversations: Vec<_> = (1..=40).map(|end| conversation(&system, end)).collect();
+    let once: Vec<_> = (100..200).map(|seed| segments(seed, 16)).collect();
+    for (conversation, once) in conversations.iter().zip(once.chunks(2)) {
+        // Every time a new process that has nothing in memory.
+        let worker = limited(&folder, LIMIT);
+        save_all(&worker, conversation).await;
+        for segments in once {
+            save_all(&worker, segments).await;
+        }
+        assert!(restored(&folder, &conversation[..2]).await == 2, "the system prompt is gone");
+        worker.flush(PATIENCE).await;
+    }
+    let there: HashSet<_> = Outside::of(&folder).list().await.into_iter().collect();
+    for segments in conversations.iter().chain(&once) {
+        let (found, all) = (restored(&folder, segments).await, segments.iter());
+        assert_eq!(
+            all.filter(|segment| there.contains(&path(&segment.segment.id))).count(),
+            found,
+            "a tail has no head"
+        );
+    }
+}
+
+/// Nothing is removed for a segment that would come last, and it counts as dropped, not as failed.
+#[tokio::test]
+async fn a_conversation_longer_than_the_folder_keeps_its_beginning() {
+    let (folder, segments) = (Folder::new(), segments(1, 4 * 20));
+    let worker = limited(&folder, 10 * SEGMENT);
+    let told = listened(&worker);
+    assert!(segments.iter().all(|segment| worker.save(segment.clone())));
+    worker.flush(PATIENCE).await;
+    let saved = worker.saved(&ids(&segments), Duration::ZERO).await;
+    assert!((8..20).contains(&saved), "{saved} are saved");
+    assert_eq!(restored(&folder, &segments).await, saved);
+    assert_eq!(told.lock().expect("no panic")[..], [None], "a limit is no trouble");
 }

@@ -4,16 +4,21 @@
 use std::num::NonZeroU16;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use redis::AsyncCommands;
 use tempfile::TempDir;
+use turnmill::operate::Operator;
+use turnmill::operate::turn::Cancelled;
 use turnmill::{Advice, NewTurn, Producer, ProducerError, ProducerSettings};
 use turnmill_schema::envelope::{MAX_ENVELOPE_BYTES, MAX_INLINE_BYTES};
 use turnmill_schema::keys::Keys;
-use turnmill_schema::{Name, PayloadReference, StoredTurn, Turn};
-use turnmill_tests::broker_conformance::claim;
+use turnmill_schema::{Name, Outcome, PayloadReference, StoredTurn, Turn};
+use turnmill_tests::broker_conformance::{claim, ending};
 use turnmill_tests::program;
 use turnmill_tests::redis_server::RedisServer;
+use turnmill_tests::s3_server::{Faults, S3Server};
+use turnmill_worker::broker::Broker;
 use turnmill_worker::broker::redis::{BrokerSettings, RedisBroker};
 use turnmill_worker::config::{RedisUrl, StoreUrl};
 use turnmill_worker::store::{Payloads, StoreError};
@@ -241,4 +246,72 @@ async fn the_command_takes_a_large_line_where_a_store_is_named() {
     let wrong = submit(Some("/var/lib/turnmill".into()));
     let said = String::from_utf8_lossy(&wrong.stderr);
     assert!(wrong.status.code() == Some(2) && said.contains("file:///var/lib/turnmill"), "{said}");
+}
+
+/// An operator ends turns without a worker. Their objects go with them, and nobody else's.
+#[tokio::test]
+async fn cancelling_and_purging_remove_the_objects_of_large_turns() {
+    let place = Place::new();
+    let producer = place.producer(Some(place.url())).await;
+    let large = |agent: &str| producer.prepare(NewTurn::user("x".repeat(MIB)).agent(name(agent)));
+    let [dead, cancelled, blind, stays] = ["dead", "cancelled", "blind", "stays"].map(large);
+    producer.enqueue_prepared(std::slice::from_ref(&dead)).await.expect("enqueued");
+    let broker = place.broker().await;
+    broker.finish(&claim(&broker).await.lease, &ending(0, Outcome::Failed)).await.expect("it failed");
+    let rest = [cancelled.clone(), blind.clone(), stays.clone()];
+    producer.enqueue_prepared(&rest).await.expect("enqueued");
+    let has = |turn: &Turn| {
+        let id = turn.id.to_string();
+        files(&place.store()).iter().any(|file| file.display().to_string().contains(&id))
+    };
+    assert!([&dead, &cancelled, &blind, &stays].into_iter().all(has), "a failed turn's object is needed");
+
+    let operator = Operator::new(producer);
+    for _ in 0..2 {
+        let ended = operator.cancel_turn(cancelled.id).await.expect("answered");
+        assert!(matches!(ended, Cancelled::Cancelled | Cancelled::Ended(Outcome::Cancelled)), "{ended:?}");
+        assert!(!has(&cancelled));
+    }
+    let letters = operator.newest_dead_letters(9).await.expect("answered");
+    assert_eq!(operator.purge(&letters).await.expect("answered"), 1);
+    let without_store = Operator::new(place.producer(None).await);
+    assert_eq!(without_store.cancel_turn(blind.id).await.expect("answered"), Cancelled::Cancelled);
+    assert_eq!([&dead, &cancelled, &blind, &stays].map(has), [false, false, true, true]);
+}
+
+/// A store that does not work is told in a sentence, and soon: left alone, its client tries for three minutes.
+#[tokio::test]
+async fn the_command_says_that_the_store_does_not_answer() {
+    let (place, mut server) = (Place::new(), S3Server::start());
+    let file = place.folder.path().join("turns.jsonl");
+    std::fs::write(&file, format!("{{\"message\": \"{}\"}}\n", "x".repeat(MAX_INLINE_BYTES)))
+        .expect("written");
+    let fault = |change: fn(&mut Faults)| {
+        let mut faults = Faults::default();
+        change(&mut faults);
+        faults
+    };
+    let faults = [
+        (Some(fault(|faults| faults.hang = true)), "it gave no answer within"),
+        (Some(fault(|faults| faults.errors_percent = 100)), "500 Internal Server Error"),
+        (None, "Connection refused"),
+    ];
+    for (fault, reason) in faults {
+        match fault {
+            Some(fault) => server.faults(&fault),
+            None => server.kill(),
+        }
+        let start = Instant::now();
+        let mut submit = Command::new(program("turnmill"));
+        submit.arg("submit").arg(&file).args(["--store", &server.url()]).envs(server.env());
+        let refused = submit.env("TURNMILL_REDIS_URL", place.redis.url()).output().expect("the command runs");
+        let said = String::from_utf8_lossy(&refused.stderr);
+        assert_eq!(refused.status.code(), Some(3), "{said}");
+        for part in [&server.url(), reason, "nothing was enqueued", "check that the store runs"] {
+            assert!(said.contains(part) && !said.contains("max_retries"), "{said}");
+        }
+        assert!(start.elapsed() < Duration::from_secs(60), "{:?}", start.elapsed());
+    }
+    let waiting: u64 = place.connection().await.dbsize().await.expect("answered");
+    assert_eq!(waiting, 0, "something was enqueued");
 }

@@ -132,6 +132,7 @@ impl Inside {
             host_cache_bytes: HOST_CACHE_BYTES,
             parallel: PARALLEL,
             timeout: TIMEOUT,
+            folder_bytes: None,
         })?;
         let settings = EngineSettings {
             limits: Limits {

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::fmt;
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use etcetera::base_strategy::{BaseStrategy as _, choose_native_strategy};
@@ -30,6 +31,12 @@ impl StoreUrl {
     /// Whether it is a folder of this machine.
     pub fn is_folder(&self) -> bool {
         self.0.starts_with("file:///")
+    }
+
+    /// The folder of this machine that it is; none if it is another store.
+    pub fn folder(&self) -> Option<PathBuf> {
+        let url = Url::parse(&self.0).ok().filter(|_| self.is_folder())?;
+        url.to_file_path().ok()
     }
 
     /// Whether it names a store of a kind that we can open.

@@ -1,18 +1,18 @@
-//! Keeps the folder with K and V within its limit, as long as this worker runs.
+//! Looks after the folder with K and V as long as this worker runs: notes what was used, and keeps it within its limit
+//! while nobody writes.
 
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
-use crate::observe::metrics;
 use crate::store::BlockStore;
 
-/// Between two looks: a busy small worker writes some 100 MB meanwhile.
+/// Between two looks. What was used is known to other workers, and after a crash, this much later.
 const EVERY: Duration = Duration::from_secs(30);
 
 /// Looks until `stop`. Every worker of the folder may.
-pub async fn trim(store: BlockStore, limit: u64, stop: CancellationToken) {
+pub async fn trim(store: BlockStore, stop: CancellationToken) {
     let mut ticks = tokio::time::interval(EVERY);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -20,19 +20,16 @@ pub async fn trim(store: BlockStore, limit: u64, stop: CancellationToken) {
             () = stop.cancelled() => return,
             _ = ticks.tick() => {}
         }
-        let trimmed = tokio::select! {
+        let tidied = tokio::select! {
             () = stop.cancelled() => return,
-            trimmed = store.trim(limit) => trimmed,
+            tidied = store.tidy() => tidied,
         };
-        match trimmed {
-            Ok(trimmed) if trimmed.objects > 0 => {
-                metrics::store_trimmed(trimmed.bytes);
-                info!(
-                    objects = trimmed.objects,
-                    bytes = trimmed.bytes,
-                    "the oldest K and V were removed: over store_max_bytes"
-                );
-            }
+        match tidied {
+            Ok(trimmed) if trimmed.objects > 0 => info!(
+                objects = trimmed.objects,
+                bytes = trimmed.bytes,
+                "the K and V used longest ago were removed: over store_max_bytes"
+            ),
             Ok(_) => {}
             Err(error) => debug!(%error, "the folder with K and V was not looked at"),
         }

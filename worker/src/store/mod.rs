@@ -4,22 +4,22 @@
 //! knows the object_store crate.
 
 mod blocks;
+mod folder;
 pub mod garbage;
 pub mod inventory;
 pub mod keys;
 pub mod object;
 mod open;
 mod payload;
-mod trim;
 
 use turnmill_schema::PayloadError;
 
 use crate::config::StoreUrl;
 
 pub use blocks::{BlockStore, BlockStoreSettings, FetchCost, MISS_REASONS, Miss};
+pub use folder::{Trimmed, policy};
 pub use open::open;
 pub use payload::Payloads;
-pub use trim::{Trimmed, trim};
 
 /// Where damaged segments are put, under the same names: out of the way of what is written anew, until they are collected.
 const DAMAGED: &str = "kv-damaged";

@@ -23,7 +23,7 @@ use crate::cryptography;
 /// Variables that say who we are to a store and where it is, by the names that its own tools read.
 const STORE_VARIABLES: [&str; 3] = ["AWS_", "AZURE_", "GOOGLE_"];
 
-/// How long the client of a remote store may try. Without one it goes on for minutes.
+/// How long the client of a remote store may try; left alone, it goes on for minutes.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Patience {
     /// Until a connection stands.
@@ -32,6 +32,14 @@ pub(super) struct Patience {
     pub request: Duration,
     /// No request is sent again after so long.
     pub retries: Duration,
+}
+
+impl Default for Patience {
+    /// A dead address is known in seconds; a large object may take longer, if it comes.
+    fn default() -> Self {
+        let [connect, request, retries] = [2, 30, 5].map(Duration::from_secs);
+        Self { connect, request, retries }
+    }
 }
 
 impl Patience {
@@ -45,16 +53,13 @@ impl Patience {
     }
 }
 
-/// Opens the store at `url` for tools and tests. A folder is made where there is none; other stores are not asked yet.
+/// Opens the store at `url`. A folder is made if there is none; other stores are not asked yet.
 pub fn open(url: &StoreUrl) -> Result<Arc<dyn ObjectStore>, StoreError> {
-    open_with(url, None)
+    open_with(url, Patience::default())
 }
 
 /// The same with a client that gives up after `patience`.
-pub(super) fn open_with(
-    url: &StoreUrl,
-    patience: Option<Patience>,
-) -> Result<Arc<dyn ObjectStore>, StoreError> {
+pub(super) fn open_with(url: &StoreUrl, patience: Patience) -> Result<Arc<dyn ObjectStore>, StoreError> {
     let unusable =
         |reason: &dyn ToString| StoreError::Unusable { url: url.clone(), reason: reason.to_string() };
     let mut parsed = Url::parse(url.expose()).map_err(|error| unusable(&error))?;
@@ -71,26 +76,19 @@ pub(super) fn open_with(
 /// A builder with everything that the environment says about its store.
 macro_rules! remote {
     ($builder:ty, $url:expr, $patience:expr) => {{
-        let patience = $patience.map(Patience::options).into_iter().flatten();
         let mut builder = <$builder>::new().with_url($url.to_string());
         // The environment has the last word.
-        for (name, value) in patience.chain(store_variables()) {
+        for (name, value) in $patience.options().into_iter().chain(store_variables()) {
             if let Ok(key) = name.to_ascii_lowercase().parse() {
                 builder = builder.with_config(key, value);
             }
         }
-        if let Some(patience) = $patience {
-            builder = builder.with_retry(patience.retry());
-        }
-        Arc::new(builder.build()?)
+        Arc::new(builder.with_retry($patience.retry()).build()?)
     }};
 }
 
 /// What `object_store::parse_url_opts` does; that has no way to bound retries.
-fn client(
-    url: &Url,
-    patience: Option<Patience>,
-) -> Result<(Arc<dyn ObjectStore>, Path), object_store::Error> {
+fn client(url: &Url, patience: Patience) -> Result<(Arc<dyn ObjectStore>, Path), object_store::Error> {
     let (scheme, prefix) = ObjectStoreScheme::parse(url)?;
     let store: Arc<dyn ObjectStore> = match scheme {
         // A put writes `<name>#<number>` first and then links that to the name, so an object is there whole or not at
@@ -135,12 +133,6 @@ mod tests {
 
     use super::*;
 
-    const PATIENCE: Patience = Patience {
-        connect: Duration::from_millis(1500),
-        request: Duration::from_secs(30),
-        retries: Duration::from_secs(5),
-    };
-
     #[test]
     fn every_kind_of_store_is_opened_without_being_asked() {
         let folder = tempfile::tempdir().expect("a temporary folder");
@@ -148,10 +140,8 @@ mod tests {
         for url in
             [&file, "s3://bucket/a", "gs://bucket/a", "az://c@account.blob.core.windows.net/a", "memory:///"]
         {
-            for patience in [None, Some(PATIENCE)] {
-                let opened = open_with(&StoreUrl::from(url.to_owned()), patience);
-                assert!(opened.is_ok(), "{url}: {opened:?}");
-            }
+            let opened = open(&StoreUrl::from(url.to_owned()));
+            assert!(opened.is_ok(), "{url}: {opened:?}");
         }
         assert!(folder.path().join("made/here").is_dir());
     }
@@ -178,7 +168,7 @@ mod tests {
     fn the_client_takes_our_patience() {
         use object_store::aws::AmazonS3ConfigKey;
         let mut builder = AmazonS3Builder::new().with_url("s3://bucket/a");
-        for (name, value) in PATIENCE.options() {
+        for (name, value) in Patience::default().options() {
             let key: AmazonS3ConfigKey = name.parse().expect("a known option");
             builder = builder.with_config(key, value);
             assert!(builder.get_config_value(&key).is_some_and(|value| value.ends_with('s')), "{name}");

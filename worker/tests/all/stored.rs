@@ -50,6 +50,7 @@ impl Inside {
             host_cache_bytes: 0,
             parallel: 4,
             timeout: PATIENCE,
+            folder_bytes: None,
         });
         let store = store.expect("a folder can be opened");
         let settings = EngineSettings {

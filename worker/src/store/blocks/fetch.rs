@@ -25,7 +25,11 @@ pub(super) async fn fetch(shared: Arc<Shared>, segment: Arc<Segment>) -> Result<
         Some(data) => Ok(data),
         None => stored(&shared, &segment).await,
     };
-    found.inspect_err(|miss| metrics::segment_missed(miss.reason()))
+    match &found {
+        Ok(_) => shared.used(&segment.id),
+        Err(miss) => metrics::segment_missed(miss.reason()),
+    }
+    found
 }
 
 async fn cached(shared: &Arc<Shared>, segment: &Arc<Segment>) -> Option<SegmentData> {

@@ -17,11 +17,12 @@ mod reads_first;
 mod saver;
 mod sink;
 mod threads;
+mod tidy;
 
 use std::fmt::{Debug, Formatter};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tokio::runtime::{Handle, Runtime};
@@ -37,10 +38,10 @@ use self::ledger::Ledger;
 use self::objects::Objects;
 use self::reads_first::ReadsFirst;
 use self::saver::{Room, Saver};
-use super::inventory::Inventory;
+use super::StoreError;
+use super::folder::{Folder, Trimmed};
 use super::keys::{Keys, TenantKey};
 use super::object::Damage;
-use super::{StoreError, Trimmed, trim};
 use crate::config::{KvCodec, StoreUrl};
 use crate::kv::codec::Coding;
 use crate::kv::{BlockShape, Segment, SegmentData, SegmentId};
@@ -71,6 +72,8 @@ pub struct BlockStoreSettings {
     pub parallel: usize,
     /// Longest time that one object's read may take.
     pub timeout: Duration,
+    /// Most bytes that the queue's segments take if the store is a folder; none: any.
+    pub folder_bytes: Option<u64>,
 }
 
 /// Why a segment has to be computed.
@@ -125,6 +128,10 @@ struct Shared {
     reads_first: ReadsFirst,
     cost: CostMeter,
     health: Health,
+    /// The files, if the store is a folder.
+    folder: Option<Arc<Folder>>,
+    /// What was removed for the folder's limit and not told yet.
+    trimmed: Mutex<Trimmed>,
     /// No step is held up any more.
     hurries: AtomicBool,
 }
@@ -141,6 +148,8 @@ impl Shared {
             reads_first: ReadsFirst::new(),
             cost: CostMeter::new(Instant::now()),
             health: Health::new(settings.url.clone()),
+            folder: tidy::folder(&settings),
+            trimmed: Mutex::default(),
             hurries: AtomicBool::new(false),
             settings,
         })
@@ -195,7 +204,7 @@ impl BlockStore {
     /// Takes a segment to be written, unless it is stored or on its way. Never waits, so the engine may call it. False:
     /// the queue is full; the segment is dropped and counted.
     pub fn save(&self, data: SegmentData) -> bool {
-        !self.shared().ledger.begin(data.segment.id) || self.0.saver.save(self.shared(), data)
+        !self.shared().begin(data.segment.id) || self.0.saver.save(self.shared(), data)
     }
 
     /// Whether anything of this tenant may be stored: where there are keys, it needs one.
@@ -252,9 +261,15 @@ impl BlockStore {
         self.shared().hurries.store(true, Ordering::Relaxed);
     }
 
-    /// Waits until nothing is queued or being written, at most for `within`.
+    /// Waits until nothing is queued or being written and a folder says what was used, at most for `within`.
     pub async fn flush(&self, within: Duration) {
-        if tokio::time::timeout(within, self.shared().ledger.idle()).await.is_err() {
+        let all = async {
+            self.shared().ledger.idle().await;
+            if let Err(error) = self.look().await {
+                tracing::debug!(%error, "when K and V were last used is not noted");
+            }
+        };
+        if tokio::time::timeout(within, all).await.is_err() {
             tracing::warn!("KV blocks are still waiting for the object store; they are given up");
         }
     }
@@ -272,23 +287,6 @@ impl BlockStore {
 
     fn shared(&self) -> &Arc<Shared> {
         &self.0.shared
-    }
-
-    /// Keeps a folder within `limit` bytes, see [`trim`](super::trim()), and forgets which segments were there and are not.
-    ///
-    /// # Errors
-    /// The folder cannot be read, or not everything removed.
-    pub async fn trim(&self, limit: u64) -> Result<Trimmed, StoreError> {
-        let settings = &self.shared().settings;
-        let inventory = Inventory::open(&settings.url, &settings.queue)?;
-        let began = Instant::now();
-        let trimmed = self.run(async move { trim(&inventory, limit).await }).await;
-        let trimmed = trimmed.unwrap_or_else(|reason| {
-            let url = self.shared().settings.url.clone();
-            Err(StoreError::Unreachable { url, path: "the folder's limit".into(), reason })
-        })?;
-        self.shared().ledger.listed(&trimmed.left, began);
-        Ok(trimmed)
     }
 
     /// Runs `work` on the store's threads; it ends when the caller no longer waits for it.

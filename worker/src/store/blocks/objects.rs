@@ -42,7 +42,7 @@ impl Objects {
     pub fn open(settings: &BlockStoreSettings) -> Result<Self, StoreError> {
         let (read, write) = (settings.timeout, settings.timeout.max(WRITE));
         let patience = Patience { connect: read.min(CONNECT), request: write, retries: read };
-        let store = open_with(&settings.url, Some(patience))?;
+        let store = open_with(&settings.url, patience)?;
         Ok(Self { store, url: settings.url.clone(), queue: settings.queue.clone(), read, write })
     }
 
@@ -51,12 +51,14 @@ impl Objects {
         self.store.get(&self.path(id)).await
     }
 
-    /// Writes a segment's object if there is none. Another worker's with the same name holds the same segment.
-    pub async fn put(&self, id: &SegmentId, object: Bytes) -> Result<(), String> {
+    /// Writes a segment's object if there is none; false: there is one. Another worker's with the same name holds the same
+    /// segment.
+    pub async fn put(&self, id: &SegmentId, object: Bytes) -> Result<bool, String> {
         let path = self.path(id);
         let put = self.store.put_opts(&path, object.into(), PutMode::Create.into());
         match tokio::time::timeout(self.write, put).await {
-            Ok(Ok(_) | Err(Error::AlreadyExists { .. })) => Ok(()),
+            Ok(Ok(_)) => Ok(true),
+            Ok(Err(Error::AlreadyExists { .. })) => Ok(false),
             Ok(Err(error)) => Err(error.to_string()),
             Err(_) => Err(silent_for(self.write)),
         }

@@ -65,30 +65,40 @@ struct Queued {
     ticket: Ticket,
 }
 
-/// The end of a segment that was taken: failed, unless it was saved.
+/// The end of a segment that was taken: failed, unless it is told otherwise.
 #[derive(Debug)]
 struct Ticket {
     shared: Arc<Shared>,
     id: SegmentId,
     bytes: usize,
-    saved: bool,
+    end: End,
+}
+
+/// What becomes of a segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Failed,
+    Saved,
+    /// It would take its folder over the limit.
+    NoRoom,
 }
 
 impl Ticket {
-    fn saved(mut self) {
-        self.saved = true;
+    fn end(mut self, end: End) {
+        self.end = end;
     }
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        match self.saved {
-            true => metrics::segment_saved(self.bytes),
-            false => metrics::segment_failed(self.bytes),
+        match self.end {
+            End::Saved => metrics::segment_saved(self.bytes),
+            End::Failed => metrics::segment_failed(self.bytes),
+            End::NoRoom => metrics::segment_dropped(self.bytes),
         }
         self.shared.room.give_back(self.bytes);
         // Last: whoever waits for this segment finds everything else done.
-        self.shared.ledger.end(self.id, self.saved);
+        self.shared.ledger.end(self.id, self.end == End::Saved);
     }
 }
 
@@ -112,7 +122,7 @@ impl Saver {
             shared.ledger.end(id, false);
             return false;
         }
-        let ticket = Ticket { shared: shared.clone(), id, bytes, saved: false };
+        let ticket = Ticket { shared: shared.clone(), id, bytes, end: End::Failed };
         // An error means that the runtime is gone and with it the writers: the ticket says that it failed.
         self.0.send(Queued { data, ticket }).is_ok()
     }
@@ -130,10 +140,9 @@ async fn write_all(shared: Arc<Shared>, segments: Arc<Mutex<UnboundedReceiver<Qu
         shared.reads_first.give_way().await;
         let began = Instant::now();
         match write(&shared, data).await {
-            Ok(()) => {
-                metrics::segment_written(began.elapsed());
+            Ok(end) => {
                 shared.health.written();
-                ticket.saved();
+                ticket.end(end);
             }
             Err(reason) => shared.health.write_failed(&reason),
         }
@@ -143,12 +152,33 @@ async fn write_all(shared: Arc<Shared>, segments: Arc<Mutex<UnboundedReceiver<Qu
     }
 }
 
-async fn write(shared: &Arc<Shared>, data: SegmentData) -> Result<(), String> {
-    let id = data.segment.id;
+async fn write(shared: &Arc<Shared>, data: SegmentData) -> Result<End, String> {
+    let (id, began) = (data.segment.id, Instant::now());
     let object = encode(shared, data).await?;
-    shared.objects.put(&id, object.clone()).await?;
+    let encoded = began.elapsed();
+    if !has_room(shared, id, object.len()).await? {
+        return Ok(End::NoRoom);
+    }
+    let began = Instant::now();
+    let is_new = shared.objects.put(&id, object.clone()).await?;
+    metrics::segment_written(encoded + began.elapsed());
+    match &shared.folder {
+        Some(folder) if is_new => folder.written(object.len()).await,
+        Some(folder) => folder.used(&id),
+        None => {}
+    }
     shared.cache.insert(id, object);
-    Ok(())
+    Ok(End::Saved)
+}
+
+/// Whether the store may take so many bytes more; a folder that is full loses others for them.
+async fn has_room(shared: &Shared, id: SegmentId, bytes: usize) -> Result<bool, String> {
+    let Some(folder) = &shared.folder else { return Ok(true) };
+    let (has_room, look) = folder.make_room(id, bytes).await?;
+    if let Some(look) = look {
+        shared.looked(&look);
+    }
+    Ok(has_room)
 }
 
 async fn encode(shared: &Arc<Shared>, data: SegmentData) -> Result<Bytes, String> {

@@ -6,7 +6,7 @@ use crate::kv::{Segment, SegmentData, SegmentId};
 
 impl SegmentSink for BlockStore {
     fn announce(&self, id: &SegmentId) -> bool {
-        self.shared().ledger.begin(*id)
+        self.shared().begin(*id)
     }
 
     fn has_room(&self, segment: &Segment) -> bool {

@@ -2,7 +2,7 @@
 //!
 //! Marked is every segment that can be walked to from an agent's manifest, from parent to parent. Garbage is a segment that is
 //! not marked and was written longer than `retention` ago, a damaged segment set aside as long ago, and a payload as old that
-//! no turn refers to: its turn has ended, or was never enqueued.
+//! no turn refers to: its turn has ended, or was never enqueued. In a folder a segment is as old as its last use.
 //!
 //! Invariants:
 //! * nothing that was written within `retention` is removed, so what a turn has stored and not committed yet stays;

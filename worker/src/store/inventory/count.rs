@@ -16,9 +16,9 @@ pub struct NamespaceCount {
     pub objects: u64,
     /// What they take.
     pub bytes: u64,
-    /// When the oldest was written, in Unix milliseconds by the store's clock.
+    /// When the oldest was written, or last used if the store is a folder; in Unix milliseconds by the store's clock.
     pub oldest_ms: u64,
-    /// When the newest was written.
+    /// The same of the newest.
     pub newest_ms: u64,
 }
 

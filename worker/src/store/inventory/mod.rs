@@ -36,15 +36,32 @@ pub(super) enum Folder {
 pub(super) struct Object {
     pub path: Path,
     pub bytes: u64,
-    /// When it was written, in Unix milliseconds by the store's clock.
+    /// When it was written, or last used if the store is a folder; in Unix milliseconds by the store's clock.
     pub modified_ms: u64,
 }
 
 /// Which segment an object is, by its path.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct SegmentName {
     pub namespace: Digest,
     pub hash: Digest,
+}
+
+impl SegmentName {
+    /// The segment that `path` names; none if no segment of `queue` is named so.
+    pub fn at(queue: &Name, path: &Path) -> Option<Self> {
+        let mut parts = path.prefix_match(&folder_of(queue, Folder::Segments))?;
+        let namespace = digest(parts.next()?.as_ref())?;
+        let hash = digest(parts.nth(1)?.as_ref())?;
+        let name = Self { namespace, hash };
+        // One spelling: another would be another object.
+        (name.path(queue) == *path).then_some(name)
+    }
+
+    /// Where it is among the objects of `queue`.
+    pub fn path(&self, queue: &Name) -> Path {
+        Path::from(kv_object::path(queue, &self.namespace, &self.hash))
+    }
 }
 
 /// What became of objects that were to be removed.
@@ -105,14 +122,9 @@ impl Inventory {
         listed.map(move |found| found.map(Object::from).map_err(|error| this.error(&at, &error))).boxed()
     }
 
-    /// Which segment `path` is; none where no segment of this queue is named so.
+    /// Which segment `path` is; none if no segment of this queue is named so.
     pub(super) fn segment_at(&self, path: &Path) -> Option<SegmentName> {
-        let mut parts = path.prefix_match(&self.folder(Folder::Segments))?;
-        let namespace = digest(parts.next()?.as_ref())?;
-        let hash = digest(parts.nth(1)?.as_ref())?;
-        let name = SegmentName { namespace, hash };
-        // One spelling: another would be another object.
-        (self.path_of(&name) == *path).then_some(name)
+        SegmentName::at(&self.queue, path)
     }
 
     /// Which turn's payload `path` is; none where no payload of this queue is named so.
@@ -125,7 +137,7 @@ impl Inventory {
 
     /// The start of a segment's header; none where the object is gone, or is not the segment that its path says.
     pub(super) async fn header_of(&self, name: &SegmentName) -> Result<Option<HeaderStart>, StoreError> {
-        let path = self.path_of(name);
+        let path = name.path(&self.queue);
         let start = match self.store.get_range(&path, 0..HEADER_START_BYTES as u64).await {
             Ok(start) => start,
             Err(Error::NotFound { .. }) => return Ok(None),
@@ -165,22 +177,23 @@ impl Inventory {
     }
 
     fn folder(&self, folder: Folder) -> Path {
-        let name = match folder {
-            Folder::Segments => kv_object::FOLDER,
-            Folder::Damaged => DAMAGED,
-            Folder::Payloads => payload::FOLDER,
-        };
-        Path::from(format!("{name}/{}", self.queue))
-    }
-
-    fn path_of(&self, name: &SegmentName) -> Path {
-        Path::from(kv_object::path(&self.queue, &name.namespace, &name.hash))
+        folder_of(&self.queue, folder)
     }
 
     fn error(&self, path: &Path, error: &Error) -> StoreError {
         let (url, path, reason) = (self.url.clone(), path.to_string(), error.to_string());
         StoreError::Unreachable { url, path, reason }
     }
+}
+
+/// Where a queue's objects of a kind are.
+pub(super) fn folder_of(queue: &Name, folder: Folder) -> Path {
+    let name = match folder {
+        Folder::Segments => kv_object::FOLDER,
+        Folder::Damaged => DAMAGED,
+        Folder::Payloads => payload::FOLDER,
+    };
+    Path::from(format!("{name}/{queue}"))
 }
 
 impl From<ObjectMeta> for Object {

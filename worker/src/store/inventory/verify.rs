@@ -94,7 +94,7 @@ pub async fn verify(
     for name in sealed {
         if keyring.knows(name.namespace) {
             verified.add(
-                inventory.path_of(&name).to_string(),
+                name.path(inventory.queue()).to_string(),
                 Finding::Damaged(0, Damage::Sealed),
                 &mut tell,
             );

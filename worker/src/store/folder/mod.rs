@@ -1,0 +1,243 @@
+//! A folder keeps to its limit while it is written.
+//!
+//! Every write asks for room first. The worker adds up what it writes, and looks at the folder when that reaches the limit,
+//! and otherwise once it has written a 32nd part of the limit, since others write there too. So a lone worker never exceeds the
+//! limit, and each further one may exceed it by a 32nd part, or by one segment if that is more.
+//!
+//! Invariants: only this queue's segments are counted and removed, damaged ones and broken writes included; what
+//! [`policy`] wants more than the new segment is never removed for it; a segment that goes costs prefill, as any that is
+//! missing. Buckets have rules of their own for what grows old, and `kv gc` knows what nobody needs.
+
+mod disk;
+pub mod policy;
+mod uses;
+
+use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use tokio::sync::Mutex;
+use turnmill_schema::Name;
+
+use self::disk::{Disk, Listing, Stored, name_of, new_on_disk};
+use self::policy::{Parent, Room, Segment, plan};
+use self::uses::Uses;
+use super::inventory::{self, SegmentName};
+use crate::kv::{PrefixHash, SegmentId};
+
+/// What is left, of a hundred parts of the limit, so that not every new segment costs an old one.
+const LEFT_PERCENT: u64 = 90;
+/// Other workers' writes are looked for each time this part of the limit was written.
+const UNSEEN_PART: u64 = 32;
+
+/// One queue's segments in a folder, with a limit.
+#[derive(Debug)]
+pub(super) struct Folder {
+    disk: Disk,
+    /// Bytes; none: any.
+    limit: Option<u64>,
+    account: Mutex<Account>,
+    uses: Uses,
+}
+
+/// What this worker knows of the folder without looking.
+#[derive(Debug)]
+struct Account {
+    /// What lay there at the last look, and what this worker has written since.
+    bytes: u64,
+    /// What this worker has written since.
+    unseen: u64,
+}
+
+/// What a look at the folder showed.
+#[derive(Debug)]
+pub(super) struct Look {
+    /// When it began.
+    pub began: Instant,
+    /// The last blocks of the segments that are there.
+    pub left: HashSet<PrefixHash>,
+    /// What was removed.
+    pub trimmed: Trimmed,
+}
+
+/// What was removed for the limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Trimmed {
+    /// Files.
+    pub objects: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+/// A segment that is to be written: its name, and the bytes that it will take.
+type Incoming<'a> = (&'a SegmentId, u64);
+
+impl Folder {
+    /// The segments of `queue` in the store's folder `root`, which may take `limit` bytes.
+    pub fn new(root: PathBuf, queue: Name, limit: Option<u64>) -> Arc<Self> {
+        // Nothing is known before the first look.
+        let account = Mutex::new(Account { bytes: 0, unseen: u64::MAX });
+        Arc::new(Self { disk: Disk::new(root, queue), limit, account, uses: Uses::default() })
+    }
+
+    /// The segment is used now. Never waits.
+    pub fn used(&self, id: &SegmentId) {
+        self.uses.add(*id);
+    }
+
+    /// Makes room for a segment whose object has so many bytes, if need be by removing others. False: there is none, since all
+    /// that is left is wanted more. The look that this took, if it took one.
+    ///
+    /// # Errors
+    /// The folder cannot be read, or nothing can be removed from it; in the system's words.
+    pub async fn make_room(
+        self: &Arc<Self>,
+        id: SegmentId,
+        bytes: usize,
+    ) -> Result<(bool, Option<Look>), String> {
+        let Some(limit) = self.limit else { return Ok((true, None)) };
+        let bytes = new_on_disk(bytes as u64);
+        if self.account.lock().await.has_room(bytes, limit) {
+            return Ok((true, None));
+        }
+        let looked = self.in_background(move |this| this.look_for(limit, Some((&id, bytes)))).await;
+        looked.map(|(fits, look)| (fits, Some(look)))
+    }
+
+    /// A segment whose object has so many bytes was written.
+    pub async fn written(&self, bytes: usize) {
+        let bytes = new_on_disk(bytes as u64);
+        let mut account = self.account.lock().await;
+        account.bytes = account.bytes.saturating_add(bytes);
+        account.unseen = account.unseen.saturating_add(bytes);
+    }
+
+    /// Notes what was used, and looks whether the folder is within its limit; what it has too much goes. Without a limit
+    /// there is nothing to look for.
+    ///
+    /// # Errors
+    /// As [`Self::make_room`].
+    pub async fn tidy(self: &Arc<Self>) -> Result<Option<Look>, String> {
+        self.in_background(|this| match this.limit {
+            Some(limit) => this.look_for(limit, None).map(|(_, look)| Some(look)),
+            None => {
+                this.date();
+                Ok(None)
+            }
+        })
+        .await
+    }
+
+    async fn in_background<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Self) -> Result<T, String> + Send + 'static,
+    ) -> Result<T, String> {
+        let this = self.clone();
+        let done = tokio::task::spawn_blocking(move || work(&this)).await;
+        done.unwrap_or_else(|error| Err(format!("looking after the folder failed: {error}")))
+    }
+
+    fn date(&self) {
+        self.disk.date(self.uses.take().into_iter().map(|(id, at)| (name_of(&id), at)));
+    }
+
+    /// Looks, and removes what is too much beside what comes. False: that would be too much all the same.
+    fn look_for(&self, limit: u64, incoming: Option<Incoming>) -> Result<(bool, Look), String> {
+        let mut account = self.account.blocking_lock();
+        self.date();
+        let began = Instant::now();
+        let mut listing = self.disk.list().map_err(|error| self.failed("listed", &error))?;
+        let incoming = incoming.filter(|(id, _)| !listing.has(&name_of(id)));
+        let (fits, trimmed) = self.trim(&mut listing, limit, incoming)?;
+        *account = Account { bytes: listing.bytes(), unseen: 0 };
+        let left = listing.files.iter().filter_map(|file| Some(PrefixHash(file.name?.hash.0))).collect();
+        Ok((fits, Look { began, left, trimmed }))
+    }
+
+    /// Removes what is too much. What is left stays in the listing.
+    fn trim(
+        &self,
+        listing: &mut Listing,
+        limit: u64,
+        incoming: Option<Incoming>,
+    ) -> Result<(bool, Trimmed), String> {
+        if listing.bytes() + incoming.map_or(0, |(_, bytes)| bytes) <= limit {
+            return Ok((true, Trimmed::default()));
+        }
+        let without = |bytes: u64| bytes.saturating_sub(listing.fixed_bytes);
+        let room = Room { limit: without(limit), target: without(limit / 100 * LEFT_PERCENT) };
+        let segments = self.segments(&listing.files, incoming);
+        let mut goes = plan(&segments, incoming.map(|_| listing.files.len()), room);
+        let fits = goes.fits;
+        if !fits {
+            // It will not be written, so nothing goes for it.
+            goes = plan(&segments[..listing.files.len()], None, room);
+        }
+        let trimmed = self.remove(listing, goes.remove)?;
+        Ok((fits, trimmed))
+    }
+
+    /// The files as the policy sees them, and what comes behind them.
+    fn segments(&self, files: &[Stored], incoming: Option<Incoming>) -> Vec<Segment> {
+        let names = files.iter().map(|file| file.name).chain(incoming.map(|(id, _)| Some(name_of(id))));
+        let index: HashMap<SegmentName, usize> =
+            names.enumerate().filter_map(|(at, name)| Some((name?, at))).collect();
+        // Clocks of machines differ. What was used later than now was used now.
+        let now = SystemTime::now();
+        let stored = files.iter().map(|file| Segment {
+            parent: self.disk.parent(file, &index),
+            bytes: file.bytes,
+            last_use: micros(file.last_use.min(now)),
+        });
+        let coming = incoming.map(|(id, bytes)| {
+            let parent = SegmentName { hash: turnmill_schema::Digest(id.parent.0), ..name_of(id) };
+            let at = |&at: &usize| Parent::At(at);
+            let parent = match id.parent {
+                PrefixHash::ROOT => Parent::Root,
+                _ => index.get(&parent).map_or(Parent::Missing, at),
+            };
+            Segment { parent, bytes, last_use: micros(now) }
+        });
+        stored.chain(coming).collect()
+    }
+
+    fn remove(&self, listing: &mut Listing, indices: Vec<usize>) -> Result<Trimmed, String> {
+        let mut trimmed = Trimmed::default();
+        let mut gone = HashSet::new();
+        let mut refused = None;
+        for index in indices {
+            let file = &listing.files[index];
+            match self.disk.remove(file) {
+                Ok(()) => {
+                    trimmed.objects += 1;
+                    trimmed.bytes += file.bytes;
+                    gone.insert(index);
+                }
+                Err(error) => refused = Some(error),
+            }
+        }
+        let mut index = 0..;
+        listing.files.retain(|_| !index.next().is_some_and(|index| gone.contains(&index)));
+        refused.map_or(Ok(trimmed), |error| Err(self.failed("trimmed to its limit", &error)))
+    }
+
+    fn failed(&self, what: &str, error: &std::io::Error) -> String {
+        let folder = self.disk.folder(inventory::Folder::Segments);
+        format!("the folder {} cannot be {what}: {error}; check who may write there", folder.display())
+    }
+}
+
+impl Account {
+    fn has_room(&self, bytes: u64, limit: u64) -> bool {
+        self.bytes.saturating_add(bytes) <= limit && self.unseen.saturating_add(bytes) <= limit / UNSEEN_PART
+    }
+}
+
+fn micros(time: SystemTime) -> u64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests;
