@@ -194,11 +194,11 @@ impl Producer {
     /// `enqueued` are the turns that are in the queue.
     pub(crate) async fn remove_unused(&self, envelopes: &Envelopes, enqueued: &[TurnId]) {
         let unused = envelopes.references.iter().filter(|reference| !enqueued.contains(&reference.turn));
-        self.remove_objects(unused).await;
+        self.remove_objects(&unused.cloned().collect::<Vec<_>>()).await;
     }
 
     /// Removes objects that no turn needs any more. Without a store they stay, until `kv gc` collects them.
-    pub(crate) async fn remove_objects(&self, references: impl IntoIterator<Item = &PayloadReference>) {
+    pub(crate) async fn remove_objects(&self, references: &[PayloadReference]) {
         let Some(store) = &self.payloads else { return };
         stream::iter(references).for_each_concurrent(PUTS_AT_ONCE, |reference| store.remove(reference)).await;
     }

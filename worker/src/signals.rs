@@ -28,8 +28,8 @@ impl Signals {
     /// Takes signals from their default effects.
     pub fn listen() -> io::Result<Self> {
         // The two that programs define for themselves would end the process. A stray one must not cost a drain.
-        signal(SignalKind::user_defined1())?;
-        signal(SignalKind::user_defined2())?;
+        let _ = signal(SignalKind::user_defined1())?;
+        let _ = signal(SignalKind::user_defined2())?;
         let hangup = if hangup_is_ignored() { None } else { Some(signal(SignalKind::hangup())?) };
         let terminate = signal(SignalKind::terminate())?;
         Ok(Self { terminate, interrupt: signal(SignalKind::interrupt())?, hangup, orders: 0 })

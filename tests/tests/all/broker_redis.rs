@@ -54,6 +54,7 @@ async fn a_lone_turn_leaves_its_result_and_outcome_only_and_both_expire() {
         keys.events(),
         keys.counters(),
         keys.ended(),
+        keys.streams(),
     ]);
     expected.sort();
     assert_eq!(queue.dump().await.into_keys().collect::<Vec<_>>(), expected);

@@ -67,7 +67,8 @@ async fn fail_over(from: &RedisServer, to: &RedisServer, proxy: &Proxy) {
     proxy.lead_to(address);
 }
 
-#[tokio::test]
+// The proxy runs while the test waits for programs.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_failover_that_keeps_connections_open_is_noticed_by_everybody() {
     let _machine = machine::alone();
     let (primary, replica, proxy) = pair().await;
@@ -96,7 +97,7 @@ async fn a_failover_that_keeps_connections_open_is_noticed_by_everybody() {
     assert_eq!(worker.exited(), None);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_worker_that_starts_while_redis_loads_waits() {
     let _machine = machine::alone();
     let options = [
