@@ -35,7 +35,7 @@ pub struct Proxy {
 }
 
 struct Shared {
-    server: SocketAddr,
+    server: watch::Sender<SocketAddr>,
     hold: watch::Sender<Hold>,
     state: Mutex<State>,
     stop: CancellationToken,
@@ -56,7 +56,7 @@ impl Proxy {
         let address = listener.local_addr()?;
         let stop = CancellationToken::new();
         let shared = Arc::new(Shared {
-            server,
+            server: watch::Sender::new(server),
             hold: watch::Sender::new(Hold::Nothing),
             state: Mutex::default(),
             stop: stop.clone(),
@@ -91,6 +91,11 @@ impl Proxy {
             connection.cancel();
             true
         })
+    }
+
+    /// From now on connects whoever comes to another server; who is connected stays with the old one.
+    pub fn lead_to(&self, server: SocketAddr) {
+        self.shared.server.send_replace(server);
     }
 
     /// From now on holds back what `hold` says, and passes on the rest.
@@ -138,7 +143,8 @@ async fn listen(listener: TcpListener, shared: Arc<Shared>) {
 }
 
 async fn connect(client: TcpStream, shared: &Shared) -> io::Result<()> {
-    let server = TcpStream::connect(shared.server).await?;
+    let address = *shared.server.borrow();
+    let server = TcpStream::connect(address).await?;
     client.set_nodelay(true)?;
     server.set_nodelay(true)?;
     let (from_client, to_client) = client.into_split();
