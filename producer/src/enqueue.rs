@@ -2,9 +2,9 @@
 
 use turnmill_redis::steps::{DepthLimits, Enqueue, Enqueued};
 use turnmill_schema::keys::Keys;
-use turnmill_schema::{Turn, TurnId};
+use turnmill_schema::{EncodedTurn, Turn, TurnId};
 
-use crate::error::ProducerError;
+use crate::error::{Fate, ProducerError};
 use crate::new_turn::NewTurn;
 use crate::producer::Producer;
 
@@ -21,8 +21,9 @@ impl Producer {
 
     /// Enqueues turns; ids in the order given. Turns of one agent run in that order.
     ///
-    /// Nothing is written where one of them is invalid. After any other error some may have been enqueued:
-    /// use [`Producer::enqueue_prepared`] where the call must be repeatable.
+    /// Nothing is written if one of them is invalid. One call to Redis takes [`BATCH_TURNS`], all of them or none. If a later
+    /// call fails, the error is [`ProducerError::Partly`], which says what became of each turn. To repeat the call without
+    /// enqueueing turns twice, use [`Producer::enqueue_prepared`].
     pub async fn enqueue_batch(&self, turns: Vec<NewTurn>) -> Result<Vec<TurnId>, ProducerError> {
         let turns: Vec<Turn> = turns.into_iter().map(|turn| self.prepare(turn)).collect();
         self.enqueue_prepared(&turns).await
@@ -32,20 +33,36 @@ impl Producer {
     pub async fn enqueue_prepared(&self, turns: &[Turn]) -> Result<Vec<TurnId>, ProducerError> {
         turns.iter().try_for_each(Turn::validate)?;
         let mut envelopes = self.envelopes(turns).await?;
-        let mut ids: Vec<TurnId> = turns.iter().map(|turn| turn.id).collect();
+        let mut fates = vec![Fate::NotEnqueued; turns.len()];
         for keys in self.queue.all_keys() {
             let places: Vec<usize> =
                 (0..turns.len()).filter(|i| turns[*i].id.shard() == keys.shard()).collect();
             for places in places.chunks(BATCH_TURNS) {
                 let stored = places.iter().map(|i| (&turns[*i], std::mem::take(&mut envelopes.bytes[*i])));
-                let enqueued = self.enqueue_step(&keys, stored.collect()).await?;
-                for (place, id) in places.iter().zip(enqueued) {
-                    ids[*place] = id;
+                match self.enqueue_step(&keys, stored.collect()).await {
+                    Ok(ids) => ids.iter().zip(places).for_each(|(id, i)| fates[*i] = Fate::Enqueued(*id)),
+                    Err(error) => {
+                        let these = error.fates(places.len());
+                        these.iter().zip(places).for_each(|(fate, i)| fates[*i] = *fate);
+                        return Err(error.after(fates));
+                    }
                 }
             }
         }
+        let ids: Vec<TurnId> = fates.iter().filter_map(Fate::enqueued).collect();
         self.remove_unused(&envelopes, &ids).await;
         Ok(ids)
+    }
+
+    /// Whether the turn could be enqueued, as far as that can be said without Redis: [`Turn::validate`], and its size.
+    pub fn check(&self, turn: &Turn) -> Result<(), ProducerError> {
+        turn.validate()?;
+        match EncodedTurn::new(turn)? {
+            EncodedTurn::Large { reference, .. } if self.payloads.is_none() => {
+                Err(ProducerError::NoStore { turn: reference.turn, bytes: reference.bytes })
+            }
+            _ => Ok(()),
+        }
     }
 
     fn depth_limits(&self) -> DepthLimits {
@@ -63,6 +80,10 @@ impl Producer {
             Enqueued::Full { tenant, open, limit, retry_after } => {
                 let queue = self.queue.name.to_string();
                 Err(ProducerError::QueueFull { queue, tenant, open, limit, retry_after })
+            }
+            Enqueued::Conflict { place, first } => {
+                let turn = step.turns.get(place).map_or(first, |(turn, _)| turn.id);
+                Err(ProducerError::KeyTaken { turn, first })
             }
             Enqueued::Done(ids) if ids.len() == step.turns.len() => {
                 Ok(ids.into_iter().map(|(id, _)| id).collect())

@@ -7,9 +7,42 @@ use turnmill_schema::agent_file::AgentFileError;
 use turnmill_schema::envelope::{EnvelopeError, MAX_INLINE_BYTES};
 use turnmill_schema::{InvalidTurn, TurnId};
 
+/// What became of a turn in a call of many that failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// It is in the queue, under this id.
+    Enqueued(TurnId),
+    /// Redis did not say. Enqueueing the prepared turn again, with the same id, is safe.
+    Unknown,
+    /// It is not in the queue.
+    NotEnqueued,
+}
+
+impl Fate {
+    /// The id in the queue, if the turn is there.
+    pub fn enqueued(&self) -> Option<TurnId> {
+        match self {
+            Self::Enqueued(id) => Some(*id),
+            Self::Unknown | Self::NotEnqueued => None,
+        }
+    }
+}
+
 /// Errors of [`crate::Producer`].
 #[derive(Debug, thiserror::Error)]
 pub enum ProducerError {
+    /// A time in the settings is out of bounds.
+    #[error("{name} is {value:?}; it must be from {least:?} to {most:?} (ten years)")]
+    InvalidSetting {
+        /// Its field in [`crate::ProducerSettings`].
+        name: &'static str,
+        /// What was given.
+        value: Duration,
+        /// The least that is allowed.
+        least: Duration,
+        /// The most.
+        most: Duration,
+    },
     /// The address is not one of a Redis, or the file of authorities is of no use.
     #[error("{0}")]
     InvalidUrl(String),
@@ -19,7 +52,7 @@ pub enum ProducerError {
     Queue(#[from] Fault),
     /// The queue, or the tenant's share of it, holds as many turns as it may.
     #[error(
-        "queue full; retry after {} ms: {} has {open} open turns of at most {limit}; nothing was written",
+        "queue full; retry after {} ms: {} has {open} open turns of at most {limit}",
         retry_after.as_millis(), whose(queue, tenant.as_deref())
     )]
     QueueFull {
@@ -33,6 +66,24 @@ pub enum ProducerError {
         limit: u64,
         /// When there should be room, at the pace at which turns ended lately.
         retry_after: Duration,
+    },
+    /// Another turn was enqueued under the idempotency key.
+    #[error(
+        "turn {turn} has the idempotency key of turn {first}, which asks for something else; give it another key, or ask the same"
+    )]
+    KeyTaken {
+        /// The turn that is not in the queue.
+        turn: TurnId,
+        /// The one that is.
+        first: TurnId,
+    },
+    /// Some turns of a call of many are in the queue and others are not.
+    #[error("{}: {source}", partly(fates))]
+    Partly {
+        /// What became of each turn, in the order given.
+        fates: Vec<Fate>,
+        /// Why the others are not in the queue.
+        source: Box<ProducerError>,
     },
     /// The turn can never run.
     #[error(transparent)]
@@ -51,7 +102,7 @@ pub enum ProducerError {
     },
     /// The turn is too large for Redis, and there is no other place for it.
     #[error(
-        "turn {turn} has {bytes} bytes; with more than {MAX_INLINE_BYTES} it goes through an object store, and none is \
+        "the turn has {bytes} bytes; with more than {MAX_INLINE_BYTES} it goes through an object store, and none is \
          named: give --store or set TURNMILL_STORE, or send less text"
     )]
     NoStore {
@@ -185,6 +236,17 @@ fn shown(history: &[TurnId]) -> String {
     }
 }
 
+/// How many turns had which fate.
+fn partly(fates: &[Fate]) -> String {
+    let count = |of: fn(&Fate) -> bool| fates.iter().filter(|fate| of(fate)).count();
+    let enqueued = count(|fate| matches!(fate, Fate::Enqueued(_)));
+    let unknown = match count(|fate| *fate == Fate::Unknown) {
+        0 => String::new(),
+        unknown => format!(", {unknown} may be"),
+    };
+    format!("{enqueued} of {} turns are in the queue{unknown}; the others are not", fates.len())
+}
+
 fn whose(queue: &str, tenant: Option<&str>) -> String {
     match tenant {
         Some(tenant) => format!("tenant {tenant} of queue {queue}"),
@@ -193,6 +255,23 @@ fn whose(queue: &str, tenant: Option<&str>) -> String {
 }
 
 impl ProducerError {
+    /// What became of the turns of a call of so many that ended with this error.
+    pub fn fates(&self, turns: usize) -> Vec<Fate> {
+        match self {
+            Self::Partly { fates, .. } => fates.clone(),
+            // The command may have arrived; only its answer is missing.
+            Self::Queue(Fault::Unreachable { .. } | Fault::Unreadable { .. }) | Self::Unreadable { .. } => {
+                vec![Fate::Unknown; turns]
+            }
+            _ => vec![Fate::NotEnqueued; turns],
+        }
+    }
+
+    /// This error, of a call in which turns had these fates.
+    pub(crate) fn after(self, fates: Vec<Fate>) -> Self {
+        if fates == self.fates(fates.len()) { self } else { Self::Partly { fates, source: Box::new(self) } }
+    }
+
     /// Whether Redis is away, or is not the queue's now: whoever asks it anything is told the same.
     pub fn is_outage(&self) -> bool {
         matches!(self, Self::Queue(fault) if fault.is_outage())
@@ -201,6 +280,7 @@ impl ProducerError {
     /// Retry, reject or stop. Enqueueing again needs an idempotency key, or prepared turns, to be safe.
     pub fn advice(&self) -> Advice {
         match self {
+            Self::Partly { source, .. } => source.advice(),
             Self::Queue(fault) => fault.advice(),
             Self::QueueFull { .. } => Advice::Retry,
             Self::Store { .. } | Self::KvStore { .. } => Advice::Retry,
@@ -213,7 +293,8 @@ impl ProducerError {
             Self::OtherTenant { .. } | Self::AgentFile(_) => Advice::Reject,
             Self::File(_) => Advice::Stop,
             Self::AgentBusy { .. } | Self::HistoryChanged { .. } => Advice::Retry,
-            Self::InvalidUrl(_) | Self::Unreadable { .. } => Advice::Stop,
+            Self::InvalidUrl(_) | Self::InvalidSetting { .. } | Self::Unreadable { .. } => Advice::Stop,
+            Self::KeyTaken { .. } => Advice::Reject,
         }
     }
 }

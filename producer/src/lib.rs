@@ -32,18 +32,21 @@ mod new_turn;
 pub mod operate;
 mod payload;
 mod producer;
+mod redis_url;
 mod settings;
 mod turn_result;
+mod wait_many;
 
 pub use turnmill_redis::{Advice, Fault};
 pub use turnmill_schema as schema;
 pub use turnmill_schema::{InvalidStreamId, StreamId};
 
 pub use enqueue::BATCH_TURNS;
-pub use error::ProducerError;
+pub use error::{Fate, ProducerError};
 pub use follow::Followed;
 pub use lag::{Lag, PriorityLag};
 pub use new_turn::NewTurn;
 pub use producer::Producer;
 pub use settings::ProducerSettings;
 pub use turn_result::{Reply, TurnResult};
+pub use wait_many::WaitMany;

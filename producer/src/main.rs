@@ -6,15 +6,16 @@ mod top;
 use std::io::IsTerminal;
 use std::process::ExitCode;
 
-use clap::Parser;
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
-    let cli = cli::Cli::parse();
+    let cli = cli::Cli::read();
     if !(cli.takes_over() && std::io::stderr().is_terminal()) {
         log_to_stderr();
     }
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+    // Connections are attended to on a thread of their own: printing stops this one if nobody reads for a while.
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    let runtime = match builder.worker_threads(1).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return cli::Exit::Output(error).report(),
     };
@@ -30,5 +31,7 @@ fn main() -> ExitCode {
 /// Warnings, such as a lost connection, unless RUST_LOG says otherwise.
 fn log_to_stderr() {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("turnmill=warn"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().init();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time();
+    // Its own way of saying that stderr is closed panics.
+    log.log_internal_errors(false).init();
 }

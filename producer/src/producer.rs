@@ -8,6 +8,7 @@ use crate::error::ProducerError;
 use crate::follow::Waiters;
 use crate::new_turn::NewTurn;
 use crate::payload::PayloadStore;
+use crate::redis_url;
 use crate::settings::ProducerSettings;
 
 /// A producer of one tenant for one queue. Cheap to clone; clones share its few connections.
@@ -21,11 +22,14 @@ pub struct Producer {
 }
 
 impl Producer {
-    /// Connects to `url` (`redis://[user:password@]host[:port][/database]`, `rediss://` for TLS, `unix://`).
+    /// Connects to `url` (`redis://[user:password@]host[:port][/database]`, `rediss://` for TLS, `unix://`; `valkey://` and
+    /// `valkeys://` mean the same). Characters of user and password that have a meaning in URLs are percent-encoded.
     ///
     /// Fails at once if Redis cannot be reached, is older than 7.0, may evict what it holds or is a replica, and if the store of
     /// `settings` is none.
     pub async fn connect(url: &str, settings: ProducerSettings) -> Result<Self, ProducerError> {
+        settings.validate()?;
+        redis_url::check(url)?;
         let payloads = payloads(&settings)?;
         let connection = Connection::open(url, &settings).await?;
         Ok(Self::of(connection, payloads, settings))
@@ -33,6 +37,8 @@ impl Producer {
 
     /// Connects, and takes the server as it is.
     pub(crate) async fn reach(url: &str, settings: ProducerSettings) -> Result<Self, ProducerError> {
+        settings.validate()?;
+        redis_url::check(url)?;
         let payloads = payloads(&settings)?;
         let connection = Connection::reach(url, &settings).await?;
         Ok(Self::of(connection, payloads, settings))

@@ -5,6 +5,11 @@ use std::time::Duration;
 
 use turnmill_schema::Name;
 
+use crate::error::ProducerError;
+
+/// Longest time that a setting may be. Longer ones are mistakes in the unit, and clocks and scripts could not add them up.
+const LONGEST: Duration = Duration::from_secs(10 * 366 * 24 * 3600);
+
 /// Open turns of a shard, unless set: at 8 KB a turn, less than a gigabyte.
 const MAX_DEPTH: u64 = 100_000;
 
@@ -54,5 +59,56 @@ impl ProducerSettings {
             outcome_ttl: Duration::from_secs(24 * 3600),
             ca_file: None,
         }
+    }
+
+    /// Refuses times out of bounds.
+    pub(crate) fn validate(&self) -> Result<(), ProducerError> {
+        let shortest = Duration::from_millis(1);
+        for (name, value, least) in [
+            ("response_timeout", self.response_timeout, shortest),
+            ("retry_for", self.retry_for, Duration::ZERO),
+            ("block", self.block, shortest),
+            ("result_ttl", self.result_ttl, shortest),
+            ("outcome_ttl", self.outcome_ttl, shortest),
+        ] {
+            if !(least..=LONGEST).contains(&value) {
+                return Err(ProducerError::InvalidSetting { name, value, least, most: LONGEST });
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::Producer;
+
+    fn settings(times: [Duration; 5]) -> ProducerSettings {
+        let name = || Name::new("default").expect("a name");
+        let [response_timeout, retry_for, block, result_ttl, outcome_ttl] = times;
+        let settings = ProducerSettings::new(name(), name());
+        ProducerSettings { response_timeout, retry_for, block, result_ttl, outcome_ttl, ..settings }
+    }
+
+    proptest! {
+        #[test]
+        fn times_that_are_taken_can_be_added_up(seconds: [u64; 5], shift in 0_u32..64) {
+            let times = seconds.map(|seconds| Duration::from_secs(seconds >> shift));
+            match settings(times).validate() {
+                Ok(()) => prop_assert!(Instant::now().checked_add(times.iter().sum()).is_some()),
+                Err(error) => prop_assert!(error.to_string().contains("; it must be from "), "{}", error),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn connecting_refuses_times_without_end() {
+        let error = Producer::connect("redis://127.0.0.1:1", settings([Duration::MAX; 5])).await;
+        assert!(matches!(error, Err(ProducerError::InvalidSetting { name: "response_timeout", .. })));
     }
 }

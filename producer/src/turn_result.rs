@@ -1,7 +1,5 @@
 //! A turn's whole result, put together from its events.
 
-use futures::Stream;
-use futures::stream::FuturesUnordered;
 use serde::Serialize;
 use turnmill_schema::{
     AgentId, Delta, End, Event, FinishReason, Name, Outcome, Timing, TokenLogprobs, TurnId, Usage,
@@ -85,13 +83,5 @@ impl Producer {
             }
         }
         Err(ProducerError::UnknownTurn { turn, queue: self.queue.name.to_string() })
-    }
-
-    /// Waits for the ends of many turns: their results as they end, each with its turn.
-    pub fn wait_many(
-        &self,
-        turns: Vec<TurnId>,
-    ) -> impl Stream<Item = (TurnId, Result<TurnResult, ProducerError>)> + Send + use<'_> {
-        turns.into_iter().map(async |turn| (turn, self.wait(turn).await)).collect::<FuturesUnordered<_>>()
     }
 }

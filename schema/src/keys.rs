@@ -210,6 +210,17 @@ impl Keys {
         format!("{}:sweep-cursor", self.prefix)
     }
 
+    /// Sorted set: result streams of ended turns that Redis still keeps, each with its bytes, by when they go.
+    pub fn streams(&self) -> String {
+        format!("{}:streams", self.prefix)
+    }
+
+    /// Sorted set: turns with a deadline that have not ended, each with its agent and its [`BacklogEntry`], by their deadlines
+    /// in Unix milliseconds. See [`DeadlineEntry`].
+    pub fn deadlines(&self) -> String {
+        format!("{}:deadlines", self.prefix)
+    }
+
     /// String, in shard 0 only: who removes garbage from the object store just now; expires.
     pub fn collector(&self) -> String {
         format!("{}:collector", self.prefix)
@@ -315,28 +326,45 @@ impl fmt::Display for BacklogEntry {
     }
 }
 
-/// An entry of the list of ended turns. Written `<turn> <ended_ms> <bytes> <idempotency name or ->`.
+/// A turn with a deadline: its agent, and its place in the backlog. Written `<agent> <backlog entry>`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeadlineEntry {
+    /// Whose turn it is.
+    pub agent: AgentId,
+    /// Its place.
+    pub entry: BacklogEntry,
+}
+
+impl DeadlineEntry {
+    /// Reads an entry; none if `text` is not one.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (agent, entry) = text.split_once(' ')?;
+        Some(Self { agent: AgentId::from_wire(agent.to_owned()), entry: BacklogEntry::parse(entry)? })
+    }
+}
+
+/// An entry of the list of ended turns. Written `<turn> <ended_ms> <bytes of its hash> <bytes of its results>`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EndedEntry {
     /// The turn.
     pub turn: TurnId,
     /// When it ended, in Unix milliseconds by Redis's clock.
     pub ended_ms: u64,
-    /// What it takes, roughly.
-    pub bytes: u64,
-    /// Its idempotency key with its tenant, where it has one.
-    pub idempotency: Option<String>,
+    /// What its outcome takes, in bytes.
+    pub turn_bytes: u64,
+    /// What its result stream takes until that goes, in bytes.
+    pub stream_bytes: u64,
 }
 
 impl EndedEntry {
-    /// Reads an entry; none where `text` is not one.
+    /// Reads an entry; none if `text` is not one.
     pub fn parse(text: &str) -> Option<Self> {
         let mut parts = text.split(' ');
         let entry = Self {
             turn: parts.next()?.parse().ok()?,
             ended_ms: parts.next()?.parse().ok()?,
-            bytes: parts.next()?.parse().ok()?,
-            idempotency: Some(parts.next()?).filter(|name| *name != "-").map(str::to_owned),
+            turn_bytes: parts.next()?.parse().ok()?,
+            stream_bytes: parts.next()?.parse().ok()?,
         };
         parts.next().is_none().then_some(entry)
     }
@@ -424,8 +452,11 @@ mod tests {
             assert_eq!(BacklogEntry::parse(&format!("{id} {text}")), None);
         }
         assert_eq!(BacklogEntry::parse("nonsense batch 5 0 -"), None);
-        let ended = EndedEntry { turn, ended_ms: 7, bytes: 900, idempotency: None };
-        assert_eq!(EndedEntry::parse(&format!("{id} 7 900 -")), Some(ended));
-        assert_eq!(EndedEntry::parse(&format!("{id} 7 -")), None);
+        let ended = EndedEntry { turn, ended_ms: 7, turn_bytes: 900, stream_bytes: 4000 };
+        assert_eq!(EndedEntry::parse(&format!("{id} 7 900 4000")), Some(ended));
+        assert_eq!(EndedEntry::parse(&format!("{id} 7 900")), None);
+        let deadline = DeadlineEntry::parse(&format!("t/a {id} batch 5 0 -")).expect("an entry");
+        assert_eq!((deadline.agent.as_str(), deadline.entry.turn), ("t/a", turn));
+        assert_eq!(DeadlineEntry::parse("t/a nonsense"), None);
     }
 }

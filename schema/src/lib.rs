@@ -9,12 +9,14 @@
 //! * [`envelope`]: version byte + MessagePack, the form in which all of the above are stored.
 //! * [`payload`]: turns too large for Redis, and the references that stand in their place.
 //! * [`trace_context`], [`request_id`]: what ties a turn to what happened before it, in traces and logs.
+//! * [`environment`]: every variable that a program reads.
 //! * [`keys`]: every Redis key, stream, group and field name.
 //! * [`stream_id`]: where an entry stands in a stream.
 //! * [`worker_status`]: what a worker says of itself in the registry.
 
 pub mod agent_file;
 pub mod envelope;
+pub mod environment;
 pub mod event;
 pub mod ids;
 pub mod keys;
@@ -36,5 +38,5 @@ pub use request_id::RequestId;
 pub use stream_id::{InvalidStreamId, StreamId};
 pub use trace_context::{TraceParent, TraceState};
 pub use transcript::{History, TranscriptEntry};
-pub use turn::{InvalidTurn, Message, Priority, Role, Sampling, Turn};
+pub use turn::{END_OF_TIME_MS, InvalidTurn, Message, Priority, Role, Sampling, Turn};
 pub use worker_status::WorkerStatus;

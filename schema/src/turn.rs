@@ -132,6 +132,9 @@ impl Default for Sampling {
     }
 }
 
+/// Times in a turn are before this: 2200-01-01, in Unix milliseconds. A later one is a mistake in the unit, and scripts count
+/// exactly up to 2^53.
+pub const END_OF_TIME_MS: u64 = 7_258_118_400_000;
 /// Most alternatives that [`Sampling::logprobs`] may ask for (OpenAI's limit).
 pub const MAX_LOGPROBS: u8 = 20;
 /// Most stop strings a turn may have.
@@ -220,6 +223,14 @@ pub enum InvalidTurn {
         /// Given `max_tokens`.
         max: u32,
     },
+    /// A time is so far away that its unit must be wrong.
+    #[error("{field} is {value_ms}; it must be in Unix milliseconds and before the year 2200")]
+    TooLate {
+        /// The field's name in [`Turn`].
+        field: &'static str,
+        /// What was given.
+        value_ms: u64,
+    },
     /// An empty stop string would end every reply at once.
     #[error("a stop string is empty; leave it out")]
     EmptyStop,
@@ -251,6 +262,16 @@ impl Turn {
         self.request_id.clone().unwrap_or_else(|| self.id.into())
     }
 
+    /// Sixteen hexadecimal digits of what is asked: equal for turns that ask the same of the same agent, whenever and under
+    /// whatever id. A turn that comes again under its idempotency key is told from another one by it. BLAKE3 of the agent,
+    /// the messages and how to sample, as MessagePack.
+    pub fn asked_digest(&self) -> String {
+        let asked = (&self.agent, &self.messages, self.new_session, &self.sampling, self.priority);
+        // What cannot be encoded is not enqueued either.
+        let bytes = rmp_serde::to_vec(&asked).unwrap_or_default();
+        blake3::hash(&bytes).to_hex()[..16].to_owned()
+    }
+
     /// Whose backlog the turn waits in.
     pub fn agent_id(&self) -> AgentId {
         match &self.agent {
@@ -263,6 +284,11 @@ impl Turn {
     pub fn validate(&self) -> Result<(), InvalidTurn> {
         if self.messages.is_empty() {
             return Err(InvalidTurn::NoMessages);
+        }
+        for (field, time) in [("deadline_ms", self.deadline_ms), ("not_before_ms", self.not_before_ms)] {
+            if let Some(value_ms) = time.filter(|ms| *ms >= END_OF_TIME_MS) {
+                return Err(InvalidTurn::TooLate { field, value_ms });
+            }
         }
         self.sampling.validate()
     }
@@ -325,6 +351,22 @@ mod tests {
     #[test]
     fn defaults_are_valid() {
         assert_eq!(Sampling::default().validate(), Ok(()));
+    }
+
+    #[test]
+    fn times_are_before_2200() {
+        let tenant = || Name::new("default").expect("valid");
+        let turn = || Turn::new(TurnId::new(0), tenant(), vec![Message::new(Role::User, "hi")]);
+        for (ms, valid) in [(0, true), (END_OF_TIME_MS - 1, true), (END_OF_TIME_MS, false), (u64::MAX, false)]
+        {
+            let (mut early, mut late) = (turn(), turn());
+            (early.not_before_ms, late.deadline_ms) = (Some(ms), Some(ms));
+            for (turn, field) in [(early, "not_before_ms"), (late, "deadline_ms")] {
+                let refused = turn.validate().err().map(|error| error.to_string());
+                assert_eq!(refused.is_none(), valid, "{refused:?}");
+                assert!(refused.is_none_or(|said| said.starts_with(&format!("{field} is {ms}; "))));
+            }
+        }
     }
 
     #[test]

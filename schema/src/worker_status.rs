@@ -21,11 +21,18 @@ pub struct WorkerStatus {
     pub capacity: u64,
     /// Free share of its block pool, in percent.
     pub headroom_percent: u64,
+    /// How often it says so, in milliseconds; 0: it does not tell.
+    pub beat_ms: u64,
 }
 
 impl WorkerStatus {
+    /// Whether a worker that was last heard of so many milliseconds ago has missed two of its beats.
+    pub fn is_silent(&self, heard_ms: u64) -> bool {
+        self.beat_ms > 0 && heard_ms > self.beat_ms.saturating_mul(5) / 2
+    }
+
     /// Fields of the worker's hash.
-    pub fn to_fields(&self) -> [(&'static str, String); 8] {
+    pub fn to_fields(&self) -> [(&'static str, String); 9] {
         [
             ("name", self.name.clone()),
             ("state", self.state.clone()),
@@ -35,6 +42,7 @@ impl WorkerStatus {
             ("running", self.running.to_string()),
             ("capacity", self.capacity.to_string()),
             ("headroom_percent", self.headroom_percent.to_string()),
+            ("beat_ms", self.beat_ms.to_string()),
         ]
     }
 
@@ -51,6 +59,7 @@ impl WorkerStatus {
             running: number("running"),
             capacity: number("capacity"),
             headroom_percent: number("headroom_percent"),
+            beat_ms: number("beat_ms"),
         }
     }
 }
@@ -70,6 +79,7 @@ mod tests {
             running: 2,
             capacity: 3,
             headroom_percent: 4,
+            beat_ms: 5,
         };
         let fields = status.to_fields().map(|(name, value)| (name.to_owned(), value));
         assert_eq!(WorkerStatus::from_fields(&fields.into()), status);

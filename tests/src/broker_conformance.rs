@@ -3,6 +3,7 @@
 //!
 //! Nothing here knows how a queue is stored. Leases are short, and every wait is for a condition.
 
+mod hands;
 mod manifests;
 mod operators;
 mod waiting;
@@ -11,14 +12,15 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::time::{Duration, Instant};
 
-use turnmill_schema::scripts::{AgentAction, DepthLimits};
+use turnmill_redis::steps::{AgentAction, DepthLimits};
 use turnmill_schema::{
     AgentId, Begin, DeadReason, Delta, End, Event, FinishReason, Message, Name, Outcome, Priority, Role,
     StoredTurn, Timing, TranscriptEntry, Turn, TurnId, Usage,
 };
-use turnmill_worker::broker::memory::{Acted, Cancelled, DeadLetter, QueueFull};
+use turnmill_worker::broker::memory::{Acted, Cancelled, DeadLetter, NotEnqueued, QueueFull};
 use turnmill_worker::broker::{Advice, Broker, BrokerError, Claim, Ending, Lease, QueueCounts, Ticket};
 
+pub use hands::*;
 pub use manifests::*;
 pub use operators::*;
 pub use waiting::*;
@@ -48,6 +50,9 @@ impl Default for WorkerLimits {
 }
 
 /// A fresh queue of one shard, seen from outside of the [`Broker`] port: as producers, readers and operators see it.
+///
+/// When it is dropped, it checks that nothing is left which belongs to nobody: no ticket or lease in a worker's hands, and, once
+/// every open turn is cancelled, no entry of a ready stream and no index entry.
 pub trait TestQueue: Send + Sync + 'static {
     /// The adapter under test.
     type Broker: Broker;
@@ -65,7 +70,7 @@ pub trait TestQueue: Send + Sync + 'static {
         &self,
         turns: &[Turn],
         limits: DepthLimits,
-    ) -> impl Future<Output = Result<Vec<TurnId>, QueueFull>> + Send;
+    ) -> impl Future<Output = Result<Vec<TurnId>, NotEnqueued>> + Send;
 
     /// What a reader of the turn's results sees.
     fn events(&self, turn: TurnId) -> impl Future<Output = Vec<Event>> + Send;
@@ -124,6 +129,10 @@ macro_rules! broker_conformance {
             a_tenant_has_a_depth_of_its_own
             a_worker_may_go_on_with_its_agent
             a_worker_that_dies_as_it_continues_strands_nobody
+            nobody_starves_behind_a_hot_agent
+            a_deadline_holds_while_a_turn_waits
+            what_is_dropped_comes_back_to_a_lone_worker
+            a_renewal_while_a_turn_ends_loses_nothing
             a_short_reply_is_kept_with_its_outcome
             renewing_keeps_leases
             a_waiting_turn_is_cancelled_at_once
@@ -214,33 +223,59 @@ pub async fn enqueue<Q: TestQueue>(queue: &Q, turns: &[Turn]) -> Vec<TurnId> {
     queue.enqueue(turns, ROOM).await.expect("the queue has room")
 }
 
+/// Which limit refused turns.
+fn full(refused: Result<Vec<TurnId>, NotEnqueued>) -> QueueFull {
+    match refused {
+        Err(NotEnqueued::Full(full)) => full,
+        other => panic!("expected no room, not {other:?}"),
+    }
+}
+
 /// Reads one ticket and leases it.
 pub async fn claim<B: Broker>(broker: &B) -> Claim {
     let ticket = read_one(broker).await;
     broker.lease(&ticket).await.expect("the lease is answered").expect("the ticket is ours")
 }
 
-/// Waits for one ticket.
+/// Waits for one ticket; meanwhile it promotes agents, as a worker does on a timer.
 pub async fn read_one<B: Broker>(broker: &B) -> Ticket {
-    let patience = Instant::now() + PATIENCE;
-    loop {
-        if let Some(ticket) = broker.read(1).await.expect("the read is answered").pop() {
-            return ticket;
+    let read = async {
+        loop {
+            if let Some(ticket) = broker.read(1).await.expect("the read is answered").pop() {
+                return ticket;
+            }
         }
-        assert!(Instant::now() < patience, "no ticket came");
+    };
+    tokio::select! {
+        ticket = tokio::time::timeout(PATIENCE, read) => ticket.expect("a ticket comes"),
+        () = promote(broker) => unreachable!("promoting has no end"),
     }
 }
 
-/// Waits until a ticket of a silent worker can be taken over.
-pub async fn reclaim_one<B: Broker>(broker: &B) -> Ticket {
+/// Promotes agents for as long as it is polled.
+pub async fn promote<B: Broker>(broker: &B) {
+    loop {
+        let look_again = broker.promote().await.expect("promoting is answered");
+        tokio::time::sleep(look_again).await;
+    }
+}
+
+/// Waits until agents of silent workers are runnable again; how many.
+pub async fn reclaim<B: Broker>(broker: &B) -> u64 {
     let patience = Instant::now() + PATIENCE;
     loop {
-        if let Some(ticket) = broker.reclaim(1).await.expect("the reclaim is answered").pop() {
-            return ticket;
+        match broker.reclaim().await.expect("the reclaim is answered") {
+            0 => assert!(Instant::now() < patience, "nothing could be reclaimed"),
+            reclaimed => return reclaimed,
         }
-        assert!(Instant::now() < patience, "nothing could be reclaimed");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+/// Waits until agents of silent workers are runnable again, and reads the ticket of one.
+pub async fn reclaim_one<B: Broker>(broker: &B) -> Ticket {
+    reclaim(broker).await;
+    read_one(broker).await
 }
 
 async fn take_over<B: Broker>(broker: &B) -> Claim {
@@ -250,7 +285,7 @@ async fn take_over<B: Broker>(broker: &B) -> Claim {
 
 async fn finish<B: Broker>(broker: &B, lease: &Lease, published: u32) {
     let next = broker.finish(lease, &ending(published, Outcome::Completed)).await.expect("the turn ends");
-    assert_eq!(next, None, "nobody asked to continue");
+    assert!(next.is_none(), "nobody asked to continue");
 }
 
 fn is_fenced<T: std::fmt::Debug>(result: Result<T, BrokerError>) -> bool {
@@ -258,6 +293,16 @@ fn is_fenced<T: std::fmt::Debug>(result: Result<T, BrokerError>) -> bool {
         Err(e @ BrokerError::Fenced { .. }) => e.advice() == Advice::Reject,
         other => panic!("expected Fenced, not {other:?}"),
     }
+}
+
+/// What tells a lease from any other.
+fn fence(lease: &Lease) -> (TurnId, u64, u32) {
+    (lease.turn, lease.epoch, lease.attempt)
+}
+
+/// Sends a call and does not wait for its answer, as if that got lost. Some: it was answered at once.
+async fn unheard<T>(call: impl Future<Output = T>) -> Option<T> {
+    futures::FutureExt::now_or_never(call)
 }
 
 fn ends(events: &[Event]) -> Vec<&End> {
@@ -323,16 +368,17 @@ pub async fn a_lease_taken_over_fences_the_old_worker<Q: TestQueue>(queue: &Q) {
     let fresh = take_over(&new).await;
     let before = queue.events(id).await;
 
+    assert!(!stale.lease.is_lost(), "nobody told it");
+    old.renew().await.expect("answered");
+    assert!(stale.lease.is_lost());
     assert!(is_fenced(old.append(&stale.lease, &delta(1, &[9])).await));
     assert!(is_fenced(old.append(&stale.lease, &delta(1, &[9])).await));
     assert!(is_fenced(old.finish(&stale.lease, &ending(1, Outcome::Failed)).await));
     assert!(is_fenced(old.requeue(&stale.lease, None).await));
-    let renewal = old.renew(std::slice::from_ref(&stale.lease), &[]).await.expect("answered");
-    assert_eq!(renewal.lost, [id]);
     assert_eq!(queue.events(id).await, before);
 
-    let renewal = new.renew(std::slice::from_ref(&fresh.lease), &[]).await.expect("answered");
-    assert_eq!(renewal.lost, []);
+    new.renew().await.expect("answered");
+    assert!(!fresh.lease.is_lost());
     finish(&new, &fresh.lease, 1).await;
     assert!(is_fenced(old.append(&stale.lease, &delta(1, &[9])).await));
     assert!(is_fenced(old.finish(&stale.lease, &ending(1, Outcome::Failed)).await));
@@ -370,7 +416,7 @@ pub async fn a_crashed_turn_resumes_after_its_last_token<Q: TestQueue>(queue: &Q
     second.append(&resumed.lease, &delta(3, &[13])).await.expect("appended");
     finish(&second, &resumed.lease, 4).await;
     let begin = |claim: &Claim, resume_from, worker: &str| {
-        let Lease { epoch, attempt, .. } = claim.lease;
+        let Lease { epoch, attempt, .. } = *claim.lease;
         Event::Begin(Begin { epoch, resume_from, attempt, worker: worker.into() })
     };
     let expected = [
@@ -391,7 +437,7 @@ pub async fn lease_and_finish_may_be_repeated<Q: TestQueue>(queue: &Q) {
     let ticket = read_one(&broker).await;
     let first = broker.lease(&ticket).await.expect("answered").expect("ours");
     let again = broker.lease(&ticket).await.expect("answered").expect("ours");
-    assert_eq!(first.lease, again.lease);
+    assert_eq!(fence(&first.lease), fence(&again.lease));
     assert_eq!(
         [first.earlier_epoch, again.earlier_epoch],
         [None; 2],
@@ -574,7 +620,10 @@ pub async fn enqueueing_again_returns_the_first_turn<Q: TestQueue>(queue: &Q) {
     let keyed = |content| Turn { idempotency_key: Name::new("k").ok(), ..turn(Some("a"), content) };
     let first = keyed("1");
     assert_eq!(enqueue(queue, std::slice::from_ref(&first)).await, [first.id]);
-    assert_eq!(enqueue(queue, &[keyed("1 again"), keyed("and again")]).await, [first.id, first.id]);
+    assert_eq!(enqueue(queue, &[keyed("1"), keyed("1")]).await, [first.id, first.id]);
+    // Another question is not the same turn again.
+    let other = queue.enqueue(&[turn(Some("b"), "1"), keyed("2")], ROOM).await;
+    assert_eq!(other, Err(NotEnqueued::Conflict { place: 1, first: first.id }));
     let other_tenant = Turn { tenant: Name::new("other").expect("a name"), ..keyed("1") };
     assert_eq!(enqueue(queue, std::slice::from_ref(&other_tenant)).await, [other_tenant.id]);
     let plain = turn(Some("b"), "1");
@@ -584,7 +633,7 @@ pub async fn enqueueing_again_returns_the_first_turn<Q: TestQueue>(queue: &Q) {
     let running = claim(&broker).await;
     finish(&broker, &running.lease, 0).await;
     assert_eq!(running.lease.turn, first.id);
-    assert_eq!(enqueue(queue, &[keyed("once more")]).await, [first.id]);
+    assert_eq!(enqueue(queue, &[keyed("1")]).await, [first.id]);
     assert_eq!(broker.counts().await.expect("counted").open(), 2);
 }
 
@@ -595,7 +644,7 @@ pub async fn a_full_queue_takes_nothing<Q: TestQueue>(queue: &Q) {
     assert!(queue.enqueue(&turns, room_for(2)).await.is_ok());
     let more = [turn(Some("b"), "1"), turn(Some("c"), "1")];
     for (turns, limit) in [(&more[..1], 2), (&more[..], 3)] {
-        let full = queue.enqueue(turns, room_for(limit)).await.expect_err("there is no room");
+        let full = full(queue.enqueue(turns, room_for(limit)).await);
         assert_eq!((full.tenant, full.open, full.limit), (None, 2, limit));
         assert!(full.retry_after_ms > 0);
     }
@@ -614,9 +663,10 @@ pub async fn reads_keep_to_their_room_and_take_interactive_first<Q: TestQueue>(q
     enqueue(queue, &[batch("a"), batch("b"), turn(Some("c"), "1"), turn(Some("d"), "1")]).await;
     assert_eq!(broker.read(0).await.expect("answered"), []);
     let read = broker.read(3).await.expect("answered");
-    let priorities: Vec<Priority> = read.iter().map(|ticket| ticket.priority).collect();
+    let priorities: Vec<Priority> = read.iter().map(|ticket| ticket.id.priority).collect();
     assert_eq!(priorities, [Priority::Interactive, Priority::Interactive, Priority::Batch]);
-    assert_eq!(broker.read(3).await.expect("answered").len(), 1);
+    let rest = broker.read(3).await.expect("answered");
+    assert_eq!(rest.len(), 1);
     assert_eq!(broker.counts().await.expect("counted").leased(), 4);
 }
 

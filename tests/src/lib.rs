@@ -5,7 +5,9 @@ pub mod bench;
 pub mod block_store_conformance;
 pub mod broker_conformance;
 pub mod chaos;
+pub mod leftovers;
 pub mod line;
+pub mod machine;
 pub mod memory_queue;
 pub mod observability;
 pub mod otlp_server;
@@ -25,8 +27,14 @@ use std::time::Duration;
 /// Longest wait for a condition before a test fails: a busy machine is slow, a broken worker never gets there.
 pub const PATIENCE: Duration = Duration::from_secs(240);
 
-/// A program of this workspace, built in the same profile as the running test.
+/// A program of this workspace: from the folder that `TURNMILL_TEST_BIN` names, else the one built in the same profile as
+/// the running test. So a test of what can be seen from outside can be run against other versions of the programs.
 pub fn program(name: &str) -> PathBuf {
+    if let Some(folder) = std::env::var_os("TURNMILL_TEST_BIN") {
+        let program = PathBuf::from(folder).join(name);
+        assert!(program.is_file(), "TURNMILL_TEST_BIN names a folder without {name}");
+        return program;
+    }
     let running = std::env::current_exe().expect("a running program has a path");
     // Programs lie in the profile's folder, tests in `deps` below it.
     let mut found = running.ancestors().skip(1).take(2).map(|folder| folder.join(name));

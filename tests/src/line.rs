@@ -1,7 +1,7 @@
 //! The whole line for one test: a private Redis, a producer, workers, and a look at what is stored.
 //!
 //! A line has the machine to itself among the tests of its process: workers that share two cores would starve each
-//! other, and waits would get long.
+//! other, and waits would get long. A test starts its line before any other server.
 
 use std::process::{Output, Stdio};
 use std::time::{Duration, Instant};
@@ -9,19 +9,18 @@ use std::time::{Duration, Instant};
 use redis::FromRedisValue;
 use redis::streams::StreamRangeReply;
 use tokio::process::Command;
-use tokio::sync::{Mutex, MutexGuard};
 use tokio::time::timeout;
 use turnmill::{NewTurn, Producer, ProducerSettings, TurnResult};
+use turnmill_redis::steps::{DepthLimits, Enqueue, Enqueued};
+use turnmill_redis::{RESPONSE_TIMEOUT, RedisUrl, Server};
 use turnmill_schema::keys::{FIELD_EVENT, FIELD_MANIFEST, Keys};
-use turnmill_schema::scripts::DepthLimits;
-use turnmill_schema::{AgentId, Event, Manifest, Name, Sampling, Turn, TurnId, envelope, scripts};
+use turnmill_schema::{AgentId, Event, Manifest, Name, Sampling, Turn, TurnId, envelope};
 
+use crate::machine::{self, Alone};
 use crate::redis_server::RedisServer;
 use crate::told::Told;
 use crate::worker::Worker;
 use crate::{PATIENCE, program};
-
-static MACHINE: Mutex<()> = Mutex::const_new(());
 
 /// A queue and the way into it.
 pub struct Line {
@@ -30,7 +29,7 @@ pub struct Line {
     /// Puts turns into it.
     pub producer: Producer,
     keys: Keys,
-    _machine: MutexGuard<'static, ()>,
+    _machine: Alone,
 }
 
 impl Line {
@@ -41,7 +40,7 @@ impl Line {
 
     /// An empty queue in a Redis with more command-line options.
     pub async fn start_with(options: &[&str]) -> Self {
-        let machine = MACHINE.lock().await;
+        let machine = machine::alone();
         let redis = RedisServer::start_with(options);
         let settings = ProducerSettings::new(name("default"), name("default"));
         let producer = Producer::connect(&redis.url(), settings).await.expect("Redis answers");
@@ -62,13 +61,10 @@ impl Line {
     pub async fn enqueue_unchecked(&self, turn: &Turn) {
         let stored = envelope::encode_turn(turn).expect("the turn can be encoded");
         let limits = DepthLimits { queue: 1000, tenant: 1000 };
-        let call = scripts::enqueue_call(&self.keys, limits, [(turn, stored)]);
-        let script = redis::Script::new(scripts::ENQUEUE);
-        let mut invocation = script.prepare_invoke();
-        invocation.key(&call.keys[..]).arg(&call.args[..]);
-        let reply: Vec<String> =
-            invocation.invoke_async(&mut self.connection().await).await.expect("the script answers");
-        assert_eq!(reply[0], "ok");
+        let endpoint = RedisUrl::from(self.redis.url()).into();
+        let server = Server::new(&endpoint, RESPONSE_TIMEOUT).expect("a URL of ours is usable");
+        let enqueued = server.run(&self.keys, &Enqueue { limits, turns: vec![(turn, stored)] }).await;
+        assert_eq!(enqueued, Ok(Enqueued::Done(vec![(turn.id, true)])));
     }
 
     /// Replaces the stored envelope of a turn that waits.

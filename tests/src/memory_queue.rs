@@ -1,14 +1,16 @@
 //! A queue in memory, by tokio's clock.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
-use turnmill_schema::scripts::{AgentAction, DepthLimits};
+use turnmill_redis::steps::{AgentAction, DepthLimits};
 use turnmill_schema::{AgentId, Delta, Event, Turn, TurnId};
 use turnmill_worker::broker::memory::{
-    Acted, Cancelled, Clock, DeadLetter, MemoryBroker, MemoryQueue, MemorySettings, QueueFull, TokioClock,
+    Acted, Cancelled, Clock, DeadLetter, MemoryBroker, MemoryQueue, MemorySettings, NotEnqueued, TokioClock,
 };
+use turnmill_worker::broker::{Holdings, QueueCounts};
 
 use crate::broker_conformance::{LEASE_MS, TestQueue, WorkerLimits};
+use crate::machine::{self, Share};
 
 /// A worker's settings.
 pub fn settings(worker: &str, lease_ms: u64, limits: WorkerLimits) -> MemorySettings {
@@ -30,13 +32,18 @@ pub fn settings(worker: &str, lease_ms: u64, limits: WorkerLimits) -> MemorySett
 pub struct MemoryTestQueue {
     queue: MemoryQueue,
     clock: Arc<TokioClock>,
+    /// Of each worker that was made.
+    holdings: Mutex<Vec<Holdings>>,
+    _machine: Share,
 }
 
 impl MemoryTestQueue {
     /// A new one. Needs a tokio runtime.
     pub fn start() -> Self {
+        let machine = machine::share();
         let clock = Arc::new(TokioClock::start());
-        Self { queue: MemoryQueue::new(Arc::clone(&clock) as Arc<dyn Clock>), clock }
+        let queue = MemoryQueue::new(Arc::clone(&clock) as Arc<dyn Clock>);
+        Self { queue, clock, holdings: Mutex::default(), _machine: machine }
     }
 }
 
@@ -44,10 +51,12 @@ impl TestQueue for MemoryTestQueue {
     type Broker = MemoryBroker;
 
     async fn worker_with(&self, name: &str, limits: WorkerLimits) -> MemoryBroker {
-        self.queue.worker(settings(name, LEASE_MS, limits))
+        let broker = self.queue.worker(settings(name, LEASE_MS, limits));
+        self.holdings.lock().expect("not poisoned").push(broker.holdings().clone());
+        broker
     }
 
-    async fn enqueue(&self, turns: &[Turn], limits: DepthLimits) -> Result<Vec<TurnId>, QueueFull> {
+    async fn enqueue(&self, turns: &[Turn], limits: DepthLimits) -> Result<Vec<TurnId>, NotEnqueued> {
         self.queue.enqueue(turns, limits)
     }
 
@@ -82,8 +91,24 @@ impl TestQueue for MemoryTestQueue {
 
 impl Drop for MemoryTestQueue {
     fn drop(&mut self) {
-        if !std::thread::panicking() {
-            self.queue.check_integrity();
+        if std::thread::panicking() {
+            return;
         }
+        self.queue.check_integrity();
+        for holdings in self.holdings.lock().expect("not poisoned").iter() {
+            assert!(holdings.is_empty(), "{} tickets or leases are left in a worker's hands", holdings.len());
+        }
+        let operator = settings("operator", LEASE_MS, WorkerLimits::default());
+        for (agent, _) in self.queue.agents() {
+            for turn in self.queue.backlog(&agent) {
+                self.queue.cancel(turn, &operator);
+            }
+        }
+        self.queue.check_integrity();
+        let counts = self.queue.counts();
+        let QueueCounts { dead, retained_bytes, enqueued, ended, paused, .. } = counts;
+        let rest =
+            QueueCounts { dead, retained_bytes, enqueued, ended, paused, lag: Some(0), ..Default::default() };
+        assert_eq!(counts, rest, "something is left over");
     }
 }

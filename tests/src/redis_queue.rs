@@ -2,20 +2,25 @@
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU16;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use redis::FromRedisValue;
 use redis::aio::MultiplexedConnection;
 use redis::streams::{StreamId, StreamRangeReply};
-use redis::{FromRedisValue, RedisResult, Value};
+use turnmill_redis::steps::{
+    ActOnAgent, AgentActed, AgentAction, Cancel, DepthLimits, Enqueue, Enqueued, Pause, Unrun, UnrunLimits,
+};
+use turnmill_redis::{Fault, RESPONSE_TIMEOUT, RedisUrl, Server, Step};
 use turnmill_schema::envelope::{decode, encode_turn};
 use turnmill_schema::keys::{BacklogEntry, FIELD_EVENT, FIELD_REPLY, GROUP, Keys, Queue};
-use turnmill_schema::scripts::{self, AgentAction, Call, DepthLimits};
 use turnmill_schema::{AgentId, Delta, Event, Name, Outcome, Priority, Turn, TurnId};
-use turnmill_worker::broker::memory::{Acted, AgentState, Cancelled, DeadLetter, QueueFull};
-use turnmill_worker::broker::redis::{BrokerSettings, RedisBroker, Scripts};
-use turnmill_worker::config::RedisUrl;
+use turnmill_worker::broker::Holdings;
+use turnmill_worker::broker::memory::{Acted, AgentState, Cancelled, DeadLetter, NotEnqueued, QueueFull};
+use turnmill_worker::broker::redis::{BrokerSettings, RedisBroker};
 
 use crate::broker_conformance::{LEASE_MS, PATIENCE, TestQueue, WorkerLimits};
+use crate::leftovers;
 use crate::redis_server::RedisServer;
 
 /// How long these queues keep result streams.
@@ -24,15 +29,22 @@ pub const RESULT_TTL_MS: u64 = 60_000;
 pub const KEEP_STREAM_MS: u64 = 60_000;
 /// How long these queues keep outcomes.
 pub const OUTCOME_TTL_MS: u64 = 120_000;
-/// What ended turns may take in these queues.
+/// What ended turns may take in these queues; dead letters as well.
 pub const RETAINED_BYTES: u64 = 100_000_000;
 
 /// A queue of one shard in a Redis of its own.
 pub struct RedisQueue {
     /// The server.
     pub server: RedisServer,
+    /// The ways to it of producers and operators.
+    steps: Arc<Server>,
     queue: Queue,
-    scripts: Scripts,
+    /// Scripts that workers run in place of the protocol's, by the steps' names.
+    scripts: Vec<(&'static str, String)>,
+    /// Of each worker that was made.
+    holdings: Mutex<Vec<Holdings>>,
+    /// Somebody broke its keys on purpose.
+    is_broken: bool,
 }
 
 impl RedisQueue {
@@ -44,12 +56,23 @@ impl RedisQueue {
     /// The same with more command-line options of the server.
     pub fn start_with(options: &[&str]) -> Self {
         let queue = Queue::single(Name::new("q").expect("a name"));
-        Self { server: RedisServer::start_with(options), queue, scripts: Scripts::default() }
+        let server = RedisServer::start_with(options);
+        let endpoint = RedisUrl::from(server.url()).into();
+        let steps = Server::new(&endpoint, RESPONSE_TIMEOUT).expect("a URL of ours is usable");
+        let (scripts, holdings) = Default::default();
+        Self { server, steps, queue, scripts, holdings, is_broken: false }
     }
 
-    /// The same queue, whose workers take their steps with other scripts than the protocol's.
-    pub fn with_scripts(self, scripts: Scripts) -> Self {
-        Self { scripts, ..self }
+    /// The same queue, whose workers take these steps with other scripts than the protocol's.
+    pub fn with_scripts(mut self, scripts: Vec<(&'static str, String)>) -> Self {
+        self.scripts = scripts;
+        self.broken()
+    }
+
+    /// The same queue, in which somebody breaks keys or entries: what is left over says nothing.
+    pub fn broken(mut self) -> Self {
+        self.is_broken = true;
+        self
     }
 
     /// Its key names.
@@ -72,6 +95,7 @@ impl RedisQueue {
             outcome_ttl_ms: OUTCOME_TTL_MS,
             keep_stream_ms: KEEP_STREAM_MS,
             retained_bytes: RETAINED_BYTES,
+            dead_bytes: RETAINED_BYTES,
         }
     }
 
@@ -88,31 +112,26 @@ impl RedisQueue {
         command.query_async(&mut self.raw().await).await.expect("the command works")
     }
 
-    /// One call of a script.
-    pub async fn run<T: FromRedisValue>(&self, script: &str, call: &Call) -> RedisResult<T> {
-        let script = redis::Script::new(script);
-        let mut invocation = script.prepare_invoke();
-        invocation.key(&call.keys[..]).arg(&call.args[..]);
-        invocation.invoke_async(&mut self.raw().await).await
+    /// A step as a producer or an operator takes it.
+    pub async fn run<S: Step>(&self, step: &S) -> S::Reply {
+        self.steps.run(&self.keys(), step).await.expect("the step is answered")
     }
 
-    /// Enqueues turns; an error where Redis refuses.
+    /// Enqueues turns; an error if Redis refuses.
     pub async fn try_enqueue(
         &self,
         turns: &[Turn],
         limits: DepthLimits,
-    ) -> RedisResult<Result<Vec<TurnId>, QueueFull>> {
-        let stored = turns.iter().map(|turn| (turn, encode_turn(turn).expect("turns fit")));
-        let call = scripts::enqueue_call(&self.keys(), limits, stored);
-        let reply: Vec<Value> = self.run(scripts::ENQUEUE, &call).await?;
-        let text: Vec<String> = reply.into_iter().map(read).collect();
-        let number = |i: usize| text[i].parse().expect("a number");
-        if text[0] == "full" {
-            let tenant = Some(text[1].clone()).filter(|tenant| !tenant.is_empty());
-            let (open, limit, retry_after_ms) = (number(2), number(3), number(4));
-            return Ok(Err(QueueFull { tenant, open, limit, retry_after_ms }));
-        }
-        Ok(Ok(text[1..].chunks(2).map(|pair| pair[0].parse().expect("a turn id")).collect()))
+    ) -> Result<Result<Vec<TurnId>, NotEnqueued>, Fault> {
+        let turns = turns.iter().map(|turn| (turn, encode_turn(turn).expect("turns fit"))).collect();
+        Ok(match self.steps.run(&self.keys(), &Enqueue { limits, turns }).await? {
+            Enqueued::Done(turns) => Ok(turns.into_iter().map(|(turn, _)| turn).collect()),
+            Enqueued::Conflict { place, first } => Err(NotEnqueued::Conflict { place, first }),
+            Enqueued::Full { tenant, open, limit, retry_after } => {
+                let retry_after_ms = retry_after.as_millis() as u64;
+                Err(QueueFull { tenant, open, limit, retry_after_ms }.into())
+            }
+        })
     }
 
     /// Every key with its dumped value.
@@ -143,10 +162,6 @@ impl RedisQueue {
     }
 }
 
-fn read<T: FromRedisValue>(value: Value) -> T {
-    redis::from_redis_value(value).expect("the reply is of its kind")
-}
-
 fn outcome_of(name: &str) -> Outcome {
     let all = [Outcome::Completed, Outcome::Failed, Outcome::Cancelled, Outcome::Expired];
     all.into_iter().find(|outcome| outcome.as_str() == name).expect("an outcome")
@@ -156,13 +171,18 @@ impl TestQueue for RedisQueue {
     type Broker = RedisBroker;
 
     async fn worker_with(&self, name: &str, limits: WorkerLimits) -> RedisBroker {
-        RedisBroker::connect_with(self.settings(name, limits), self.scripts.clone())
-            .await
-            .expect("the server is suitable")
+        let settings = self.settings(name, limits);
+        let server = Server::new(&settings.redis, RESPONSE_TIMEOUT).expect("a URL of ours is usable");
+        for (name, text) in &self.scripts {
+            server.replace_script(name, text);
+        }
+        let broker = RedisBroker::over(server, settings).await.expect("the server is suitable");
+        self.holdings.lock().expect("not poisoned").push(broker.holdings().clone());
+        broker
     }
 
-    async fn enqueue(&self, turns: &[Turn], limits: DepthLimits) -> Result<Vec<TurnId>, QueueFull> {
-        self.try_enqueue(turns, limits).await.expect("the script answers")
+    async fn enqueue(&self, turns: &[Turn], limits: DepthLimits) -> Result<Vec<TurnId>, NotEnqueued> {
+        self.try_enqueue(turns, limits).await.expect("the step is answered")
     }
 
     async fn events(&self, turn: TurnId) -> Vec<Event> {
@@ -184,40 +204,36 @@ impl TestQueue for RedisQueue {
         let found: (Option<String>, Option<String>) =
             self.command(&["HMGET", &keys.turn(turn), "agent", "entry"]).await;
         let (Some(agent), Some(entry)) = found else { return Cancelled::Unknown };
-        let agent = AgentId::from_wire(agent);
         let entry = BacklogEntry::parse(&entry).expect("an entry");
-        let mut call = Call::new(&keys);
-        call.keys(scripts::entry_keys(&keys, &agent, &entry));
-        call.text(RESULT_TTL_MS).text(OUTCOME_TTL_MS).text(keys.notices()).text(&agent).text(&entry);
-        let reply: Vec<Vec<String>> = self.run(scripts::CANCEL, &call).await.expect("the script answers");
-        match reply[0][0].as_str() {
-            "cancelled" => Cancelled::Now,
-            "ended" => Cancelled::Ended(outcome_of(&reply[0][1])),
-            "unknown" => Cancelled::Unknown,
-            _ => panic!("cancel answered {reply:?}"),
+        let cancel = Cancel { agent: AgentId::from_wire(agent), entry };
+        let limits = UnrunLimits { result_ttl_ms: RESULT_TTL_MS, outcome_ttl_ms: OUTCOME_TTL_MS };
+        let answer =
+            self.steps.run_items(&keys, &limits, [&cancel]).await.expect("the step is answered").pop();
+        match answer.expect("one item has one answer").expect("the turn can be read") {
+            Unrun::Done => Cancelled::Now,
+            Unrun::Ended(outcome) => Cancelled::Ended(outcome_of(&outcome)),
+            Unrun::Unknown => Cancelled::Unknown,
+            Unrun::Early => panic!("nobody need wait to cancel a turn"),
         }
     }
 
     async fn act(&self, agent: &AgentId, action: AgentAction) -> Acted {
-        let keys = self.keys();
         let mut head = None;
         loop {
-            let call = scripts::agent_call(&keys, agent, action, head.as_ref());
-            let reply: Vec<String> = self.run(scripts::AGENT, &call).await.expect("the script answers");
-            match reply[0].as_str() {
-                "ok" => return Acted::State(AgentState::from_name(&reply[1]).expect("a state")),
-                "unknown" => return Acted::Unknown,
-                "busy" => return Acted::Busy,
-                "head" => head = BacklogEntry::parse(&reply[1]),
-                _ => panic!("agent answered {reply:?}"),
+            match self.run(&ActOnAgent { agent, action, head: head.as_ref() }).await {
+                AgentActed::Done(state) => {
+                    return Acted::State(AgentState::from_name(&state).expect("a state"));
+                }
+                AgentActed::Unknown => return Acted::Unknown,
+                AgentActed::Busy => return Acted::Busy,
+                AgentActed::Head(now) => head = now,
+                AgentActed::Changed => panic!("nobody changes histories in a test of brokers"),
             }
         }
     }
 
     async fn pause(&self, paused: bool) {
-        let key = self.keys().paused();
-        let _: Value =
-            if paused { self.command(&["SET", &key, "1"]).await } else { self.command(&["DEL", &key]).await };
+        self.run(&Pause { paused }).await;
     }
 
     async fn dead_letters(&self) -> Vec<DeadLetter> {
@@ -237,5 +253,17 @@ impl TestQueue for RedisQueue {
     async fn now_ms(&self) -> u64 {
         let (seconds, micros): (u64, u64) = self.command(&["TIME"]).await;
         seconds * 1000 + micros / 1000
+    }
+}
+
+impl Drop for RedisQueue {
+    fn drop(&mut self) {
+        if std::thread::panicking() || self.is_broken {
+            return;
+        }
+        for holdings in self.holdings.lock().expect("not poisoned").iter() {
+            assert!(holdings.is_empty(), "{} tickets or leases are left in a worker's hands", holdings.len());
+        }
+        leftovers::check(&self.server.url(), &self.keys());
     }
 }

@@ -1,4 +1,5 @@
-//! A private Redis: a real `redis-server` on a free port, in a directory of its own, gone when dropped.
+//! A private Redis: a real `redis-server` on a free port, in a directory of its own, gone when dropped. It shares the
+//! [machine](crate::machine) with other tests'.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -7,6 +8,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
+
+use crate::machine::{self, Share};
 
 /// How long a server may take to answer; a busy machine is slow, a broken one never answers.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
@@ -17,6 +20,7 @@ pub struct RedisServer {
     port: u16,
     directory: TempDir,
     options: Vec<String>,
+    _machine: Share,
 }
 
 impl RedisServer {
@@ -37,11 +41,12 @@ impl RedisServer {
     }
 
     fn try_start(options: &[&str]) -> Option<Self> {
+        let machine = machine::share();
         let directory = TempDir::new().expect("the temporary directory is writable");
         let port = free_port();
         let options: Vec<String> = options.iter().map(ToString::to_string).collect();
         let child = spawn(port, directory.path(), &options);
-        let mut server = Self { child, port, directory, options };
+        let mut server = Self { child, port, directory, options, _machine: machine };
         server.until_it_answers().then_some(server)
     }
 

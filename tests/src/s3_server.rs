@@ -17,6 +17,7 @@ use object_store::aws::AmazonS3Builder;
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 
+use crate::machine::{self, Share};
 use crate::program;
 
 /// The only bucket.
@@ -81,14 +82,16 @@ pub struct S3Server {
     child: Child,
     address: SocketAddr,
     directory: TempDir,
+    _machine: Share,
 }
 
 impl S3Server {
     /// Starts a server of an empty bucket, and returns when it answers.
     pub fn start() -> Self {
+        let machine = machine::share();
         let directory = TempDir::new().expect("the temporary directory is writable");
         let (child, address) = spawn(directory.path(), 0);
-        Self { child, address, directory }
+        Self { child, address, directory, _machine: machine }
     }
 
     /// Ends it as a crash would; its folder stays.

@@ -140,7 +140,8 @@ impl Worker {
         self.http
     }
 
-    fn try_get(&self, path: &str) -> Option<(u16, String)> {
+    /// The same; none if it does not answer.
+    pub fn try_get(&self, path: &str) -> Option<(u16, String)> {
         ask(self.http, "GET", path, "")
     }
 

@@ -14,7 +14,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinError;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
+use turnmill_redis::Fault;
 use turnmill_schema::WorkerStatus;
 
 use crate::broker::redis::{BrokerSettings, RedisBroker};
@@ -29,8 +30,8 @@ use crate::observe::http::{self, HttpState};
 use crate::observe::logs::{self, LogControl};
 use crate::observe::{ObserveError, QueueGauges, Traces, metrics};
 use crate::runner::{
-    Held, Intake, Keeper, Link, Prompting, Registry, RestoreSettings, Restorer, Retries, Runner,
-    RunnerSettings, notices, renew, trim,
+    Backoff, Intake, Keeper, Link, Prompting, RestoreSettings, Restorer, Retries, Runner, RunnerSettings,
+    Tender, trim,
 };
 use crate::schedule::{Limits, Speculation};
 use crate::store::{BlockStore, BlockStoreSettings, Payloads, StoreError};
@@ -43,6 +44,9 @@ const REQUEUE: Duration = Duration::from_secs(5);
 const REQUEUE_PERSIST: Duration = Duration::from_secs(3);
 /// After the last turn: time to store what is on its way, and to note it.
 const FLUSH: Duration = Duration::from_secs(5);
+
+/// At the very end: time to take this worker out of the registry.
+const LEAVE: Duration = Duration::from_secs(1);
 
 /// Why a worker cannot start or has to stop.
 #[derive(Debug, thiserror::Error)]
@@ -129,6 +133,7 @@ fn broker_settings(settings: &Settings) -> BrokerSettings {
         outcome_ttl_ms: settings.outcome_ttl_ms,
         keep_stream_ms: settings.keep_stream_ms.min(settings.result_ttl_ms),
         retained_bytes: settings.retained_bytes.bytes(),
+        dead_bytes: settings.dead_bytes.bytes(),
         tenant_max_running: settings.tenant_max_running,
         max_continues: settings.max_continues,
     }
@@ -299,6 +304,7 @@ impl Http {
 
 /// A worker that claims turns.
 struct Worker {
+    broker: Arc<RedisBroker>,
     engine: EngineHandle,
     keeper: Option<Arc<Keeper>>,
     turns: TaskTracker,
@@ -320,7 +326,7 @@ impl Worker {
     ) -> Result<Self, AppError> {
         let lifecycle = http.lifecycle.clone();
         let payloads = open_payloads(settings)?;
-        let broker = Arc::new(RedisBroker::connect(broker_settings(settings)).await?);
+        let broker = Arc::new(connect(settings, &lifecycle).await?);
         let link = Link::new(lifecycle.clone());
         let model = load_model(settings, progress).await?;
         let pool_tokens = model.blocks as u32 * settings.block_tokens;
@@ -337,6 +343,7 @@ impl Worker {
             .map_err(|source| AppError::System { what: "the engine's thread", source })?;
         let keeper = store.map(|store| Arc::new(keeper(settings, store, engine.clone())));
         let worker = Self {
+            broker: broker.clone(),
             engine: engine.clone(),
             keeper: keeper.clone(),
             turns: TaskTracker::new(),
@@ -346,7 +353,6 @@ impl Worker {
             stop_background: CancellationToken::new(),
             drain: CancellationToken::new(),
         };
-        let held = Held::default();
         let runner = Arc::new(Runner {
             broker: broker.clone(),
             engine,
@@ -360,7 +366,6 @@ impl Worker {
             }),
             payloads,
             keeper,
-            held: held.clone(),
             link: link.clone(),
             traces,
             settings: RunnerSettings {
@@ -382,28 +387,25 @@ impl Worker {
             runner,
             lifecycle.clone(),
             (settings.max_sequences + ahead) as usize,
-            Duration::from_millis(settings.lease_ms / 2),
             worker.turns.clone(),
             worker.stop_claiming.clone(),
         );
         worker.turns.spawn(intake.run());
-        let interval = Duration::from_millis(settings.renew_ms());
         let stop = worker.stop_background.clone();
-        let registry = Registry {
+        let tender = Tender {
             broker: broker.clone(),
-            held: held.clone(),
-            link: link.clone(),
-            lifecycle: lifecycle.clone(),
+            link,
+            lifecycle,
+            lease: Duration::from_millis(settings.lease_ms),
             about: about(settings)?,
             drain: worker.drain.clone(),
+            stop: stop.clone(),
         };
-        worker.background.spawn(registry.run(interval, stop.clone()));
+        tender.start(&worker.background);
         if let Some((store, limit)) = limited {
             worker.background.spawn(trim(store, limit, stop.clone()));
         }
-        worker.background.spawn(count(broker.clone(), http.queue.clone(), stop.clone()));
-        worker.background.spawn(notices(broker.clone(), held.clone(), link.clone(), stop.clone()));
-        worker.background.spawn(renew(broker, held, link, lifecycle, interval, stop));
+        worker.background.spawn(count(broker, http.queue.clone(), stop));
         Ok(worker)
     }
 
@@ -429,6 +431,29 @@ impl Worker {
         self.stop_background.cancel();
         self.background.close();
         self.background.wait().await;
+        // A server that does not answer forgets this worker by itself.
+        match tokio::time::timeout(LEAVE, self.broker.leave()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => debug!(%error, "this worker is listed until its entry runs out"),
+            Err(_) => debug!("this worker is listed until its entry runs out"),
+        }
+    }
+}
+
+/// Connects to the queue. A server that is loading its data, or is about to become the primary, is waited for.
+async fn connect(settings: &Settings, lifecycle: &Lifecycle) -> Result<RedisBroker, AppError> {
+    let mut backoff = Backoff::default();
+    loop {
+        match RedisBroker::connect(broker_settings(settings)).await {
+            Err(error @ BrokerError::Queue(Fault::Stale { .. })) => {
+                if backoff.is_fresh() {
+                    warn!(%error, "waiting for Redis");
+                }
+                lifecycle.set_redis_trouble(error.to_string(), Instant::now());
+                backoff.pause().await;
+            }
+            connected => return Ok(connected?),
+        }
     }
 }
 
@@ -442,6 +467,7 @@ fn about(settings: &Settings) -> Result<WorkerStatus, AppError> {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         started_ms: started.as_millis() as u64,
         capacity: u64::from(settings.max_sequences),
+        beat_ms: settings.renew_ms(),
         ..WorkerStatus::default()
     })
 }

@@ -145,18 +145,22 @@ impl Headroom {
 struct Connection {
     up: bool,
     since: Instant,
+    /// What the last call that failed said.
+    why: Option<String>,
 }
 
 impl Connection {
-    fn set(&mut self, up: bool, now: Instant) {
+    fn set(&mut self, up: bool, why: Option<String>, now: Instant) {
         if self.up != up {
-            *self = Self { up, since: now };
+            self.since = now;
         }
+        (self.up, self.why) = (up, why);
     }
 
     fn reason(&self, now: Instant) -> Option<Reason> {
         let seconds = now.saturating_duration_since(self.since).as_secs_f64();
-        let detail = format!("Redis has not been reachable for {seconds:.1} s");
+        let why = self.why.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
+        let detail = format!("Redis has not served the queue for {seconds:.1} s{why}");
         (!self.up).then(|| Reason::new(ReasonCode::RedisDisconnected, detail))
     }
 }
@@ -237,7 +241,7 @@ pub struct Lifecycle {
 impl Lifecycle {
     /// A worker that begins to start: not connected, its pool all free.
     pub fn new(limits: HeadroomLimits, stall: Duration, now: Instant) -> Self {
-        let redis = Connection { up: false, since: now };
+        let redis = Connection { up: false, since: now, why: None };
         let headroom = Headroom { limits, ratio: 1.0, short: false };
         let readiness = Readiness { phase: Phase::Starting, redis, headroom };
         Self {
@@ -273,9 +277,14 @@ impl Lifecycle {
         }
     }
 
-    /// Says whether the queue can be reached.
+    /// Says that Redis serves the queue, or that it has not been heard of.
     pub fn set_redis_connected(&self, connected: bool, now: Instant) {
-        self.lock().redis.set(connected, now);
+        self.lock().redis.set(connected, None, now);
+    }
+
+    /// Says that Redis does not serve the queue, and why.
+    pub fn set_redis_trouble(&self, why: String, now: Instant) {
+        self.lock().redis.set(false, Some(why), now);
     }
 
     /// Whether Redis answered when it was last asked.

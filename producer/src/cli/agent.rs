@@ -12,6 +12,7 @@ use super::agent_file::{Export, Import};
 use super::confirm::Confirm;
 use super::print::json_line;
 use super::table::{age, or_dash, print_fields, print_table, time};
+use super::terminal::for_stdout;
 use super::{Exit, Global, Tenants};
 
 #[derive(Debug, Subcommand)]
@@ -185,7 +186,7 @@ async fn act(operator: &Operator, which: Which, action: AgentAction) -> Result<(
     if which.json {
         return json_line(&Done { agent: &which.agent, state });
     }
-    Ok(writeln!(stdout(), "{} is {state}", which.agent)?)
+    Ok(writeln!(stdout(), "{} is {}", which.agent, for_stdout(&state))?)
 }
 
 impl Ls {

@@ -12,6 +12,7 @@ use turnmill::operate::transfer::Transferred;
 use turnmill::schema::Name;
 
 use super::Exit;
+use super::print::say;
 
 /// Where to, for the standard output.
 const STDOUT: &str = "-";
@@ -110,7 +111,7 @@ fn told(done: &Transferred, json: bool, out: &mut impl Write, how: &str) -> Resu
     }
     writeln!(out, "{agent}: {turns} turns and {objects} objects of K and V {how}")?;
     if let Some(why) = left_out {
-        eprintln!("turnmill: some of its K and V was left out, and will be computed again: {why}");
+        say(format_args!("some of its K and V was left out, and will be computed again: {why}"));
     }
     Ok(())
 }

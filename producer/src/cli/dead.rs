@@ -1,7 +1,7 @@
 //! `turnmill dead`: turns that failed for good.
 
 use std::io::{Write, stdout};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Subcommand};
@@ -11,8 +11,10 @@ use turnmill::operate::dead::{DeadLetter, DeadLetters, DeadQuery};
 use turnmill::schema::{DeadReason, Name, TurnId};
 
 use super::confirm::Confirm;
-use super::print::json_line;
+use super::moment::Seconds;
+use super::print::{json_line, unless_closed};
 use super::table::{age, or_dash, print_fields, print_table, time};
+use super::terminal::for_stdout;
 use super::{Exit, Global, Tenants};
 
 #[derive(Debug, Subcommand)]
@@ -37,9 +39,9 @@ struct Filter {
     /// Those of this agent.
     #[arg(long, value_name = "NAME")]
     agent: Option<Name>,
-    /// Those that failed at least so long ago.
-    #[arg(long, value_name = "SECONDS")]
-    older_than: Option<u64>,
+    /// Those that failed at least SECONDS ago.
+    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true)]
+    older_than: Option<Seconds>,
 }
 
 const REASONS: [&str; 3] =
@@ -93,7 +95,7 @@ impl Filter {
             turns: turns.to_vec(),
             reason: self.reason.clone(),
             agent: self.agent.clone(),
-            older_than: self.older_than.map(Duration::from_secs),
+            older_than: self.older_than.map(Seconds::duration),
         }
     }
 }
@@ -175,7 +177,7 @@ impl Show {
             ("error", letter.error.clone()),
         ])?;
         for message in asked.map(|turn| turn.messages)? {
-            writeln!(stdout(), "\n{:?}: {}", message.role, message.content)?;
+            writeln!(stdout(), "\n{:?}: {}", message.role, for_stdout(&message.content))?;
         }
         Ok(())
     }
@@ -217,7 +219,7 @@ impl Change {
                 true => ("would_be_replayed", None),
                 false => ("replayed", Some(operator.replay(&letter).await?)),
             };
-            self.print(&Done { turn: letter.turn, status, replayed_as })?;
+            unless_closed(self.print(&Done { turn: letter.turn, status, replayed_as }))?;
         }
         Ok(())
     }

@@ -8,6 +8,7 @@ use turnmill::operate::events::{EndedTurn, Membership};
 use turnmill::schema::Name;
 
 use super::print::json_line;
+use super::terminal::for_stdout;
 use super::{Exit, Global, Tenants};
 
 const AFTER_HELP: &str = "\
@@ -66,7 +67,8 @@ impl Events {
         let agent = ended.agent.as_ref().map_or("-", Name::as_str);
         let error = ended.end.error.as_ref().map(|error| format!(" {error}")).unwrap_or_default();
         let outcome = ended.end.outcome.as_str();
-        writeln!(stdout(), "{} {} {}/{agent} {outcome}{error}", ended.id, ended.turn, ended.tenant)?;
+        let line = format!("{} {} {}/{agent} {outcome}{error}", ended.id, ended.turn, ended.tenant);
+        writeln!(stdout(), "{}", for_stdout(&line))?;
         Ok(stdout().flush()?)
     }
 }

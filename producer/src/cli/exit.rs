@@ -6,11 +6,17 @@ use std::process::ExitCode;
 
 use turnmill::ProducerError;
 
+use super::print::say;
+
 /// Why the program ends early.
 #[derive(Debug)]
 pub enum Exit {
     /// A turn did not complete; this was said already.
     NotCompleted,
+    /// It ends with this code; why was said already.
+    Told(u8),
+    /// What it ends with, and what was done before.
+    After(Box<Exit>, String),
     /// The command line or the input is wrong.
     BadInput(String),
     /// The queue could not do it.
@@ -36,11 +42,35 @@ impl Exit {
         Self::Conflict(reason.to_string())
     }
 
+    /// This, and what was done before.
+    pub fn after(self, done: String) -> Self {
+        Self::After(Box::new(self), done)
+    }
+
     /// Says what went wrong, once, and gives the exit code.
     pub fn report(self) -> ExitCode {
+        ExitCode::from(self.tell())
+    }
+
+    /// Says what went wrong, for a program that goes on; gives the code that it is to end with.
+    pub fn tell(self) -> u8 {
+        let (code, message) = self.read();
+        if let Some(message) = message {
+            say(message);
+        }
+        code
+    }
+
+    /// The exit code, and what is to be said.
+    pub fn read(self) -> (u8, Option<String>) {
         let (code, message) = match self {
-            Self::NotCompleted => return ExitCode::from(1),
-            Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => return ExitCode::SUCCESS,
+            Self::NotCompleted => return (1, None),
+            Self::Told(code) => return (code, None),
+            Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => return (0, None),
+            Self::After(exit, done) => {
+                let (code, message) = exit.read();
+                return (code, message.map(|message| format!("{message}; {done}")));
+            }
             Self::Output(error) => (1, format!("cannot write the output: {error}")),
             Self::BadInput(message) => (2, message),
             Self::NotThere(message) => (4, message),
@@ -48,14 +78,15 @@ impl Exit {
             Self::Declined => (1, "nothing was done".to_owned()),
             Self::Queue(error) => (queue_code(&error), error.to_string()),
         };
-        eprintln!("turnmill: {message}");
-        ExitCode::from(code)
+        (code, Some(message))
     }
 }
 
 fn queue_code(error: &ProducerError) -> u8 {
     match error {
+        ProducerError::Partly { source, .. } => queue_code(source),
         ProducerError::InvalidTurn(_) | ProducerError::Envelope(_) | ProducerError::InvalidUrl(_) => 2,
+        ProducerError::InvalidSetting { .. } | ProducerError::KeyTaken { .. } => 2,
         ProducerError::InvalidStore { .. } | ProducerError::NoStore { .. } => 2,
         ProducerError::UnknownTurn { .. }
         | ProducerError::UnknownAgent { .. }

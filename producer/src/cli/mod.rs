@@ -6,6 +6,7 @@ mod completions;
 mod confirm;
 mod dead;
 mod doctor;
+mod environment;
 mod events;
 mod exit;
 mod input;
@@ -18,6 +19,7 @@ mod sampling;
 mod submit;
 mod table;
 mod tail;
+mod terminal;
 mod top;
 mod traces;
 mod turn;
@@ -26,7 +28,7 @@ mod worker;
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use turnmill::operate::{Operator, Scope};
 use turnmill::schema::Name;
 use turnmill::{Producer, ProducerError, ProducerSettings};
@@ -41,7 +43,7 @@ Exit codes:
   2  the command line or the input is wrong, or --yes is missing
   3  Redis cannot be reached, is not suitable, or refused a command; or the object store did
   4  the turn, agent, worker or letter is not there, or its result has expired
-  5  queue full: nothing was written
+  5  queue full: the turn, or the line that is named and all after it, was not enqueued
   6  its state does not allow it: the turn has ended, the agent runs a turn, there is one of the name, …
 
 Examples:
@@ -153,8 +155,17 @@ impl Cli {
         matches!(&self.command, Command::Top(top) if top.takes_over())
     }
 
+    /// The arguments of this process and its variables.
+    pub fn read() -> Self {
+        let matches = environment::without_empty(Self::command()).get_matches();
+        Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+    }
+
     /// Runs the subcommand.
     pub async fn run(self) -> Result<(), Exit> {
+        if !matches!(self.command, Command::Version | Command::Completions(_) | Command::Man(_)) {
+            environment::check()?;
+        }
         match self.command {
             Command::Submit(submit) => submit.run(&self.global).await,
             Command::Tail(tail) => tail.run(&self.global).await,

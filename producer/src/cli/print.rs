@@ -1,6 +1,7 @@
 //! What the program writes: results and events, for people or one JSON object a line.
 
-use std::io::{Write, stdout};
+use std::fmt::Display;
+use std::io::{ErrorKind, Write, stderr, stdout};
 use std::pin::pin;
 
 use futures::StreamExt;
@@ -9,6 +10,7 @@ use turnmill::schema::{End, Event, Name, Outcome, TurnId};
 use turnmill::{Fault, Followed, Producer, ProducerError, StreamId, TurnResult};
 
 use super::Exit;
+use super::terminal::{for_stdout, json_for_stdout, visible};
 
 /// How to show what turns make.
 #[derive(Clone, Copy, Debug, Default)]
@@ -30,9 +32,9 @@ struct EventLine<'a> {
 }
 
 impl Show {
-    /// Waits for the turn and writes its result. True: it completed.
-    pub async fn result(self, producer: &Producer, turn: TurnId) -> Result<bool, Exit> {
-        let mut result = producer.wait(turn).await.map_err(|error| goes_on(turn, error))?;
+    /// Writes the result of a turn that was waited for. True: it completed.
+    pub fn result(self, turn: TurnId, result: Result<TurnResult, ProducerError>) -> Result<bool, Exit> {
+        let mut result = result.map_err(|error| goes_on(turn, error))?;
         if self.json {
             if !self.tokens {
                 result.tokens.clear();
@@ -46,7 +48,7 @@ impl Show {
         }
         match &result.text {
             Some(text) if text.is_empty() => {}
-            Some(text) => writeln!(stdout(), "{text}")?,
+            Some(text) => writeln!(stdout(), "{}", for_stdout(text))?,
             None => expired(turn),
         }
         let TurnResult { outcome, error, .. } = result;
@@ -72,7 +74,7 @@ impl Show {
                 Event::Delta(_) if self.json => {}
                 Event::Delta(delta) => {
                     last_byte = delta.text.bytes().last().unwrap_or(last_byte);
-                    write!(stdout(), "{}", delta.text)?;
+                    write!(stdout(), "{}", for_stdout(&delta.text))?;
                     stdout().flush()?;
                 }
                 Event::End(End { outcome, .. }) if self.json => return Ok(outcome == Outcome::Completed),
@@ -93,11 +95,24 @@ impl Show {
 
 /// Writes one JSON object and a newline, at once.
 pub fn json_line(value: &impl Serialize) -> Result<(), Exit> {
-    let mut line = serde_json::to_vec(value).map_err(std::io::Error::from)?;
-    line.push(b'\n');
+    let line = json_for_stdout(serde_json::to_string(value).map_err(std::io::Error::from)?) + "\n";
     let mut out = stdout();
-    out.write_all(&line)?;
+    out.write_all(line.as_bytes())?;
     Ok(out.flush()?)
+}
+
+/// Says something on stderr. If nobody reads that, nothing else is to be said or done about it.
+pub fn say(message: impl Display) {
+    let _ = writeln!(stderr(), "turnmill: {}", visible(&message.to_string()));
+}
+
+/// What became of a line of output, for a command that changes one thing after the other: it is not ended half-way because
+/// nobody reads what it prints.
+pub fn unless_closed(printed: Result<(), Exit>) -> Result<(), Exit> {
+    match printed {
+        Err(Exit::Output(error)) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        other => other,
+    }
 }
 
 /// Says on stderr how a turn ended, unless it completed.
@@ -109,14 +124,14 @@ fn ended(turn: TurnId, outcome: Outcome, error: Option<&str>) -> bool {
         Outcome::Expired => "was not run in time",
     };
     match error {
-        Some(error) => eprintln!("turnmill: turn {turn} {how}: {error}"),
-        None => eprintln!("turnmill: turn {turn} {how}"),
+        Some(error) => say(format_args!("turn {turn} {how}: {error}")),
+        None => say(format_args!("turn {turn} {how}")),
     }
     false
 }
 
 fn expired(turn: TurnId) {
-    eprintln!("turnmill: the text of turn {turn} has expired; only its outcome is kept");
+    say(format_args!("the text of turn {turn} has expired; only its outcome is kept"));
 }
 
 /// A turn does not end because nobody listens: says how to listen again.

@@ -13,7 +13,7 @@ pub struct SamplingArgs {
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     temperature: Option<f32>,
     /// Keep the K likeliest tokens; 0 keeps all [default: 0].
-    #[arg(long, value_name = "K")]
+    #[arg(long, value_name = "K", allow_negative_numbers = true)]
     top_k: Option<u32>,
     /// Keep the likeliest tokens up to this probability together [default: 1].
     #[arg(long, value_name = "P", allow_negative_numbers = true)]
@@ -34,25 +34,25 @@ pub struct SamplingArgs {
     #[arg(long, value_name = "ID=BIAS")]
     logit_bias: Vec<Bias>,
     /// Same seed, same history, same words; chosen at random and kept when not given.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     seed: Option<u64>,
     /// Make at most this many tokens [default: what the context leaves].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     max_tokens: Option<u32>,
     /// Make at least this many tokens [default: 0].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     min_tokens: Option<u32>,
     /// End before this text; may be given again.
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     stop: Vec<String>,
     /// End after this token; may be given again.
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", allow_negative_numbers = true)]
     stop_token_id: Vec<u32>,
     /// Go on after the model's end-of-sequence token.
     #[arg(long)]
     ignore_eos: bool,
     /// Report log-probabilities, with this many alternatives each (0 to 20).
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     logprobs: Option<u8>,
 }
 

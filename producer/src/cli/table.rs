@@ -6,13 +6,14 @@ use comfy_table::{Table, presets};
 use jiff::Timestamp;
 
 use super::Exit;
+use super::terminal::for_stdout;
 
 /// Prints rows under a header.
 pub fn print_table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> Result<(), Exit> {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_header(header);
     rows.into_iter().for_each(|row| {
-        table.add_row(row);
+        table.add_row(row.iter().map(|cell| for_stdout(cell)));
     });
     Ok(writeln!(stdout(), "{}", table.trim_fmt())?)
 }
@@ -23,7 +24,7 @@ pub fn print_fields<'a>(fields: impl IntoIterator<Item = (&'a str, Option<String
     table.load_style(presets::NOTHING);
     for (name, value) in fields {
         if let Some(value) = value {
-            table.add_row([format!("{name}:"), value]);
+            table.add_row([format!("{name}:"), for_stdout(&value).into_owned()]);
         }
     }
     Ok(writeln!(stdout(), "{}", table.trim_fmt())?)

@@ -10,7 +10,7 @@ use turnmill::operate::dead::DeadQuery;
 use turnmill::operate::turn::{Cancelled, RunNow, TurnView};
 use turnmill::schema::{Outcome, TurnId};
 
-use super::print::json_line;
+use super::print::{json_line, unless_closed};
 use super::table::{print_fields, time};
 use super::{Exit, Global};
 
@@ -83,7 +83,7 @@ impl Turn {
             }
             Self::Retry(which) => {
                 for turn in which.turns {
-                    retry(&operator, turn).await?.print(which.json)?;
+                    unless_closed(retry(&operator, turn).await?.print(which.json))?;
                 }
                 Ok(())
             }
@@ -94,9 +94,12 @@ impl Turn {
 /// Cancels one; what to end with where it was too late.
 async fn cancel(operator: &Operator, turn: TurnId, json: bool) -> Result<Option<Exit>, Exit> {
     match operator.cancel_turn(turn).await? {
-        Cancelled::Cancelled => Done::new(turn, "cancelled").print(json).map(|()| None),
+        Cancelled::Cancelled => {
+            unless_closed(Done::new(turn, "cancelled").print(json))?;
+            Ok(None)
+        }
         Cancelled::Ended(outcome) => {
-            Done { outcome: Some(outcome), ..Done::new(turn, "ended") }.print(json)?;
+            unless_closed(Done { outcome: Some(outcome), ..Done::new(turn, "ended") }.print(json))?;
             let late =
                 (outcome != Outcome::Cancelled).then(|| Exit::conflict(format!("turn {turn} had ended")));
             Ok(late)

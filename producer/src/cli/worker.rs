@@ -8,6 +8,7 @@ use turnmill::operate::worker::WorkerView;
 
 use super::print::json_line;
 use super::table::{age, print_table};
+use super::terminal::for_stdout;
 use super::{Exit, Global};
 
 #[derive(Debug, Subcommand)]
@@ -54,7 +55,7 @@ impl Worker {
                     if drain.json {
                         json_line(&Told { worker, order: "drain" })?;
                     } else {
-                        writeln!(stdout(), "{worker} is told to drain")?;
+                        writeln!(stdout(), "{} is told to drain", for_stdout(&worker))?;
                     }
                 }
                 Ok(())

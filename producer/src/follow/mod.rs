@@ -22,6 +22,7 @@ use crate::error::ProducerError;
 use crate::producer::Producer;
 
 pub(crate) use reader::Reader;
+pub(crate) use seen::{Misfit, Seen};
 pub(crate) use waiters::Waiters;
 
 /// An event and where it stands in the result stream.

@@ -170,7 +170,8 @@ impl Operator {
                 letters.iter().filter(|letter| letter.turn.shard() == keys.shard()).collect();
             for page in here.chunks(PAGE) {
                 let letters = page.iter().map(|letter| Letter { entry: &letter.entry, turn: letter.turn });
-                purged += self.redis().run(&keys, &Purge { letters: letters.collect() }).await?;
+                purged +=
+                    self.redis().run(&keys, &Purge { over_bytes: None, letters: letters.collect() }).await?;
             }
         }
         Ok(purged)

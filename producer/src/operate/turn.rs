@@ -1,7 +1,7 @@
 //! One turn: what became of it, cancelling it, and running it now or again.
 
 use serde::Serialize;
-use turnmill_redis::steps::{Cancel, CancelAnswer, CancelLimits, Promote};
+use turnmill_redis::steps::{Cancel, Promote, Unrun, UnrunLimits};
 use turnmill_redis::{TurnPlace, TurnRecord, TurnWait};
 use turnmill_schema::{End, Name, Outcome, Priority, TurnId};
 
@@ -88,16 +88,17 @@ impl Operator {
     pub async fn cancel_turn(&self, turn: TurnId) -> Result<Cancelled, ProducerError> {
         let TurnPlace { agent, entry } = self.place_of(turn).await?;
         let (keys, settings) = (self.producer.keys_of(turn), &self.producer.settings);
-        let limits = CancelLimits {
+        let limits = UnrunLimits {
             result_ttl_ms: settings.result_ttl.as_millis() as u64,
             outcome_ttl_ms: settings.outcome_ttl.as_millis() as u64,
         };
         let cancel = [Cancel { agent, entry }];
         let mut answers = self.redis().ask(|server| server.run_items(&keys, &limits, &cancel)).await?;
         match answers.pop().transpose()? {
-            Some(CancelAnswer::Cancelled) => Ok(Cancelled::Cancelled),
-            Some(CancelAnswer::Ended(outcome)) => Ok(Cancelled::Ended(self.outcome_named(turn, &outcome)?)),
-            Some(CancelAnswer::Unknown) | None => Err(self.unknown(turn)),
+            Some(Unrun::Done) => Ok(Cancelled::Cancelled),
+            Some(Unrun::Ended(outcome)) => Ok(Cancelled::Ended(self.outcome_named(turn, &outcome)?)),
+            // Only an ending for a deadline can come too early.
+            Some(Unrun::Unknown | Unrun::Early) | None => Err(self.unknown(turn)),
         }
     }
 

@@ -19,7 +19,7 @@ pub struct WorkerView {
     pub id: String,
     /// Its name.
     pub name: String,
-    /// `starting`, `ready`, `draining`, `stopped`, or `silent` where it said nothing for long.
+    /// `starting`, `ready`, `draining`, `stopped`, or `silent`: it missed two beats, so it died, hangs or cannot reach Redis.
     pub state: String,
     /// Its model.
     pub model: String,
@@ -69,19 +69,22 @@ impl Operator {
 
 fn view(WorkerRecord { id, heard_at_ms, status, order }: WorkerRecord, now_ms: u64) -> WorkerView {
     let silent = || WorkerStatus { name: id.clone(), state: "silent".to_owned(), ..WorkerStatus::default() };
-    let WorkerStatus { name, state, model, version, started_ms, running, capacity, headroom_percent } =
-        status.unwrap_or_else(silent);
+    let heard_ms = now_ms.saturating_sub(heard_at_ms);
+    let status = status.unwrap_or_else(silent);
+    let is_silent = status.is_silent(heard_ms);
+    let WorkerStatus { name, state, model, version, started_ms, running, capacity, headroom_percent, .. } =
+        status;
     WorkerView {
         id,
         name,
-        state,
+        state: if is_silent { "silent".to_owned() } else { state },
         model,
         version,
         running,
         capacity,
         headroom_percent,
         started_ms,
-        heard_ms: now_ms.saturating_sub(heard_at_ms),
+        heard_ms,
         told_to_drain: order.as_deref() == Some(ORDER_DRAIN),
     }
 }

@@ -8,7 +8,7 @@ use turnmill_schema::TurnId;
 use turnmill_schema::keys::{FIELD_AT, FIELD_EVENT, Keys};
 
 use crate::call::Step;
-use crate::fault::{Fault, meaning, Meaning};
+use crate::fault::{Fault, Meaning, meaning};
 use crate::link::Link;
 use crate::server::Server;
 use crate::steps::AppendAnyway;
@@ -75,7 +75,8 @@ impl Server {
         let mut added = add.query_async::<Value>(connection).await;
         if added.as_ref().is_err_and(|error| meaning(error.code().unwrap_or_default()) == Meaning::Full) {
             let anyway = AppendAnyway { turn, id, event, at_ms };
-            added = self.invoke(AppendAnyway::NAME, AppendAnyway::SCRIPT, &anyway.call(keys), connection).await;
+            added =
+                self.invoke(AppendAnyway::NAME, AppendAnyway::SCRIPT, &anyway.call(keys), connection).await;
         }
         match added {
             Ok(Value::Nil) => Ok(Appended::NoStream),
@@ -89,7 +90,12 @@ impl Server {
     ///
     /// # Errors
     /// See [`Fault`].
-    pub async fn result_top(&self, link: &AppendLink, keys: &Keys, turn: TurnId) -> Result<Option<Top>, Fault> {
+    pub async fn result_top(
+        &self,
+        link: &AppendLink,
+        keys: &Keys,
+        turn: TurnId,
+    ) -> Result<Option<Top>, Fault> {
         let mut last = redis::cmd("XREVRANGE");
         last.arg(keys.result(turn)).arg("+").arg("-").arg("COUNT").arg(1);
         let entries = last.query_async::<Vec<(String, Value)>>(&mut link.0.connection.clone()).await;

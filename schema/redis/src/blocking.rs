@@ -55,7 +55,11 @@ impl Blocking {
         &self.server
     }
 
-    pub(crate) async fn ask<T: FromRedisValue>(&mut self, step: &'static str, command: &Cmd) -> Result<T, Fault> {
+    pub(crate) async fn ask<T: FromRedisValue>(
+        &mut self,
+        step: &'static str,
+        command: &Cmd,
+    ) -> Result<T, Fault> {
         let asked = command.query_async(&mut self.connection);
         answer(&self.server, &mut self.eras, step, asked).await
     }

@@ -81,6 +81,11 @@ pub trait ItemStep: Send {
     /// Adds the item's keys and arguments.
     fn add(&self, keys: &Keys, call: &mut Call);
 
+    /// Bytes of its arguments, about: calls are kept short.
+    fn bytes(&self) -> usize {
+        0
+    }
+
     /// Reads the answer of one item.
     ///
     /// # Errors

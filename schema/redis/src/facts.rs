@@ -76,7 +76,10 @@ impl ServerFacts {
                 self.version
             ));
         }
-        if self.maxmemory_bytes > 0 && !self.maxmemory_policy.is_empty() && self.maxmemory_policy != "noeviction" {
+        if self.maxmemory_bytes > 0
+            && !self.maxmemory_policy.is_empty()
+            && self.maxmemory_policy != "noeviction"
+        {
             return Some(format!(
                 "Redis at {address} is evicting: maxmemory-policy {} would delete queued turns; run CONFIG SET \
                  maxmemory-policy noeviction",
@@ -110,7 +113,11 @@ mod tests {
         assert_eq!((good.warning(), good.trouble_that_passes(), good.unsuitable("h")), (None, None, None));
         let volatile = facts("aof_enabled:1", "aof_enabled:0");
         assert!(volatile.warning().expect("a warning").contains("appendonly yes"));
-        assert_eq!(ServerFacts::from_info("").unsuitable("h"), None, "one that says nothing is taken as it is");
+        assert_eq!(
+            ServerFacts::from_info("").unsuitable("h"),
+            None,
+            "one that says nothing is taken as it is"
+        );
         assert_eq!(facts("7.0.15", "10.1.0").unsuitable("h"), None);
     }
 
@@ -119,12 +126,22 @@ mod tests {
         let old = facts("7.0.15", "6.2.14").unsuitable("h").expect("too old");
         assert!(old.contains("too old: its version is 6.2.14"), "{old}");
         let evicting = facts("maxmemory:0", "maxmemory:1000").unsuitable("h").expect("evicting");
-        assert!(evicting.contains("allkeys-lru") && evicting.contains("CONFIG SET maxmemory-policy noeviction"));
+        assert!(
+            evicting.contains("allkeys-lru") && evicting.contains("CONFIG SET maxmemory-policy noeviction")
+        );
     }
 
     #[test]
     fn what_passes_is_told_apart() {
-        assert!(facts("role:master", "role:slave").trouble_that_passes().is_some_and(|text| text.contains("replica")));
-        assert!(facts("loading:0", "loading:1").trouble_that_passes().is_some_and(|text| text.contains("loading")));
+        assert!(
+            facts("role:master", "role:slave")
+                .trouble_that_passes()
+                .is_some_and(|text| text.contains("replica"))
+        );
+        assert!(
+            facts("loading:0", "loading:1")
+                .trouble_that_passes()
+                .is_some_and(|text| text.contains("loading"))
+        );
     }
 }

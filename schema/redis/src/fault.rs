@@ -29,7 +29,9 @@ pub enum Fault {
     },
     /// The server at the other end cannot carry the queue now: it is a replica, it loads its data, or it lost its disk.
     /// Every connection was dropped; the next call asks the address again.
-    #[error("Redis at {address} cannot serve the queue now: {reason}; its address is asked again until a primary answers")]
+    #[error(
+        "Redis at {address} cannot serve the queue now: {reason}; its address is asked again until a primary answers"
+    )]
     Stale {
         /// Host and port, or the socket's path.
         address: String,
@@ -37,7 +39,9 @@ pub enum Fault {
         reason: String,
     },
     /// Redis has no memory left for new work.
-    #[error("Redis is full and refused {step}: {reason}; try again when turns have ended, or raise maxmemory")]
+    #[error(
+        "Redis is full and refused {step}: {reason}; try again when turns have ended, or raise maxmemory"
+    )]
     Full {
         /// Which step of the protocol.
         step: &'static str,
@@ -128,7 +132,8 @@ pub(crate) fn classify(step: &'static str, address: &str, error: &RedisError) ->
         ErrorKind::Server(_) | ErrorKind::Extension => {
             let code = error.code().unwrap_or_default();
             // As the server wrote it: the client's own display puts other words around it.
-            let reason = error.detail().map_or_else(|| error.to_string(), |detail| format!("{code} {detail}"));
+            let reason =
+                error.detail().map_or_else(|| error.to_string(), |detail| format!("{code} {detail}"));
             worded(meaning(code), step, address, reason)
         }
         ErrorKind::Parse | ErrorKind::UnexpectedReturnType => {
@@ -176,12 +181,16 @@ mod tests {
     #[test]
     fn every_code_has_its_advice() {
         let advice = |text: &str| classify_text("step", "h:1", text.to_owned()).advice();
-        for text in ["READONLY no", "LOADING data", "MISCONF disk", "MASTERDOWN x", "UNBLOCKED x", "NOREPLICAS x"] {
+        for text in
+            ["READONLY no", "LOADING data", "MISCONF disk", "MASTERDOWN x", "UNBLOCKED x", "NOREPLICAS x"]
+        {
             let fault = classify_text("step", "h:1", text.to_owned());
             assert!(matches!(fault, Fault::Stale { .. }) && fault.is_outage(), "{text}: {fault:?}");
             assert_eq!(fault.advice(), Advice::Retry, "{text}");
         }
-        for text in ["OOM full", "BUSY x", "TRYAGAIN x", "CLUSTERDOWN x", "NOGROUP x", "MOVED 1 h:2", "ASK 1 h:2"] {
+        for text in
+            ["OOM full", "BUSY x", "TRYAGAIN x", "CLUSTERDOWN x", "NOGROUP x", "MOVED 1 h:2", "ASK 1 h:2"]
+        {
             assert_eq!(advice(text), Advice::Retry, "{text}");
         }
         for text in ["NOAUTH x", "WRONGPASS x", "NOPERM x"] {

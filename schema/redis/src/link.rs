@@ -52,7 +52,9 @@ pub(crate) struct Manager {
 
 impl Manager {
     fn server(&self) -> Result<std::sync::Arc<Server>, Fault> {
-        self.server.upgrade().ok_or_else(|| Fault::Unsuitable("the connections to Redis are closed".to_owned()))
+        self.server
+            .upgrade()
+            .ok_or_else(|| Fault::Unsuitable("the connections to Redis are closed".to_owned()))
     }
 }
 

@@ -142,7 +142,8 @@ impl Server {
     /// [`Fault::Unsuitable`] if it cannot carry a queue until an operator changes something: too old, evicting, or a
     /// replica. [`Fault::Stale`] if it loads its data. A user who may not ask takes the server as it is.
     pub async fn check(&self) -> Result<ServerFacts, Fault> {
-        let made = self.client.get_multiplexed_async_connection_with_config(&timeouts(self.response_timeout)).await;
+        let made =
+            self.client.get_multiplexed_async_connection_with_config(&timeouts(self.response_timeout)).await;
         let mut connection = made.map_err(|error| self.classify("connect", &error))?;
         let facts = self.ask_facts(&mut connection, &["everything"]).await?;
         if facts.loading {
@@ -354,20 +355,29 @@ impl Server {
     /// Asks the server at the other end of `connection` who it is.
     pub(crate) async fn verify(&self, connection: &mut MultiplexedConnection) -> Result<(), Fault> {
         let facts = self.ask_facts(connection, &["server", "replication", "persistence", "memory"]).await?;
-        let trouble = facts.trouble_that_passes().map(str::to_owned).or_else(|| facts.unsuitable(&self.address));
+        let trouble =
+            facts.trouble_that_passes().map(str::to_owned).or_else(|| facts.unsuitable(&self.address));
         if let Some(reason) = trouble.filter(|_| self.demanding) {
             self.end_era();
             return Err(self.stale(&reason));
         }
         let before = std::mem::replace(&mut self.lock(&self.known).run_id, facts.run_id.clone());
         if !before.is_empty() && before != facts.run_id {
-            tracing::info!(address = self.address, run_id = facts.run_id, "another Redis server, or a restarted one, answers");
+            tracing::info!(
+                address = self.address,
+                run_id = facts.run_id,
+                "another Redis server, or a restarted one, answers"
+            );
             self.end_era();
         }
         Ok(())
     }
 
-    async fn ask_facts(&self, connection: &mut MultiplexedConnection, sections: &[&str]) -> Result<ServerFacts, Fault> {
+    async fn ask_facts(
+        &self,
+        connection: &mut MultiplexedConnection,
+        sections: &[&str],
+    ) -> Result<ServerFacts, Fault> {
         let mut info = redis::cmd("INFO");
         info.arg(sections);
         match info.query_async::<String>(connection).await {
@@ -398,7 +408,11 @@ impl Server {
     }
 
     pub(crate) fn expect_era(&self, era: u64) -> Result<(), Fault> {
-        if *self.era.borrow() == era { Ok(()) } else { Err(self.stale("another server may answer at its address")) }
+        if *self.era.borrow() == era {
+            Ok(())
+        } else {
+            Err(self.stale("another server may answer at its address"))
+        }
     }
 
     /// Tells of the end of the era.
@@ -443,7 +457,9 @@ fn connection_info(url: &RedisUrl) -> Result<ConnectionInfo, Fault> {
 fn trusting(info: ConnectionInfo, file: &Path) -> Result<Client, Fault> {
     let unusable = |what: &str, reason: &dyn std::fmt::Display| {
         let file = file.display();
-        Fault::Unsuitable(format!("the file of authorities {file} {what}: {reason}; name a PEM file of certificates"))
+        Fault::Unsuitable(format!(
+            "the file of authorities {file} {what}: {reason}; name a PEM file of certificates"
+        ))
     };
     let pem = std::fs::read(file).map_err(|error| unusable("cannot be read", &error))?;
     if !String::from_utf8_lossy(&pem).contains("BEGIN CERTIFICATE") {
@@ -463,5 +479,7 @@ fn unusable_url(url: &RedisUrl, reason: &dyn std::fmt::Display) -> Fault {
 
 /// How a connection behaves whose answers may take so long.
 pub(crate) fn timeouts(response: Duration) -> AsyncConnectionConfig {
-    AsyncConnectionConfig::new().set_connection_timeout(Some(CONNECT_TIMEOUT)).set_response_timeout(Some(response))
+    AsyncConnectionConfig::new()
+        .set_connection_timeout(Some(CONNECT_TIMEOUT))
+        .set_response_timeout(Some(response))
 }

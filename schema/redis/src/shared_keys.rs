@@ -17,6 +17,8 @@ pub(crate) fn shared_keys(keys: &Keys) -> Vec<String> {
         keys.ended(),
         keys.capped(),
         keys.paused(),
+        keys.streams(),
+        keys.deadlines(),
     ]
 }
 

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use redis::streams::{StreamClaimReply, StreamId as RawEntry, StreamPendingCountReply, StreamReadReply};
+use redis::streams::{
+    StreamClaimReply, StreamId as RawEntry, StreamPendingCountReply, StreamRangeReply, StreamReadReply,
+};
 use redis::{Cmd, RedisResult};
 use turnmill_schema::keys::{BacklogEntry, FIELD_AGENT, FIELD_HEAD, GROUP};
 use turnmill_schema::{AgentId, Priority};
@@ -202,5 +204,31 @@ impl Server {
         delete.cmd("XACK").arg(&stream.key).arg(GROUP).arg(entry).ignore();
         delete.cmd("XDEL").arg(&stream.key).arg(entry).ignore();
         self.ask_all(STEP, &delete).await
+    }
+}
+
+impl Server {
+    /// Of each of the entries of a ready stream, the agent it names; none if the entry is gone or no ticket.
+    ///
+    /// # Errors
+    /// See [`Fault`].
+    pub async fn agents_of_tickets(
+        &self,
+        stream: &ReadyStream,
+        entries: &[String],
+    ) -> Result<Vec<Option<AgentId>>, Fault> {
+        if entries.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut pipe = redis::pipe();
+        for entry in entries {
+            pipe.cmd("XRANGE").arg(&stream.key).arg(entry).arg(entry);
+        }
+        let found: Vec<StreamRangeReply> = self.ask_all("pending", &pipe).await?;
+        let agent = |found: StreamRangeReply| match found.ids.into_iter().next().map(Delivered::from) {
+            Some(Delivered::Ticket { agent, .. }) => Some(agent),
+            _ => None,
+        };
+        Ok(found.into_iter().map(agent).collect())
     }
 }

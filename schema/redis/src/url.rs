@@ -145,7 +145,8 @@ mod tests {
     #[test]
     fn only_schemes_the_client_speaks_are_known() {
         let known = |url: &str| RedisUrl::from(url.to_owned()).has_known_scheme();
-        assert!(known("redis://h") && known("rediss://h") && known("unix:///s") && known("valkey://h"));
+        assert!(known("redis://h") && known("rediss://h") && known("unix:///s"));
+        assert!(known("valkey://h") && known("valkeys://h") && known("valkey+unix:///s"));
         assert!(!known("http://h") && !known("redis://") && !known("localhost:6379") && !known(""));
     }
 }

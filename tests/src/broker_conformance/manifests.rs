@@ -1,6 +1,6 @@
 //! Manifests: what is said of an agent's stored blocks reaches its next claim, and nothing stale does.
 
-use turnmill_schema::scripts::AgentAction;
+use turnmill_redis::steps::AgentAction;
 use turnmill_schema::{Digest, Manifest, Outcome, Turn};
 use turnmill_worker::broker::memory::{Acted, AgentState};
 use turnmill_worker::broker::{Broker, Claim, Ending, Lease};
@@ -75,21 +75,21 @@ pub async fn a_released_turn_carries_its_manifest<Q: TestQueue>(queue: &Q) {
 pub async fn a_late_manifest_is_taken_unless_a_newer_lease_said_something<Q: TestQueue>(queue: &Q) {
     let (old, new) = (queue.worker("old").await, queue.worker("new").await);
     let first = next(queue, &old).await;
-    old.advance(&first.lease, &manifest(16)).await.expect("during the lease");
+    old.advance(&first.lease.fence(), &manifest(16)).await.expect("during the lease");
     finish_with(&old, &first.lease, Outcome::Completed, Some(32)).await;
     for _ in 0..2 {
-        old.advance(&first.lease, &manifest(48)).await.expect("after the lease");
+        old.advance(&first.lease.fence(), &manifest(48)).await.expect("after the lease");
     }
     let second = next(queue, &old).await;
     assert_eq!(second.manifest, Some(manifest(48)));
-    old.advance(&first.lease, &manifest(64)).await.expect("the newer lease has said nothing yet");
+    old.advance(&first.lease.fence(), &manifest(64)).await.expect("the newer lease has said nothing yet");
 
     // The worker that was silent goes on storing.
     let third = take_over(&new).await;
     assert_eq!(third.manifest, Some(manifest(64)));
     finish_with(&new, &third.lease, Outcome::Completed, Some(80)).await;
     for stale in [&first.lease, &second.lease] {
-        old.advance(stale, &manifest(999)).await.expect("ignored");
+        old.advance(&stale.fence(), &manifest(999)).await.expect("ignored");
     }
     assert_eq!(next(queue, &new).await.manifest, Some(manifest(80)));
 }
@@ -107,7 +107,7 @@ pub async fn a_new_session_forgets_the_manifest_when_it_completes<Q: TestQueue>(
         enqueue(queue, &[Turn { new_session: true, ..turn(Some("a"), "anew") }]).await;
         let anew = claim(&broker).await;
         finish_with(&broker, &anew.lease, outcome, tokens).await;
-        broker.advance(&first.lease, &manifest(999)).await.expect("answered");
+        broker.advance(&first.lease.fence(), &manifest(999)).await.expect("answered");
         let after = next(queue, &broker).await;
         let left = if outcome == Outcome::Failed { Some(999) } else { left };
         assert_eq!(after.manifest, left.map(manifest), "{outcome:?} {tokens:?}");
@@ -119,14 +119,14 @@ pub async fn a_new_session_forgets_the_manifest_when_it_completes<Q: TestQueue>(
 pub async fn a_reset_forgets_the_manifest_and_late_ones<Q: TestQueue>(queue: &Q) {
     let broker = queue.worker("w").await;
     let first = next(queue, &broker).await;
-    let id = first.lease.ticket.agent.clone();
+    let id = first.lease.agent.clone();
     finish_with(&broker, &first.lease, Outcome::Completed, Some(16)).await;
     assert_eq!(queue.act(&id, AgentAction::Reset).await, Acted::State(AgentState::Idle));
-    broker.advance(&first.lease, &manifest(32)).await.expect("ignored");
+    broker.advance(&first.lease.fence(), &manifest(32)).await.expect("ignored");
     let second = next(queue, &broker).await;
     assert_eq!(second.manifest, None);
-    broker.advance(&first.lease, &manifest(32)).await.expect("ignored");
-    broker.advance(&second.lease, &manifest(48)).await.expect("taken");
+    broker.advance(&first.lease.fence(), &manifest(32)).await.expect("ignored");
+    broker.advance(&second.lease.fence(), &manifest(48)).await.expect("taken");
     finish(&broker, &second.lease, 0).await;
     assert_eq!(next(queue, &broker).await.manifest, Some(manifest(48)));
 }
@@ -140,8 +140,8 @@ pub async fn lone_turns_leave_no_manifest<Q: TestQueue>(queue: &Q) {
     let resumed = claim(&broker).await;
     assert_eq!(resumed.manifest, Some(manifest(16)));
     finish_with(&broker, &resumed.lease, Outcome::Completed, Some(32)).await;
-    broker.advance(&resumed.lease, &manifest(48)).await.expect("ignored");
-    let unknown = queue.act(&resumed.lease.ticket.agent, AgentAction::Skip).await;
+    broker.advance(&resumed.lease.fence(), &manifest(48)).await.expect("ignored");
+    let unknown = queue.act(&resumed.lease.agent, AgentAction::Skip).await;
     assert_eq!(unknown, Acted::Unknown, "the agent is gone, and nothing of it came back");
 }
 
@@ -149,7 +149,7 @@ pub async fn lone_turns_leave_no_manifest<Q: TestQueue>(queue: &Q) {
 pub async fn a_waiting_turn_that_published_keeps_its_history<Q: TestQueue>(queue: &Q) {
     let broker = queue.worker("w").await;
     let first = next(queue, &broker).await;
-    let id = first.lease.ticket.agent.clone();
+    let id = first.lease.agent.clone();
     let committed = ending_with(entry(&first.lease, "1", 0, &[1, 2]), Outcome::Completed);
     broker.finish(&first.lease, &committed).await.expect("ended");
     let second = next(queue, &broker).await;

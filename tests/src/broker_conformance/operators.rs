@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use turnmill_schema::scripts::AgentAction;
+use turnmill_redis::steps::AgentAction;
 use turnmill_schema::{AgentId, DeadReason, Outcome, Turn, TurnId};
-use turnmill_worker::broker::Broker;
 use turnmill_worker::broker::memory::{Acted, AgentState, Cancelled};
+use turnmill_worker::broker::{Broker, Claim};
 
 use super::{
     PATIENCE, TestQueue, claim, delta, ending, ending_with, ends, enqueue, entry, finish, is_fenced,
@@ -78,13 +78,13 @@ pub async fn a_running_turn_is_cancelled_and_its_worker_fenced<Q: TestQueue>(que
     broker.append(&running.lease, &delta(0, &[1])).await.expect("appended");
     assert_eq!(queue.cancel(ids[0]).await, Cancelled::Now);
     assert_eq!(outcomes(queue, ids[0]).await, [Outcome::Cancelled]);
+    broker.renew().await.expect("answered");
+    assert!(running.lease.is_lost());
     assert!(is_fenced(broker.append(&running.lease, &delta(1, &[2])).await));
     assert!(is_fenced(broker.finish(&running.lease, &ending(1, Outcome::Completed)).await));
     assert!(is_fenced(broker.requeue(&running.lease, None).await));
     let retried = broker.retry(&running.lease, Duration::ZERO, DeadReason::Attempts, "a fault").await;
     assert!(is_fenced(retried));
-    let renewal = broker.renew(std::slice::from_ref(&running.lease), &[]).await.expect("answered");
-    assert_eq!(renewal.lost, [ids[0]]);
     assert_eq!(outcomes(queue, ids[0]).await, [Outcome::Cancelled]);
     assert_eq!(claim(&other).await.lease.turn, ids[1]);
 }
@@ -137,22 +137,34 @@ pub async fn an_agents_history_can_be_forgotten<Q: TestQueue>(queue: &Q) {
 /// Sooner than by a renewal, once the worker listens.
 pub async fn workers_are_told_of_cancelled_turns<Q: TestQueue>(queue: &Q) {
     let broker = queue.worker("w").await;
-    let mut told = std::pin::pin!(broker.next_cancelled());
-    let mut cancelled = Vec::new();
+    let mut hearing = std::pin::pin!(async {
+        loop {
+            broker.hear().await.expect("heard");
+        }
+    });
     let patience = Instant::now() + PATIENCE;
     // Notices that nobody listened to are gone, so there are several.
     loop {
         let id = enqueue(queue, &[turn(None, "1")]).await[0];
-        assert_eq!(claim(&broker).await.lease.turn, id);
-        // The one who is told may still be running it when it is cancelled.
-        let told_now = tokio::time::timeout(Duration::from_millis(50), &mut told);
-        let (told_now, how) = futures::future::join(told_now, queue.cancel(id)).await;
-        assert_eq!(how, Cancelled::Now);
-        cancelled.push(id);
-        if let Ok(turn) = told_now {
-            assert!(cancelled.contains(&turn.expect("told")));
+        let (running, kept) = (claim(&broker).await, claim_another(queue, &broker).await);
+        assert_eq!(running.lease.turn, id);
+        let heard = async {
+            tokio::select! {
+                () = &mut hearing => {}
+                () = running.lease.lost() => {}
+                () = tokio::time::sleep(Duration::from_millis(50)) => {}
+            }
+        };
+        assert_eq!(futures::future::join(heard, queue.cancel(id)).await.1, Cancelled::Now);
+        assert!(!kept.lease.is_lost(), "somebody else's notice");
+        if running.lease.is_lost() {
             return;
         }
         assert!(Instant::now() < patience, "nobody was told");
     }
+}
+
+async fn claim_another<Q: TestQueue>(queue: &Q, broker: &Q::Broker) -> Claim {
+    enqueue(queue, &[turn(None, "2")]).await;
+    claim(broker).await
 }

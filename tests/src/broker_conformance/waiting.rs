@@ -1,16 +1,16 @@
 //! Turns and agents that wait: for their priority, for a time, for another attempt, for a place; and those that do not
 //! have to, because their worker goes on with their agent.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use turnmill_schema::scripts::{AgentAction, DepthLimits};
+use turnmill_redis::steps::{AgentAction, DepthLimits};
 use turnmill_schema::{AgentId, DeadReason, Delta, Name, Outcome, Priority, Turn, TurnId};
-use turnmill_worker::broker::memory::DeadLetter;
+use turnmill_worker::broker::memory::{Acted, AgentState, DeadLetter};
 use turnmill_worker::broker::{Broker, Ending, Retry};
 
 use super::{
-    LEASE_MS, ROOM, TestQueue, WorkerLimits, claim, delta, ending, ends, enqueue, finish, is_fenced,
-    read_one, reclaim_one, turn,
+    LEASE_MS, PATIENCE, ROOM, TestQueue, WorkerLimits, claim, delta, ending, ends, enqueue, finish, full,
+    is_fenced, promote, read_one, reclaim_one, turn, unheard,
 };
 
 fn agent(name: &str) -> AgentId {
@@ -31,9 +31,9 @@ pub async fn neither_priority_starves<Q: TestQueue>(queue: &Q) {
     enqueue(queue, &turns).await;
     let mut read = Vec::new();
     for _ in 0..8 {
-        read.push(read_one(&broker).await.priority);
+        read.push(read_one(&broker).await);
     }
-    let batch = read.iter().filter(|priority| **priority == Priority::Batch).count();
+    let batch = read.iter().filter(|ticket| ticket.id.priority == Priority::Batch).count();
     assert_eq!(batch, 2, "one of every four: {read:?}");
 }
 
@@ -132,7 +132,7 @@ pub async fn a_tenant_runs_as_many_turns_as_it_may<Q: TestQueue>(queue: &Q) {
 pub async fn a_tenant_has_a_depth_of_its_own<Q: TestQueue>(queue: &Q) {
     let limits = DepthLimits { tenant: 1, ..ROOM };
     assert!(queue.enqueue(&[turn(Some("a"), "1")], limits).await.is_ok());
-    let full = queue.enqueue(&[turn(Some("b"), "1")], limits).await.expect_err("the tenant has one");
+    let full = full(queue.enqueue(&[turn(Some("b"), "1")], limits).await);
     assert_eq!((full.tenant.as_deref(), full.open, full.limit), (Some("test"), 1, 1));
     let other = Turn { tenant: Name::new("other").expect("a name"), ..turn(Some("a"), "1") };
     assert!(queue.enqueue(&[other], limits).await.is_ok());
@@ -145,12 +145,11 @@ pub async fn a_worker_may_go_on_with_its_agent<Q: TestQueue>(queue: &Q) {
     let turns = ["1", "2", "3"].map(|content| turn(Some("a"), content));
     let ids = enqueue(queue, &turns).await;
     let first = claim(&broker).await;
-    let ticket =
-        broker.finish(&first.lease, &going_on(0)).await.expect("ended").expect("the worker continues");
-    assert_eq!(
-        broker.finish(&first.lease, &going_on(0)).await.expect("the same answer"),
-        Some(ticket.clone())
-    );
+    let answered = match unheard(broker.finish(&first.lease, &going_on(0))).await {
+        Some(answered) => answered,
+        None => broker.finish(&first.lease, &going_on(0)).await,
+    };
+    let ticket = answered.expect("ended").expect("the worker continues");
     let second = broker.lease(&ticket).await.expect("answered").expect("ours");
     assert_eq!((second.lease.turn, second.lease.attempt), (ids[1], 1));
     assert_eq!(
@@ -161,7 +160,7 @@ pub async fn a_worker_may_go_on_with_its_agent<Q: TestQueue>(queue: &Q) {
     // Beyond the budget only while nobody else waits.
     enqueue(queue, &[turn(Some("b"), "1")]).await;
     assert_eq!(broker.finish(&second.lease, &going_on(0)).await.expect("ended"), None);
-    assert_eq!(claim(&broker).await.lease.ticket.agent, agent("b"));
+    assert_eq!(claim(&broker).await.lease.agent, agent("b"));
     assert_eq!(claim(&broker).await.lease.turn, ids[2]);
 }
 
@@ -192,6 +191,79 @@ pub async fn a_short_reply_is_kept_with_its_outcome<Q: TestQueue>(queue: &Q) {
     assert_eq!([queue.short_reply(ids[0]).await, queue.short_reply(ids[1]).await], replies);
 }
 
+/// A paused agent's turn, and one behind it: whoever looks ends them, so that nobody waits for them in vain. The one that runs is
+/// its worker's to end.
+pub async fn a_deadline_holds_while_a_turn_waits<Q: TestQueue>(queue: &Q) {
+    let broker = queue.worker("w").await;
+    let deadline_ms = queue.now_ms().await + 200;
+    let hurried = |agent| Turn { deadline_ms: Some(deadline_ms), ..turn(Some(agent), "1") };
+    let ids = enqueue(queue, &[hurried("a"), turn(Some("a"), "2"), hurried("a"), hurried("b")]).await;
+    assert_eq!(queue.act(&agent("a"), AgentAction::Pause).await, Acted::State(AgentState::Paused));
+    // None: the machine was too slow for the deadline.
+    let running = broker.lease(&read_one(&broker).await).await.expect("answered");
+    let patience = Instant::now() + PATIENCE;
+    while ends(&queue.events(ids[0]).await).is_empty() || ends(&queue.events(ids[2]).await).is_empty() {
+        broker.promote().await.expect("answered");
+        assert!(Instant::now() < patience, "a deadline passed and nobody minded");
+    }
+    assert!(queue.now_ms().await >= deadline_ms);
+    for id in [ids[0], ids[2]] {
+        assert_eq!(ends(&queue.events(id).await)[0].outcome, Outcome::Expired);
+    }
+    if let Some(running) = running {
+        assert_eq!(running.lease.turn, ids[3]);
+        finish(&broker, &running.lease, 0).await;
+    }
+    assert_eq!(queue.act(&agent("a"), AgentAction::Resume).await, Acted::State(AgentState::Ready));
+    assert_eq!(claim(&broker).await.lease.turn, ids[1]);
+}
+
+/// A worker with one place and an agent that would fill it for ever; the agent of a dead worker, one that is due a moment later,
+/// and one of the hot agent's own tenant, which may run one turn at a time: they all run long before the hot one is done.
+pub async fn nobody_starves_behind_a_hot_agent<Q: TestQueue>(queue: &Q) {
+    const HOT: usize = 400;
+    let limits = WorkerLimits { tenant_max_running: 1, max_continues: 2, ..Default::default() };
+    let (broker, dead) = (queue.worker_with("w", limits).await, queue.worker_with("dead", limits).await);
+    let of = |tenant: &str, agent: &str| Turn {
+        tenant: Name::new(tenant).expect("a name"),
+        ..turn(Some(agent), "1")
+    };
+    let orphan = enqueue(queue, &[of("dead", "a")]).await[0];
+    drop(claim(&dead).await);
+    let due = Turn { not_before_ms: Some(queue.now_ms().await + LEASE_MS / 2), ..of("due", "a") };
+    let mut hot: Vec<Turn> = (0..HOT).map(|_| of("hot", "a")).collect();
+    hot.push(of("hot", "parked"));
+    let parked = *enqueue(queue, &hot).await.last().expect("some");
+    let mut waiting = vec![orphan, parked, enqueue(queue, &[due]).await[0]];
+    let work = async {
+        let mut next = None;
+        while !waiting.is_empty() {
+            let ticket = match next.take() {
+                Some(ticket) => ticket,
+                None => read_one(&broker).await,
+            };
+            let Some(claim) = broker.lease(&ticket).await.expect("answered") else { continue };
+            // Time in which the others come up.
+            tokio::time::sleep(Duration::from_millis(2)).await;
+            next = broker.finish(&claim.lease, &going_on(0)).await.expect("ended");
+            waiting.retain(|turn| *turn != claim.lease.turn);
+        }
+    };
+    let reclaim = async {
+        loop {
+            broker.reclaim().await.expect("answered");
+            broker.renew().await.expect("answered");
+            tokio::time::sleep(Duration::from_millis(LEASE_MS / 4)).await;
+        }
+    };
+    tokio::select! {
+        () = work => {}
+        () = async { tokio::join!(promote(&broker), reclaim); } => unreachable!("timers have no end"),
+    }
+    let left = broker.counts().await.expect("counted").open();
+    assert!(left > HOT as u64 / 4, "the others waited until {left} turns of the hot agent were left");
+}
+
 /// While its holder renews in time, a lease is nobody else's, and a ticket that was read neither.
 pub async fn renewing_keeps_leases<Q: TestQueue>(queue: &Q) {
     enqueue(queue, &[turn(Some("a"), "1"), turn(Some("b"), "1")]).await;
@@ -201,17 +273,17 @@ pub async fn renewing_keeps_leases<Q: TestQueue>(queue: &Q) {
     let mut renewed_ms = start_ms;
     while renewed_ms < start_ms + 4 * LEASE_MS {
         let sent_ms = queue.now_ms().await;
-        let (held, tickets) = (std::slice::from_ref(&running.lease), std::slice::from_ref(&unleased));
-        let renewal = holder.renew(held, tickets).await.expect("answered");
-        assert_eq!(renewal.lost, []);
+        holder.renew().await.expect("answered");
+        assert!(!running.lease.is_lost());
         renewed_ms = sent_ms;
-        let taken = other.reclaim(2).await.expect("answered");
+        let taken = other.reclaim().await.expect("answered");
         // A busy machine may have made the holder late.
         let is_late = queue.now_ms().await >= renewed_ms + LEASE_MS;
-        assert!(taken.is_empty() || is_late, "taken over from a worker that renews");
+        assert!(taken == 0 || is_late, "taken over from a worker that renews");
         if is_late {
-            return;
+            break;
         }
         tokio::time::sleep(Duration::from_millis(LEASE_MS / 10)).await;
     }
+    drop((running, unleased));
 }

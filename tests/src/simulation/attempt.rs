@@ -1,5 +1,6 @@
 //! One attempt at a turn.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use turnmill_schema::{
@@ -25,7 +26,7 @@ enum Step {
 
 /// What an attempt works on.
 struct Work {
-    lease: Lease,
+    lease: Arc<Lease>,
     plan: Plan,
     history: Vec<u32>,
     reply: Vec<u32>,
@@ -64,7 +65,7 @@ impl Process {
     /// What the claim says must be what was published before: a beginning of the only right reply.
     fn load(&self, claim: Claim) -> Option<Work> {
         if let Some(manifest) = &claim.manifest {
-            let key = (claim.lease.ticket.agent.clone(), claim.lease.epoch);
+            let key = (claim.lease.agent.clone(), claim.lease.epoch);
             self.stage.ledger().manifests.insert(key, who_said(manifest));
         }
         let Ok(StoredTurn::Inline(turn)) = claim.turn else { return None };
@@ -90,7 +91,7 @@ impl Process {
 
     fn next_step(&self, work: &Work) -> Step {
         let stage = &self.stage;
-        if self.has_lost(&work.lease) {
+        if work.lease.is_lost() {
             return Step::Stop;
         }
         if work.expires_ms.is_some_and(|at_ms| stage.clock.now() >= at_ms) {
@@ -127,7 +128,7 @@ impl Process {
     async fn advance_some_time(&self, lease: &Lease) {
         if self.stage.dice.chance(300) {
             self.stage.sleep_below(self.stage.world.lease_ms).await;
-            let advance = async || self.broker.advance(lease, &said_by(lease)).await;
+            let advance = async || self.broker.advance(&lease.fence(), &said_by(lease)).await;
             self.answered(lease, self.insist(advance).await);
         }
     }

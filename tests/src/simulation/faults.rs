@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use turnmill_worker::broker::BrokerError;
+use turnmill_redis::Fault;
 use turnmill_worker::broker::memory::{Clock, Link, Passage};
 
 use super::ledger::Stage;
@@ -26,8 +26,8 @@ impl FaultyLink {
         Box::pin(async move {
             stage.sleep(usual_ms + late_ms).await;
             if is_lost {
-                let (url, reason) = ("sim".to_owned(), "lost".to_owned());
-                return Err(BrokerError::Unreachable { url, reason });
+                let (address, reason) = ("sim".to_owned(), "lost".to_owned());
+                return Err(Fault::Unreachable { address, reason }.into());
             }
             Ok(answer)
         })

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use turnmill_schema::scripts::AgentAction;
+use turnmill_redis::steps::AgentAction;
 use turnmill_schema::{AgentId, TurnId};
-use turnmill_worker::broker::memory::{Acted, AgentState, Cancelled};
+use turnmill_worker::broker::memory::{Acted, AgentState, Cancelled, NotEnqueued};
 
 use super::ledger::Stage;
 use super::plan::Plan;
@@ -44,7 +44,8 @@ async fn enqueue(stage: &Stage, plans: &[Plan]) {
                 let mut ledger = stage.ledger();
                 return ledger.turns.extend(plans.iter().map(|plan| plan.number).zip(ids));
             }
-            Some(Err(full)) => stage.sleep(full.retry_after_ms.min(100)).await,
+            Some(Err(NotEnqueued::Full(full))) => stage.sleep(full.retry_after_ms.min(100)).await,
+            Some(Err(conflict)) => return stage.violation(conflict.to_string()),
             None => {}
         }
         stage.sleep_below(30).await;

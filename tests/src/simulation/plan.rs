@@ -1,6 +1,6 @@
 //! What a seed's world consists of: turns to enqueue, and how hostile everything is.
 
-use turnmill_schema::scripts::DepthLimits;
+use turnmill_redis::steps::DepthLimits;
 use turnmill_schema::{AgentId, Message, Name, Priority, Role, Turn, TurnId};
 
 use super::dice::Dice;

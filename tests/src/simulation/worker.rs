@@ -1,13 +1,11 @@
 //! A worker's process: it reads, leases, publishes, ends, requeues and renews, as a real one does, with the
 //! computation replaced by a function.
 
-use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
-use turnmill_schema::TurnId;
 use turnmill_worker::broker::memory::MemoryBroker;
 use turnmill_worker::broker::{Advice, Broker, BrokerError, Lease, Ticket};
 
@@ -15,14 +13,19 @@ use super::faults::{FaultyLink, Mortal};
 use super::ledger::Stage;
 use crate::memory_queue::settings;
 
+/// Of each in one lease, as real workers do.
+const RENEWALS_A_LEASE: u64 = 3;
+const RECLAIMS_A_LEASE: u64 = 4;
+const SWEEPS_A_LEASE: u64 = 2;
+const PROMOTE_AGAIN_MS: u64 = 20;
+
 /// One life of a worker.
 pub(super) struct Process {
     pub(super) name: String,
     pub(super) broker: MemoryBroker,
     pub(super) stage: Arc<Stage>,
-    held: Mutex<Vec<Lease>>,
-    unleased: Mutex<Vec<Ticket>>,
-    lost: Mutex<BTreeSet<(TurnId, u64)>>,
+    /// Leases that are not over.
+    leases: Mutex<Vec<Weak<Lease>>>,
     draining: AtomicBool,
 }
 
@@ -49,28 +52,23 @@ impl Process {
             name: name.to_owned(),
             broker: stage.queue.worker_over(settings, Arc::new(FaultyLink(Arc::clone(stage)))),
             stage: Arc::clone(stage),
-            held: Mutex::default(),
-            unleased: Mutex::default(),
-            lost: Mutex::default(),
+            leases: Mutex::default(),
             draining: AtomicBool::new(false),
         }
     }
 
-    /// Until it is drained.
+    /// Until it is drained. Its timers go on whether its slots are free or not, as a real worker's do.
     async fn run(self) {
         let slots: FuturesUnordered<_> = (0..self.stage.world.slots).map(|_| self.slot()).collect();
         let slots = std::pin::pin!(slots.collect::<Vec<()>>());
-        let rest =
-            std::pin::pin!(futures::future::join3(self.renew(), self.listen(), self.drain_some_time()));
+        let timers =
+            futures::future::join5(self.renew(), self.hear(), self.promote(), self.reclaim(), self.sweep());
+        let rest = std::pin::pin!(futures::future::join(timers, self.drain_some_time()));
         futures::future::select(slots, rest).await;
     }
 
     pub(super) fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Relaxed)
-    }
-
-    pub(super) fn has_lost(&self, lease: &Lease) -> bool {
-        self.lost.lock().expect("not poisoned").contains(&(lease.turn, lease.epoch))
     }
 
     async fn drain_some_time(&self) {
@@ -92,16 +90,11 @@ impl Process {
     }
 
     async fn take_ticket(&self) -> Option<Ticket> {
-        let mut tickets = self.broker.reclaim(1).await.unwrap_or_default();
-        if tickets.is_empty() {
-            tickets = self.broker.read(1).await.unwrap_or_default();
-        }
-        tickets.pop()
+        self.broker.read(1).await.unwrap_or_default().pop()
     }
 
     /// Leases the ticket and runs its turn, or returns it. Some: the worker continues with the next turn.
     async fn serve(&self, ticket: &Ticket) -> Option<Ticket> {
-        self.unleased.lock().expect("not poisoned").push(ticket.clone());
         self.stage.sleep_below(3).await;
         let gives_up = self.is_draining() || self.stage.fails(30);
         let claim = if gives_up {
@@ -109,13 +102,9 @@ impl Process {
         } else {
             self.insist(async || self.broker.lease(ticket).await).await
         };
-        self.unleased.lock().expect("not poisoned").retain(|other| other != ticket);
         let claim = claim.unwrap_or_default()?;
-        let lease = claim.lease.clone();
-        self.held.lock().expect("not poisoned").push(lease.clone());
-        let next = self.attempt(claim).await;
-        self.held.lock().expect("not poisoned").retain(|other| *other != lease);
-        next
+        self.leases.lock().expect("not poisoned").push(Arc::downgrade(&claim.lease));
+        self.attempt(claim).await
     }
 
     /// Calls until there is an answer.
@@ -131,30 +120,51 @@ impl Process {
         }
     }
 
-    /// Keeps what this worker holds, and notes what it lost.
+    /// Renews what is in this worker's hands, and notes which leases that kept.
     async fn renew(&self) {
         loop {
-            self.stage.sleep(self.stage.world.lease_ms / 3).await;
-            let held = self.held.lock().expect("not poisoned").clone();
-            let unleased = self.unleased.lock().expect("not poisoned").clone();
+            self.stage.sleep(self.stage.world.lease_ms / RENEWALS_A_LEASE).await;
+            let leases = self.live_leases();
             let sent_ms = self.stage.clock.now();
-            let Ok(renewal) = self.broker.renew(&held, &unleased).await else { continue };
-            for lease in held {
-                let key = (lease.turn, lease.epoch);
-                if renewal.lost.contains(&lease.turn) {
-                    self.lost.lock().expect("not poisoned").insert(key);
-                } else {
+            if self.broker.renew().await.is_ok() {
+                for lease in leases.iter().filter(|lease| !lease.is_lost()) {
+                    let key = (lease.turn, lease.epoch);
                     self.stage.ledger().kept_ms.insert(key, (self.name.clone(), sent_ms));
                 }
             }
         }
     }
 
-    async fn listen(&self) {
-        while let Ok(turn) = self.broker.next_cancelled().await {
-            let held = self.held.lock().expect("not poisoned").clone();
-            let lost = held.iter().filter(|lease| lease.turn == turn);
-            self.lost.lock().expect("not poisoned").extend(lost.map(|lease| (lease.turn, lease.epoch)));
+    fn live_leases(&self) -> Vec<Arc<Lease>> {
+        let mut leases = self.leases.lock().expect("not poisoned");
+        leases.retain(|lease| lease.strong_count() > 0);
+        leases.iter().filter_map(Weak::upgrade).collect()
+    }
+
+    async fn hear(&self) {
+        while self.broker.hear().await.is_ok() {}
+    }
+
+    async fn promote(&self) {
+        loop {
+            // A call that got lost is made again soon.
+            let look_again =
+                self.broker.promote().await.map_or(PROMOTE_AGAIN_MS, |wait| wait.as_millis() as u64);
+            self.stage.sleep(look_again).await;
+        }
+    }
+
+    async fn reclaim(&self) {
+        loop {
+            self.stage.sleep(self.stage.world.lease_ms / RECLAIMS_A_LEASE).await;
+            let _ = self.broker.reclaim().await;
+        }
+    }
+
+    async fn sweep(&self) {
+        loop {
+            self.stage.sleep(self.stage.world.lease_ms / SWEEPS_A_LEASE).await;
+            let _ = self.broker.sweep().await;
         }
     }
 }

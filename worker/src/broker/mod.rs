@@ -6,53 +6,27 @@
 //! * every call may be repeated after a lost reply and then answers the same.
 
 mod error;
+mod held;
 pub mod memory;
 pub mod redis;
 mod references;
 
 use std::future::Future;
+use std::sync::Arc;
 use std::time::Duration;
 
 use turnmill_schema::envelope::EnvelopeError;
-use turnmill_schema::{
-    AgentId, DeadReason, Delta, End, History, Manifest, Priority, StoredTurn, TranscriptEntry, TurnId,
-    WorkerStatus,
-};
+use turnmill_schema::{DeadReason, Delta, End, History, Manifest, StoredTurn, TranscriptEntry, WorkerStatus};
 
 pub use error::{Advice, BrokerError};
+pub use held::{Fence, Holdings, Lease, Ticket, TicketId};
 pub use references::{Manifests, PayloadsInUse, References, Root};
-
-/// A delivered ready-stream entry: "this agent is runnable". It means the agent, not a turn.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Ticket {
-    /// Whose head of backlog may be leased.
-    pub agent: AgentId,
-    /// The ready stream it came from.
-    pub priority: Priority,
-    /// The shard whose keys hold it.
-    pub shard: u16,
-    /// Its entry id in that stream.
-    pub entry: String,
-}
-
-/// The right to run one turn, until another worker takes it over.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Lease {
-    /// The turn.
-    pub turn: TurnId,
-    /// The ticket held for it.
-    pub ticket: Ticket,
-    /// Grows with every lease of the agent; the fence.
-    pub epoch: u64,
-    /// Which attempt this is, from 1.
-    pub attempt: u32,
-}
 
 /// A leased turn with everything needed to run it.
 #[derive(Debug)]
 pub struct Claim {
-    /// The right to run it.
-    pub lease: Lease,
+    /// The right to run it; shared by whoever publishes and ends the turn.
+    pub lease: Arc<Lease>,
     /// The turn, or where it is; an error where its envelope cannot be read, which ends the turn.
     pub turn: Result<StoredTurn, EnvelopeError>,
     /// The agent's finished conversation.
@@ -71,13 +45,6 @@ pub struct Claim {
     pub earlier_epoch: Option<u64>,
     /// The last two attempts made no token: run it alone in its steps, so that it takes no neighbours down.
     pub alone: bool,
-}
-
-/// What became of leases in a renewal.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct Renewal {
-    /// Turns whose lease is gone (taken over, cancelled or ended): stop them, publish nothing more.
-    pub lost: Vec<TurnId>,
 }
 
 /// How a turn ends.
@@ -167,45 +134,34 @@ impl QueueCounts {
     }
 }
 
-/// The queue, as one worker sees it.
+/// The queue, as one worker sees it. What the worker has in its hands are values ([`Ticket`], [`Lease`]): an adapter renews
+/// them for as long as they live, and leaves them to others when they are dropped.
+///
+/// The calls of the second half are to be made on timers of their own, whether the worker has room for turns or not: while one
+/// worker makes them, nobody in the queue is forgotten.
 pub trait Broker: Send + Sync + 'static {
-    /// Waits up to about two seconds for tickets; at most `room` of them. Agents that waited for a time or for a
-    /// place among their tenant's turns get their tickets meanwhile. Of every four tickets one is of batch
-    /// priority, where both kinds wait. After an error it first hands out tickets that were delivered to this
-    /// worker and whose reply was lost.
+    /// Waits up to about two seconds for tickets; at most `room` of them. Of every four tickets one is of batch priority, if
+    /// both kinds wait. After an error it first hands out tickets that were delivered to this worker and whose reply was lost.
     fn read(&self, room: usize) -> impl Future<Output = Result<Vec<Ticket>, BrokerError>> + Send;
 
-    /// Takes over tickets whose holders were silent for a whole lease; at most `room` of them.
-    fn reclaim(&self, room: usize) -> impl Future<Output = Result<Vec<Ticket>, BrokerError>> + Send;
-
-    /// Leases the head of the ticket's agent. None: the ticket was not ours any more, or nothing was left
-    /// to run, or its tenant runs as many turns as it may, or the queue is paused; it is then dealt with.
+    /// Leases the head of the ticket's agent. None: the ticket was not ours any more, or nothing was left to run, or its tenant
+    /// runs as many turns as it may, or the queue is paused; it is then dealt with.
     fn lease(&self, ticket: &Ticket) -> impl Future<Output = Result<Option<Claim>, BrokerError>> + Send;
-
-    /// Keeps leases and read-but-unleased tickets alive.
-    fn renew(
-        &self,
-        held: &[Lease],
-        unleased: &[Ticket],
-    ) -> impl Future<Output = Result<Renewal, BrokerError>> + Send;
-
-    /// Waits for the next running turn, of any worker, that somebody cancelled. Notices get lost with a
-    /// connection; renewals find what they missed.
-    fn next_cancelled(&self) -> impl Future<Output = Result<TurnId, BrokerError>> + Send;
 
     /// Publishes tokens, at least one. Deltas of one turn are appended in order by one task.
     fn append(&self, lease: &Lease, delta: &Delta) -> impl Future<Output = Result<(), BrokerError>> + Send;
 
-    /// Ends the turn: publishes its End, commits its entry to the transcript (completed turns of agents only),
-    /// frees the agent's next turn. Some: this worker continues with the agent's next turn: lease the ticket,
-    /// or return it.
+    /// Ends the turn: publishes its End, commits its entry to the transcript (completed turns of agents only), frees the
+    /// agent's next turn. Some: this worker continues with the agent's next turn; lease the ticket, or return it.
+    ///
+    /// From its first call on the lease is not called lost: repeat the call until it is answered.
     fn finish(
         &self,
         lease: &Lease,
         ending: &Ending,
     ) -> impl Future<Output = Result<Option<Ticket>, BrokerError>> + Send;
 
-    /// Requeues the turn at the head of its agent's backlog, not counting the attempt. `manifest`: what is stored of
+    /// Gives the turn back at the head of its agent's backlog, not counting the attempt. `manifest`: what is stored of
     /// its K and V now; none: what was said before stands.
     fn requeue(
         &self,
@@ -213,17 +169,8 @@ pub trait Broker: Send + Sync + 'static {
         manifest: Option<&Manifest>,
     ) -> impl Future<Output = Result<(), BrokerError>> + Send;
 
-    /// Says what is stored of the agent's K and V now, during or after the lease: what the store acknowledged later than
-    /// the turn ended. Only a hint, so it is ignored where it comes too late: a later lease said something since, the
-    /// history was forgotten, or the agent is gone.
-    fn advance(
-        &self,
-        lease: &Lease,
-        manifest: &Manifest,
-    ) -> impl Future<Output = Result<(), BrokerError>> + Send;
-
     /// Says that the attempt failed, and why in one word and in one sentence. The turn stays the head of its agent's
-    /// backlog and runs again after `delay`, or ends as a dead letter where it was its last attempt.
+    /// backlog and runs again after `delay`, or ends as a dead letter if it was its last attempt.
     fn retry(
         &self,
         lease: &Lease,
@@ -232,15 +179,44 @@ pub trait Broker: Send + Sync + 'static {
         text: &str,
     ) -> impl Future<Output = Result<Retry, BrokerError>> + Send;
 
-    /// Returns an unleased ticket, so that another worker reads it.
+    /// Says what is stored of the agent's K and V now, during or after the lease: what the store acknowledged later than
+    /// the turn ended. Only a hint, so it is ignored if it comes too late: a later lease said something since, the
+    /// history was forgotten, or the agent is gone.
+    fn advance(
+        &self,
+        lease: &Fence,
+        manifest: &Manifest,
+    ) -> impl Future<Output = Result<(), BrokerError>> + Send;
+
+    /// Returns an unleased ticket, so that another worker reads it at once.
     fn return_ticket(&self, ticket: &Ticket) -> impl Future<Output = Result<(), BrokerError>> + Send;
 
-    /// Work that keeps the queue whole and small: lost tickets, consumers that are gone, results past their time.
-    fn sweep(&self) -> impl Future<Output = Result<(), BrokerError>> + Send;
+    /// How many turns this worker has leased.
+    fn leases(&self) -> usize;
 
     /// How much work there is.
     fn counts(&self) -> impl Future<Output = Result<QueueCounts, BrokerError>> + Send;
 
-    /// Enters this worker into the registry, for three leases from now, and asks what it is told.
+    /// Enters this worker into the registry, and asks what it is told.
     fn register(&self, status: &WorkerStatus) -> impl Future<Output = Result<Orders, BrokerError>> + Send;
+
+    /// Takes this worker out of the registry.
+    fn leave(&self) -> impl Future<Output = Result<(), BrokerError>> + Send;
+
+    /// Renews every lease and ticket in this worker's hands, and marks those that are lost. To be called three times a lease,
+    /// unless the engine hangs: its turns must go elsewhere.
+    fn renew(&self) -> impl Future<Output = Result<(), BrokerError>> + Send;
+
+    /// Waits for the next running turn that somebody cancelled, and marks its lease as lost if it is this worker's. Notices get
+    /// lost with a connection; renewals find what they missed.
+    fn hear(&self) -> impl Future<Output = Result<(), BrokerError>> + Send;
+
+    /// Makes agents runnable that waited for a time or for a place among their tenant's turns. When to look again at the latest.
+    fn promote(&self) -> impl Future<Output = Result<Duration, BrokerError>> + Send;
+
+    /// Makes agents runnable again whose worker was silent for a whole lease; how many.
+    fn reclaim(&self) -> impl Future<Output = Result<u64, BrokerError>> + Send;
+
+    /// Work that keeps the queue whole and small: lost tickets, consumers that are gone, results past their time.
+    fn sweep(&self) -> impl Future<Output = Result<(), BrokerError>> + Send;
 }

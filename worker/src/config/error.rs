@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use turnmill_schema::environment::UnknownVariable;
+
 /// Why the settings were refused. Nothing has been bound, opened or claimed when this is returned.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -24,13 +26,8 @@ pub enum ConfigError {
         reason: String,
     },
     /// A `TURNMILL_*` variable that no setting reads: most likely a misspelling.
-    #[error("no setting reads the variable {name}{}; correct it or unset it", did_you_mean(.nearest))]
-    UnknownVariable {
-        /// The variable.
-        name: String,
-        /// The known variable most like it.
-        nearest: Option<String>,
-    },
+    #[error(transparent)]
+    UnknownVariable(#[from] UnknownVariable),
     /// Values outside their range or at odds with each other: one sentence each, all of them.
     #[error("{}", .0.join("\n"))]
     Invalid(Vec<String>),
@@ -42,8 +39,4 @@ pub enum ConfigError {
     /// The arguments were not parsed by [`super::SettingsArgs`].
     #[error(transparent)]
     Arguments(#[from] clap::Error),
-}
-
-fn did_you_mean(nearest: &Option<String>) -> String {
-    nearest.as_ref().map(|name| format!(" (did you mean {name}?)")).unwrap_or_default()
 }

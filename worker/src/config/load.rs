@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use clap::parser::ValueSource;
 use clap::{ArgMatches, FromArgMatches as _};
 use serde::Serialize;
+use turnmill_schema::environment::refuse_unknown;
 
-use super::environment::refuse_unknown;
 use super::settings::FileSettings;
 use super::{ConfigError, Settings};
 
@@ -95,6 +95,8 @@ pub(super) mod tests {
     use std::process::{Command, Output};
 
     use clap::{Args as _, CommandFactory, Parser};
+
+    use turnmill_schema::environment::WORKER;
 
     use super::*;
 
@@ -240,6 +242,10 @@ pub(super) mod tests {
 
     #[test]
     fn every_setting_has_the_variable_its_name_says_and_a_sentence_of_help() {
+        let command = SettingsArgs::augment_args(clap::Command::new("settings"));
+        let mut read: Vec<_> = command.get_arguments().filter_map(clap::Arg::get_env).collect();
+        read.sort();
+        assert_eq!(read, WORKER);
         for arg in Cli::command().get_arguments() {
             let variable = format!("TURNMILL_{}", arg.get_id().as_str().to_uppercase());
             assert_eq!(arg.get_env().map(|name| name.to_string_lossy().into_owned()), Some(variable));

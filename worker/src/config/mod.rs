@@ -5,11 +5,10 @@
 //! `settings.rs` holds the one table: adding a setting is adding an entry there, and a rule in `validate.rs`.
 
 mod byte_size;
-mod environment;
 mod error;
 mod load;
 mod otlp_url;
-mod redis_url;
+
 pub mod report;
 mod settings;
 mod store_url;
@@ -20,9 +19,9 @@ pub use byte_size::{AutoByteSize, ByteSize};
 pub use error::ConfigError;
 pub use load::{Effective, SettingsArgs, Source};
 pub use otlp_url::OtlpUrl;
-pub use redis_url::{RedisEndpoint, RedisUrl};
 pub use settings::Settings;
 pub use store_url::{StoreSetting, StoreUrl};
+pub use turnmill_redis::{Endpoint as RedisEndpoint, RedisUrl};
 pub use values::{
     DeviceKind, InvalidFilter, KvCodec, KvDtype, LogFilter, LogFormat, ModelDigest, SpeculationMode,
     WeightsMode, WorkerName,

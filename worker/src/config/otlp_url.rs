@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize, Serializer};
 
-use super::redis_url::masked;
+use turnmill_redis::masked;
 
 /// The base URL of an OTLP receiver over HTTP; the signal's path (`/v1/traces`) is appended to it.
 ///

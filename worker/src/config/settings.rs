@@ -154,6 +154,8 @@ settings! {
     ["TURNMILL_OUTCOME_TTL_MS"] outcome_ttl_ms: u64 = "86400000";
     /// Memory that ended turns may take in Redis; beyond it the oldest are forgotten early.
     ["TURNMILL_RETAINED_BYTES"] retained_bytes: ByteSize = "256MiB";
+    /// What dead letters may take in Redis, per shard; beyond it the oldest are forgotten
+    ["TURNMILL_DEAD_BYTES"] dead_bytes: ByteSize = "64MiB";
 
     /// Address of the health and metrics server.
     ["TURNMILL_HTTP_ADDR"] http_addr: SocketAddr = "127.0.0.1:9470";

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize, Serializer};
 
 use url::Url;
 
-use super::redis_url::masked;
+use turnmill_redis::masked;
 
 /// An object store's URL. Parsing takes any text; whether its scheme is known is checked with the other settings.
 ///

@@ -57,7 +57,7 @@ struct Trace {
 impl TurnSpan {
     /// A span for log lines; what is exported begins with [`Self::begin`].
     pub fn new(lease: &Lease, request: Option<&RequestId>) -> Self {
-        let agent = &lease.ticket.agent;
+        let agent = &lease.agent;
         let log = error_span!(
             "turn",
             turn = %lease.turn, agent = agent.own(), tenant = agent.tenant(), request_id = field::Empty,
@@ -220,7 +220,7 @@ fn parent(turn: &Turn) -> Option<Context> {
 
 /// Whose span it is, in the words of OpenTelemetry's conventions for messaging, and in ours.
 fn attributes(queue: &str, lease: &Lease, request: &RequestId) -> Vec<KeyValue> {
-    let agent = &lease.ticket.agent;
+    let agent = &lease.agent;
     let text = |key: &'static str, value: &dyn ToString| KeyValue::new(key, value.to_string());
     vec![
         KeyValue::new("messaging.system", "turnmill"),
@@ -233,7 +233,7 @@ fn attributes(queue: &str, lease: &Lease, request: &RequestId) -> Vec<KeyValue> 
         text("turnmill.tenant", &agent.tenant()),
         text("turnmill.queue", &queue),
         text("turnmill.request_id", request),
-        KeyValue::new("turnmill.priority", lease.ticket.priority.as_str()),
+        KeyValue::new("turnmill.priority", lease.ticket().priority.as_str()),
         KeyValue::new("turnmill.attempt", i64::from(lease.attempt)),
         KeyValue::new("turnmill.epoch", lease.epoch as i64),
     ]
@@ -244,11 +244,10 @@ mod tests {
     use std::time::Duration;
 
     use opentelemetry_sdk::trace::SpanData;
-    use turnmill_schema::{AgentId, Message, Name, Priority, Role, TurnId};
+    use turnmill_schema::{AgentId, Message, Name, Role, TurnId};
 
     use super::super::traces::tests::recorded;
     use super::*;
-    use crate::broker::Ticket;
 
     fn name(text: &str) -> Name {
         Name::new(text).expect("a name")
@@ -262,8 +261,7 @@ mod tests {
 
     fn lease(turn: &Turn, epoch: u64) -> Lease {
         let agent = AgentId::named(&turn.tenant, &name("ada"));
-        let ticket = Ticket { agent, priority: Priority::Interactive, shard: 0, entry: "1-0".into() };
-        Lease { turn: turn.id, ticket, epoch, attempt: 1 }
+        Lease::example(turn.id, agent, epoch)
     }
 
     /// An attempt that begins a second ago, and leaves as `how` after three tokens.

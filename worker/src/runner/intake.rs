@@ -1,4 +1,4 @@
-//! Claims turns while there is room for them.
+//! Claims turns while there is room for them. What must go on without room is `tend`'s.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,10 +8,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::warn;
 
-use super::held::HeldTicket;
 use super::link::Backoff;
 use super::publish::persist;
-use super::{Held, Link, Runner};
+use super::{Link, Runner};
 use crate::broker::{Broker, Ticket};
 use crate::lifecycle::Lifecycle;
 use crate::observe::{Claimed, metrics};
@@ -22,8 +21,6 @@ pub struct Intake<B> {
     room: Arc<Semaphore>,
     tasks: TaskTracker,
     lifecycle: Arc<Lifecycle>,
-    /// Time between looks for abandoned turns.
-    reclaim_every: Duration,
     stop: CancellationToken,
 }
 
@@ -33,17 +30,15 @@ impl<B: Broker> Intake<B> {
         runner: Arc<Runner<B>>,
         lifecycle: Arc<Lifecycle>,
         max_turns: usize,
-        reclaim_every: Duration,
         tasks: TaskTracker,
         stop: CancellationToken,
     ) -> Self {
-        Self { runner, room: Arc::new(Semaphore::new(max_turns)), tasks, lifecycle, reclaim_every, stop }
+        Self { runner, room: Arc::new(Semaphore::new(max_turns)), tasks, lifecycle, stop }
     }
 
     /// Runs until stopped. Tickets read and not leased by then are returned.
     pub async fn run(self) {
         let mut backoff = Backoff::default();
-        let mut reclaimed = Instant::now();
         while !self.stop.is_cancelled() {
             let Some(room) = self.wait_for_room().await else { return };
             if self.lifecycle.engine_stalled(Instant::now()) {
@@ -51,22 +46,11 @@ impl<B: Broker> Intake<B> {
                 backoff.pause().await;
                 continue;
             }
-            let due = reclaimed.elapsed() >= self.reclaim_every;
-            let read = if due {
-                reclaimed = Instant::now();
-                self.look_after().await;
-                self.link().note(self.broker().reclaim(room).await)
-            } else {
-                // Not cut short by `stop`: tickets may be on their way, and nobody would read them again.
-                self.link().note(self.broker().read(room).await)
-            };
-            match read {
+            // Not cut short by `stop`: tickets may be on their way, and nobody would read them again.
+            match self.link().note(self.broker().read(room).await) {
                 Err(_) => backoff.pause().await,
                 Ok(tickets) => {
                     backoff = Backoff::default();
-                    if due {
-                        metrics::turns_reclaimed(tickets.len());
-                    }
                     self.start(tickets).await;
                 }
             }
@@ -82,17 +66,8 @@ impl<B: Broker> Intake<B> {
         Some(self.room.available_permits())
     }
 
-    /// Keeps the queue whole; any worker may.
-    async fn look_after(&self) {
-        if let Err(error) = self.link().note(self.broker().sweep().await) {
-            tracing::debug!(%error, "the queue was not swept");
-        }
-    }
-
     async fn start(&self, tickets: Vec<Ticket>) {
-        let held: Vec<HeldTicket> =
-            tickets.into_iter().map(|ticket| self.held().add_ticket(ticket)).collect();
-        for ticket in held {
+        for ticket in tickets {
             let permit = self.room.clone().acquire_owned().await.expect("the semaphore is never closed");
             if self.stop.is_cancelled() {
                 return_ticket(&self.runner, &ticket).await;
@@ -107,10 +82,6 @@ impl<B: Broker> Intake<B> {
         &self.runner.broker
     }
 
-    fn held(&self) -> &Held {
-        &self.runner.held
-    }
-
     fn link(&self) -> &Link {
         &self.runner.link
     }
@@ -119,7 +90,7 @@ impl<B: Broker> Intake<B> {
 /// Runs turns of the ticket's agent, for as long as the worker continues with the next; holds their place until it is over.
 async fn run_agent<B: Broker>(
     runner: Arc<Runner<B>>,
-    ticket: HeldTicket,
+    ticket: Ticket,
     place: OwnedSemaphorePermit,
     stop: CancellationToken,
 ) {
@@ -134,9 +105,9 @@ async fn run_agent<B: Broker>(
     drop(place);
 }
 
-async fn return_ticket<B: Broker>(runner: &Runner<B>, ticket: &HeldTicket) {
-    if let Err(error) = runner.broker.return_ticket(ticket.ticket()).await {
-        let agent = &ticket.ticket().agent;
+async fn return_ticket<B: Broker>(runner: &Runner<B>, ticket: &Ticket) {
+    if let Err(error) = runner.broker.return_ticket(ticket).await {
+        let agent = &ticket.agent;
         warn!(%error, agent = agent.own(), tenant = agent.tenant(), "a ticket was not returned; it is free after a lease");
     }
 }
@@ -144,12 +115,12 @@ async fn return_ticket<B: Broker>(runner: &Runner<B>, ticket: &HeldTicket) {
 /// Leases the head of the ticket's agent and runs it. Some: the agent's next turn is this worker's to lease.
 async fn lease_and_run<B: Broker>(
     runner: &Runner<B>,
-    ticket: HeldTicket,
+    ticket: Ticket,
     stop: &CancellationToken,
-) -> Option<HeldTicket> {
+) -> Option<Ticket> {
     let from = Instant::now();
     let leased = tokio::select! {
-        leased = persist(&runner.link, || runner.broker.lease(ticket.ticket())) => leased,
+        leased = persist(&runner.link, || runner.broker.lease(&ticket)) => leased,
         // The queue does not answer, and the worker stops: the ticket is free after a lease.
         () = stop.cancelled() => return None,
     };
@@ -157,11 +128,14 @@ async fn lease_and_run<B: Broker>(
         Ok(Some(claim)) => {
             let first = claim.lease.attempt == 1;
             metrics::turn_claimed(first.then(|| Duration::from_millis(claim.queued_ms)));
-            runner.run(claim, Claimed { from, to: Instant::now() }, ticket).await
+            metrics::turns_held(runner.broker.leases());
+            let next = runner.run(claim, Claimed { from, to: Instant::now() }, ticket).await;
+            metrics::turns_held(runner.broker.leases());
+            next
         }
         Ok(None) => None,
         Err(error) => {
-            let agent = &ticket.ticket().agent;
+            let agent = &ticket.agent;
             let error = error.without_content();
             warn!(error, agent = agent.own(), tenant = agent.tenant(), "the turn could not be leased");
             None

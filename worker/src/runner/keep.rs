@@ -13,7 +13,7 @@ use turnmill_schema::Manifest;
 
 use super::Restorer;
 use super::conversation::Conversation;
-use crate::broker::{Broker, Lease};
+use crate::broker::{Broker, Fence};
 use crate::kv::SegmentId;
 use crate::store::BlockStore;
 
@@ -119,7 +119,7 @@ impl Keeper {
     }
 
     /// Commits what the store acknowledges after the turn of `lease` has ended.
-    pub(super) fn later<B: Broker>(&self, broker: Arc<B>, lease: Lease, late: Late) {
+    pub(super) fn later<B: Broker>(&self, broker: Arc<B>, lease: Fence, late: Late) {
         let Late { segments, stored } = late;
         let Ok(place) = self.places.clone().try_acquire_owned() else { return };
         let store = self.store().clone();

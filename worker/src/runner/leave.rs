@@ -3,16 +3,14 @@
 
 use std::time::Duration;
 
-use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 use turnmill_schema::{DeadReason, End, Manifest, Message, Outcome, Role, Timing, TranscriptEntry, Usage};
 
-use super::held::HeldTicket;
 use super::keep::Late;
 use super::payload;
 use super::publish::{Publisher, persist};
 use super::turn::{Attempt, Kept, Runner};
-use crate::broker::{Advice, Broker, BrokerError, Ending, Lease, Retry};
+use crate::broker::{Advice, Broker, BrokerError, Ending, Lease, Retry, Ticket};
 use crate::engine::Reply;
 use crate::observe::metrics;
 
@@ -76,14 +74,13 @@ impl<B: Broker> Runner<B> {
         publisher: &mut Publisher<B>,
         leaving: Leaving,
         kept: Option<Kept>,
-        lost: &CancellationToken,
-    ) -> Option<HeldTicket> {
+    ) -> Option<Ticket> {
         let published = publisher.published();
         let mut late = None;
         let ending = match leaving {
             Leaving::Lost => return self.lose(attempt),
-            Leaving::Requeued => return self.requeue_kept(attempt, kept, lost).await,
-            Leaving::Failed(failure) => return self.retry(attempt, failure, lost).await,
+            Leaving::Requeued => return self.requeue_kept(attempt, kept).await,
+            Leaving::Failed(failure) => return self.retry(attempt, failure).await,
             Leaving::Rejected(reason) => {
                 warn!(reason = reason.logged(self.settings.log_content), "the turn can never run");
                 let end = self.end(attempt, published, Outcome::Failed, Some(reason.text));
@@ -105,29 +102,16 @@ impl<B: Broker> Runner<B> {
                 Ending { entry, manifest, ..self.ending(published, end) }
             }
         };
-        let entry = ending.entry.filter(|_| !attempt.lease.ticket.agent.is_lone());
+        let entry = ending.entry.filter(|_| !attempt.lease.agent.is_lone());
         let ending = Ending { entry, reply: publisher.take_short_reply(), ..ending };
-        self.finish(attempt, &ending, late, lost).await
+        self.finish(attempt, &ending, late).await
     }
 
-    async fn finish(
-        &self,
-        attempt: &Attempt,
-        ending: &Ending,
-        late: Option<Late>,
-        lost: &CancellationToken,
-    ) -> Option<HeldTicket> {
+    async fn finish(&self, attempt: &Attempt, ending: &Ending, late: Option<Late>) -> Option<Ticket> {
         let lease = &attempt.lease;
-        let finished = tokio::select! {
-            // First: a renewal after the end and before its reply calls the turn lost.
-            biased;
-            finished = persist(&self.link, || self.broker.finish(lease, ending)) => finished,
-            () = lost.cancelled() => return self.lose(attempt),
-        };
+        let finished = persist(&self.link, || self.broker.finish(lease, ending)).await;
         match finished {
             Ok(next) => {
-                // At once: renewals cover it from here on.
-                let next = next.map(|ticket| self.held.add_ticket(ticket));
                 let End { outcome, usage, timing, .. } = &ending.end;
                 attempt.span.left(outcome.as_str());
                 metrics::turn_ended(*outcome, Duration::from_millis(timing.total_ms));
@@ -146,37 +130,30 @@ impl<B: Broker> Runner<B> {
                     "the turn has ended"
                 );
                 if let (Some(keeper), Some(late)) = (&self.keeper, late) {
-                    keeper.later(self.broker.clone(), lease.clone(), late);
+                    keeper.later(self.broker.clone(), lease.fence(), late);
                 }
                 payload::remove(self.payloads.as_ref(), attempt.payload.as_ref(), *outcome).await;
                 next
             }
             Err(error @ BrokerError::Gap { .. }) => {
                 warn!(%error, "published tokens are gone; the turn is requeued to go on before them");
-                self.requeue(attempt, None, lost).await
+                self.requeue(attempt, None).await
             }
+            Err(BrokerError::Fenced { .. }) => self.lose(attempt),
             Err(error) => {
-                warn!(%error, "the turn could not be ended");
+                warn!(%error, "the turn could not be ended; it goes on after a lease");
                 self.lose(attempt)
             }
         }
     }
 
     /// Leaves the turn for a later attempt, of any worker.
-    async fn retry(
-        &self,
-        attempt: &Attempt,
-        failure: Failure,
-        lost: &CancellationToken,
-    ) -> Option<HeldTicket> {
+    async fn retry(&self, attempt: &Attempt, failure: Failure) -> Option<Ticket> {
         let lease = &attempt.lease;
         let delay = self.settings.retries.delay(lease.attempt);
         let Failure { dead, reason } = failure;
         let logged = reason.logged(self.settings.log_content);
-        let retried = tokio::select! {
-            retried = persist(&self.link, || self.broker.retry(lease, delay, dead, &reason.text)) => retried,
-            () = lost.cancelled() => return self.lose(attempt),
-        };
+        let retried = persist(&self.link, || self.broker.retry(lease, delay, dead, &reason.text)).await;
         match retried {
             Ok(Retry::Later) => {
                 attempt.span.left("retried");
@@ -189,12 +166,13 @@ impl<B: Broker> Runner<B> {
                 metrics::turn_dead(dead);
                 warn!(reason = logged, "the last attempt failed; the turn is a dead letter");
             }
+            Err(BrokerError::Fenced { .. }) => return self.lose(attempt),
             Err(error) => warn!(%error, "the failed turn could not be requeued; it goes on after a lease"),
         }
         None
     }
 
-    fn lose(&self, attempt: &Attempt) -> Option<HeldTicket> {
+    fn lose(&self, attempt: &Attempt) -> Option<Ticket> {
         attempt.span.left("lost");
         metrics::turn_fenced();
         info!("the turn is not ours any more");
@@ -208,7 +186,7 @@ impl<B: Broker> Runner<B> {
         kept: Option<&Kept>,
         reply: &Reply,
     ) -> (Option<Manifest>, Option<Late>) {
-        let keeper = self.keeper.as_ref().filter(|_| !attempt.lease.ticket.agent.is_lone());
+        let keeper = self.keeper.as_ref().filter(|_| !attempt.lease.agent.is_lone());
         let (Some(keeper), Some(Kept { prompt, conversation: Some(conversation), .. })) = (keeper, kept)
         else {
             return (None, None);
@@ -220,43 +198,31 @@ impl<B: Broker> Runner<B> {
     }
 
     /// Gives the turn back with what is stored of it, which is what the next worker goes on from.
-    async fn requeue_kept(
-        &self,
-        attempt: &Attempt,
-        kept: Option<Kept>,
-        lost: &CancellationToken,
-    ) -> Option<HeldTicket> {
+    async fn requeue_kept(&self, attempt: &Attempt, kept: Option<Kept>) -> Option<Ticket> {
         let conversation = kept.and_then(|kept| kept.conversation);
         let manifest = match (&self.keeper, conversation) {
             (Some(keeper), Some(conversation)) => tokio::select! {
                 manifest = keeper.requeue(&conversation, &attempt.tokens) => manifest,
-                () = lost.cancelled() => return self.lose(attempt),
+                () = attempt.lease.lost() => return self.lose(attempt),
             },
             _ => None,
         };
-        self.requeue(attempt, manifest, lost).await
+        self.requeue(attempt, manifest).await
     }
 
-    async fn requeue(
-        &self,
-        attempt: &Attempt,
-        manifest: Option<Manifest>,
-        lost: &CancellationToken,
-    ) -> Option<HeldTicket> {
+    async fn requeue(&self, attempt: &Attempt, manifest: Option<Manifest>) -> Option<Ticket> {
         if self.engine.is_gone() {
             // The turn may be what ended it: the lease runs out, and the attempt counts.
             return None;
         }
-        let requeued = tokio::select! {
-            requeued = persist(&self.link, || self.broker.requeue(&attempt.lease, manifest.as_ref())) => requeued,
-            () = lost.cancelled() => return self.lose(attempt),
-        };
+        let requeued = persist(&self.link, || self.broker.requeue(&attempt.lease, manifest.as_ref())).await;
         match requeued {
             Ok(()) => {
                 attempt.span.left("requeued");
                 metrics::turn_requeued();
                 info!("the turn was requeued");
             }
+            Err(BrokerError::Fenced { .. }) => return self.lose(attempt),
             Err(error) => warn!(%error, "the turn could not be requeued; it goes on after a lease"),
         }
         None

@@ -26,7 +26,7 @@ impl Link {
     /// Notes what came of a call, and hands it back.
     pub fn note<T>(&self, result: Result<T, BrokerError>) -> Result<T, BrokerError> {
         match &result {
-            Err(error @ BrokerError::Unreachable { .. }) => self.down(error),
+            Err(error) if error.is_outage() => self.down(error),
             _ => self.back(),
         }
         result
@@ -36,7 +36,7 @@ impl Link {
         if self.up.swap(false, Ordering::Relaxed) {
             warn!(%error, "the queue does not answer; trying again until it does");
         }
-        self.lifecycle.set_redis_connected(false, Instant::now());
+        self.lifecycle.set_redis_trouble(error.to_string(), Instant::now());
     }
 
     fn back(&self) {
@@ -54,6 +54,11 @@ pub struct Backoff {
 }
 
 impl Backoff {
+    /// Whether nothing was waited for yet.
+    pub fn is_fresh(&self) -> bool {
+        self.tries == 0
+    }
+
     /// Waits before the next try.
     pub async fn pause(&mut self) {
         let pause = Duration::from_millis(50 << self.tries.min(5));

@@ -2,14 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use tokio_util::sync::CancellationToken;
 use tracing::warn;
 use turnmill_schema::{DeadReason, Outcome, PayloadReference, StoredTurn, Turn};
 
 use super::Runner;
 use super::leave::{Leaving, Reason};
 use super::link::Backoff;
-use crate::broker::Broker;
+use crate::broker::{Broker, Lease};
 use crate::store::{Payloads, StoreError};
 
 /// How long a store that refuses is asked again before the turn is requeued. Clients of remote stores try again by
@@ -21,10 +20,10 @@ const REMOVAL: Duration = Duration::from_secs(5);
 impl<B: Broker> Runner<B> {
     /// The turn that was stored, wherever that is. Where it cannot be had the attempt
     /// fails, and the last one makes it a dead letter.
-    pub(super) async fn fetch(&self, stored: StoredTurn, lost: &CancellationToken) -> Result<Turn, Leaving> {
+    pub(super) async fn fetch(&self, stored: StoredTurn, lease: &Lease) -> Result<Turn, Leaving> {
         let resolved = tokio::select! {
             resolved = resolve(self.payloads.as_ref(), stored) => resolved,
-            () = lost.cancelled() => return Err(Leaving::Lost),
+            () = lease.lost() => return Err(Leaving::Lost),
             () = self.requeue.cancelled() => return Err(Leaving::Requeued),
         };
         resolved.map_err(|error| {

@@ -14,7 +14,7 @@ use crate::engine::MadeToken;
 pub struct Publisher<B> {
     broker: Arc<B>,
     link: Link,
-    lease: Lease,
+    lease: Arc<Lease>,
     /// A delta whose append may or may not have happened: repeated exactly as it is until it has.
     sending: Option<Delta>,
     /// Tokens after it.
@@ -33,7 +33,7 @@ const SHORT_REPLY_BYTES: usize = 4096;
 
 impl<B: Broker> Publisher<B> {
     /// Goes on after what earlier attempts published; later tokens wait up to `flush` for others.
-    pub fn new(broker: Arc<B>, link: Link, lease: Lease, published: &[Delta], flush: Duration) -> Self {
+    pub fn new(broker: Arc<B>, link: Link, lease: Arc<Lease>, published: &[Delta], flush: Duration) -> Self {
         let index = published.last().map_or(0, Delta::published);
         let pending = Delta { index, ..Delta::default() };
         let short_reply = Some(Delta::default());

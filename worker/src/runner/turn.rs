@@ -11,16 +11,15 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::{Instrument, debug, warn};
 use turnmill_schema::{DeadReason, Message, PayloadReference, StoredTurn, Turn, Usage};
 
+use super::Link;
 use super::conversation::Conversation;
-use super::held::{HeldLease, HeldTicket};
 use super::keep::Keeper;
 use super::leave::{Leaving, Reason, lost_to};
 use super::prepare::{Leased, Prompting, Work};
 use super::publish::Publisher;
 use super::restore::Restored;
 use super::retries::Retries;
-use super::{Held, Link};
-use crate::broker::{Broker, Claim, Lease};
+use crate::broker::{Broker, Claim, Lease, Ticket};
 use crate::engine::{EngineHandle, MadeToken, Progress, Saving, Start};
 use crate::kv::Segment;
 use crate::model::Prompt;
@@ -53,8 +52,6 @@ pub struct Runner<B> {
     pub payloads: Option<Payloads>,
     /// Where K and V are kept outside the pool.
     pub keeper: Option<Arc<Keeper>>,
-    /// What is held.
-    pub held: Held,
     /// Whether the queue answers.
     pub link: Link,
     /// Makes turns' spans.
@@ -71,7 +68,7 @@ pub struct Runner<B> {
 
 /// A turn that is being run.
 pub(super) struct Attempt {
-    pub(super) lease: Lease,
+    pub(super) lease: Arc<Lease>,
     /// Where its payload is, when that is not in Redis.
     pub(super) payload: Option<PayloadReference>,
     pub(super) queued_ms: u64,
@@ -105,28 +102,21 @@ const PREFETCH_AFTER: Duration = Duration::from_millis(20);
 impl<B: Broker> Runner<B> {
     /// Runs a leased turn to its end. `ticket` is what it was leased with; the one returned stands for the agent's next
     /// turn, which this worker may go on with.
-    pub async fn run(&self, claim: Claim, claimed: Claimed, ticket: HeldTicket) -> Option<HeldTicket> {
+    pub async fn run(&self, claim: Claim, claimed: Claimed, ticket: Ticket) -> Option<Ticket> {
         let request = match &claim.turn {
             Ok(StoredTurn::Inline(turn)) => Some(turn.request_id()),
             Ok(StoredTurn::Reference(_)) | Err(_) => None,
         };
         let span = TurnSpan::new(&claim.lease, request.as_ref());
-        let held = self.held.add_lease(claim.lease.clone());
-        // Only now: between the two renewals would miss it.
+        // The lease holds what the ticket did.
         drop(ticket);
         let log = span.log().clone();
-        self.run_claim(claim, claimed, held, span).instrument(log).await
+        self.run_claim(claim, claimed, span).instrument(log).await
     }
 
-    async fn run_claim(
-        &self,
-        claim: Claim,
-        claimed: Claimed,
-        held: HeldLease,
-        span: TurnSpan,
-    ) -> Option<HeldTicket> {
+    async fn run_claim(&self, claim: Claim, claimed: Claimed, span: TurnSpan) -> Option<Ticket> {
         let mut attempt = Attempt {
-            lease: claim.lease.clone(),
+            lease: Arc::clone(&claim.lease),
             payload: claim.turn.as_ref().ok().and_then(StoredTurn::reference),
             queued_ms: claim.queued_ms,
             leased: Instant::now(),
@@ -139,12 +129,12 @@ impl<B: Broker> Runner<B> {
         let mut publisher = Publisher::new(
             self.broker.clone(),
             self.link.clone(),
-            attempt.lease.clone(),
+            Arc::clone(&attempt.lease),
             &claim.published,
             self.settings.flush,
         );
         let alone = claim.alone;
-        let (leaving, kept) = match self.work(&mut attempt, claim, claimed, &held.lost).await {
+        let (leaving, kept) = match self.work(&mut attempt, claim, claimed).await {
             Err(leaving) => (leaving, None),
             Ok(work) => {
                 self.log_asked(&work.turn);
@@ -154,7 +144,7 @@ impl<B: Broker> Runner<B> {
                     prompt: work.prompt.clone(),
                     conversation: work.conversation.clone(),
                 };
-                let leaving = self.compute(&mut attempt, &mut publisher, work, alone, &held.lost).await;
+                let leaving = self.compute(&mut attempt, &mut publisher, work, alone).await;
                 attempt.span.computed();
                 (leaving, Some(kept))
             }
@@ -164,21 +154,15 @@ impl<B: Broker> Runner<B> {
             attempt.first_token_ms.get_or_insert(ms);
         }
         let began_to_leave = Instant::now();
-        let next = self.leave(&attempt, &mut publisher, leaving, kept, &held.lost).await;
+        let next = self.leave(&attempt, &mut publisher, leaving, kept).await;
         attempt.span.end(began_to_leave, attempt.usage);
         next
     }
 
     /// What is to be done: the turn is read, wherever it is, and its prompt made. From here on its span is known.
-    async fn work(
-        &self,
-        attempt: &mut Attempt,
-        claim: Claim,
-        claimed: Claimed,
-        lost: &CancellationToken,
-    ) -> Result<Work, Leaving> {
+    async fn work(&self, attempt: &mut Attempt, claim: Claim, claimed: Claimed) -> Result<Work, Leaving> {
         let turn = match claim.turn {
-            Ok(stored) => self.fetch(stored, lost).await,
+            Ok(stored) => self.fetch(stored, &attempt.lease).await,
             // Another worker may be of a version that reads it.
             Err(error) => Err(Leaving::failed(DeadReason::Unreadable, Reason::quoting(error))),
         };
@@ -206,7 +190,6 @@ impl<B: Broker> Runner<B> {
         publisher: &mut Publisher<B>,
         work: Work,
         alone: bool,
-        lost: &CancellationToken,
     ) -> Leaving {
         if work.reply.finish().is_some() {
             // The worker before us died between the last token and the end.
@@ -220,7 +203,7 @@ impl<B: Broker> Runner<B> {
         let stored = work.conversation.as_ref().map_or_else(Vec::new, |of| of.stored.clone());
         let saving = work.conversation.map(|conversation| Saving {
             grid: conversation.grid,
-            only_shared: attempt.lease.ticket.agent.is_lone(),
+            only_shared: attempt.lease.agent.is_lone(),
         });
         let start = Start {
             id,
@@ -241,10 +224,10 @@ impl<B: Broker> Runner<B> {
             return Leaving::Requeued;
         }
         let guard = StopOnDrop { engine: Some(self.engine.clone()), id };
-        let expires = attempt.deadline;
+        let (expires, lease) = (attempt.deadline, Arc::clone(&attempt.lease));
         let leaving = tokio::select! {
             leaving = self.receive(attempt, publisher, &mut progress, (id, stored)) => leaving,
-            () = lost.cancelled() => Leaving::Lost,
+            () = lease.lost() => Leaving::Lost,
             () = self.requeue.cancelled() => Leaving::Requeued,
             () = until(expires) => Leaving::Expired,
         };
@@ -254,7 +237,7 @@ impl<B: Broker> Runner<B> {
             let _ = self.engine.stop(id, matches!(leaving, Leaving::Requeued)).await;
         }
         if matches!(leaving, Leaving::Requeued | Leaving::Expired | Leaving::Failed(_)) {
-            self.publish_rest(attempt, publisher, &mut progress, lost).await;
+            self.publish_rest(attempt, publisher, &mut progress).await;
         }
         leaving
     }
@@ -332,7 +315,6 @@ impl<B: Broker> Runner<B> {
         attempt: &mut Attempt,
         publisher: &mut Publisher<B>,
         progress: &mut mpsc::Receiver<Progress>,
-        lost: &CancellationToken,
     ) {
         while let Some(next) = progress.recv().await {
             if let Progress::Token(token) = next {
@@ -345,7 +327,7 @@ impl<B: Broker> Runner<B> {
             flushed = publisher.flush() => if let Err(error) = flushed {
                 warn!(%error, "the last tokens were not published; the next worker makes them again");
             },
-            () = lost.cancelled() => {}
+            () = attempt.lease.lost() => {}
         }
     }
 }

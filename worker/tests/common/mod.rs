@@ -5,8 +5,8 @@ mod tiny;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use tokio::sync::{Mutex, MutexGuard};
 use turnmill_schema::Priority;
 use turnmill_worker::config::{KvDtype, WeightsMode};
 use turnmill_worker::kv::BlockPool;
@@ -16,11 +16,17 @@ use turnmill_worker::schedule::{Limits, NewSequence, Sampled, Scheduler, Sequenc
 #[allow(unused_imports)] // Not every test file makes one.
 pub use tiny::Tiny;
 
+static COMPUTING: Mutex<()> = Mutex::const_new(());
+
 /// Held by a test while it computes: candle's threads wait for each other by spinning, so two models that
 /// compute at once slow each other down many times over.
 pub fn only_me() -> MutexGuard<'static, ()> {
-    static COMPUTING: Mutex<()> = Mutex::new(());
-    COMPUTING.lock().unwrap_or_else(PoisonError::into_inner)
+    COMPUTING.blocking_lock()
+}
+
+/// [`only_me`] for a test that is async.
+pub async fn only_me_soon() -> MutexGuard<'static, ()> {
+    COMPUTING.lock().await
 }
 
 /// The default model; tests that need it fail without it.

@@ -2,13 +2,13 @@
 -- written its first half. The same call again gives the same answer. Every key is declared.
 --
 -- KEYS 1 ready:interactive  2 ready:batch  3 open  4 counters  5 delayed  6 events  7 dead  8 ended  9 capped
---      10 paused, then those of the items a script works on
+--      10 paused  11 streams  12 deadlines, then those of the items a script works on
 
 local GROUP = 'workers'
 local READY = {interactive = KEYS[1], batch = KEYS[2]}
 local OPEN, COUNTERS, DELAYED, EVENTS, DEAD = KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7]
-local ENDED, CAPPED, PAUSED = KEYS[8], KEYS[9], KEYS[10]
-local SHARED = 10
+local ENDED, CAPPED, PAUSED, STREAMS, DEADLINES = KEYS[8], KEYS[9], KEYS[10], KEYS[11], KEYS[12]
+local SHARED = 12
 
 -- A command on `key`; an error names the key and stops the item, before its first write.
 local function ask(command, key, ...)
@@ -38,6 +38,8 @@ local function expect_shared()
   expect(DEAD, 'stream')
   expect(ENDED, 'list')
   expect(CAPPED, 'set')
+  expect(STREAMS, 'zset')
+  expect(DEADLINES, 'zset')
 end
 
 local function now_ms()
@@ -67,6 +69,11 @@ end
 local function split_id(id)
   local ms, seq = string.match(id, '^(%d+)-(%d+)$')
   return tonumber(ms), tonumber(seq)
+end
+
+-- What the key and its value take, in bytes, as Redis says.
+local function bytes_of_key(key)
+  return redis.call('MEMORY', 'USAGE', key) or 0
 end
 
 local function tenant_of(agent)

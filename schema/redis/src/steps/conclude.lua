@@ -5,10 +5,8 @@
 
 local ITEM = 7
 local MAX_EVENTS = 10000
--- What Redis keeps of an ended turn besides its texts, measured: hash, index entry, key names.
-local ENDED_OVERHEAD_BYTES = 1250
--- A result stream of its own takes at least a node of 4 KiB.
-local STREAM_BYTES = 4800
+-- What Redis keeps of an ended turn besides its hash and its results, measured: its entries in the indexes and in the events.
+local ENDED_OVERHEAD_BYTES = 700
 
 local function item_count()
   return (#KEYS - SHARED) / ITEM
@@ -23,7 +21,7 @@ local function item_keys(i)
 end
 
 local AGENT_FIELDS = {'state', 'ticket', 'priority', 'owner', 'epoch', 'delivery', 'hold', 'on_dead', 'continues',
-  'manifest'}
+  'manifest', 'place', 'unleasable'}
 
 local function read_agent(keys)
   return fields(keys.agent, unpack(AGENT_FIELDS))
@@ -91,15 +89,23 @@ local function end_turn(c)
   local dead = c.outcome == 'failed'
   redis.call('HSET', keys.turn, 'state', 'ended', 'outcome', c.outcome, 'end', c.event, 'epoch', whole(c.epoch),
     'ended_ms', whole(NOW), 'reply', c.reply or '', unpack(dead and {} or {'envelope', ''}))
+  -- Real sizes: a reply with log-probabilities takes a hundred times what its text does.
+  local turn_bytes, stream_bytes = bytes_of_key(keys.turn) + ENDED_OVERHEAD_BYTES, bytes_of_key(keys.result)
   if dead then
-    -- Kept, with its envelope, until somebody replays or purges it.
-    redis.call('XADD', DEAD, '*', 'turn', c.entry.turn, 'agent', c.agent, 'reason', c.reason, 'attempts', c.attempts)
+    -- Kept, with its envelope, until somebody replays or purges it, or dead letters take too much.
+    local bytes = turn_bytes + stream_bytes
+    redis.call('XADD', DEAD, '*', 'turn', c.entry.turn, 'agent', c.agent, 'reason', c.reason, 'attempts', c.attempts,
+      'bytes', bytes)
+    count('dead_bytes', bytes)
   else
     redis.call('PEXPIRE', keys.turn, c.outcome_ttl_ms)
-    local bytes = ENDED_OVERHEAD_BYTES + 2 * #c.event + (c.reply and #c.reply or STREAM_BYTES)
-    table.insert(ended, c.entry.turn .. ' ' .. whole(NOW) .. ' ' .. bytes .. ' ' .. c.entry.idem)
-    count('retained_bytes', bytes)
+    local text = c.entry.turn .. ' ' .. whole(NOW) .. ' ' .. turn_bytes .. ' ' .. stream_bytes
+    table.insert(ended, text)
+    -- The stream goes before the rest.
+    redis.call('ZADD', STREAMS, whole(NOW + tonumber(c.stream_ttl_ms)), c.entry.turn .. ' ' .. stream_bytes)
+    count('retained_bytes', turn_bytes + stream_bytes)
   end
+  redis.call('ZREM', DEADLINES, c.agent .. ' ' .. c.entry.text)
   if keys.idem ~= keys.turn then
     redis.call('PEXPIRE', keys.idem, c.outcome_ttl_ms)
   end

@@ -4,7 +4,7 @@
 -- KEYS the shared ones
 -- Reply {now_ms, {runnable agents, leased agents, open turns, enqueue time of the oldest ('': none), the group's own lag
 --      ('': Redis does not know it)} for interactive and for batch, enqueue time of the oldest head of all ('': none),
---      delayed agents, dead letters, bytes of ended turns, paused (1 or 0), turns ever enqueued,
+--      delayed agents, dead letters, bytes of ended turns, bytes of dead letters, paused (1 or 0), turns ever enqueued,
 --      turns ever ended as {completed, failed, cancelled, expired}}
 
 -- A stream that does not exist yet has no group either. Any other error is the caller's: who may not ask is not told 0.
@@ -51,6 +51,6 @@ end
 local oldest = redis.call('ZRANGE', OPEN, 0, 0, 'WITHSCORES')[2] or ''
 return {
   NOW, work_of('interactive'), work_of('batch'), oldest, redis.call('ZCARD', DELAYED), redis.call('XLEN', DEAD),
-  counter('retained_bytes'), redis.call('EXISTS', PAUSED), counter('enqueued'),
+  counter('retained_bytes'), counter('dead_bytes'), redis.call('EXISTS', PAUSED), counter('enqueued'),
   {counter('ended:completed'), counter('ended:failed'), counter('ended:cancelled'), counter('ended:expired')},
 }

@@ -41,6 +41,8 @@ pub struct Counts {
     pub dead: u64,
     /// What ended turns take, in bytes.
     pub retained_bytes: u64,
+    /// What dead letters take, in bytes.
+    pub dead_bytes: u64,
     /// No turn is leased until somebody resumes the queue.
     pub paused: bool,
     /// Turns ever enqueued.
@@ -68,6 +70,7 @@ impl Step for CountWork {
             delayed: parts.next()?,
             dead: parts.next()?,
             retained_bytes: parts.next()?,
+            dead_bytes: parts.next()?,
             paused: parts.next()?,
             enqueued: parts.next()?,
             ended: parts.next()?,

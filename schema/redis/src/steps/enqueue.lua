@@ -3,12 +3,16 @@
 -- KEYS the shared ones, then for each turn: agent, backlog, turn, idem (the turn key again where it has no key)
 -- ARGV 1 most turns that may be open in this shard  2 most that one tenant may have open in it
 --      then for each turn: turn id, agent id, priority, deadline_ms (0: none), not_before_ms (0: at once),
---      new_session (1 or 0), idempotency name ('-': none), envelope
+--      new_session (1 or 0), idempotency name ('-': none), digest of what is asked, envelope
 -- Reply {'ok', id, fresh, id, fresh, …} in the order given; fresh is 0 where the id is that of a turn enqueued earlier
 --      under the same idempotency key, or of this very turn enqueued before
+--      {'conflict', place (from 0), turn}: the turn at that place has the idempotency key of this earlier turn, and asks for
+--      something else; nothing was written
 --      {'full', whose ('': everybody's, else a tenant), open turns, limit, retry_after_ms}: nothing was written
 
-local KEYS_A_TURN, ARGS_A_TURN = 4, 8
+local KEYS_A_TURN, ARGS_A_TURN = 4, 9
+-- The end of the year 9999: later times are no times, and larger numbers lose digits.
+local MAX_TIME_MS = 253402300799999
 -- How many of the newest ends tell the pace of the queue, and bounds of what is told.
 local PACE_ENDS, MIN_RETRY_MS, MAX_RETRY_MS = 100, 100, 60000
 
@@ -31,18 +35,30 @@ for i = 0, (#KEYS - SHARED) / KEYS_A_TURN - 1 do
   if not READY[priority] then
     return redis.error_reply('ERR unknown priority ' .. tostring(priority))
   end
+  for _, time in ipairs({ARGV[a + 4], ARGV[a + 5]}) do
+    if not string.match(time, '^%d+$') or tonumber(time) > MAX_TIME_MS then
+      return redis.error_reply('ERR ' .. time .. ' is no time in Unix milliseconds')
+    end
+  end
   if not agents[agent_key] then
     ask('LLEN', backlog_key)
     agents[agent_key] = {state = ask('HGET', agent_key, 'state') or 'idle'}
   end
   local known = seen[turn_key]
   if idem ~= '-' then
-    known = known or seen[idem_key] or ask('GET', idem_key)
+    local first = seen[idem_key] or ask('GET', idem_key)
+    if first then
+      local turn, digest = string.match(first, '^(%S+) ?(%S*)$')
+      if digest ~= '' and digest ~= ARGV[a + 8] then
+        return {'conflict', i, turn}
+      end
+      known = known or turn
+    end
   end
   known = known or (redis.call('EXISTS', turn_key) == 1 and id)
   seen[turn_key] = known or id
   if idem ~= '-' then
-    seen[idem_key] = known or id
+    seen[idem_key] = seen[idem_key] or (known or id) .. ' ' .. ARGV[a + 8]
   end
   if not known then
     local tenant = tenant_of(agent)
@@ -74,15 +90,16 @@ for _, turn in ipairs(fresh) do
   local agent_key, turn_key = KEYS[k + 1], KEYS[k + 3]
   local id, agent, priority, deadline_ms, not_before_ms = ARGV[a + 1], ARGV[a + 2], ARGV[a + 3], ARGV[a + 4], ARGV[a + 5]
   local entry = id .. ' ' .. priority .. ' ' .. now .. ' ' .. not_before_ms .. ' ' .. ARGV[a + 7]
-  redis.call('HSET', turn_key, 'envelope', ARGV[a + 8], 'state', 'queued', 'agent', agent, 'entry', entry)
+  redis.call('HSET', turn_key, 'envelope', ARGV[a + 9], 'state', 'queued', 'agent', agent, 'entry', entry)
   if deadline_ms ~= '0' then
     redis.call('HSET', turn_key, 'deadline_ms', deadline_ms)
+    redis.call('ZADD', DEADLINES, deadline_ms, agent .. ' ' .. entry)
   end
   if ARGV[a + 6] == '1' then
     redis.call('HSET', turn_key, 'new_session', '1')
   end
   if ARGV[a + 7] ~= '-' then
-    redis.call('SET', KEYS[k + 4], id)
+    redis.call('SET', KEYS[k + 4], id .. ' ' .. ARGV[a + 8])
   end
   redis.call('RPUSH', KEYS[k + 2], entry)
   count('open:' .. priority, 1)

@@ -33,6 +33,13 @@ pub struct Enqueue<'a> {
 pub enum Enqueued {
     /// For each turn its id, or that of the turn enqueued earlier under its idempotency key, and whether it is new.
     Done(Vec<(TurnId, bool)>),
+    /// A turn has the idempotency key of an earlier one that asks for something else. Nothing was written.
+    Conflict {
+        /// Its place among the turns, from 0.
+        place: usize,
+        /// The earlier turn.
+        first: TurnId,
+    },
     /// There is no room. Nothing was written.
     Full {
         /// The tenant whose own limit it was; none: everybody's.
@@ -58,12 +65,14 @@ impl Step for Enqueue<'_> {
             let agent = turn.agent_id();
             let idempotency = turn.idempotency_key.as_ref().map(|key| idempotency_name(&turn.tenant, key));
             let turn_key = keys.turn(turn.id);
-            let idempotency_key = idempotency.as_ref().map_or(turn_key.clone(), |name| keys.idempotency(name));
+            let idempotency_key =
+                idempotency.as_ref().map_or(turn_key.clone(), |name| keys.idempotency(name));
             call.keys([keys.agent(&agent), keys.backlog(&agent), turn_key, idempotency_key]);
             call.text(turn.id).text(&agent).text(turn.priority.as_str());
             call.text(turn.deadline_ms.unwrap_or(0)).text(turn.not_before_ms.unwrap_or(0));
             call.text(u8::from(turn.new_session));
-            call.arg(idempotency.unwrap_or_else(|| "-".into())).arg(stored.as_slice());
+            call.arg(idempotency.unwrap_or_else(|| "-".into()));
+            call.text(turn.asked_digest()).arg(stored.as_slice());
         }
         call
     }
@@ -77,6 +86,9 @@ impl Step for Enqueue<'_> {
                 limit: parts.next()?,
                 retry_after: Duration::from_millis(parts.next()?),
             }),
+            "conflict" => {
+                Ok(Enqueued::Conflict { place: parts.next()?, first: parse_turn(&parts.next::<String>()?)? })
+            }
             "ok" => parts.rest().chunks(2).map(read_turn).collect::<Result<_, _>>().map(Enqueued::Done),
             kind => unknown(kind),
         }
@@ -86,7 +98,11 @@ impl Step for Enqueue<'_> {
 /// An id and whether it is fresh.
 fn read_turn(pair: &[Value]) -> Result<(TurnId, bool), ParsingError> {
     let (id, fresh): (String, bool) = redis::from_redis_value(Value::Array(pair.to_vec()))?;
-    Ok((id.parse().map_err(|error| ParsingError::from(format!("{error}")))?, fresh))
+    Ok((parse_turn(&id)?, fresh))
+}
+
+fn parse_turn(id: &str) -> Result<TurnId, ParsingError> {
+    id.parse().map_err(|error| ParsingError::from(format!("{error}")))
 }
 
 #[cfg(test)]
@@ -115,7 +131,9 @@ mod tests {
 
     #[test]
     fn any_other_answer_is_an_error() {
-        for foreign in [vec![], vec![text("huh")], vec![text("full")], vec![text("ok"), text("x"), Value::Int(1)]] {
+        for foreign in
+            [vec![], vec![text("huh")], vec![text("full")], vec![text("ok"), text("x"), Value::Int(1)]]
+        {
             assert!(read(foreign.clone()).is_err(), "{foreign:?}");
         }
     }

@@ -3,6 +3,7 @@
 -- KEYS as in conclude.lua
 -- ARGV 1 worker  2 result_ttl_ms  3 outcome_ttl_ms  4 keep_stream_ms: how long the result stream of a turn stays whose
 --      whole reply is kept with its outcome
+--      5 lease_ms
 --      then for each item: agent id, turn id, epoch, tokens published, outcome, reason (of a failure, '' otherwise),
 --      End in its envelope, transcript entry in its envelope ('': none), the whole reply as one Delta in its envelope
 --      ('': long; then the stream stays for result_ttl_ms), turns in a row that the worker may take of the agent while
@@ -16,25 +17,27 @@
 --      {'gap', found}: the result stream does not end with the tokens given; nothing was written
 --      {'error', reason}: something of this agent cannot be read; nothing was written
 
-local WORKER, RESULT_TTL_MS, OUTCOME_TTL_MS, KEEP_STREAM_MS = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
-local ARGS, ARGS_AN_ITEM = 4, 11
+local WORKER, RESULT_TTL_MS, OUTCOME_TTL_MS, KEEP_STREAM_MS, LEASE_MS = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+local ARGS, ARGS_AN_ITEM = 5, 11
 
--- Whether some agent, of whichever priority, waits for a worker.
-local function others_wait()
+-- Whether somebody waits for a worker: an agent with an undelivered ticket, one that is due, one whose worker is silent for a
+-- whole lease, or one of the same tenant that waits for a place.
+local function others_wait(parked_key)
   for _, stream in pairs(READY) do
-    if redis.call('XLEN', stream) > redis.call('XPENDING', stream, GROUP)[1] then
+    if redis.call('XLEN', stream) > redis.call('XPENDING', stream, GROUP)[1]
+        or #redis.call('XPENDING', stream, GROUP, 'IDLE', LEASE_MS, '-', '+', 1) > 0 then
       return true
     end
   end
-  return false
+  return redis.call('EXISTS', parked_key) == 1 or redis.call('ZCOUNT', DELAYED, '-inf', whole(NOW)) > 0
 end
 
 -- Whether the worker may go on with the agent: within its budget, or while nobody else waits.
-local function may_go_on(agent, following, budget)
+local function may_go_on(agent, following, budget, parked_key)
   if budget == 0 or not following then
     return false
   end
-  return (tonumber(agent.continues) or 0) < budget or not others_wait()
+  return (tonumber(agent.continues) or 0) < budget or not others_wait(parked_key)
 end
 
 -- Repeated after a lost reply: whether this worker still has the ticket it continued with.
@@ -75,7 +78,7 @@ local function finish(i)
     published = found, outcome = outcome, reason = ARGV[a + 6], event = ARGV[a + 7],
     transcript = entry ~= '' and entry or nil, new_session = turn.new_session,
     reply = whole_reply ~= '' and whole_reply or nil, found = agent, following = following,
-    keep_ticket = may_go_on(agent, following, tonumber(ARGV[a + 10])), continues = (tonumber(agent.continues) or 0) + 1,
+    keep_ticket = may_go_on(agent, following, tonumber(ARGV[a + 10]), keys.parked), continues = (tonumber(agent.continues) or 0) + 1,
     manifest = ARGV[a + 11],
     stream_ttl_ms = whole_reply ~= '' and KEEP_STREAM_MS or RESULT_TTL_MS, outcome_ttl_ms = OUTCOME_TTL_MS,
   })

@@ -20,6 +20,8 @@ pub struct FinishLimits {
     pub outcome_ttl_ms: u64,
     /// Result streams of turns whose whole reply is kept with the outcome.
     pub keep_stream_ms: u64,
+    /// How long a silence ends a lease.
+    pub lease_ms: u64,
 }
 
 /// Which lease: whose, of which turn, and its fence.
@@ -86,7 +88,8 @@ impl ItemStep for Finish {
     type Answer = FinishAnswer;
 
     fn begin(common: &FinishLimits, call: &mut Call) {
-        call.text(&common.worker).text(common.result_ttl_ms).text(common.outcome_ttl_ms).text(common.keep_stream_ms);
+        call.text(&common.worker).text(common.result_ttl_ms).text(common.outcome_ttl_ms);
+        call.text(common.keep_stream_ms).text(common.lease_ms);
     }
 
     fn add(&self, keys: &Keys, call: &mut Call) {
@@ -94,6 +97,10 @@ impl ItemStep for Finish {
         call.text(self.published).text(self.outcome).text(self.reason).arg(self.end.as_slice());
         call.arg(self.entry.as_slice()).arg(self.reply.as_slice()).text(self.continues);
         call.arg(self.manifest.as_slice());
+    }
+
+    fn bytes(&self) -> usize {
+        self.end.len() + self.entry.len() + self.reply.len() + self.manifest.len()
     }
 
     fn read(answer: Value) -> Result<FinishAnswer, ParsingError> {

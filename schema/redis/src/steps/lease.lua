@@ -9,33 +9,66 @@
 --       stream, transcript, manifest ('': none)}; both lists are empty where there can be nothing in them
 --      {'head', text}: the head is this one; call again with its keys
 --      {'gone'}: the ticket was not the caller's, or no turn is left, or its tenant runs as many as it may
+--      {'later'}: the answers of this call are large enough; call again
 --      {'paused'}: the queue is paused; return the ticket
 --      {'error', reason}: something of this agent cannot be read; nothing was written
 
 local WORKER, MAX_ATTEMPTS, RESULT_TTL_MS, OUTCOME_TTL_MS = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
 local TENANT_CAP = tonumber(ARGV[5])
 local ARGS, ARGS_AN_ITEM = 5, 4
+-- The first pause of an agent that cannot be leased; it doubles.
+local UNLEASABLE_PAUSE_MS = 500
 
--- What the turn published; `begun`: whether it was ever leased.
-local function published_before(keys, begun)
+-- Bytes of histories and replies to a call, about: reading and sending more keeps the server from others for too long.
+local REPLY_BYTES = 1000000
+local answered_bytes = 0
+
+-- What the turn published: all entries, the epoch of the newest one, the tokens published by then. `begun`: whether it was ever
+-- leased. Entries of epochs above the agent's are nobody's who had a lease, and count for nothing but the next epoch.
+local function published_before(keys, begun, last_epoch)
   if not begun then
     return {}, 0, 0
   end
   local entries = ask('XRANGE', keys.result, '-', '+')
-  if #entries == 0 then
-    return entries, 0, 0
+  local top_epoch = #entries > 0 and split_id(entries[#entries][1]) or 0
+  for i = #entries, 1, -1 do
+    local epoch, published = split_id(entries[i][1])
+    if epoch <= last_epoch then
+      return entries, top_epoch, published
+    end
   end
-  return entries, split_id(entries[#entries][1])
+  return entries, top_epoch, 0
 end
 
--- Parks the agent until one of its tenant's turns ends: see promote.lua.
-local function park(keys, agent, stream, ticket, head)
-  expect(keys.parked, 'zset')
+-- Parks the agent until one of its tenant's turns ends: see promote.lua. Agents wait in the order in which they came.
+local function park(keys, agent, stream, ticket)
   drop_ticket(stream, ticket)
   redis.call('HSET', keys.agent, 'state', 'parked', 'ticket', '')
-  redis.call('ZADD', keys.parked, whole(head.enqueued_ms), agent)
+  redis.call('ZADD', keys.parked, whole(NOW), agent)
   redis.call('SADD', CAPPED, tenant_of(agent))
   return {'gone'}
+end
+
+-- Whether the agent must wait for a place: its tenant runs as many turns as it may, or others of it wait longer for a place.
+local function must_park(keys, agent_id, agent)
+  if TENANT_CAP == 0 or agent.state ~= 'ready' then
+    return false
+  end
+  expect(keys.parked, 'zset')
+  return counter(tenant_of(agent_id) .. ':leased') >= TENANT_CAP
+    or (agent.place ~= '1' and redis.call('EXISTS', keys.parked) == 1)
+end
+
+-- Bytes of all texts in a reply.
+local function bytes_of(reply)
+  if type(reply) ~= 'table' then
+    return #tostring(reply)
+  end
+  local bytes = 0
+  for _, part in ipairs(reply) do
+    bytes = bytes + bytes_of(part)
+  end
+  return bytes
 end
 
 local function lease(i)
@@ -45,6 +78,9 @@ local function lease(i)
   local consumer, delivery = pending(stream, ticket)
   if consumer ~= WORKER then
     return {'gone'}
+  end
+  if answered_bytes >= REPLY_BYTES then
+    return {'later'}
   end
   local agent = read_agent(keys)
   local leasable = agent.state == 'ready' or agent.state == 'leased'
@@ -68,7 +104,7 @@ local function lease(i)
   local turn = fields(keys.turn, 'envelope', 'attempts', 'barren', 'progress', 'new_session', 'deadline_ms',
     'requeued')
   local attempts, last_epoch = tonumber(turn.attempts) or 0, tonumber(agent.epoch) or 0
-  local entries, top_epoch, published = published_before(keys, attempts > 0 or turn.requeued)
+  local entries, top_epoch, published = published_before(keys, attempts > 0 or turn.requeued, last_epoch)
   local transcript = {}
   if not turn.new_session and not is_lone(agent_id) then
     transcript = ask('LRANGE', keys.transcript, 0, -1)
@@ -81,6 +117,7 @@ local function lease(i)
   local deadline_ms = tonumber(turn.deadline_ms) or 0
   local function leased(epoch, attempt, barren_before)
     local alone = barren_before >= 2 and 1 or 0
+    answered_bytes = answered_bytes + bytes_of(transcript) + bytes_of(entries) + #(turn.envelope or '')
     return {'leased', epoch, attempt, alone, deadline_ms, turn.envelope or '', entries, transcript,
       agent.manifest or ''}
   end
@@ -90,9 +127,8 @@ local function lease(i)
       and top_epoch == last_epoch then
     return leased(last_epoch, attempts, math.max(0, barren - 1))
   end
-  local at_cap = TENANT_CAP > 0 and agent.state == 'ready' and counter(tenant_of(agent_id) .. ':leased') >= TENANT_CAP
-  if at_cap then
-    return park(keys, agent_id, stream, ticket, head)
+  if must_park(keys, agent_id, agent) then
+    return park(keys, agent_id, stream, ticket)
   end
   local epoch = math.max(last_epoch + 1, NOW, top_epoch + 1)
   local function end_unrun(outcome, cause, reason)
@@ -115,7 +151,8 @@ local function lease(i)
   -- Counted before it runs, because a turn that kills its worker cannot be counted after.
   local begin = {kind = 'begin', epoch = epoch, resume_from = published, attempt = attempts + 1, worker = WORKER}
   redis.call('XADD', keys.result, whole(epoch) .. '-' .. whole(published), 'event', envelope(begin), 'at', whole(NOW))
-  redis.call('HSET', keys.agent, 'state', 'leased', 'owner', WORKER, 'epoch', whole(epoch), 'delivery', delivery)
+  redis.call('HSET', keys.agent, 'state', 'leased', 'owner', WORKER, 'epoch', whole(epoch), 'delivery', delivery,
+    'place', '', 'unleasable', '')
   redis.call('HSET', keys.turn, 'state', 'leased', 'epoch', whole(epoch), 'attempts', attempts + 1, 'barren',
     barren + 1, 'progress', whole(published))
   if agent.state == 'ready' then
@@ -124,10 +161,57 @@ local function lease(i)
   return leased(epoch, attempts + 1, barren)
 end
 
-expect_shared()
-if redis.call('EXISTS', PAUSED) == 1 then
-  lease = function()
-    return {'paused'}
+-- The agent of a ticket that cannot be leased waits for a growing while, and its head ends at the last attempt: what is broken
+-- must not keep the workers busy.
+local function set_aside(i, reason)
+  local keys, a = item_keys(i), ARGS + i * ARGS_AN_ITEM
+  local agent_id, ticket, stream = ARGV[a + 1], ARGV[a + 2], READY[ARGV[a + 3]]
+  if pending(stream, ticket) ~= WORKER then
+    return
+  end
+  drop_ticket(stream, ticket)
+  -- An agent that cannot be read stays among those with work, and each sweep says so.
+  local agent = read_agent(keys)
+  if agent.ticket ~= ticket or (agent.state ~= 'ready' and agent.state ~= 'leased') then
+    return
+  end
+  local failures = (tonumber(agent.unleasable) or 0) + 1
+  local ended = failures >= MAX_ATTEMPTS and pcall(function()
+    local head, following = read_backlog(keys)
+    expect(keys.turn, 'hash')
+    expect(keys.result, 'stream')
+    local _, published = result_top(keys)
+    conclude({
+      keys = keys, agent = agent_id, entry = head, attempts = failures, published = published, outcome = 'failed',
+      epoch = math.max((tonumber(agent.epoch) or 0) + 1, NOW, (result_top(keys)) + 1), reason = 'unreadable',
+      event = ending('failed', 'it cannot be leased: ' .. reason, head.enqueued_ms), found = agent,
+      following = following, stream_ttl_ms = RESULT_TTL_MS, outcome_ttl_ms = OUTCOME_TTL_MS,
+    })
+  end)
+  if ended then
+    return
+  end
+  unlease(agent_id, agent)
+  if failures >= MAX_ATTEMPTS then
+    redis.call('HSET', keys.agent, 'state', 'halted', 'ticket', '', 'owner', '', 'unleasable', '')
+  else
+    redis.call('HSET', keys.agent, 'state', 'delayed', 'ticket', '', 'owner', '', 'unleasable', failures)
+    redis.call('ZADD', DELAYED, whole(NOW + UNLEASABLE_PAUSE_MS * 2 ^ failures), agent_id)
   end
 end
-return {NOW, each(item_count(), lease)}
+
+local function lease_or_set_aside(i)
+  local ok, answer = pcall(lease, i)
+  if ok then
+    return answer
+  end
+  local reason = type(answer) == 'table' and answer.err or tostring(answer)
+  pcall(set_aside, i, reason)
+  return {'error', reason}
+end
+
+expect_shared()
+if redis.call('EXISTS', PAUSED) == 1 then
+  return {NOW, each(item_count(), function() return {'paused'} end)}
+end
+return {NOW, each(item_count(), lease_or_set_aside)}

@@ -48,6 +48,8 @@ pub enum LeaseAnswer {
     Head(String),
     /// The ticket was not the caller's, or no turn is left, or the agent's tenant runs as many as it may.
     Gone,
+    /// The answers of this call were large enough without it: call again.
+    Later,
     /// The queue is paused; return the ticket.
     Paused,
 }
@@ -98,7 +100,10 @@ impl ItemStep for LeaseHead {
     type Answer = LeaseAnswer;
 
     fn begin(common: &LeaseLimits, call: &mut Call) {
-        call.text(&common.worker).text(common.max_attempts).text(common.result_ttl_ms).text(common.outcome_ttl_ms);
+        call.text(&common.worker)
+            .text(common.max_attempts)
+            .text(common.result_ttl_ms)
+            .text(common.outcome_ttl_ms);
         call.text(common.tenant_max_running);
     }
 
@@ -113,6 +118,7 @@ impl ItemStep for LeaseHead {
         let mut parts = Parts::of(answer)?;
         match parts.next::<String>()?.as_str() {
             "gone" => Ok(LeaseAnswer::Gone),
+            "later" => Ok(LeaseAnswer::Later),
             "paused" => Ok(LeaseAnswer::Paused),
             "head" => parts.next().map(LeaseAnswer::Head),
             "leased" => Ok(LeaseAnswer::Leased(Box::new(Grant {

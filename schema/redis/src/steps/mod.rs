@@ -19,6 +19,7 @@ mod pause;
 mod prepare;
 mod promote;
 mod purge;
+mod reclaim;
 mod registry;
 mod renew;
 mod repair;
@@ -29,12 +30,12 @@ mod sweep;
 mod trim;
 
 pub use advance::Advance;
-pub use agent::{ActOnAgent, AgentAction, AgentActed, Rollback};
+pub use agent::{ActOnAgent, AgentActed, AgentAction, Rollback};
 pub use append::AppendAnyway;
-pub use cancel::{Cancel, CancelAnswer, CancelLimits};
+pub use cancel::{Cancel, Expire, Unrun, UnrunLimits};
 pub use collector::KeepCollector;
 pub use consumers::RemoveConsumers;
-pub use counts::{Counts, CountWork, PriorityCounts};
+pub use counts::{CountWork, Counts, PriorityCounts};
 pub use enqueue::{DepthLimits, Enqueue, Enqueued};
 pub use finish::{Finish, FinishAnswer, FinishLimits, LeaseKey};
 pub use group::CreateGroup;
@@ -43,6 +44,7 @@ pub use pause::Pause;
 pub use prepare::Prepare;
 pub use promote::Promote;
 pub use purge::{Letter, Purge};
+pub use reclaim::{Reclaim, SilentTicket};
 pub use registry::{Leave, Order, Register};
 pub use renew::{Renew, RenewItem};
 pub use repair::Repair;
@@ -68,11 +70,32 @@ mod tests {
     #[test]
     fn the_shebang_is_the_first_line_and_stands_once() {
         let all = [
-            Advance::SCRIPT, ActOnAgent::SCRIPT, AppendAnyway::SCRIPT, Cancel::SCRIPT, KeepCollector::SCRIPT,
-            RemoveConsumers::SCRIPT, CountWork::SCRIPT, Enqueue::SCRIPT, Finish::SCRIPT, LeaseHead::SCRIPT,
-            Promote::SCRIPT, Purge::SCRIPT, Prepare::SCRIPT, Register::SCRIPT, Leave::SCRIPT, Order::SCRIPT,
-            Pause::SCRIPT, BeginSweep::SCRIPT, CreateGroup::SCRIPT, Renew::SCRIPT, Repair::SCRIPT, Requeue::SCRIPT, ReturnTicket::SCRIPT,
-            Seed::SCRIPT, Trim::SCRIPT,
+            Advance::SCRIPT,
+            ActOnAgent::SCRIPT,
+            AppendAnyway::SCRIPT,
+            Cancel::SCRIPT,
+            KeepCollector::SCRIPT,
+            RemoveConsumers::SCRIPT,
+            CountWork::SCRIPT,
+            Enqueue::SCRIPT,
+            Finish::SCRIPT,
+            LeaseHead::SCRIPT,
+            Promote::SCRIPT,
+            Purge::SCRIPT,
+            Reclaim::SCRIPT,
+            Prepare::SCRIPT,
+            Register::SCRIPT,
+            Leave::SCRIPT,
+            Order::SCRIPT,
+            Pause::SCRIPT,
+            BeginSweep::SCRIPT,
+            CreateGroup::SCRIPT,
+            Renew::SCRIPT,
+            Repair::SCRIPT,
+            Requeue::SCRIPT,
+            ReturnTicket::SCRIPT,
+            Seed::SCRIPT,
+            Trim::SCRIPT,
         ];
         for script in all {
             assert!(script.starts_with("#!lua"), "{script}");

@@ -39,7 +39,8 @@ local function promote(i)
       if agent.state == 'parked' then
         given[tenant_of(id)] = (given[tenant_of(id)] or 0) + 1
       end
-      add_ticket(agent_key, id, backlog_entry(head))
+      -- The place was waited for: nobody who comes later takes it.
+      add_ticket(agent_key, id, backlog_entry(head), 'place', agent.state == 'parked' and '1' or '')
       promoted = promoted + 1
     else
       make_runnable(agent_key, id, agent, nil)

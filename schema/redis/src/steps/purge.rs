@@ -19,7 +19,9 @@ pub struct Letter<'a> {
 /// Forgets dead letters, their turns and results. See `purge.lua`.
 #[derive(Clone, Debug)]
 pub struct Purge<'a> {
-    /// Which.
+    /// Only while dead letters take more than so many bytes; none: all of them.
+    pub over_bytes: Option<u64>,
+    /// Which, oldest first.
     pub letters: Vec<Letter<'a>>,
 }
 
@@ -31,6 +33,7 @@ impl Step for Purge<'_> {
 
     fn call(&self, keys: &Keys) -> Call {
         let mut call = Call::new(keys);
+        call.text(self.over_bytes.map(|bytes| bytes.to_string()).unwrap_or_default());
         for letter in &self.letters {
             call.keys([keys.turn(letter.turn), keys.result(letter.turn)]).text(letter.entry);
         }

@@ -54,7 +54,10 @@ impl ItemStep for Requeue {
     type Answer = RequeueAnswer;
 
     fn begin(common: &RequeueLimits, call: &mut Call) {
-        call.text(&common.worker).text(common.max_attempts).text(common.result_ttl_ms).text(common.outcome_ttl_ms);
+        call.text(&common.worker)
+            .text(common.max_attempts)
+            .text(common.result_ttl_ms)
+            .text(common.outcome_ttl_ms);
     }
 
     fn add(&self, keys: &Keys, call: &mut Call) {

@@ -30,9 +30,7 @@ impl Step for Trim<'_> {
         for text in self.oldest {
             // One that cannot be read ends the list: the script forgets from its start only.
             let Some(entry) = EndedEntry::parse(text) else { break };
-            let turn = keys.turn(entry.turn);
-            let idempotency = entry.idempotency.map_or(turn.clone(), |name| keys.idempotency(&name));
-            call.keys([turn, keys.result(entry.turn), idempotency]).text(text);
+            call.keys([keys.turn(entry.turn), keys.result(entry.turn)]).text(text);
         }
         call
     }

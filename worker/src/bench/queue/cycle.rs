@@ -33,17 +33,18 @@ pub(super) struct Cycles {
 pub(super) async fn full(bench: &Bench) -> Result<Cycles, BenchError> {
     let turns = bench.options.turns;
     let fleet = Fleet::new(turns);
-    let cpu_before = redis_cpu_us(bench).await?;
+    let server = bench.server()?;
+    let cpu_before = server.cpu_us().await?;
     let began = Instant::now();
     try_join(fleet.run(bench), enqueue_all(bench, &fleet)).await?;
     let per_s = per_second(turns, began);
-    let redis_cpu_us = (redis_cpu_us(bench).await? - cpu_before) / turns as f64;
+    let redis_cpu_us = (server.cpu_us().await? - cpu_before) / turns as f64;
     Ok(Cycles { per_s, redis_cpu_us })
 }
 
 /// Batches, as long as not too many wait.
 async fn enqueue_all(bench: &Bench, fleet: &Fleet) -> Result<(), BenchError> {
-    let producer = Producer::connect(bench).await?;
+    let producer = Producer::new(bench)?;
     for start in (0..bench.options.turns).step_by(BATCH_TURNS) {
         while start.saturating_sub(fleet.shared.done.load(Ordering::Relaxed)) > MAX_WAITING {
             tokio::time::sleep(PACE).await;
@@ -69,7 +70,7 @@ pub(super) async fn half_load(bench: &Bench, per_s: f64) -> Result<Latency, Benc
 }
 
 async fn enqueue_evenly(bench: &Bench, fleet: &Fleet, turns: usize, per_s: f64) -> Result<(), BenchError> {
-    let producer = Producer::connect(bench).await?;
+    let producer = Producer::new(bench)?;
     let mut ticks = tokio::time::interval(PACE);
     let began = Instant::now();
     let mut sent = 0;
@@ -188,15 +189,4 @@ fn ending(claim: &Claim, delta: Delta) -> Ending {
         continues: true,
         manifest: None,
     }
-}
-
-/// CPU time that Redis took so far.
-async fn redis_cpu_us(bench: &Bench) -> Result<f64, BenchError> {
-    let mut connection = bench.connection().await?;
-    let info: String = redis::cmd("INFO").arg("cpu").query_async(&mut connection).await?;
-    let seconds = info.lines().filter_map(|line| {
-        let (name, value) = line.split_once(':')?;
-        ["used_cpu_sys", "used_cpu_user"].contains(&name).then(|| value.trim().parse::<f64>().ok())?
-    });
-    Ok(seconds.sum::<f64>() * 1e6)
 }

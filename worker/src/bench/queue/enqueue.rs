@@ -1,12 +1,12 @@
 //! Getting turns into the queue, and what Redis could take at best.
 
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use futures::future::try_join_all;
-use redis::Script;
-use redis::aio::MultiplexedConnection;
+use turnmill_redis::Server;
+use turnmill_redis::steps::{DepthLimits, Enqueue};
 use turnmill_schema::envelope::encode_turn;
-use turnmill_schema::scripts::{Call, DepthLimits, ENQUEUE, enqueue_call};
 use turnmill_schema::{Turn, TurnId};
 
 use super::{BATCH_TURNS, Bench, BenchError, per_second};
@@ -19,20 +19,15 @@ pub(super) async fn raw(bench: &Bench) -> Result<f64, BenchError> {
     let each = bench.options.turns / 2;
     let began = Instant::now();
     try_join_all((0..2).map(|_| async {
-        let mut connection = bench.connection().await?;
+        let mut connection = bench.server()?.blocking(Duration::ZERO).await?;
         for start in (0..each).step_by(BATCH_TURNS) {
-            let mut pipe = redis::pipe();
-            for _ in start..each.min(start + BATCH_TURNS) {
-                pipe.cmd("XADD").arg(&key).arg("*").arg("event").arg(&payload).ignore();
-            }
-            pipe.exec_async(&mut connection).await?;
+            connection.raw_xadd(&key, &payload, each.min(start + BATCH_TURNS) - start).await?;
         }
         Ok::<_, BenchError>(())
     }))
     .await?;
     let figure = per_second(2 * each, began);
-    let mut connection = bench.connection().await?;
-    let _: u64 = redis::cmd("UNLINK").arg(key).query_async(&mut connection).await?;
+    bench.server()?.delete_matching(key).await?;
     Ok(figure)
 }
 
@@ -41,7 +36,7 @@ pub(super) async fn batched(bench: &Bench) -> Result<f64, BenchError> {
     let turns = bench.options.turns;
     let began = Instant::now();
     try_join_all((0..2).map(|half| async move {
-        let producer = Producer::connect(bench).await?;
+        let producer = Producer::new(bench)?;
         for start in (half * turns / 2..(half + 1) * turns / 2).step_by(BATCH_TURNS) {
             let end = (start + BATCH_TURNS).min((half + 1) * turns / 2);
             producer.enqueue((start..end).map(|i| bench.turn(i)).collect()).await?;
@@ -57,7 +52,7 @@ pub(super) async fn single(bench: &Bench) -> Result<f64, BenchError> {
     let each = bench.options.turns / 10 / bench.options.workers;
     let began = Instant::now();
     try_join_all((0..bench.options.workers).map(|worker| async move {
-        let producer = Producer::connect(bench).await?;
+        let producer = Producer::new(bench)?;
         for i in 0..each {
             producer.enqueue(vec![bench.turn(worker * each + i)]).await?;
         }
@@ -67,16 +62,15 @@ pub(super) async fn single(bench: &Bench) -> Result<f64, BenchError> {
     Ok(per_second(each * bench.options.workers, began))
 }
 
-/// Enqueues as the producer library does.
+/// Enqueues as the client library does.
 pub(super) struct Producer<'a> {
     bench: &'a Bench,
-    connection: MultiplexedConnection,
-    script: Script,
+    server: Arc<Server>,
 }
 
 impl<'a> Producer<'a> {
-    pub(super) async fn connect(bench: &'a Bench) -> Result<Self, BenchError> {
-        Ok(Self { bench, connection: bench.connection().await?, script: Script::new(ENQUEUE) })
+    pub(super) fn new(bench: &'a Bench) -> Result<Self, BenchError> {
+        Ok(Self { bench, server: bench.server()? })
     }
 
     /// Enqueues turns in one call; their ids.
@@ -84,10 +78,7 @@ impl<'a> Producer<'a> {
         let limits = DepthLimits { queue: u64::MAX >> 12, tenant: u64::MAX >> 12 };
         let stored = turns.iter().map(|turn| Ok((turn, encode_turn(turn).map_err(BrokerError::from)?)));
         let stored: Vec<_> = stored.collect::<Result<_, BrokerError>>()?;
-        let Call { keys, args } = enqueue_call(&self.bench.keys(), limits, stored);
-        let mut invocation = self.script.prepare_invoke();
-        invocation.key(keys).arg(args);
-        let _: redis::Value = invocation.invoke_async(&mut self.connection.clone()).await?;
+        self.server.run(&self.bench.keys(), &Enqueue { limits, turns: stored }).await?;
         Ok(turns.into_iter().map(|turn| turn.id).collect())
     }
 }

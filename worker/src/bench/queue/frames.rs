@@ -14,7 +14,7 @@ use crate::broker::{Broker, BrokerError, Lease};
 /// Each worker runs its full number of turns, and each of them appends one delta after the other.
 pub(super) async fn append(bench: &Bench) -> Result<f64, BenchError> {
     let turns = ROOM * bench.options.workers;
-    let producer = Producer::connect(bench).await?;
+    let producer = Producer::new(bench)?;
     let enqueued = (0..turns).map(|i| {
         // A turn an agent: all of them run at once.
         let turn = bench.turn(i);
@@ -40,7 +40,7 @@ pub(super) async fn append(bench: &Bench) -> Result<f64, BenchError> {
     Ok(per_second(turns * each as usize, began))
 }
 
-async fn publish(broker: Arc<RedisBroker>, lease: Lease, frames: u32) -> Result<(), BrokerError> {
+async fn publish(broker: Arc<RedisBroker>, lease: Arc<Lease>, frames: u32) -> Result<(), BrokerError> {
     for index in 0..frames {
         let delta = Delta { index, tokens: vec![index], text: " word".into(), logprobs: Vec::new() };
         broker.append(&lease, &delta).await?;

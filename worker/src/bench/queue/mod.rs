@@ -9,21 +9,22 @@ mod enqueue;
 mod frames;
 
 use std::num::NonZeroU16;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use redis::AsyncConnectionConfig;
-use redis::aio::MultiplexedConnection;
 use serde::Serialize;
+use turnmill_redis::{Fault, RedisUrl, Server};
 use turnmill_schema::keys::{Keys, Queue};
 use turnmill_schema::{Message, Name, Role, Turn};
 use uuid::Uuid;
 
 use crate::broker::BrokerError;
 use crate::broker::redis::{BrokerSettings, RedisBroker};
-use crate::config::RedisUrl;
 
 /// Turns in one script call.
 const BATCH_TURNS: usize = 200;
+/// How long a command may take: a call of two hundred large turns waits behind others of its kind.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Turns of each agent, one after the other.
 const TURNS_AN_AGENT: usize = 10;
 /// Turns a worker runs at once.
@@ -76,9 +77,9 @@ pub enum BenchError {
     /// The queue.
     #[error(transparent)]
     Broker(#[from] BrokerError),
-    /// A raw command.
-    #[error("Redis refused a command of the benchmark: {0}")]
-    Redis(#[from] redis::RedisError),
+    /// The server.
+    #[error(transparent)]
+    Server(#[from] Fault),
     /// A turn that is not there was leased, or one that is there was not.
     #[error("the queue lost {0} turns: a bug; please report it")]
     Lost(usize),
@@ -89,15 +90,13 @@ pub enum BenchError {
 struct Bench {
     options: Options,
     queue: Queue,
-    client: redis::Client,
 }
 
 /// Measures everything; `told` hears what is measured just now.
 pub async fn run(options: &Options, told: &dyn Fn(&'static str)) -> Result<Report, BenchError> {
     let name = format!("bench-{}", Uuid::now_v7());
     let queue = Queue::single(Name::new(name).expect("a hexadecimal name is one"));
-    let client = redis::Client::open(options.redis_url.expose())?;
-    let bench = Bench { options: options.clone(), queue, client };
+    let bench = Bench { options: options.clone(), queue };
     // Says in our words what is wrong with the server, if anything.
     bench.broker("check").await?;
     let report = bench.measure(told).await;
@@ -138,9 +137,9 @@ impl Bench {
         self.queue.keys(0)
     }
 
-    async fn connection(&self) -> Result<MultiplexedConnection, BenchError> {
-        let config = AsyncConnectionConfig::new().set_response_timeout(Some(Duration::from_secs(30)));
-        Ok(self.client.get_multiplexed_async_connection_with_config(&config).await?)
+    /// Connections of one process.
+    fn server(&self) -> Result<Arc<Server>, BenchError> {
+        Ok(Server::new(&self.options.redis_url.clone().into(), RESPONSE_TIMEOUT)?)
     }
 
     /// A worker's way to the queue, with the settings a worker has by default.
@@ -156,6 +155,7 @@ impl Bench {
             outcome_ttl_ms: 86_400_000,
             keep_stream_ms: 10_000,
             retained_bytes: 256 << 20,
+            dead_bytes: 256 << 20,
             tenant_max_running: 0,
             max_continues: 4,
         };
@@ -174,21 +174,8 @@ impl Bench {
 
     /// Deletes the queue.
     async fn clear(&self) -> Result<(), BenchError> {
-        let mut connection = self.connection().await?;
         let pattern = format!("{}*", self.keys().open().trim_end_matches("open"));
-        let mut cursor = 0_u64;
-        loop {
-            let mut scan = redis::cmd("SCAN");
-            scan.arg(cursor).arg("MATCH").arg(escape(&pattern)).arg("COUNT").arg(10_000);
-            let (next, keys): (u64, Vec<String>) = scan.query_async(&mut connection).await?;
-            if !keys.is_empty() {
-                let _: u64 = redis::cmd("UNLINK").arg(keys).query_async(&mut connection).await?;
-            }
-            cursor = next;
-            if cursor == 0 {
-                return Ok(());
-            }
-        }
+        Ok(self.server()?.delete_matching(escape(&pattern)).await?)
     }
 }
 

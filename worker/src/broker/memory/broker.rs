@@ -4,16 +4,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Mutex, broadcast};
-use turnmill_schema::{DeadReason, Delta, Manifest, TurnId, WorkerStatus};
+use turnmill_schema::{AgentId, DeadReason, Delta, Manifest, TurnId, WorkerStatus};
 
-use super::held::Held;
 use super::link::Link;
+use super::ready::{Held, TicketKey};
 use super::state::State;
-use super::{MemoryQueue, MemorySettings, Mutation};
-use crate::broker::{Broker, BrokerError, Claim, Ending, Lease, Orders, QueueCounts, Renewal, Retry, Ticket};
+use super::{MemoryQueue, MemorySettings};
+use crate::broker::held::Renewable;
+use crate::broker::{
+    Broker, BrokerError, Claim, Ending, Fence, Holdings, Lease, Orders, QueueCounts, Retry, Ticket, TicketId,
+};
 
 /// How long a read waits.
 const READ_WAIT_MS: u64 = 2000;
+/// Look again after so long, if nobody waits: ends of turns and other workers wake nobody.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// A worker that was silent for so many leases is not listed any more.
 const SILENT_LEASES: u64 = 3;
 
@@ -25,8 +30,11 @@ pub struct MemoryBroker {
     link: Arc<dyn Link>,
     reader: Mutex<Reader>,
     notices: Mutex<broadcast::Receiver<TurnId>>,
-    held: Held,
+    holdings: Holdings,
 }
+
+/// Tickets, each with its agent.
+type Delivered = Vec<(TicketKey, AgentId)>;
 
 /// The state of reading.
 #[derive(Debug)]
@@ -42,7 +50,12 @@ impl MemoryBroker {
         let notices = Mutex::new(queue.step(|state| state.notices.subscribe()));
         // An earlier process of this name may have held tickets.
         let reader = Mutex::new(Reader { recovering: true, since_batch: 0 });
-        Self { queue, settings, link, reader, notices, held: Held::default() }
+        Self { queue, settings, link, reader, notices, holdings: Holdings::default() }
+    }
+
+    /// What is in this worker's hands.
+    pub fn holdings(&self) -> &Holdings {
+        &self.holdings
     }
 
     /// Takes a step over the link, as often as it says.
@@ -60,34 +73,34 @@ impl MemoryBroker {
         Ok(answer)
     }
 
-    /// Notes that a lease is gone where the answer says so.
+    /// Notes that a lease is gone if the answer says so.
     fn note_fenced<T>(&self, lease: &Lease, answer: Result<T, BrokerError>) -> Result<T, BrokerError> {
         if matches!(answer, Err(BrokerError::Fenced { .. })) {
-            self.held.end_lease(lease);
+            lease.lose();
         }
         answer
     }
 
     /// What is to be read now; otherwise when to look again at the latest.
-    fn try_read(&self, reader: &mut Reader, room: usize, until_ms: u64) -> Result<Vec<Ticket>, u64> {
+    fn try_read(&self, reader: &mut Reader, room: usize, until_ms: u64) -> Result<Delivered, u64> {
         let worker = &self.settings.worker;
         self.queue.step(|state| {
             let mut tickets = Vec::new();
             if reader.recovering {
-                let is_free = |ticket, owner: &str, _| owner == worker && !self.held.has(ticket);
-                tickets = state.claim_pending(worker, room, is_free);
+                let is_free = |ticket: TicketKey| !self.holdings.has(&TicketId::from(ticket));
+                tickets = state.recover(worker, room, is_free);
+                // There may be more than there was room for.
+                reader.recovering = tickets.len() == room;
             }
-            state.promote(&self.settings);
             if !state.paused {
                 tickets.extend(state.read(worker, room - tickets.len(), &mut reader.since_batch));
             }
-            let due_ms = state.delayed.first().map_or(until_ms, |(due_ms, _)| *due_ms);
             let is_over = !tickets.is_empty() || state.now_ms >= until_ms;
-            if is_over { Ok(tickets) } else { Err(due_ms.clamp(state.now_ms + 1, until_ms)) }
+            if is_over { Ok(tickets) } else { Err(until_ms) }
         })
     }
 
-    async fn read_or_wait(&self, reader: &mut Reader, room: usize) -> Vec<Ticket> {
+    async fn read_or_wait(&self, reader: &mut Reader, room: usize) -> Delivered {
         let readable = self.queue.step(|state| Arc::clone(&state.readable));
         let until_ms = self.queue.clock.now_ms() + READ_WAIT_MS;
         loop {
@@ -116,77 +129,45 @@ impl Broker for MemoryBroker {
         let mut reading = Reader { recovering: was_recovering, since_batch: reader.since_batch };
         let tickets = self.read_or_wait(&mut reading, room).await;
         self.link.reply("read").await?;
-        // There may be more that we did not hear of than there was room for.
-        *reader = Reader { recovering: was_recovering && tickets.len() == room, ..reading };
-        Ok(self.held.take(tickets))
-    }
-
-    async fn reclaim(&self, room: usize) -> Result<Vec<Ticket>, BrokerError> {
-        let tickets = self.call("reclaim", |state, settings| {
-            if state.mutation == Mutation::NoReclaim {
-                return Vec::new();
-            }
-            let is_free = |ticket, _: &str, idle_ms| idle_ms >= settings.lease_ms && !self.held.has(ticket);
-            state.claim_pending(&settings.worker, room, is_free)
-        });
-        Ok(self.held.take(tickets.await?))
+        *reader = reading;
+        let take = |(ticket, agent)| self.holdings.take(TicketId::from(ticket), agent, None);
+        Ok(tickets.into_iter().filter_map(take).collect())
     }
 
     async fn lease(&self, ticket: &Ticket) -> Result<Option<Claim>, BrokerError> {
-        let claim = self.call("lease", |state, settings| state.lease(settings, ticket)).await?;
-        match &claim {
-            Some(claim) => self.held.lease(&claim.lease),
-            None => self.held.drop_ticket(ticket),
+        let key = TicketKey::from(ticket);
+        let granted = self.call("lease", |state, settings| state.lease(settings, key, &ticket.agent)).await?;
+        if granted.is_none() {
+            ticket.forget();
         }
-        Ok(claim)
-    }
-
-    async fn renew(&self, held: &[Lease], unleased: &[Ticket]) -> Result<Renewal, BrokerError> {
-        let renewal = self.call("renew", |state, settings| state.renew(&settings.worker, held, unleased));
-        // A lost ticket that is not leased stays in our hands until its lease says so: a late answer must not drop one
-        // that came again meanwhile.
-        let lost = renewal.await?;
-        lost.iter().for_each(|lease| self.held.end_lease(lease));
-        Ok(Renewal { lost: lost.into_iter().map(|lease| lease.turn).collect() })
-    }
-
-    async fn next_cancelled(&self) -> Result<TurnId, BrokerError> {
-        let mut notices = self.notices.lock().await;
-        loop {
-            match notices.recv().await {
-                Ok(turn) => return Ok(turn),
-                // Renewals find what was missed.
-                Err(broadcast::error::RecvError::Lagged(_)) => {}
-                Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
-            }
-        }
+        Ok(granted.map(|granted| granted.claim(ticket)))
     }
 
     async fn append(&self, lease: &Lease, delta: &Delta) -> Result<(), BrokerError> {
-        let appended = self.call("append", |state, _| state.append(lease, delta)).await?;
+        let held = Held::from(lease);
+        let appended = self.call("append", |state, _| state.append(&held, delta)).await?;
         self.note_fenced(lease, appended)
     }
 
     async fn finish(&self, lease: &Lease, ending: &Ending) -> Result<Option<Ticket>, BrokerError> {
-        let finished = self.call("finish", |state, settings| state.finish(settings, lease, ending)).await?;
+        lease.begin_to_end();
+        let held = Held::from(lease);
+        let finished = self.call("finish", |state, settings| state.finish(settings, &held, ending)).await?;
         if self.note_fenced(lease, finished)? {
-            return Ok(self.held.continue_with_next(lease).then(|| lease.ticket.clone()));
+            return Ok(lease.continued(None));
         }
-        self.held.end_lease(lease);
+        lease.over();
         Ok(None)
     }
 
     async fn requeue(&self, lease: &Lease, manifest: Option<&Manifest>) -> Result<(), BrokerError> {
-        let manifest = manifest.copied();
+        lease.begin_to_end();
+        let (held, manifest) = (Held::from(lease), manifest.copied());
         let requeued =
-            self.call("requeue", |state, settings| state.requeue(settings, lease, manifest)).await?;
+            self.call("requeue", |state, settings| state.requeue(settings, &held, manifest)).await?;
         self.note_fenced(lease, requeued)?;
-        self.held.end_lease(lease);
+        lease.over();
         Ok(())
-    }
-
-    async fn advance(&self, lease: &Lease, manifest: &Manifest) -> Result<(), BrokerError> {
-        self.call("advance", |state, _| state.advance(lease, *manifest)).await
     }
 
     async fn retry(
@@ -196,21 +177,31 @@ impl Broker for MemoryBroker {
         reason: DeadReason,
         text: &str,
     ) -> Result<Retry, BrokerError> {
+        lease.begin_to_end();
+        let held = Held::from(lease);
         let retried =
-            self.call("retry", |state, settings| state.retry(settings, lease, delay, (reason, text))).await?;
+            self.call("retry", |state, settings| state.retry(settings, &held, delay, (reason, text))).await?;
         let retried = self.note_fenced(lease, retried)?;
-        self.held.end_lease(lease);
+        lease.over();
         Ok(retried)
     }
 
+    async fn advance(&self, lease: &Fence, manifest: &Manifest) -> Result<(), BrokerError> {
+        self.call("advance", |state, _| state.advance(lease, *manifest)).await
+    }
+
     async fn return_ticket(&self, ticket: &Ticket) -> Result<(), BrokerError> {
-        self.call("return_ticket", |state, settings| state.return_ticket(&settings.worker, ticket)).await?;
-        self.held.drop_ticket(ticket);
+        let key = TicketKey::from(ticket);
+        self.call("return_ticket", |state, settings| {
+            state.return_ticket(&settings.worker, key, &ticket.agent)
+        })
+        .await?;
+        ticket.forget();
         Ok(())
     }
 
-    async fn sweep(&self) -> Result<(), BrokerError> {
-        self.call("sweep", |state, settings| state.sweep(settings)).await
+    fn leases(&self) -> usize {
+        self.holdings.leases()
     }
 
     async fn counts(&self) -> Result<QueueCounts, BrokerError> {
@@ -223,5 +214,45 @@ impl Broker for MemoryBroker {
             state.registry.enter(&settings.worker, status, until_ms)
         })
         .await
+    }
+
+    async fn leave(&self) -> Result<(), BrokerError> {
+        self.call("leave", |state, settings| state.registry.leave(&settings.worker)).await
+    }
+
+    async fn renew(&self) -> Result<(), BrokerError> {
+        let held = self.holdings.renewable();
+        let key = |held: &Renewable| (TicketKey::from(&held.id), held.agent.clone(), held.epoch);
+        let keys: Vec<_> = held.iter().map(key).collect();
+        let kept = self.call("renew", |state, settings| state.renew(&settings.worker, &keys)).await?;
+        held.iter().zip(kept).filter(|(_, kept)| !kept).for_each(|(held, _)| held.is_lost());
+        Ok(())
+    }
+
+    async fn hear(&self) -> Result<(), BrokerError> {
+        match self.notices.lock().await.recv().await {
+            Ok(turn) => self.holdings.lose_turn(turn),
+            // Renewals find what was missed.
+            Err(broadcast::error::RecvError::Lagged(_)) => {}
+            Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
+        }
+        Ok(())
+    }
+
+    async fn promote(&self) -> Result<Duration, BrokerError> {
+        self.call("promote", |state, settings| {
+            state.promote(settings);
+            let due_ms = state.delayed.first().map_or(u64::MAX, |(due_ms, _)| *due_ms);
+            LOOK_EVERY.min(Duration::from_millis(due_ms.saturating_sub(state.now_ms).max(1)))
+        })
+        .await
+    }
+
+    async fn reclaim(&self) -> Result<u64, BrokerError> {
+        self.call("reclaim", |state, settings| state.reclaim(settings)).await
+    }
+
+    async fn sweep(&self) -> Result<(), BrokerError> {
+        self.call("sweep", |state, settings| state.sweep(settings)).await
     }
 }

@@ -111,12 +111,18 @@ impl State {
         turn.ended = Some(Ended { end, reply, results_until_ms, forget_ms, bytes });
         let (agent, priority, attempts, new_session) =
             (turn.agent.clone(), turn.priority, turn.attempts, turn.new_session);
+        let key = turn.idempotency.clone();
         if outcome == Outcome::Failed {
             self.dead.push(DeadLetter { turn: id, agent: agent.clone(), reason, attempts });
         } else {
             turn.turn = None;
             self.ended.push_back(id);
             self.retained_bytes += bytes;
+        }
+        if let Some(keyed) =
+            key.and_then(|key| self.idempotency.get_mut(&key)).filter(|keyed| keyed.turn == id)
+        {
+            keyed.until_ms = Some(forget_ms);
         }
         self.commit(&agent, outcome, new_session, entry);
         self.ended_turns[outcome as usize] += 1;

@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use turnmill_redis::steps::DepthLimits;
 use turnmill_schema::keys::idempotency_name;
-use turnmill_schema::scripts::DepthLimits;
 use turnmill_schema::{Turn, TurnId};
 
 use super::state::{Place, State, TurnRecord};
@@ -26,27 +26,63 @@ pub struct QueueFull {
     pub retry_after_ms: u64,
 }
 
+/// Why turns were not enqueued. Nothing was written.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotEnqueued {
+    /// Too many are open.
+    #[error(transparent)]
+    Full(#[from] QueueFull),
+    /// A turn has the idempotency key of an earlier one that asks for something else.
+    #[error(
+        "turn {first} was enqueued under the idempotency key of turn number {place} and asks for something else; give another key"
+    )]
+    Conflict {
+        /// Its place among the turns, from 0.
+        place: usize,
+        /// The earlier turn.
+        first: TurnId,
+    },
+}
+
+/// What was enqueued under an idempotency key.
+#[derive(Clone, Debug)]
+pub(super) struct Keyed {
+    pub(super) turn: TurnId,
+    /// Of what it asks for.
+    digest: String,
+    /// Once the turn has ended: until when the key is kept, however early the turn is forgotten.
+    pub(super) until_ms: Option<u64>,
+}
+
 impl State {
     /// The ids under which the turns run: those of turns enqueued before under the same idempotency key or id.
-    pub(super) fn enqueue(&mut self, turns: &[Turn], limits: DepthLimits) -> Result<Vec<TurnId>, QueueFull> {
+    pub(super) fn enqueue(
+        &mut self,
+        turns: &[Turn],
+        limits: DepthLimits,
+    ) -> Result<Vec<TurnId>, NotEnqueued> {
         let mut ids = Vec::with_capacity(turns.len());
         let mut fresh: Vec<&Turn> = Vec::new();
-        let mut by_key: HashMap<String, TurnId> = HashMap::new();
-        for turn in turns {
+        let mut by_key: HashMap<String, Keyed> = HashMap::new();
+        for (place, turn) in turns.iter().enumerate() {
             let key = turn.idempotency_key.as_ref().map(|key| idempotency_name(&turn.tenant, key));
-            let same_key =
-                || key.as_ref().and_then(|key| by_key.get(key).copied().or_else(|| self.enqueued_under(key)));
+            let digest = turn.asked_digest();
+            let same_key = key.as_ref().and_then(|key| by_key.get(key).or_else(|| self.enqueued_under(key)));
+            if let Some(first) = same_key.filter(|first| first.digest != digest) {
+                return Err(NotEnqueued::Conflict { place, first: first.turn });
+            }
+            let same_key = same_key.map(|first| first.turn);
             let same_turn = || {
                 let known =
                     self.turns.contains_key(&turn.id) || fresh.iter().any(|other| other.id == turn.id);
                 known.then_some(turn.id)
             };
-            let known = same_key().or_else(same_turn);
+            let known = same_key.or_else(same_turn);
             if known.is_none() {
                 fresh.push(turn);
             }
             let id = known.unwrap_or(turn.id);
-            by_key.extend(key.map(|key| (key, id)));
+            by_key.extend(key.map(|key| (key, Keyed { turn: id, digest, until_ms: None })));
             ids.push(id);
         }
         self.check_room(&fresh, limits)?;
@@ -56,11 +92,9 @@ impl State {
         Ok(ids)
     }
 
-    /// The turn that was enqueued under an idempotency key, until it is forgotten.
-    fn enqueued_under(&self, key: &str) -> Option<TurnId> {
-        let id = self.idempotency.get(key)?;
-        let ended = self.turns.get(id)?.ended.as_ref();
-        ended.is_none_or(|ended| ended.forget_ms > self.now_ms).then_some(*id)
+    /// The turn that was enqueued under an idempotency key.
+    fn enqueued_under(&self, key: &str) -> Option<&Keyed> {
+        self.idempotency.get(key).filter(|keyed| keyed.until_ms.is_none_or(|until_ms| until_ms > self.now_ms))
     }
 
     fn check_room(&self, fresh: &[&Turn], limits: DepthLimits) -> Result<(), QueueFull> {
@@ -117,7 +151,8 @@ impl State {
             results: Vec::new(),
             ended: None,
         };
-        self.idempotency.extend(record.idempotency.clone().map(|key| (key, turn.id)));
+        let keyed = Keyed { turn: turn.id, digest: turn.asked_digest(), until_ms: None };
+        self.idempotency.extend(record.idempotency.clone().map(|key| (key, keyed)));
         self.turns.insert(turn.id, record);
         self.open_turns[turn.priority as usize] += 1;
         self.enqueued += 1;

@@ -1,30 +1,70 @@
 //! Leasing the head of an agent's backlog to the worker that holds the agent's ticket.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use turnmill_schema::{AgentId, Begin, Event, History, Outcome, StoredTurn, TurnId};
+use turnmill_schema::keys::BacklogEntry;
+use turnmill_schema::{AgentId, Begin, Delta, Event, History, Manifest, Outcome, StoredTurn, Turn, TurnId};
 
 use super::conclude::{Conclusion, Retention};
 use super::ready::TicketKey;
 use super::state::{Place, State};
 use super::{MemorySettings, Mutation};
-use crate::broker::{Claim, Lease, Ticket};
+use crate::broker::{Claim, Ticket};
 
 /// An attempt that is told it runs alone when so many before it published nothing.
 const BARREN_BEFORE_ALONE: u32 = 2;
 
+/// A lease that was granted, with everything its run needs.
+pub(super) struct Granted {
+    entry: BacklogEntry,
+    epoch: u64,
+    attempt: u32,
+    turn: Turn,
+    history: History,
+    manifest: Option<Manifest>,
+    published: Vec<Delta>,
+    queued_ms: u64,
+    expires_in: Option<Duration>,
+    first_token_ms: Option<u64>,
+    earlier_epoch: Option<u64>,
+    alone: bool,
+}
+
+impl Granted {
+    /// The claim of the worker that holds `ticket`.
+    pub(super) fn claim(self, ticket: &Ticket) -> Claim {
+        Claim {
+            lease: Arc::new(ticket.leased(self.entry, self.epoch, self.attempt)),
+            turn: Ok(StoredTurn::Inline(Box::new(self.turn))),
+            history: self.history,
+            manifest: self.manifest,
+            published: self.published,
+            queued_ms: self.queued_ms,
+            expires_in: self.expires_in,
+            first_token_ms: self.first_token_ms,
+            earlier_epoch: self.earlier_epoch,
+            alone: self.alone,
+        }
+    }
+}
+
 impl State {
     /// None: the ticket is dealt with.
-    pub(super) fn lease(&mut self, worker: &MemorySettings, ticket: &Ticket) -> Option<Claim> {
-        let number = TicketKey::from(ticket);
-        let id = &ticket.agent;
+    pub(super) fn lease(
+        &mut self,
+        worker: &MemorySettings,
+        number: TicketKey,
+        id: &AgentId,
+    ) -> Option<Granted> {
         let delivery = self.delivery(worker, number)?;
         if self.paused {
-            self.return_ticket(&worker.worker, ticket);
+            self.return_ticket(&worker.worker, number, id);
             return None;
         }
+        let is_checked = self.mutation != Mutation::NoTicketCheck;
         let leasable = self.agents.get(id).is_some_and(|agent| match agent.place {
-            Place::Ready(held) | Place::Leased { ticket: held, .. } => held == number,
+            Place::Ready(held) | Place::Leased { ticket: held, .. } => held == number || !is_checked,
             _ => false,
         });
         if !leasable {
@@ -34,16 +74,16 @@ impl State {
         loop {
             let head = self.head(id).expect("an agent with a ticket has work");
             if self.is_leased_already(worker, id, head, delivery) {
-                return Some(self.claim(ticket, head));
+                return Some(self.granted(id, head));
             }
             if self.is_at_cap(worker, id) {
-                self.park(id, number, head);
+                self.park(id, number);
                 return None;
             }
             match self.verdict(worker, head) {
                 None => {
                     self.begin(worker, number, id, head, delivery);
-                    return Some(self.claim(ticket, head));
+                    return Some(self.granted(id, head));
                 }
                 Some(ending) => {
                     if !self.conclude(ending, true) {
@@ -57,7 +97,7 @@ impl State {
     /// How often the ticket was delivered, where it is this worker's.
     fn delivery(&self, worker: &MemorySettings, ticket: TicketKey) -> Option<u32> {
         let pending = self.ready(ticket.priority).pending(ticket.number);
-        if self.mutation == Mutation::NoOwnerCheck {
+        if self.mutation == Mutation::NoTicketCheck {
             return Some(pending.map_or(0, |pending| pending.deliveries));
         }
         pending.filter(|pending| pending.worker == worker.worker).map(|pending| pending.deliveries)
@@ -70,9 +110,14 @@ impl State {
         *owner == worker.worker && *delivery == now && self.turns[&head].top().0 == agent.epoch
     }
 
+    /// Whether the agent must wait for a place: its tenant runs as many turns as it may, or others of it wait longer.
     fn is_at_cap(&self, worker: &MemorySettings, id: &AgentId) -> bool {
-        let is_new = matches!(self.agents[id].place, Place::Ready(_));
-        is_new && !self.has_place(id.tenant(), 0, worker.tenant_max_running)
+        let agent = &self.agents[id];
+        let is_new = matches!(agent.place, Place::Ready(_)) && worker.tenant_max_running > 0;
+        let others = self.tenants.get(id.tenant()).is_some_and(|tenant| !tenant.parked.is_empty());
+        is_new
+            && (!self.has_place(id.tenant(), 0, worker.tenant_max_running)
+                || (others && !agent.waited_for_place))
     }
 
     /// Whether one more turn of the tenant may run besides `more` that will.
@@ -81,13 +126,14 @@ impl State {
         max_running == 0 || leased + more < max_running
     }
 
-    /// The agent waits until one of its tenant's turns ends.
-    fn park(&mut self, id: &AgentId, ticket: TicketKey, head: TurnId) {
+    /// The agent waits until one of its tenant's turns ends. Agents wait in the order in which they came.
+    fn park(&mut self, id: &AgentId, ticket: TicketKey) {
         self.drop_ticket(ticket);
-        self.agent_mut(id).place = Place::Parked;
-        let enqueued_ms = self.turns[&head].enqueued_ms;
+        self.last_parked += 1;
+        let order = self.last_parked;
+        self.agent_mut(id).place = Place::Parked { order };
         self.tenant(id, |tenant| {
-            tenant.parked.insert((enqueued_ms, id.clone()));
+            tenant.parked.insert((order, id.clone()));
         });
     }
 
@@ -144,17 +190,18 @@ impl State {
         turn.publish(epoch, tokens, now_ms, Event::Begin(begin));
         let agent = self.agent_mut(id);
         agent.epoch = epoch;
+        agent.waited_for_place = false;
         let leased = Place::Leased { ticket, worker: worker.worker.clone(), delivery };
         if matches!(std::mem::replace(&mut agent.place, leased), Place::Ready(_)) {
             self.tenant(id, |tenant| tenant.leased += 1);
         }
     }
 
-    fn claim(&self, ticket: &Ticket, head: TurnId) -> Claim {
+    fn granted(&self, id: &AgentId, head: TurnId) -> Granted {
         let turn = &self.turns[&head];
         let whole = turn.turn.clone().expect("a turn that has not ended is whole");
-        let agent = &self.agents[&ticket.agent];
-        let kept = !turn.new_session && !ticket.agent.is_lone();
+        let agent = &self.agents[id];
+        let kept = !turn.new_session && !id.is_lone();
         let deltas = turn.results.iter().filter_map(|entry| match &entry.event {
             Event::Delta(delta) => Some((entry.at_ms, delta.clone())),
             _ => None,
@@ -163,9 +210,17 @@ impl State {
         let earlier = earlier.map(|begin| begin.epoch).filter(|epoch| *epoch < agent.epoch);
         let first_token_at_ms = deltas.clone().next().map(|(at_ms, _)| at_ms);
         let since_enqueue = |ms: u64| ms.saturating_sub(turn.enqueued_ms);
-        Claim {
-            lease: Lease { turn: head, ticket: ticket.clone(), epoch: agent.epoch, attempt: turn.attempts },
-            turn: Ok(StoredTurn::Inline(Box::new(whole))),
+        Granted {
+            entry: BacklogEntry {
+                turn: head,
+                priority: turn.priority,
+                enqueued_ms: turn.enqueued_ms,
+                not_before_ms: turn.not_before_ms,
+                idempotency: None,
+            },
+            epoch: agent.epoch,
+            attempt: turn.attempts,
+            turn: whole,
             history: agent.transcript.iter().filter(|_| kept).cloned().collect::<History>(),
             manifest: agent.manifest,
             published: deltas.map(|(_, delta)| delta).collect(),

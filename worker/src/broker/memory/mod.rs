@@ -11,7 +11,7 @@
 //! | `state` | what a queue consists of, where agents are |
 //! | `ready` | tickets, waiting and in workers' hands |
 //! | `enqueue` | turns come in |
-//! | `tickets` | reading, renewals, taking over, promotion |
+//! | `tickets` | reading, renewals, reclaiming, promotion |
 //! | `lease`, `run`, `conclude` | a turn's way from its lease to its end |
 //! | `operate` | cancelling, pausing |
 //! | `broker` | a worker's handle: the [`Broker`](super::Broker) |
@@ -20,7 +20,6 @@ mod broker;
 mod clock;
 mod conclude;
 mod enqueue;
-mod held;
 mod lease;
 mod link;
 mod operate;
@@ -33,12 +32,12 @@ mod tickets;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use turnmill_schema::scripts::{AgentAction, DepthLimits};
+use turnmill_redis::steps::{AgentAction, DepthLimits};
 use turnmill_schema::{AgentId, Delta, Event, TranscriptEntry, Turn, TurnId, WorkerStatus};
 
 pub use broker::MemoryBroker;
 pub use clock::{Clock, TokioClock};
-pub use enqueue::QueueFull;
+pub use enqueue::{NotEnqueued, QueueFull};
 pub use link::{Direct, Link, Passage};
 pub use operate::{Acted, AgentState, Cancelled, DeadLetter};
 
@@ -86,10 +85,10 @@ pub enum Mutation {
     NoFence,
     /// Renewals keep nothing.
     NoRenewal,
-    /// Tickets of silent workers are not taken over.
+    /// Agents of silent workers are not made runnable again.
     NoReclaim,
-    /// A ticket is leased whoever it is pending to.
-    NoOwnerCheck,
+    /// A ticket is leased whoever has it, and though its agent has another by now.
+    NoTicketCheck,
     /// Manifests are taken however late they come.
     NoManifestFence,
 }
@@ -125,7 +124,7 @@ impl MemoryQueue {
 
     /// Enqueues turns, all or none: the ids they run under. Those enqueued before, under the same idempotency key or
     /// id, need no room.
-    pub fn enqueue(&self, turns: &[Turn], limits: DepthLimits) -> Result<Vec<TurnId>, QueueFull> {
+    pub fn enqueue(&self, turns: &[Turn], limits: DepthLimits) -> Result<Vec<TurnId>, NotEnqueued> {
         self.step(|state| state.enqueue(turns, limits))
     }
 

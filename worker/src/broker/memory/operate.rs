@@ -1,6 +1,6 @@
 //! What operators and producers do to turns and agents.
 
-use turnmill_schema::scripts::AgentAction;
+use turnmill_redis::steps::AgentAction;
 use turnmill_schema::{AgentId, Outcome, TurnId};
 
 use super::conclude::{Conclusion, Retention};
@@ -91,7 +91,7 @@ impl Place {
             Self::Ready(_) => AgentState::Ready,
             Self::Leased { .. } => AgentState::Leased,
             Self::Delayed { .. } => AgentState::Delayed,
-            Self::Parked => AgentState::Parked,
+            Self::Parked { .. } => AgentState::Parked,
             Self::Held(Hold::Halted) => AgentState::Halted,
             Self::Held(Hold::Paused) => AgentState::Paused,
         }
@@ -105,14 +105,19 @@ impl State {
         if let Some(outcome) = turn.outcome() {
             return Cancelled::Ended(outcome);
         }
-        let at = (self.next_epoch(id), self.now_ms);
-        let how = (Outcome::Cancelled, "cancelled".to_owned());
+        self.end_unrun(id, (Outcome::Cancelled, "cancelled".to_owned()), retention);
+        Cancelled::Now
+    }
+
+    /// Ends a turn that no worker ended, at the head of its agent's backlog or behind it.
+    pub(super) fn end_unrun(&mut self, id: TurnId, how: (Outcome, String), retention: Retention) {
+        let (turn, at) = (&self.turns[&id], (self.next_epoch(id), self.now_ms));
         let ending = Conclusion::without_worker((id, turn), at, how, retention);
         let agent = turn.agent.clone();
         if self.head(&agent) != Some(id) {
             self.end_turn(ending);
             self.agent_mut(&agent).backlog.retain(|turn| *turn != id);
-            return Cancelled::Now;
+            return;
         }
         let place = self.agent_mut(&agent).place.clone();
         if let Place::Held(hold) = place {
@@ -124,7 +129,6 @@ impl State {
             // Nobody may be listening; renewals tell as well.
             let _ = self.notices.send(id);
         }
-        Cancelled::Now
     }
 
     pub(super) fn act(&mut self, id: &AgentId, action: AgentAction) -> Acted {
@@ -140,9 +144,10 @@ impl State {
             (AgentAction::Resume, _) => agent.hold = None,
             (AgentAction::Halt, _) => agent.halts_on_dead = true,
             (AgentAction::Skip, _) => agent.halts_on_dead = false,
-            (AgentAction::Reset, AgentState::Leased) => return Acted::Busy,
+            (AgentAction::Reset | AgentAction::RollBack(_), AgentState::Leased) => return Acted::Busy,
             // It would go on after another history.
-            (AgentAction::Reset, _) if published > 0 => return Acted::Busy,
+            (AgentAction::Reset | AgentAction::RollBack(_), _) if published > 0 => return Acted::Busy,
+            (AgentAction::RollBack(rollback), _) => agent.transcript.truncate(rollback.stay),
             (AgentAction::Reset, _) => {
                 agent.transcript.clear();
                 // Above every lease there was, so that no late manifest of the forgotten history comes in.

@@ -4,7 +4,9 @@
 
 use std::collections::BTreeMap;
 
-use turnmill_schema::{AgentId, Priority};
+use turnmill_schema::{AgentId, Priority, TurnId};
+
+use crate::broker::{Lease, Ticket, TicketId};
 
 /// A ticket: "this agent is runnable".
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -12,6 +14,45 @@ pub(super) struct TicketKey {
     pub(super) priority: Priority,
     /// Grows with every ticket of the queue.
     pub(super) number: u64,
+}
+
+impl From<&TicketId> for TicketKey {
+    /// What is no number is the ticket of another queue: none has number 0.
+    fn from(ticket: &TicketId) -> Self {
+        Self { priority: ticket.priority, number: ticket.entry.parse().unwrap_or(0) }
+    }
+}
+
+impl From<&Ticket> for TicketKey {
+    fn from(ticket: &Ticket) -> Self {
+        Self::from(&ticket.id)
+    }
+}
+
+impl From<TicketKey> for TicketId {
+    fn from(ticket: TicketKey) -> Self {
+        Self { shard: 0, priority: ticket.priority, entry: ticket.number.to_string() }
+    }
+}
+
+/// A lease as its holder names it.
+#[derive(Clone, Debug)]
+pub(super) struct Held {
+    pub(super) turn: TurnId,
+    pub(super) agent: AgentId,
+    pub(super) epoch: u64,
+    pub(super) ticket: TicketKey,
+}
+
+impl From<&Lease> for Held {
+    fn from(lease: &Lease) -> Self {
+        Self {
+            turn: lease.turn,
+            agent: lease.agent.clone(),
+            epoch: lease.epoch,
+            ticket: TicketKey::from(lease.ticket()),
+        }
+    }
 }
 
 /// A ticket in a worker's hands.

@@ -20,6 +20,11 @@ impl Registry {
         Orders { drain: self.draining.contains(worker) }
     }
 
+    pub(super) fn leave(&mut self, worker: &str) {
+        self.workers.remove(worker);
+        self.draining.remove(worker);
+    }
+
     pub(super) fn drain(&mut self, worker: &str) {
         self.draining.insert(worker.to_owned());
     }

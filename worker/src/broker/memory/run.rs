@@ -5,16 +5,16 @@
 use std::time::Duration;
 
 use turnmill_schema::envelope::EnvelopeError;
-use turnmill_schema::{DeadReason, Delta, Event, Manifest, Outcome};
+use turnmill_schema::{AgentId, DeadReason, Delta, Event, Manifest, Outcome, Priority};
 
 use super::conclude::{Conclusion, Retention};
-use super::ready::TicketKey;
+use super::ready::Held;
 use super::state::{Place, State};
 use super::{MemorySettings, Mutation};
-use crate::broker::{BrokerError, Ending, Lease, Retry};
+use crate::broker::{BrokerError, Ending, Fence, Retry};
 
 impl State {
-    pub(super) fn append(&mut self, lease: &Lease, delta: &Delta) -> Result<(), BrokerError> {
+    pub(super) fn append(&mut self, lease: &Held, delta: &Delta) -> Result<(), BrokerError> {
         if delta.tokens.is_empty() {
             let reason = "a delta without tokens has no place of its own; publish its text with a token";
             return Err(EnvelopeError::Encode(reason.into()).into());
@@ -40,7 +40,7 @@ impl State {
     pub(super) fn finish(
         &mut self,
         worker: &MemorySettings,
-        lease: &Lease,
+        lease: &Held,
         ending: &Ending,
     ) -> Result<bool, BrokerError> {
         let fenced = BrokerError::Fenced { turn: lease.turn };
@@ -75,26 +75,34 @@ impl State {
         };
         let continued = self.conclude(conclusion, goes_on);
         if continued {
-            self.agent_mut(&lease.ticket.agent).continues += 1;
+            self.agent_mut(&lease.agent).continues += 1;
             // The worker has the ticket for another whole lease.
-            let (ticket, now_ms) = (TicketKey::from(&lease.ticket), self.now_ms);
+            let (ticket, now_ms) = (lease.ticket, self.now_ms);
             self.ready_mut(ticket.priority).keep(ticket.number, &worker.worker, now_ms);
         }
         Ok(continued)
     }
 
     /// Whether the worker may go on with the agent: within its budget, or while nobody else waits.
-    fn may_go_on(&self, worker: &MemorySettings, lease: &Lease) -> bool {
-        let continues = self.agents[&lease.ticket.agent].continues;
-        let others_wait =
-            turnmill_schema::Priority::ALL.iter().any(|priority| self.ready(*priority).waiting_len() > 0);
-        worker.max_continues > 0 && (continues < worker.max_continues || !others_wait)
+    fn may_go_on(&self, worker: &MemorySettings, lease: &Held) -> bool {
+        let continues = self.agents[&lease.agent].continues;
+        worker.max_continues > 0
+            && (continues < worker.max_continues || !self.others_wait(worker, &lease.agent))
+    }
+
+    /// Whether somebody waits for a worker: an agent with an undelivered ticket, one that is due, one whose worker is silent
+    /// for a whole lease, or one of the same tenant that waits for a place.
+    fn others_wait(&self, worker: &MemorySettings, id: &AgentId) -> bool {
+        let has_undelivered = Priority::ALL.iter().any(|priority| self.ready(*priority).waiting_len() > 0);
+        let is_due = self.delayed.first().is_some_and(|(due_ms, _)| *due_ms <= self.now_ms);
+        let is_parked = self.tenants.get(id.tenant()).is_some_and(|tenant| !tenant.parked.is_empty());
+        has_undelivered || is_due || is_parked || !self.silent(worker).is_empty()
     }
 
     /// Repeated after a lost reply: whether the worker still has the ticket it continued with.
-    fn has_continued(&self, worker: &MemorySettings, lease: &Lease) -> bool {
-        let ticket = TicketKey::from(&lease.ticket);
-        let kept = self.agents.get(&lease.ticket.agent).is_some_and(|agent| {
+    fn has_continued(&self, worker: &MemorySettings, lease: &Held) -> bool {
+        let ticket = lease.ticket;
+        let kept = self.agents.get(&lease.agent).is_some_and(|agent| {
             agent.continues > 0 && agent.epoch == lease.epoch + 1 && agent.place == Place::Ready(ticket)
         });
         let pending = self.ready(ticket.priority).pending(ticket.number);
@@ -102,8 +110,8 @@ impl State {
     }
 
     /// Whether the lease is the newest of its agent and the turn its head.
-    fn is_held(&self, worker: &MemorySettings, lease: &Lease) -> bool {
-        let Some(agent) = self.agents.get(&lease.ticket.agent) else { return false };
+    fn is_held(&self, worker: &MemorySettings, lease: &Held) -> bool {
+        let Some(agent) = self.agents.get(&lease.agent) else { return false };
         let is_head = agent.backlog.front() == Some(&lease.turn);
         if self.mutation == Mutation::NoFence {
             return is_head;
@@ -115,7 +123,7 @@ impl State {
     pub(super) fn requeue(
         &mut self,
         worker: &MemorySettings,
-        lease: &Lease,
+        lease: &Held,
         manifest: Option<Manifest>,
     ) -> Result<(), BrokerError> {
         if self.was_requeued(lease) {
@@ -128,16 +136,16 @@ impl State {
         turn.barren = turn.barren_now().saturating_sub(1);
         turn.attempts -= 1;
         if manifest.is_some() {
-            self.agent_mut(&lease.ticket.agent).set_manifest(manifest, lease.epoch);
+            self.agent_mut(&lease.agent).set_manifest(manifest, lease.epoch);
         }
         self.requeue_at(lease, 0);
         Ok(())
     }
 
     /// One that comes too late is ignored.
-    pub(super) fn advance(&mut self, lease: &Lease, manifest: Manifest) {
+    pub(super) fn advance(&mut self, lease: &Fence, manifest: Manifest) {
         let is_fenced = self.mutation != Mutation::NoManifestFence;
-        if let Some(agent) = self.agents.get_mut(&lease.ticket.agent)
+        if let Some(agent) = self.agents.get_mut(&lease.agent)
             && (lease.epoch >= agent.manifest_epoch || !is_fenced)
         {
             agent.set_manifest(Some(manifest), lease.epoch);
@@ -147,7 +155,7 @@ impl State {
     pub(super) fn retry(
         &mut self,
         worker: &MemorySettings,
-        lease: &Lease,
+        lease: &Held,
         delay: Duration,
         (reason, text): (DeadReason, &str),
     ) -> Result<Retry, BrokerError> {
@@ -175,18 +183,18 @@ impl State {
         Ok(Retry::Dead)
     }
 
-    fn was_requeued(&self, lease: &Lease) -> bool {
+    fn was_requeued(&self, lease: &Held) -> bool {
         self.turns.get(&lease.turn).is_some_and(|turn| turn.requeued == Some(lease.epoch))
     }
 
     /// The turn stays the head of its agent's backlog; its agent waits with it, so order holds.
-    fn requeue_at(&mut self, lease: &Lease, due_ms: u64) {
+    fn requeue_at(&mut self, lease: &Held, due_ms: u64) {
         let turn = self.turn_mut(lease.turn);
         turn.progress = turn.top().1;
         turn.requeued = Some(lease.epoch);
-        let id = &lease.ticket.agent;
+        let id = &lease.agent;
         self.unlease(id);
-        self.drop_ticket(TicketKey::from(&lease.ticket));
+        self.drop_ticket(lease.ticket);
         self.make_runnable_at(id, due_ms);
     }
 }

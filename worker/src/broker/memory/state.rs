@@ -13,6 +13,7 @@ use turnmill_schema::{
 };
 
 use super::Mutation;
+use super::enqueue::Keyed;
 use super::operate::DeadLetter;
 use super::ready::{Ready, TicketKey};
 use super::registry::Registry;
@@ -35,7 +36,7 @@ pub(super) enum Place {
     /// Its head is not due.
     Delayed { due_ms: u64 },
     /// Its tenant runs as many turns as it may.
-    Parked,
+    Parked { order: u64 },
     /// It waits for an operator.
     Held(Hold),
 }
@@ -61,6 +62,8 @@ pub(super) struct Agent {
     pub(super) halts_on_dead: bool,
     /// Turns in a row that went to the same worker.
     pub(super) continues: u32,
+    /// It waited for the place that its ticket stands for: nobody who came later takes it.
+    pub(super) waited_for_place: bool,
     /// What is stored of its K and V.
     pub(super) manifest: Option<Manifest>,
     /// Manifests of leases below are ignored.
@@ -145,7 +148,7 @@ impl TurnRecord {
 pub(super) struct Tenant {
     pub(super) open: u64,
     pub(super) leased: u64,
-    /// By when their heads were enqueued.
+    /// In the order in which they came.
     pub(super) parked: BTreeSet<(u64, AgentId)>,
 }
 
@@ -157,9 +160,11 @@ pub(super) struct State {
     pub(super) mutation: Mutation,
     pub(super) agents: BTreeMap<AgentId, Agent>,
     pub(super) turns: BTreeMap<TurnId, TurnRecord>,
-    pub(super) idempotency: HashMap<String, TurnId>,
+    pub(super) idempotency: HashMap<String, Keyed>,
     ready: [Ready; 2],
     last_ticket: u64,
+    /// Grows with every agent that waits for a place.
+    pub(super) last_parked: u64,
     /// Agents with work, by when their heads were enqueued.
     pub(super) open: BTreeSet<(u64, AgentId)>,
     pub(super) delayed: BTreeSet<(u64, AgentId)>,
@@ -192,6 +197,7 @@ impl State {
             idempotency: HashMap::new(),
             ready: Default::default(),
             last_ticket: 0,
+            last_parked: 0,
             open: BTreeSet::new(),
             delayed: BTreeSet::new(),
             tenants: BTreeMap::new(),
@@ -282,13 +288,9 @@ impl State {
             Place::Delayed { due_ms } => {
                 self.delayed.remove(&(due_ms, id.clone()));
             }
-            Place::Parked => {
-                let head = self.head(id).expect("a parked agent has work");
-                let enqueued_ms = self.turns[&head].enqueued_ms;
-                self.tenant(id, |tenant| {
-                    tenant.parked.remove(&(enqueued_ms, id.clone()));
-                });
-            }
+            Place::Parked { order } => self.tenant(id, |tenant| {
+                tenant.parked.remove(&(order, id.clone()));
+            }),
             _ => {}
         }
     }

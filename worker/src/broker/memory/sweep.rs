@@ -40,11 +40,9 @@ impl State {
             }
             self.retained_bytes -= ended.bytes;
             self.ended.pop_front();
-            let turn = self.turns.remove(&id).expect("it was just looked at");
-            if let Some(key) = turn.idempotency.filter(|key| self.idempotency.get(key) == Some(&id)) {
-                self.idempotency.remove(&key);
-            }
+            self.turns.remove(&id);
         }
+        self.idempotency.retain(|_, keyed| keyed.until_ms.is_none_or(|until_ms| until_ms > now_ms));
         for turn in self.turns.values_mut() {
             if turn.ended.as_ref().is_some_and(|ended| ended.results_until_ms <= now_ms) {
                 turn.results = Vec::new();
@@ -72,8 +70,8 @@ impl State {
                     tickets += 1;
                 }
                 (Place::Delayed { due_ms }, _) => assert!(delayed.insert((*due_ms, id.clone()))),
-                (Place::Parked, Some(enqueued_ms)) => {
-                    assert!(tenant.parked.insert((enqueued_ms, id.clone())));
+                (Place::Parked { order }, Some(_)) => {
+                    assert!(tenant.parked.insert((*order, id.clone())));
                 }
                 _ => assert!(head.is_none() || agent.is_held(), "{id} has work and waits for nothing"),
             }

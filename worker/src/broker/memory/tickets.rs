@@ -3,19 +3,24 @@
 
 use std::collections::BTreeMap;
 
-use turnmill_schema::{AgentId, Priority};
+use turnmill_schema::{AgentId, Outcome, Priority, TurnId};
 
+use super::conclude::Retention;
 use super::ready::TicketKey;
 use super::state::{Place, State};
 use super::{MemorySettings, Mutation};
-use crate::broker::{Lease, Ticket};
 
 /// After so many tickets of interactive agents one of a batch agent comes first, where one waits: so neither starves.
 const INTERACTIVE_A_BATCH: usize = 3;
 
 impl State {
     /// At most `room` tickets; `since_batch` counts the interactive ones since the last one of a batch agent.
-    pub(super) fn read(&mut self, worker: &str, room: usize, since_batch: &mut usize) -> Vec<Ticket> {
+    pub(super) fn read(
+        &mut self,
+        worker: &str,
+        room: usize,
+        since_batch: &mut usize,
+    ) -> Vec<(TicketKey, AgentId)> {
         let now_ms = self.now_ms;
         let share = (*since_batch + room) / (INTERACTIVE_A_BATCH + 1);
         let turns = [(Priority::Batch, share), (Priority::Interactive, room), (Priority::Batch, room)];
@@ -24,94 +29,136 @@ impl State {
             while tickets.len() < most
                 && let Some((number, agent)) = self.ready_mut(priority).deliver(worker, now_ms)
             {
-                tickets.push(ready_ticket(agent, TicketKey { priority, number }));
+                tickets.push((TicketKey { priority, number }, agent));
             }
         }
-        let has_batch = tickets.iter().any(|ticket: &Ticket| ticket.priority == Priority::Batch);
+        let has_batch = tickets.iter().any(|(ticket, _)| ticket.priority == Priority::Batch);
         let since = if has_batch { 0 } else { *since_batch + tickets.len() };
         *since_batch = since.min(INTERACTIVE_A_BATCH);
         tickets
     }
 
-    /// Delivers pending tickets again, to `worker`: at most `room` of those that `is_free` picks, which is told whose
-    /// they are and for how many milliseconds nobody kept them.
-    pub(super) fn claim_pending(
+    /// Delivers tickets again that are pending to `worker`, which did not hear of them: at most `room` of those that `is_free`
+    /// picks.
+    pub(super) fn recover(
         &mut self,
         worker: &str,
         room: usize,
-        is_free: impl Fn(TicketKey, &str, u64) -> bool,
-    ) -> Vec<Ticket> {
+        is_free: impl Fn(TicketKey) -> bool,
+    ) -> Vec<(TicketKey, AgentId)> {
         let now_ms = self.now_ms;
         let mut tickets = Vec::new();
         for priority in Priority::ALL {
-            let pending = self.ready(priority).all_pending();
-            let free = pending.filter(|(number, held)| {
-                let idle_ms = now_ms.saturating_sub(held.since_ms);
-                is_free(TicketKey { priority, number: *number }, &held.worker, idle_ms)
-            });
-            let free = free.map(|(number, held)| (held.agent.clone(), TicketKey { priority, number }));
-            let free: Vec<(AgentId, TicketKey)> = free.take(room - tickets.len()).collect();
-            for (agent, ticket) in free {
+            let pending = self.ready(priority).all_pending().filter(|(_, held)| held.worker == worker);
+            let found = pending.map(|(number, held)| (TicketKey { priority, number }, held.agent.clone()));
+            let free: Vec<_> =
+                found.filter(|(ticket, _)| is_free(*ticket)).take(room - tickets.len()).collect();
+            for (ticket, _) in &free {
                 self.ready_mut(priority).claim(ticket.number, worker, now_ms);
-                tickets.push(ready_ticket(agent, ticket));
             }
+            tickets.extend(free);
         }
         tickets
     }
 
-    /// Which of the leases are lost. An unleased ticket that is lost shows when it is leased.
-    pub(super) fn renew(&mut self, worker: &str, held: &[Lease], unleased: &[Ticket]) -> Vec<Lease> {
-        if self.mutation == Mutation::NoRenewal {
-            return Vec::new();
-        }
-        let now_ms = self.now_ms;
-        let mut lost = Vec::new();
-        for lease in held {
-            let ticket = TicketKey::from(&lease.ticket);
-            if self.leases(worker, lease) {
-                self.ready_mut(ticket.priority).keep(ticket.number, worker, now_ms);
-            } else {
-                lost.push(lease.clone());
-            }
-        }
-        for ready in unleased {
-            let ticket = TicketKey::from(ready);
-            let of_priority = self.ready_mut(ticket.priority);
-            if of_priority.pending(ticket.number).is_some_and(|pending| pending.worker == worker) {
-                of_priority.keep(ticket.number, worker, now_ms);
-            }
-        }
-        lost
+    /// Tickets whose workers were silent for a whole lease.
+    pub(super) fn silent(&self, worker: &MemorySettings) -> Vec<(TicketKey, AgentId)> {
+        let is_silent = |since_ms: u64| self.now_ms.saturating_sub(since_ms) >= worker.lease_ms;
+        let of_priority = |priority: &Priority| {
+            let priority = *priority;
+            let pending = self.ready(priority).all_pending().filter(|(_, held)| is_silent(held.since_ms));
+            pending
+                .map(move |(number, held)| (TicketKey { priority, number }, held.agent.clone()))
+                .collect::<Vec<_>>()
+        };
+        Priority::ALL.iter().flat_map(of_priority).collect()
     }
 
-    fn leases(&self, worker: &str, lease: &Lease) -> bool {
-        self.agents.get(&lease.ticket.agent).is_some_and(|agent| {
+    /// Makes agents of silent workers runnable again; how many.
+    pub(super) fn reclaim(&mut self, worker: &MemorySettings) -> u64 {
+        if self.mutation == Mutation::NoReclaim {
+            return 0;
+        }
+        let silent = self.silent(worker);
+        for (ticket, id) in &silent {
+            self.free_ticket(*ticket, id);
+        }
+        silent.len() as u64
+    }
+
+    /// Turns that wait and whose deadline has passed, each with how long ago.
+    fn overdue(&self) -> Vec<(TurnId, u64)> {
+        let waiting = self.agents.values().flat_map(|agent| {
+            // Its worker ends the one that runs.
+            let running = usize::from(matches!(agent.place, Place::Leased { .. }));
+            agent.backlog.iter().skip(running)
+        });
+        let late = |id: &TurnId| {
+            let late_ms =
+                self.turns[id].deadline_ms.and_then(|deadline_ms| self.now_ms.checked_sub(deadline_ms));
+            late_ms.map(|late_ms| (*id, late_ms))
+        };
+        waiting.filter_map(late).collect()
+    }
+
+    /// Which of the tickets, each with the epoch of its lease, the worker still has. An unleased ticket that is lost shows when
+    /// it is leased.
+    pub(super) fn renew(&mut self, worker: &str, held: &[(TicketKey, AgentId, Option<u64>)]) -> Vec<bool> {
+        let now_ms = self.now_ms;
+        let keeps = self.mutation != Mutation::NoRenewal;
+        let renew = |(ticket, agent, epoch): &(TicketKey, AgentId, Option<u64>)| {
+            let is_kept = match epoch {
+                Some(epoch) => self.leases(worker, agent, *epoch),
+                None => self
+                    .ready(ticket.priority)
+                    .pending(ticket.number)
+                    .is_some_and(|held| held.worker == worker),
+            };
+            if is_kept && keeps {
+                self.ready_mut(ticket.priority).keep(ticket.number, worker, now_ms);
+            }
+            is_kept || !keeps
+        };
+        held.iter().map(renew).collect()
+    }
+
+    fn leases(&self, worker: &str, id: &AgentId, epoch: u64) -> bool {
+        self.agents.get(id).is_some_and(|agent| {
             let is_ours = matches!(&agent.place, Place::Leased { worker: owner, .. } if owner == worker);
-            is_ours && agent.epoch == lease.epoch
+            is_ours && agent.epoch == epoch
         })
     }
 
     /// Makes a ticket that was read but not leased readable by others.
-    pub(super) fn return_ticket(&mut self, worker: &str, ticket: &Ticket) {
-        let number = TicketKey::from(ticket);
-        let pending = self.ready(number.priority).pending(number.number);
-        if pending.is_none_or(|pending| pending.worker != worker) {
-            return;
-        }
-        self.drop_ticket(number);
-        let is_agents = self.agents.get(&ticket.agent).is_some_and(|agent| match agent.place {
-            // Leased: the ticket was taken over from a silent worker, whose lease ends here.
-            Place::Ready(held) | Place::Leased { ticket: held, .. } => held == number,
-            _ => false,
-        });
-        if is_agents {
-            self.unlease(&ticket.agent);
-            self.make_runnable(&ticket.agent);
+    pub(super) fn return_ticket(&mut self, worker: &str, ticket: TicketKey, id: &AgentId) {
+        let pending = self.ready(ticket.priority).pending(ticket.number);
+        if pending.is_some_and(|pending| pending.worker == worker) {
+            self.free_ticket(ticket, id);
         }
     }
 
-    /// Gives agents a ticket whose head is due, or whose tenant has a place.
+    /// The ticket goes; its agent gets another, or waits, or has nothing to do.
+    fn free_ticket(&mut self, ticket: TicketKey, id: &AgentId) {
+        self.drop_ticket(ticket);
+        let is_agents = self.agents.get(id).is_some_and(|agent| match agent.place {
+            // Leased: the lease ends here, with its worker's silence.
+            Place::Ready(held) | Place::Leased { ticket: held, .. } => held == ticket,
+            _ => false,
+        });
+        if is_agents {
+            self.unlease(id);
+            self.make_runnable(id);
+        }
+    }
+
+    /// Gives agents a ticket whose head is due, or whose tenant has a place. Before that it ends turns whose deadline passed
+    /// while they waited.
     pub(super) fn promote(&mut self, worker: &MemorySettings) {
+        for (id, late_ms) in self.overdue() {
+            let error =
+                format!("the deadline passed {late_ms} ms ago while the turn waited; allow more time");
+            self.end_unrun(id, (Outcome::Expired, error), Retention::from(worker));
+        }
         while let Some((due_ms, id)) = self.delayed.first().cloned()
             && due_ms <= self.now_ms
         {
@@ -128,18 +175,8 @@ impl State {
                 *more += 1;
                 self.stop_waiting(id);
                 self.add_ticket(id);
+                self.agent_mut(id).waited_for_place = true;
             }
         }
-    }
-}
-
-fn ready_ticket(agent: AgentId, ticket: TicketKey) -> Ticket {
-    Ticket { agent, priority: ticket.priority, shard: 0, entry: ticket.number.to_string() }
-}
-
-impl From<&Ticket> for TicketKey {
-    /// What is no number is the ticket of another queue: none has number 0.
-    fn from(ticket: &Ticket) -> Self {
-        Self { priority: ticket.priority, number: ticket.entry.parse().unwrap_or(0) }
     }
 }

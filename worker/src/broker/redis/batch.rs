@@ -5,53 +5,36 @@
 
 use std::sync::Arc;
 
-use redis::Value;
 use tokio::sync::{mpsc, oneshot};
+use turnmill_redis::{Fault, ItemStep, Server};
 use turnmill_schema::keys::Keys;
-use turnmill_schema::scripts::Call;
-
-use super::held::Held;
-use super::steps::{Step, Steps};
-use super::{BrokerError, connect::Server};
 
 /// Items to a call at most: a call of so many keeps Redis from others for about two milliseconds.
 const MAX_ITEMS: usize = 48;
+/// Bytes of arguments to a call at most, unless one item has more.
+const MAX_BYTES: usize = 1 << 20;
 
-/// Keys and arguments of one item.
-pub(super) struct Item {
-    pub(super) keys: [String; 7],
-    pub(super) args: Vec<Vec<u8>>,
-}
-
-type Answer = oneshot::Sender<Result<Value, BrokerError>>;
+type Answer<S> = oneshot::Sender<Result<<S as ItemStep>::Answer, Fault>>;
 
 /// Gathers the items of one step of one shard.
 #[derive(Debug)]
-pub(super) struct Batch {
-    items: mpsc::Sender<(Item, Answer)>,
+pub(super) struct Batch<S: ItemStep> {
+    items: mpsc::Sender<(S, Answer<S>)>,
 }
 
-/// What every call of a batch needs.
-pub(super) struct BatchContext {
-    pub(super) server: Arc<Server>,
-    pub(super) held: Arc<Held>,
-    pub(super) steps: Arc<Steps>,
-    pub(super) keys: Keys,
-    /// ARGV before those of the items.
-    pub(super) args: Vec<Vec<u8>>,
-    pub(super) step: fn(&Steps) -> &Step,
-}
-
-impl Batch {
+impl<S: ItemStep + Sync + 'static> Batch<S> {
     /// Starts gathering; ends when the batch is dropped.
-    pub(super) fn start(context: BatchContext) -> Self {
+    pub(super) fn start(server: Arc<Server>, keys: Keys, common: S::Common) -> Self
+    where
+        S::Common: 'static,
+    {
         let (items, inbox) = mpsc::channel(MAX_ITEMS);
-        tokio::spawn(context.run(inbox));
+        tokio::spawn(run(server, keys, common, inbox));
         Self { items }
     }
 
     /// The item's answer. A dropped future is a lost reply: the step may have been taken.
-    pub(super) async fn call(&self, item: Item) -> Result<Value, BrokerError> {
+    pub(super) async fn call(&self, item: S) -> Result<S::Answer, Fault> {
         let (sender, answer) = oneshot::channel();
         // The task ends with `self` only, and answers whatever it took.
         self.items.send((item, sender)).await.map_err(|_| gone())?;
@@ -59,59 +42,36 @@ impl Batch {
     }
 }
 
-fn gone() -> BrokerError {
-    BrokerError::Unsuitable("the worker's batch of steps has ended: a bug; please report the log".to_owned())
+fn gone() -> Fault {
+    Fault::Unsuitable("the worker's batch of steps has ended: a bug; please report the log".to_owned())
 }
 
-impl BatchContext {
-    async fn run(self, mut inbox: mpsc::Receiver<(Item, Answer)>) {
-        let mut gathered = Vec::with_capacity(MAX_ITEMS);
-        while inbox.recv_many(&mut gathered, MAX_ITEMS).await > 0 {
-            let mut call = Call::new(&self.keys);
-            call.args.clone_from(&self.args);
-            let mut answers = Vec::with_capacity(gathered.len());
-            for (item, answer) in gathered.drain(..) {
-                call.keys.extend(item.keys);
-                call.args.extend(item.args);
-                answers.push(answer);
+async fn run<S: ItemStep + Sync>(
+    server: Arc<Server>,
+    keys: Keys,
+    common: S::Common,
+    mut inbox: mpsc::Receiver<(S, Answer<S>)>,
+) {
+    let mut gathered = Vec::with_capacity(MAX_ITEMS);
+    // What a call before had no room for comes first.
+    while !gathered.is_empty() || inbox.recv_many(&mut gathered, MAX_ITEMS).await > 0 {
+        let (items, answers): (Vec<S>, Vec<Answer<S>>) = gathered.drain(..that_fit(&gathered)).unzip();
+        match server.run_items(&keys, &common, &items).await {
+            // Nobody waits for the answer of a dropped future.
+            Ok(replies) => {
+                answers.into_iter().zip(replies).for_each(|(answer, reply)| drop(answer.send(reply)))
             }
-            let replies = self.call(&call, answers.len()).await;
-            for (answer, reply) in answers.into_iter().zip(replies) {
-                // Nobody waits for the answer of a dropped future.
-                let _ = answer.send(reply);
-            }
+            Err(fault) => answers.into_iter().for_each(|answer| drop(answer.send(Err(fault.clone())))),
         }
     }
+}
 
-    async fn call(&self, call: &Call, items: usize) -> Vec<Result<Value, BrokerError>> {
-        let step = (self.step)(&self.steps);
-        match self.server.run_shared(step, call).await.and_then(|reply| self.read(step, reply, items)) {
-            Ok(replies) => replies.into_iter().map(|reply| self.answer(step, reply)).collect(),
-            Err(error) => (0..items).map(|_| Err(error.clone())).collect(),
-        }
-    }
-
-    /// The answers of a reply: what the server's clock says, then one for each item.
-    fn read(&self, step: &Step, reply: Value, items: usize) -> Result<Vec<Value>, BrokerError> {
-        let read: Result<(u64, Vec<Value>), _> = redis::from_redis_value(reply);
-        let (now_ms, replies) = read.map_err(|e| self.server.error(step.name, &e.into()))?;
-        self.held.clock().set(now_ms);
-        if replies.len() == items {
-            return Ok(replies);
-        }
-        let reason = format!("the script answered {} of {items} items", replies.len());
-        Err(BrokerError::Refused { step: step.name, passing: false, reason })
-    }
-
-    /// An item's answer; `error` and a reason are the script's way to say that it could not be read.
-    fn answer(&self, step: &Step, reply: Value) -> Result<Value, BrokerError> {
-        if let Value::Array(parts) = &reply
-            && let [Value::BulkString(status), Value::BulkString(reason)] = &parts[..]
-            && status == b"error"
-        {
-            let reason = String::from_utf8_lossy(reason).into_owned();
-            return Err(self.server.item_error(step.name, reason));
-        }
-        Ok(reply)
-    }
+/// How many of the first items fit into one call; at least one.
+fn that_fit<S: ItemStep>(items: &[(S, Answer<S>)]) -> usize {
+    let mut bytes = 0;
+    let fits = |(item, _): &&(S, Answer<S>)| {
+        bytes += item.bytes();
+        bytes <= MAX_BYTES
+    };
+    items.iter().take_while(fits).count().max(1)
 }

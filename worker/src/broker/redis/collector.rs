@@ -6,12 +6,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use redis::Value;
-use turnmill_schema::scripts::{self, Call};
+use turnmill_redis::Server;
+use turnmill_redis::steps::KeepCollector;
+use turnmill_schema::keys::Keys;
 
 use super::BrokerError;
-use super::connect::Server;
-use super::steps::Step;
 
 /// How long it lasts after its holder was last heard of.
 const HELD: Duration = Duration::from_secs(60);
@@ -38,15 +37,14 @@ pub enum HoldError {
 #[derive(Debug)]
 pub struct Collector {
     server: Arc<Server>,
-    key: String,
-    step: Step,
+    /// Of shard 0.
+    keys: Keys,
     held: Duration,
 }
 
 impl Collector {
-    pub(super) fn new(server: Arc<Server>, key: String) -> Self {
-        let step = Step::of_operators("collector", scripts::COLLECTOR);
-        Self { server, key, step, held: HELD }
+    pub(super) fn new(server: Arc<Server>, keys: Keys) -> Self {
+        Self { server, keys, held: HELD }
     }
 
     /// The same right, which lasts only so long after its holder was last heard of.
@@ -73,12 +71,10 @@ impl Collector {
     }
 
     async fn take(&self, holder: &str) -> Result<(), HoldError> {
-        let mut set = redis::cmd("SET");
-        set.arg(&self.key).arg(holder).arg("NX").arg("GET").arg("PX").arg(self.held.as_millis() as u64);
-        let mut connection = self.server.connection().await?;
-        let before: Option<String> =
-            set.query_async(&mut connection).await.map_err(|e| self.server.error("collector", &e))?;
-        before.map_or(Ok(()), |other| Err(HoldError::Taken(other)))
+        match self.call(holder, self.held, true).await? {
+            None => Ok(()),
+            Some(other) => Err(HoldError::Taken(other)),
+        }
     }
 
     /// Ends when the right is lost.
@@ -97,11 +93,14 @@ impl Collector {
         }
     }
 
-    /// Keeps it for so long, or gives it up; false where the holder did not have it.
+    /// Keeps it for so long, or gives it up; false if the holder did not have it.
     async fn keep(&self, holder: &str, time: Duration) -> Result<bool, BrokerError> {
-        let mut call = Call { keys: vec![self.key.clone()], args: Vec::new() };
-        call.text(holder).text(time.as_millis());
-        let kept: Value = self.server.run(&self.step, &call).await?;
-        Ok(kept == Value::Int(1))
+        Ok(self.call(holder, time, false).await?.is_none())
+    }
+
+    /// Who else has it.
+    async fn call(&self, holder: &str, time: Duration, take: bool) -> Result<Option<String>, BrokerError> {
+        let for_ms = time.as_millis() as u64;
+        Ok(self.server.run(&self.keys, &KeepCollector { holder, for_ms, take }).await?)
     }
 }

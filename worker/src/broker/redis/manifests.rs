@@ -6,20 +6,17 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use redis::{FromRedisValue, RedisResult, Value};
+use turnmill_redis::{Endpoint, Fault, RESPONSE_TIMEOUT, Server};
 use turnmill_schema::envelope::decode;
 use turnmill_schema::keys::{
     FIELD_ENVELOPE, FIELD_MANIFEST, Queue, agent_shard, agents_pattern, turn_of, turns_pattern,
 };
 use turnmill_schema::{Manifest, Name, StoredTurn};
 
+use super::BrokerError;
 use super::collector::Collector;
-use super::connect::{Server, check_server};
-use super::{BrokerError, RedisEndpoint};
 use crate::broker::{Manifests, PayloadsInUse, References, Root};
 
-/// Keys that Redis looks at in one step of a scan.
-const SCAN_KEYS: usize = 1000;
 /// References are shorter than this, so that the turns that stand in Redis need not be read.
 const MOST_REFERENCE_BYTES: usize = 1024;
 
@@ -32,46 +29,21 @@ pub struct RedisReferences {
 
 impl RedisReferences {
     /// Connects, and checks the server.
-    pub async fn connect(redis: &RedisEndpoint, queue: &Name) -> Result<Self, BrokerError> {
-        check_server(redis).await?;
-        Ok(Self { server: Arc::new(Server::new(redis)?), queue: queue.clone() })
+    pub async fn connect(redis: &Endpoint, queue: &Name) -> Result<Self, BrokerError> {
+        let server = Server::new(redis, RESPONSE_TIMEOUT)?;
+        server.check().await?;
+        Ok(Self { server, queue: queue.clone() })
     }
 
     /// The right to remove garbage of this queue.
     pub fn collector(&self) -> Collector {
-        let key = Queue::single(self.queue.clone()).keys(0).collector();
-        Collector::new(Arc::clone(&self.server), key)
-    }
-
-    fn scan(&self, pattern: String) -> Scan<'_> {
-        Scan { server: &self.server, pattern, cursor: Some(0) }
-    }
-
-    /// Asks `command` of the field of every key's hash. A hash that refuses is its own error.
-    async fn ask<T: FromRedisValue>(
-        &self,
-        command: &str,
-        keys: &[String],
-        field: &str,
-    ) -> Result<Vec<RedisResult<T>>, BrokerError> {
-        if keys.is_empty() {
-            return Ok(Vec::new());
-        }
-        let mut pipeline = redis::pipe();
-        pipeline.ignore_errors();
-        for key in keys {
-            pipeline.cmd(command).arg(key).arg(field);
-        }
-        let mut connection = self.server.connection().await?;
-        let answers: Vec<RedisResult<Value>> =
-            pipeline.query_async(&mut connection).await.map_err(|e| self.server.error("read", &e))?;
-        let read = |answer: RedisResult<Value>| answer.and_then(|value| Ok(T::from_redis_value(value)?));
-        Ok(answers.into_iter().map(read).collect())
+        let keys = Queue::single(self.queue.clone()).keys(0);
+        Collector::new(Arc::clone(&self.server), keys)
     }
 
     /// Adds what the turns with these hashes refer to.
     async fn note_payloads(&self, keys: Vec<String>, found: &mut PayloadsInUse) -> Result<(), BrokerError> {
-        let sizes = self.ask::<usize>("HSTRLEN", &keys, FIELD_ENVELOPE).await?;
+        let sizes = self.server.fields_of::<usize>("HSTRLEN", &keys, FIELD_ENVELOPE).await?;
         let (mut small, mut turns) = (Vec::new(), Vec::new());
         for (key, size) in keys.into_iter().zip(sizes) {
             let Some(turn) = turn_of(&self.queue, &key) else { continue };
@@ -84,7 +56,7 @@ impl RedisReferences {
                 Err(_) => drop(found.turns.insert(turn)),
             }
         }
-        let envelopes = self.ask::<Option<Vec<u8>>>("HGET", &small, FIELD_ENVELOPE).await?;
+        let envelopes = self.server.fields_of::<Option<Vec<u8>>>("HGET", &small, FIELD_ENVELOPE).await?;
         for (turn, envelope) in turns.into_iter().zip(envelopes) {
             // Nothing: it ended in between.
             let stored = envelope.map(|envelope| envelope.filter(|bytes| !bytes.is_empty()));
@@ -103,12 +75,12 @@ impl RedisReferences {
 impl References for RedisReferences {
     async fn manifests(&self) -> Result<Manifests, BrokerError> {
         let (mut found, mut seen) = (Manifests::default(), HashSet::new());
-        let mut scan = self.scan(agents_pattern(&self.queue));
+        let mut scan = self.server.scan(agents_pattern(&self.queue));
         while let Some(mut keys) = scan.next().await? {
             // A scan may give a key twice.
             let mut is_new = |key: &str| seen.insert(blake3::hash(key.as_bytes()));
             keys.retain(|key| agent_shard(&self.queue, key).is_some() && is_new(key));
-            for answer in self.ask::<Option<Vec<u8>>>("HGET", &keys, FIELD_MANIFEST).await? {
+            for answer in self.server.fields_of::<Option<Vec<u8>>>("HGET", &keys, FIELD_MANIFEST).await? {
                 note(&mut found, answer);
             }
         }
@@ -117,7 +89,7 @@ impl References for RedisReferences {
 
     async fn payloads(&self) -> Result<PayloadsInUse, BrokerError> {
         let mut found = PayloadsInUse::default();
-        let mut scan = self.scan(turns_pattern(&self.queue));
+        let mut scan = self.server.scan(turns_pattern(&self.queue));
         while let Some(keys) = scan.next().await? {
             self.note_payloads(keys, &mut found).await?;
         }
@@ -126,7 +98,7 @@ impl References for RedisReferences {
 }
 
 /// Counts one agent and what its hash answered.
-fn note(found: &mut Manifests, answer: RedisResult<Option<Vec<u8>>>) {
+fn note(found: &mut Manifests, answer: Result<Option<Vec<u8>>, Fault>) {
     found.agents += 1;
     let manifest = answer.map(|bytes| bytes.filter(|bytes| !bytes.is_empty()));
     match manifest.map(|manifest| manifest.map(|bytes| decode::<Manifest>(&bytes)).transpose()) {
@@ -135,28 +107,5 @@ fn note(found: &mut Manifests, answer: RedisResult<Option<Vec<u8>>>) {
         }
         Ok(Ok(None)) => {}
         Ok(Err(_)) | Err(_) => found.unreadable += 1,
-    }
-}
-
-/// All keys of a server that match a pattern, a page at a time.
-struct Scan<'a> {
-    server: &'a Server,
-    pattern: String,
-    /// None: that was all.
-    cursor: Option<u64>,
-}
-
-impl Scan<'_> {
-    /// Some more keys, or none of them; maybe keys that were given before.
-    async fn next(&mut self) -> Result<Option<Vec<String>>, BrokerError> {
-        let Some(cursor) = self.cursor else { return Ok(None) };
-        let mut scan = redis::cmd("SCAN");
-        scan.arg(cursor).arg("MATCH").arg(&self.pattern).arg("COUNT").arg(SCAN_KEYS);
-        let mut connection = self.server.connection().await?;
-        // Keys of others need not be text.
-        let (next, keys): (u64, Vec<Vec<u8>>) =
-            scan.query_async(&mut connection).await.map_err(|e| self.server.error("scan", &e))?;
-        self.cursor = Some(next).filter(|next| *next != 0);
-        Ok(Some(keys.into_iter().filter_map(|key| String::from_utf8(key).ok()).collect()))
     }
 }

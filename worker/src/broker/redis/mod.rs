@@ -1,58 +1,52 @@
-//! The queue in Redis Streams: one file for each step of the protocol.
+//! The queue in Redis Streams.
 //!
 //! Invariants:
-//! * what must be atomic is a script of `turnmill_schema::scripts`; the rest are single commands;
-//! * every ticket this worker was given and has not forgotten is in `held`; tickets pending to this worker that
-//!   are not in `held` are those whose reply was lost, and `read` claims them first;
+//! * what must be atomic is a step of `turnmill_redis`; the rest are single commands of it;
+//! * every ticket that this worker was handed is in `holdings` until its last value is dropped; tickets pending to this worker
+//!   that are not there are those whose reply was lost, and `read` takes them first;
 //! * a future that is dropped half way leaves nothing behind that the next call would not find.
 
 mod append;
 mod batch;
-mod claim;
 mod collector;
-mod connect;
-mod facts;
-mod finish;
-mod held;
 mod lease;
 mod manifests;
-mod notices;
 mod read;
-mod registry;
-mod renew;
-mod steps;
-mod sweep;
-mod waiting;
+mod tend;
 
 use std::num::NonZeroU16;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use turnmill_schema::keys::{Keys, Queue};
-use turnmill_schema::{DeadReason, Delta, Manifest, Name, Priority, TurnId, WorkerStatus};
+use turnmill_redis::steps::{
+    Advance, CountWork, Counts, Finish, FinishAnswer, FinishLimits, LeaseHead, LeaseKey, LeaseLimits, Leave,
+    Register, Renew, RenewItem, Requeue, RequeueAnswer, RequeueLimits, ReturnTicket,
+};
+use turnmill_redis::{Endpoint, Fault, RESPONSE_TIMEOUT, ReadyStream, Server, ServerFacts, Subscription};
+use turnmill_schema::envelope::{EnvelopeError, encode};
+use turnmill_schema::keys::{BacklogEntry, Keys, ORDER_DRAIN, Queue};
+use turnmill_schema::{DeadReason, Delta, Event, Manifest, Name, Priority, TurnId, WorkerStatus};
 
 use super::{
-    Broker, BrokerError, Claim, Ending, Lease, Orders, PriorityCounts, QueueCounts, Renewal, Retry, Ticket,
+    Broker, BrokerError, Claim, Ending, Fence, Holdings, Lease, Orders, PriorityCounts, QueueCounts, Retry,
+    Ticket, TicketId,
 };
-use crate::config::{RedisEndpoint, RedisUrl};
 
-use batch::{Batch, BatchContext};
+use append::fenced;
+use batch::Batch;
 pub use collector::{Collector, HoldError};
-use connect::Server;
-pub use connect::check_server;
-pub use facts::ServerFacts;
-use held::Held;
 pub use manifests::RedisReferences;
-use notices::Notices;
 use read::Reader;
-pub use steps::Scripts;
-use steps::Steps;
+
+/// A worker that was silent for so many leases is not listed any more.
+const LISTED_LEASES: u64 = 3;
 
 /// What a worker must know of its queue.
 #[derive(Clone, Debug)]
 pub struct BrokerSettings {
     /// Where Redis is.
-    pub redis: RedisEndpoint,
+    pub redis: Endpoint,
     /// The queue to serve.
     pub queue: Name,
     /// How many shards the queue was created with.
@@ -69,28 +63,50 @@ pub struct BrokerSettings {
     pub outcome_ttl_ms: u64,
     /// How long the result stream of an ended turn stays whose whole reply is kept with its outcome.
     pub keep_stream_ms: u64,
-    /// What ended turns may take in a shard, roughly, in bytes; beyond it the oldest are forgotten early.
+    /// What ended turns may take in a shard, in bytes; beyond it the oldest are forgotten early.
     pub retained_bytes: u64,
+    /// The same of dead letters.
+    pub dead_bytes: u64,
     /// Turns of one tenant that may run at once in a shard; 0: no limit.
     pub tenant_max_running: u64,
     /// Turns in a row that a worker may take of an agent while other agents wait.
     pub max_continues: u32,
 }
 
-/// A ready stream.
-#[derive(Debug)]
-struct ReadyStream {
-    key: String,
-    shard: u16,
-    priority: Priority,
-}
-
 /// The steps of one shard that many turns take at about the same time.
 #[derive(Debug)]
-struct Batches {
-    lease: Batch,
-    finish: Batch,
-    requeue: Batch,
+struct Shard {
+    lease: Batch<LeaseHead>,
+    finish: Batch<Finish>,
+    requeue: Batch<Requeue>,
+    paused: AtomicBool,
+}
+
+impl Shard {
+    fn start(server: &Arc<Server>, keys: &Keys, settings: &BrokerSettings) -> Self {
+        let BrokerSettings { worker, max_attempts, result_ttl_ms, outcome_ttl_ms, .. } = settings.clone();
+        let lease = LeaseLimits {
+            worker: worker.clone(),
+            max_attempts,
+            result_ttl_ms,
+            outcome_ttl_ms,
+            tenant_max_running: settings.tenant_max_running,
+        };
+        let finish = FinishLimits {
+            worker: worker.clone(),
+            result_ttl_ms,
+            outcome_ttl_ms,
+            keep_stream_ms: settings.keep_stream_ms,
+            lease_ms: settings.lease_ms,
+        };
+        let requeue = RequeueLimits { worker, max_attempts, result_ttl_ms, outcome_ttl_ms };
+        Self {
+            lease: Batch::start(Arc::clone(server), keys.clone(), lease),
+            finish: Batch::start(Arc::clone(server), keys.clone(), finish),
+            requeue: Batch::start(Arc::clone(server), keys.clone(), requeue),
+            paused: AtomicBool::new(false),
+        }
+    }
 }
 
 /// The [`Broker`] over Redis.
@@ -101,23 +117,24 @@ pub struct RedisBroker {
     /// Most urgent priority first.
     streams: Vec<ReadyStream>,
     server: Arc<Server>,
-    steps: Arc<Steps>,
     /// By shard.
-    batches: Vec<Batches>,
+    shards: Vec<Shard>,
     reader: tokio::sync::Mutex<Reader>,
-    notices: tokio::sync::Mutex<Notices>,
-    held: Arc<Held>,
+    /// Absent before the first wait and while one is under way.
+    notices: tokio::sync::Mutex<Option<Subscription>>,
+    holdings: Holdings,
 }
 
 impl RedisBroker {
-    /// Connects, checks the server (see [`check_server`]) and creates the queue's consumer groups where missing.
+    /// Connects, checks the server (see [`Server::check`]) and creates what is missing of the queue.
     pub async fn connect(settings: BrokerSettings) -> Result<Self, BrokerError> {
-        Self::connect_with(settings, Scripts::default()).await
+        let server = Server::new(&settings.redis, RESPONSE_TIMEOUT)?;
+        Self::over(server, settings).await
     }
 
-    /// The same with other scripts than the protocol's: for tests that show what a check is for.
-    pub async fn connect_with(settings: BrokerSettings, scripts: Scripts) -> Result<Self, BrokerError> {
-        check_server(&settings.redis).await?;
+    /// The same over connections that are prepared already.
+    pub async fn over(server: Arc<Server>, settings: BrokerSettings) -> Result<Self, BrokerError> {
+        server.check().await?;
         let queue = Queue { name: settings.queue.clone(), shards: settings.shards };
         let streams = Priority::ALL.into_iter().flat_map(|priority| {
             queue.all_keys().map(move |keys| ReadyStream {
@@ -127,60 +144,99 @@ impl RedisBroker {
             })
         });
         let streams = streams.collect();
-        let server = Arc::new(Server::new(&settings.redis)?);
-        let steps = Arc::new(Steps::from(scripts));
-        let held = Arc::new(Held::default());
-        let context = |keys, args: &[u64], step| BatchContext {
-            server: Arc::clone(&server),
-            held: Arc::clone(&held),
-            steps: Arc::clone(&steps),
-            keys,
-            args: batch_args(&settings.worker, args),
-            step,
-        };
-        let s = &settings;
-        let (attempts, result, outcome) = (u64::from(s.max_attempts), s.result_ttl_ms, s.outcome_ttl_ms);
-        let batches = queue.all_keys().map(|keys| Batches {
-            lease: Batch::start(context(
-                keys.clone(),
-                &[attempts, result, outcome, s.tenant_max_running],
-                |steps| &steps.lease,
-            )),
-            finish: Batch::start(context(keys.clone(), &[result, outcome, s.keep_stream_ms], |steps| {
-                &steps.finish
-            })),
-            requeue: Batch::start(context(keys, &[attempts, result, outcome], |steps| &steps.requeue)),
-        });
-        let batches = batches.collect();
-        let (reader, notices) = (tokio::sync::Mutex::default(), tokio::sync::Mutex::default());
-        let broker = Self { streams, server, steps, batches, reader, notices, held, queue, settings };
-        broker.create_groups().await?;
-        broker.set_clock().await?;
+        let shards = queue.all_keys().map(|keys| Shard::start(&server, &keys, &settings)).collect();
+        let (reader, notices, holdings) = Default::default();
+        let broker = Self { settings, queue, streams, server, shards, reader, notices, holdings };
+        broker.prepare().await?;
+        // A worker may enter itself in the registry before anything else tells the server's time.
+        broker.server.now_ms().await?;
         Ok(broker)
     }
 
-    fn keys(&self, ticket: &Ticket) -> Keys {
-        self.queue.keys(ticket.shard)
+    /// What is in this worker's hands.
+    pub fn holdings(&self) -> &Holdings {
+        &self.holdings
     }
 
-    fn batches(&self, shard: u16) -> Result<&Batches, BrokerError> {
-        self.batches.get(usize::from(shard)).ok_or_else(|| {
-            let shards = self.settings.shards;
-            BrokerError::Unsuitable(format!(
-                "shard {shard} is not one of the queue's {shards}; correct shards"
-            ))
+    fn shard(&self, ticket: &TicketId) -> Result<&Shard, BrokerError> {
+        self.shards.get(usize::from(ticket.shard)).ok_or_else(|| {
+            let (shard, shards) = (ticket.shard, self.settings.shards);
+            Fault::Unsuitable(format!("shard {shard} is not one of the queue's {shards}; correct shards"))
+                .into()
         })
     }
 
-    fn fenced(&self, lease: &Lease) -> BrokerError {
-        self.held.forget(lease);
-        BrokerError::Fenced { turn: lease.turn }
+    fn keys_of(&self, lease: &Lease) -> Keys {
+        self.queue.keys(lease.ticket().shard)
+    }
+
+    fn is_paused(&self) -> bool {
+        self.shards.iter().any(|shard| shard.paused.load(Ordering::Relaxed))
+    }
+
+    fn set_paused(&self, shard: u16, paused: bool) {
+        if let Some(shard) = self.shards.get(usize::from(shard)) {
+            shard.paused.store(paused, Ordering::Relaxed);
+        }
+    }
+
+    /// A lease was refused for that; the next look at who waits tells when it is over.
+    fn note_paused(&self) {
+        self.shards.iter().for_each(|shard| shard.paused.store(true, Ordering::Relaxed));
+    }
+
+    async fn give_back_ticket(&self, ticket: &Ticket) -> Result<(), Fault> {
+        let TicketId { shard, priority, entry } = &ticket.id;
+        let step = ReturnTicket {
+            worker: &self.settings.worker,
+            agent: &ticket.agent,
+            ticket: entry,
+            priority: *priority,
+        };
+        // Whether it was still ours or another's by then: it is not ours now.
+        self.server.run(&self.queue.keys(*shard), &step).await?;
+        ticket.forget();
+        Ok(())
+    }
+
+    /// Gives the turn back; `failure`: when it may run again, and why it failed.
+    async fn give_back(
+        &self,
+        lease: &Lease,
+        failure: Option<(Duration, DeadReason, &str)>,
+        manifest: Option<&Manifest>,
+    ) -> Result<Retry, BrokerError> {
+        lease.begin_to_end();
+        let (delay, reason, text) = failure.map_or((None, "", ""), |(delay, reason, text)| {
+            (Some(u64::try_from(delay.as_millis()).unwrap_or(u64::MAX)), reason.as_str(), text)
+        });
+        let manifest = encode_manifest(manifest)?;
+        let step = Requeue { lease: key(lease), delay_ms: delay, reason, text: text.to_owned(), manifest };
+        match self.shard(lease.ticket())?.requeue.call(step).await? {
+            RequeueAnswer::Fenced => return Err(fenced(lease)),
+            RequeueAnswer::Done => lease.over(),
+            RequeueAnswer::Dead => {
+                lease.over();
+                return Ok(Retry::Dead);
+            }
+        }
+        Ok(Retry::Later)
     }
 }
 
-fn batch_args(worker: &str, numbers: &[u64]) -> Vec<Vec<u8>> {
-    let numbers = numbers.iter().map(u64::to_string);
-    std::iter::once(worker.to_owned()).chain(numbers).map(String::into_bytes).collect()
+/// Which lease, as steps name it.
+fn key(lease: &Lease) -> LeaseKey {
+    LeaseKey {
+        agent: lease.agent.clone(),
+        turn: lease.turn,
+        idempotency: lease.entry.idempotency.clone(),
+        epoch: lease.epoch,
+    }
+}
+
+/// A manifest as steps take it; empty if there is none.
+fn encode_manifest(manifest: Option<&Manifest>) -> Result<Vec<u8>, EnvelopeError> {
+    manifest.map(encode).transpose().map(Option::unwrap_or_default)
 }
 
 impl Broker for RedisBroker {
@@ -188,36 +244,43 @@ impl Broker for RedisBroker {
         self.read_tickets(room).await
     }
 
-    async fn reclaim(&self, room: usize) -> Result<Vec<Ticket>, BrokerError> {
-        self.reclaim_tickets(room).await
-    }
-
     async fn lease(&self, ticket: &Ticket) -> Result<Option<Claim>, BrokerError> {
         self.lease_head(ticket).await
     }
 
-    async fn renew(&self, held: &[Lease], unleased: &[Ticket]) -> Result<Renewal, BrokerError> {
-        self.renew_all(held, unleased).await
-    }
-
     async fn append(&self, lease: &Lease, delta: &Delta) -> Result<(), BrokerError> {
-        self.append_delta(lease, delta).await
-    }
-
-    async fn next_cancelled(&self) -> Result<TurnId, BrokerError> {
-        self.wait_for_notice().await
+        self.publish(lease, delta).await
     }
 
     async fn finish(&self, lease: &Lease, ending: &Ending) -> Result<Option<Ticket>, BrokerError> {
-        self.end_turn(lease, ending).await
+        lease.begin_to_end();
+        let reply = ending.reply.clone().map(|delta| encode(&Event::Delta(delta))).transpose()?;
+        let step = Finish {
+            lease: key(lease),
+            published: ending.published,
+            outcome: ending.end.outcome.as_str(),
+            reason: ending.reason.map_or("", DeadReason::as_str),
+            end: encode(&Event::End(ending.end.clone()))?,
+            entry: ending.entry.as_ref().map(encode).transpose()?.unwrap_or_default(),
+            reply: reply.unwrap_or_default(),
+            continues: if ending.continues { self.settings.max_continues } else { 0 },
+            manifest: encode_manifest(ending.manifest.as_ref())?,
+        };
+        match self.shard(lease.ticket())?.finish.call(step).await? {
+            FinishAnswer::Done => {
+                lease.over();
+                Ok(None)
+            }
+            FinishAnswer::Next(head) => Ok(lease.continued(BacklogEntry::parse(&head))),
+            FinishAnswer::Fenced => Err(fenced(lease)),
+            FinishAnswer::Gap(found) => {
+                Err(BrokerError::Gap { turn: lease.turn, expected: ending.published, found })
+            }
+        }
     }
 
     async fn requeue(&self, lease: &Lease, manifest: Option<&Manifest>) -> Result<(), BrokerError> {
-        self.requeue_turn(lease, manifest).await
-    }
-
-    async fn advance(&self, lease: &Lease, manifest: &Manifest) -> Result<(), BrokerError> {
-        self.advance_manifest(lease, manifest).await
+        self.give_back(lease, None, manifest).await.map(|_| ())
     }
 
     async fn retry(
@@ -227,22 +290,132 @@ impl Broker for RedisBroker {
         reason: DeadReason,
         text: &str,
     ) -> Result<Retry, BrokerError> {
-        self.retry_later(lease, delay, reason, text).await
+        self.give_back(lease, Some((delay, reason, text)), None).await
+    }
+
+    async fn advance(&self, lease: &Fence, manifest: &Manifest) -> Result<(), BrokerError> {
+        let manifest = encode_manifest(Some(manifest))?;
+        let step = Advance { agent: &lease.agent, epoch: lease.epoch, manifest };
+        // Written or ignored: there is nothing to do about either.
+        self.server.run(&self.queue.keys(lease.shard), &step).await?;
+        Ok(())
     }
 
     async fn return_ticket(&self, ticket: &Ticket) -> Result<(), BrokerError> {
-        self.return_unleased(ticket).await
+        Ok(self.give_back_ticket(ticket).await?)
     }
 
-    async fn sweep(&self) -> Result<(), BrokerError> {
-        self.sweep_shards().await
+    fn leases(&self) -> usize {
+        self.holdings.leases()
     }
 
     async fn counts(&self) -> Result<QueueCounts, BrokerError> {
-        self.count_work().await
+        let mut total = QueueCounts { lag: Some(0), ..QueueCounts::default() };
+        for keys in self.queue.all_keys() {
+            total.add(self.server.run(&keys, &CountWork).await?);
+        }
+        Ok(total)
     }
 
     async fn register(&self, status: &WorkerStatus) -> Result<Orders, BrokerError> {
-        self.enter(status).await
+        let listed_ms = self.settings.lease_ms.saturating_mul(LISTED_LEASES);
+        let step = Register { worker: &self.settings.worker, status, listed_ms };
+        let (now_ms, order) = self.server.run(&self.queue.keys(0), &step).await?;
+        self.server.note_now_ms(now_ms);
+        Ok(Orders { drain: order == ORDER_DRAIN })
     }
+
+    async fn leave(&self) -> Result<(), BrokerError> {
+        self.server.run(&self.queue.keys(0), &Leave { worker: &self.settings.worker }).await?;
+        Ok(())
+    }
+
+    async fn renew(&self) -> Result<(), BrokerError> {
+        let held = self.holdings.renewable();
+        for keys in self.queue.all_keys() {
+            let here: Vec<_> = held.iter().filter(|held| held.id.shard == keys.shard()).collect();
+            let items: Vec<RenewItem<'_>> = here.iter().map(|held| held.as_item()).collect();
+            // With nothing in hand too: it tells whether the queue can be reached.
+            let (now_ms, kept) =
+                self.server.run(&keys, &Renew { worker: &self.settings.worker, items }).await?;
+            self.server.note_now_ms(now_ms);
+            here.iter().zip(kept).filter(|(_, kept)| !kept).for_each(|(held, _)| held.is_lost());
+        }
+        Ok(())
+    }
+
+    async fn hear(&self) -> Result<(), BrokerError> {
+        let mut notices = self.notices.lock().await;
+        let mut subscription = match notices.take() {
+            Some(subscription) => subscription,
+            None => {
+                let channels = self.queue.all_keys().map(|keys| keys.notices()).collect();
+                self.server.subscribe(channels).await?
+            }
+        };
+        let (_, text) = subscription.next().await?;
+        *notices = Some(subscription);
+        // What is no turn id is another version's notice.
+        if let Ok(turn) = text.parse::<TurnId>() {
+            self.holdings.lose_turn(turn);
+        }
+        Ok(())
+    }
+
+    async fn promote(&self) -> Result<Duration, BrokerError> {
+        let mut look_again = Duration::MAX;
+        for keys in self.queue.all_keys() {
+            look_again = look_again.min(self.promote_shard(&keys).await?);
+        }
+        Ok(look_again)
+    }
+
+    async fn reclaim(&self) -> Result<u64, BrokerError> {
+        // Idle times count a server's downtime: the first worker back would take everybody's live leases. The time comes
+        // first, because asking for it is what notices a restart.
+        self.server.now_ms().await?;
+        if self.server.steady_for().as_millis() < u128::from(self.settings.lease_ms) {
+            return Ok(0);
+        }
+        let mut reclaimed = 0;
+        for keys in self.queue.all_keys() {
+            reclaimed += self.reclaim_shard(&keys).await?;
+        }
+        Ok(reclaimed)
+    }
+
+    async fn sweep(&self) -> Result<(), BrokerError> {
+        for keys in self.queue.all_keys() {
+            self.sweep_shard(&keys).await?;
+        }
+        Ok(())
+    }
+}
+
+impl QueueCounts {
+    /// Adds those of a shard.
+    fn add(&mut self, counts: Counts) {
+        let age_ms = counts.oldest_enqueued_ms.map(|enqueued_ms| counts.now_ms.saturating_sub(enqueued_ms));
+        for (sum, here) in self.priorities.iter_mut().zip(counts.priorities) {
+            let PriorityCounts { runnable, leased, open } = *sum;
+            *sum = PriorityCounts {
+                runnable: runnable + here.runnable,
+                leased: leased + here.leased,
+                open: open + here.open,
+            };
+            self.lag = self.lag.zip(here.lag).map(|(so_far, here)| so_far + here);
+        }
+        self.delayed += counts.delayed;
+        self.dead += counts.dead;
+        self.retained_bytes += counts.retained_bytes;
+        self.enqueued += counts.enqueued;
+        self.ended.iter_mut().zip(counts.ended).for_each(|(so_far, here)| *so_far += here);
+        self.paused |= counts.paused;
+        self.oldest_ms = self.oldest_ms.max(age_ms);
+    }
+}
+
+/// Connects to `redis` and tells what the server is; an error if it cannot carry a queue.
+pub async fn check_server(redis: &Endpoint) -> Result<ServerFacts, BrokerError> {
+    Ok(Server::new(redis, RESPONSE_TIMEOUT)?.check().await?)
 }

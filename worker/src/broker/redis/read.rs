@@ -1,47 +1,37 @@
 //! Reading tickets.
 //!
-//! A lost reply may still have delivered: whenever a read did not come to its end (an error, or its future was
-//! dropped), the next one starts on a new connection by claiming what is pending to this worker and not in its
-//! hands.
+//! A lost reply may still have delivered: whenever a read did not come to its end (an error, or its future was dropped), the
+//! next one starts on a new connection, and first takes what is pending to this worker and not in its hands. Each such entry is
+//! looked at once: one that cannot be leased must not be read again and again.
 
-use std::collections::HashSet;
 use std::time::Duration;
 
-use redis::aio::MultiplexedConnection;
-use redis::streams::{StreamId, StreamReadReply};
-use redis::{Cmd, RedisResult};
-use turnmill_schema::keys::{BacklogEntry, FIELD_AGENT, FIELD_HEAD, GROUP};
-use turnmill_schema::{AgentId, Priority};
+use turnmill_redis::steps::Prepare;
+use turnmill_redis::{Blocking, Delivered, Fault, ReadyStream, Share};
+use turnmill_schema::Priority;
 
-use super::claim::Whose;
-use super::waiting::Waiting;
-use super::{BrokerError, ReadyStream, RedisBroker, Ticket};
+use super::{BrokerError, RedisBroker, Ticket, TicketId};
 
-/// After so many tickets of interactive agents one of a batch agent comes first, where one waits: so neither starves.
+/// How long a read waits on the server.
+const BLOCK: Duration = Duration::from_millis(2000);
+/// How long a paused queue is left alone.
+const PAUSE_BLOCK: Duration = Duration::from_millis(250);
+/// After so many tickets of interactive agents one of a batch agent comes first, if one waits: so neither starves.
 const INTERACTIVE_A_BATCH: usize = 3;
+/// Pending entries looked at in one step.
+const PENDING_A_PAGE: usize = 256;
 
 /// The state of the blocking read.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(super) struct Reader {
     /// Absent before the first read and while one is under way.
-    connection: Option<MultiplexedConnection>,
-    /// Tickets whose reply was lost may be pending to us.
-    recovering: bool,
+    connection: Option<Blocking>,
+    /// The ready streams that may hold tickets whose reply was lost, each with the last entry looked at.
+    to_recover: Vec<(usize, String)>,
     /// Which shard is asked first; goes round, so that no shard starves.
     first_shard: usize,
     /// Interactive tickets since the last one of a batch agent.
     since_batch: usize,
-    /// Agents that wait for a time or a place.
-    pub(super) waiting: Waiting,
-}
-
-/// A ticket as it was delivered, and the head it was made for.
-pub(super) type Delivered = (Ticket, Option<BacklogEntry>);
-
-impl std::fmt::Debug for Reader {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Reader").field("recovering", &self.recovering).finish_non_exhaustive()
-    }
 }
 
 impl Reader {
@@ -50,8 +40,8 @@ impl Reader {
         (self.since_batch + room) / (INTERACTIVE_A_BATCH + 1)
     }
 
-    fn note(&mut self, tickets: &[Delivered]) {
-        let batch = tickets.iter().filter(|(ticket, _)| ticket.priority == Priority::Batch).count();
+    fn note(&mut self, tickets: &[Ticket]) {
+        let batch = tickets.iter().filter(|ticket| ticket.id.priority == Priority::Batch).count();
         let since = if batch > 0 { 0 } else { self.since_batch + tickets.len() };
         self.since_batch = since.min(INTERACTIVE_A_BATCH);
     }
@@ -66,36 +56,38 @@ impl RedisBroker {
         let mut connection = match reader.connection.take() {
             Some(connection) => connection,
             None => {
-                reader.recovering = true;
-                let connection = self.server.reader().await?;
+                reader.to_recover = (0..self.streams.len()).map(|place| (place, "-".to_owned())).collect();
+                let connection = self.server.blocking(BLOCK).await?;
                 // A server that comes back may have forgotten the groups, and recovering asks for them first.
-                self.create_groups().await?;
+                self.prepare().await?;
                 connection
             }
         };
         let tickets = self.read_on(&mut connection, &mut reader, room).await?;
         reader.connection = Some(connection);
+        reader.note(&tickets);
         Ok(tickets)
+    }
+
+    /// Creates what is missing of the queue.
+    pub(super) async fn prepare(&self) -> Result<(), Fault> {
+        for keys in self.queue.all_keys() {
+            self.server.run(&keys, &Prepare).await?;
+        }
+        Ok(())
     }
 
     async fn read_on(
         &self,
-        connection: &mut MultiplexedConnection,
+        connection: &mut Blocking,
         reader: &mut Reader,
         room: usize,
     ) -> Result<Vec<Ticket>, BrokerError> {
-        let mut tickets = Vec::new();
-        if reader.recovering {
-            tickets = self.claim_pending(Whose::Ours, room).await?;
-            reader.recovering = tickets.len() == room;
+        if self.is_paused() {
+            tokio::time::sleep(PAUSE_BLOCK).await;
+            return Ok(Vec::new());
         }
-        let outlook = self.look_after_waiting(&mut reader.waiting).await?;
-        if outlook.paused {
-            if tickets.is_empty() {
-                tokio::time::sleep(outlook.block).await;
-            }
-            return Ok(self.held.take(tickets));
-        }
+        let mut tickets = self.recover(&mut reader.to_recover, room).await?;
         reader.first_shard += 1;
         let streams = self.streams_from(reader.first_shard);
         if tickets.len() < room {
@@ -104,59 +96,55 @@ impl RedisBroker {
         }
         if tickets.is_empty() {
             // COUNT is per stream.
-            let command = self.read_command(&streams, room.div_ceil(streams.len()), Some(outlook.block));
-            let reply = command.query_async(connection).await;
-            tickets = self.deliver(reply).await?;
+            let count = room.div_ceil(streams.len());
+            let read = connection.wait_for_tickets(&self.settings.worker, &streams, count, BLOCK).await;
+            for (place, delivered) in self.or_prepared(read).await?.unwrap_or_default() {
+                tickets.extend(self.take(streams[place], delivered).await?);
+            }
         }
         // Several streams may have answered the blocking read at once.
-        for (ticket, _) in tickets.split_off(room.min(tickets.len())) {
-            self.return_unleased(&ticket).await?;
+        for ticket in tickets.split_off(room.min(tickets.len())) {
+            self.give_back_ticket(&ticket).await?;
         }
-        reader.note(&tickets);
-        Ok(self.held.take(tickets))
+        Ok(tickets)
     }
 
-    /// What is there at once: `share` tickets of batch agents first, `room` in all. One round trip; and one more for
-    /// each stream that may have more than its part, while another left some of its own.
+    /// What is there at once: `share` tickets of batch agents first, `room` in all. One round trip; and one more for each stream
+    /// that may have more than its part, while another left some of its own.
     async fn read_shares(
         &self,
-        connection: &mut MultiplexedConnection,
+        connection: &mut Blocking,
         streams: &[&ReadyStream],
         room: usize,
         share: usize,
-    ) -> Result<Vec<Delivered>, BrokerError> {
+    ) -> Result<Vec<Ticket>, BrokerError> {
         let shards = usize::from(self.settings.shards.get());
         let part = |stream: &ReadyStream| match stream.priority {
             Priority::Batch => share / shards,
             Priority::Interactive => (room - share) / shards,
         };
-        let asked: Vec<&ReadyStream> = streams.iter().copied().filter(|stream| part(stream) > 0).collect();
-        let mut pipe = redis::pipe();
-        pipe.ignore_errors();
-        for stream in &asked {
-            pipe.add_command(self.read_command(&[stream], part(stream), None));
-        }
-        let replies: Vec<RedisResult<Option<StreamReadReply>>> = if asked.is_empty() {
-            Vec::new()
-        } else {
-            match pipe.query_async(connection).await {
-                Ok(replies) => replies,
-                Err(e) => return self.deliver(Err(e)).await,
+        let mut shares: Vec<Share<'_>> =
+            streams.iter().map(|stream| Share { stream, count: part(stream) }).collect();
+        shares.retain(|share| share.count > 0);
+        let (mut tickets, mut drained) = (Vec::new(), Vec::new());
+        let answers = connection.read_tickets(&self.settings.worker, &shares).await?;
+        for (share, answer) in shares.iter().zip(answers) {
+            let delivered = self.or_prepared(answer).await?.unwrap_or_default();
+            if delivered.len() < share.count {
+                drained.push(share.stream);
             }
-        };
-        let (mut tickets, mut drained) = (Vec::new(), HashSet::new());
-        for (stream, reply) in asked.iter().zip(replies) {
-            let delivered = self.deliver(reply).await?;
-            if delivered.len() < part(stream) {
-                drained.insert(stream.key.as_str());
-            }
-            tickets.extend(delivered);
+            tickets.extend(self.take(share.stream, delivered).await?);
         }
-        for stream in streams.iter().filter(|stream| !drained.contains(stream.key.as_str())) {
+        for stream in streams.iter().filter(|stream| !drained.contains(stream)) {
             if tickets.len() < room {
-                let command = self.read_command(&[stream], room - tickets.len(), None);
-                let reply = command.query_async(connection).await;
-                tickets.extend(self.deliver(reply).await?);
+                let rest = [Share { stream, count: room - tickets.len() }];
+                let answer = connection
+                    .read_tickets(&self.settings.worker, &rest)
+                    .await?
+                    .pop()
+                    .unwrap_or(Ok(Vec::new()));
+                let delivered = self.or_prepared(answer).await?.unwrap_or_default();
+                tickets.extend(self.take(stream, delivered).await?);
             }
         }
         Ok(tickets)
@@ -172,71 +160,67 @@ impl RedisBroker {
         streams
     }
 
-    fn read_command(&self, streams: &[&ReadyStream], count: usize, block: Option<Duration>) -> Cmd {
-        let mut command = redis::cmd("XREADGROUP");
-        command.arg("GROUP").arg(GROUP).arg(&self.settings.worker).arg("COUNT").arg(count);
-        if let Some(block) = block {
-            command.arg("BLOCK").arg(block.as_millis() as u64);
+    /// The answer of a stream. One whose group is gone (an operator deleted it) is made anew, and has nothing yet.
+    async fn or_prepared<T>(&self, answer: Result<T, Fault>) -> Result<Option<T>, Fault> {
+        match answer {
+            Ok(answer) => Ok(Some(answer)),
+            Err(Fault::Refused { passing: true, reason, .. }) if reason.contains("NOGROUP") => {
+                self.prepare().await?;
+                Ok(None)
+            }
+            Err(fault) => Err(fault),
         }
-        command.arg("STREAMS");
-        for stream in streams {
-            command.arg(&stream.key);
-        }
-        for _ in streams {
-            command.arg(">");
-        }
-        command
     }
 
-    /// The tickets of a reply.
-    async fn deliver(
-        &self,
-        reply: RedisResult<Option<StreamReadReply>>,
-    ) -> Result<Vec<Delivered>, BrokerError> {
-        let reply = match reply {
-            Ok(reply) => reply,
-            Err(e) if e.code() == Some("NOGROUP") => {
-                self.create_groups().await?;
-                None
-            }
-            Err(e) => {
-                let error = self.server.error("read", &e);
-                if matches!(error, BrokerError::Unreachable { .. }) {
-                    self.server.note_lost_reader();
-                }
-                return Err(error);
-            }
-        };
+    /// Takes entries of a ready stream into this worker's hands. One that is no ticket is removed.
+    async fn take(&self, stream: &ReadyStream, delivered: Vec<Delivered>) -> Result<Vec<Ticket>, Fault> {
         let mut tickets = Vec::new();
-        for delivered in reply.map(|reply| reply.keys).unwrap_or_default() {
-            if let Some(stream) = self.streams.iter().find(|stream| stream.key == delivered.key) {
-                tickets.extend(self.tickets(stream, delivered.ids).await?);
+        for entry in delivered {
+            match entry {
+                Delivered::Ticket { entry, agent, head } => {
+                    let id = TicketId { shard: stream.shard, priority: stream.priority, entry };
+                    tickets.extend(self.holdings.take(id, agent, head));
+                }
+                Delivered::Foreign { entry } => {
+                    tracing::warn!(stream = stream.key, entry, "removing an entry that names no agent");
+                    self.server.drop_foreign(stream, &entry).await?;
+                }
             }
         }
         Ok(tickets)
     }
 
-    /// Reads entries of a ready stream as tickets; what is none (a foreign entry) is deleted.
-    pub(super) async fn tickets(
+    /// Takes at most `room` of the entries that were delivered to this worker and are not in its hands.
+    async fn recover(
         &self,
-        stream: &ReadyStream,
-        entries: Vec<StreamId>,
-    ) -> Result<Vec<Delivered>, BrokerError> {
+        to_recover: &mut Vec<(usize, String)>,
+        room: usize,
+    ) -> Result<Vec<Ticket>, BrokerError> {
         let mut tickets = Vec::new();
-        for entry in entries {
-            if let Some(agent) = entry.get::<String>(FIELD_AGENT) {
-                let head = entry.get::<String>(FIELD_HEAD).and_then(|text| BacklogEntry::parse(&text));
-                let (agent, entry) = (AgentId::from_wire(agent), entry.id);
-                let (shard, priority) = (stream.shard, stream.priority);
-                tickets.push((Ticket { agent, priority, shard, entry }, head));
-                continue;
+        let worker = &self.settings.worker;
+        while let Some((place, from)) = to_recover.last_mut()
+            && tickets.len() < room
+        {
+            let stream = &self.streams[*place];
+            let page = self.server.pending_tickets(stream, 0, from, PENDING_A_PAGE, Some(worker)).await?;
+            let is_last = page.len() < PENDING_A_PAGE;
+            let id = |entry: &str| TicketId {
+                shard: stream.shard,
+                priority: stream.priority,
+                entry: entry.to_owned(),
+            };
+            let mut lost: Vec<String> = page.into_iter().map(|pending| pending.entry).collect();
+            let looked_at = lost.last().cloned();
+            lost.retain(|entry| !self.holdings.has(&id(entry)));
+            let rest = lost.split_off(lost.len().min(room - tickets.len()));
+            // Entries from the last one looked at on; the exclusive form of a range's start.
+            let next = if rest.is_empty() { looked_at } else { lost.last().cloned() };
+            let claimed = self.server.claim_tickets(stream, worker, 0, &lost).await?;
+            tickets.extend(self.take(stream, claimed).await?);
+            match next {
+                Some(entry) if !is_last || !rest.is_empty() => *from = format!("({entry}"),
+                _ => drop(to_recover.pop()),
             }
-            tracing::warn!(stream = stream.key, entry = entry.id, "deleting an entry that names no agent");
-            let mut connection = self.server.connection().await?;
-            let mut delete = redis::pipe();
-            delete.cmd("XACK").arg(&stream.key).arg(GROUP).arg(&entry.id).ignore();
-            delete.cmd("XDEL").arg(&stream.key).arg(&entry.id).ignore();
-            delete.exec_async(&mut connection).await.map_err(|e| self.server.error("read", &e))?;
         }
         Ok(tickets)
     }

@@ -1,0 +1,181 @@
+//! The way of turns into the queue: lines are checked one by one and enqueued as many to a call as are there.
+//!
+//! Invariant: turns go in in the order of their lines. So at any time there is one line before which all are in the
+//! queue, and after which none is.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::time::Duration;
+
+use futures::stream::ReadyChunks;
+use futures::{Stream, StreamExt, stream};
+use serde::Serialize;
+use turnmill::schema::{Name, Turn, TurnId};
+use turnmill::{BATCH_TURNS, Fate, Producer, ProducerError};
+
+use crate::cli::Exit;
+use crate::cli::input::{Given, WrongLine};
+use crate::cli::traces::{Enqueueing, Traces};
+
+/// Longest pause between two tries while the queue is full. The queue's own advice is up to a minute, which is long if
+/// the turns that are there end sooner.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// A turn in the queue.
+#[derive(Clone, Debug, Serialize)]
+pub struct Submitted {
+    pub turn: TurnId,
+    pub agent: Option<Name>,
+    /// Where it stood in the input.
+    #[serde(skip)]
+    pub line: Option<u64>,
+}
+
+/// Why nothing more is enqueued.
+#[derive(Debug)]
+pub struct Stopped {
+    /// What is wrong.
+    pub why: Exit,
+    /// Turns that may be in the queue: Redis did not say.
+    pub unsure: Vec<Submitted>,
+    /// The first line that is not in the queue for certain.
+    pub line: Option<u64>,
+}
+
+/// What is needed to enqueue, and what was read and is not in the queue yet.
+pub struct Feed<'a, L: Stream> {
+    producer: &'a Producer,
+    traces: &'a Traces,
+    /// If the queue is full, wait for room.
+    wait_for_room: bool,
+    /// How many turns the queue has room for, as far as is known.
+    room: usize,
+    lines: Pin<Box<ReadyChunks<L>>>,
+    turns: Vec<Turn>,
+    /// One for each of `turns`.
+    marks: VecDeque<Mark>,
+    /// What ends the feed, once `turns` are in the queue.
+    stopped: Option<Stopped>,
+}
+
+/// What goes with a turn on its way.
+struct Mark {
+    line: Option<u64>,
+    span: Enqueueing,
+}
+
+impl<'a, L: Stream<Item = Result<Given, WrongLine>>> Feed<'a, L> {
+    pub fn new(producer: &'a Producer, traces: &'a Traces, wait_for_room: bool, lines: L) -> Self {
+        Self {
+            producer,
+            traces,
+            wait_for_room,
+            room: BATCH_TURNS,
+            lines: Box::pin(lines.ready_chunks(BATCH_TURNS)),
+            turns: Vec::new(),
+            marks: VecDeque::new(),
+            stopped: None,
+        }
+    }
+
+    /// Turns as they come to be in the queue. Ends after the first error.
+    pub fn into_stream(self) -> impl Stream<Item = Result<Vec<Submitted>, Stopped>> {
+        stream::try_unfold(self, async move |mut feed| {
+            Ok(feed.next().await?.map(|submitted| (submitted, feed)))
+        })
+    }
+
+    async fn next(&mut self) -> Result<Option<Vec<Submitted>>, Stopped> {
+        while self.turns.is_empty() {
+            if let Some(stopped) = self.stopped.take() {
+                return Err(stopped);
+            }
+            let Some(batch) = self.lines.next().await else { return Ok(None) };
+            self.take(batch);
+        }
+        loop {
+            let tried = self.turns.len().min(self.room);
+            match self.producer.enqueue_prepared(&self.turns[..tried]).await {
+                Ok(ids) => {
+                    self.room = BATCH_TURNS;
+                    return Ok(Some(self.enqueued(&ids)));
+                }
+                Err(ProducerError::QueueFull { open, limit: limit @ 1.., retry_after, .. })
+                    if self.wait_for_room =>
+                {
+                    self.make_room(limit.saturating_sub(open), tried, retry_after).await;
+                }
+                Err(error) => return self.failed(error, tried),
+            }
+        }
+    }
+
+    /// So many turns were too many at once, for so much room: fewer go next time, after a pause if there was none.
+    async fn make_room(&mut self, room: u64, tried: usize, retry_after: Duration) {
+        if room == 0 || tried == 1 {
+            tokio::time::sleep(retry_after.min(LONGEST_PAUSE)).await;
+        }
+        let room = usize::try_from(room).unwrap_or(BATCH_TURNS);
+        self.room = room.min(tried - 1).max(1);
+    }
+
+    /// Checks lines and gives them their ids, up to the first wrong one.
+    fn take(&mut self, batch: Vec<Result<Given, WrongLine>>) {
+        for given in batch {
+            if let Err(stopped) = given.map_err(Stopped::from).and_then(|given| self.prepare(given)) {
+                self.stopped = Some(stopped);
+                return;
+            }
+        }
+    }
+
+    fn prepare(&mut self, given: Given) -> Result<(), Stopped> {
+        let Given { line, turn } = given;
+        let mut turn = self.producer.prepare(turn);
+        self.producer.check(&turn).map_err(|error| match line {
+            Some(line) => WrongLine { line, reason: error.to_string() }.into(),
+            None => Stopped { why: error.into(), unsure: Vec::new(), line },
+        })?;
+        let span = self.traces.enqueue(std::slice::from_mut(&mut turn));
+        self.turns.push(turn);
+        self.marks.push_back(Mark { line, span });
+        Ok(())
+    }
+
+    /// The first turns are in the queue, under these ids.
+    fn enqueued(&mut self, ids: &[TurnId]) -> Vec<Submitted> {
+        let marks = self.marks.drain(..ids.len());
+        let turns = self.turns.drain(..ids.len()).zip(marks).zip(ids);
+        let submitted = |((turn, Mark { line, span }), id): ((Turn, Mark), &TurnId)| {
+            span.enqueued(std::slice::from_ref(id));
+            Submitted { turn: *id, agent: turn.agent, line }
+        };
+        turns.map(submitted).collect()
+    }
+
+    /// Ends the feed, after those of the turns tried that are in the queue all the same.
+    fn failed(&mut self, error: ProducerError, tried: usize) -> Result<Option<Vec<Submitted>>, Stopped> {
+        let fates = error.fates(tried);
+        let ids: Vec<TurnId> = fates.iter().map_while(Fate::enqueued).collect();
+        let certain = fates.iter().rev().take_while(|fate| **fate == Fate::NotEnqueued).count();
+        let submitted = self.enqueued(&ids);
+        // Between those that are in and those that are not, none is taken for either.
+        let unsure = tried - ids.len() - certain;
+        let line = self.marks.get(unsure).and_then(|mark| mark.line);
+        let rest = self.turns.drain(..).zip(self.marks.drain(..)).take(unsure);
+        let unsure = rest.map(|(turn, mark)| Submitted { turn: turn.id, agent: turn.agent, line: mark.line });
+        let stopped = Stopped { why: error.into(), unsure: unsure.collect(), line };
+        if submitted.is_empty() {
+            return Err(stopped);
+        }
+        self.stopped = Some(stopped);
+        Ok(Some(submitted))
+    }
+}
+
+impl From<WrongLine> for Stopped {
+    fn from(wrong: WrongLine) -> Self {
+        let line = Some(wrong.line);
+        Self { why: Exit::bad_input(wrong), unsure: Vec::new(), line }
+    }
+}

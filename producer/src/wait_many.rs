@@ -1,0 +1,299 @@
+//! Waiting for many turns over two connections, however many turns there are.
+//!
+//! The queue's stream of events has an entry for every turn that ends. One reader of it says which turns to look at, and
+//! they are looked at in pages over the shared connection.
+//!
+//! Invariants: the reader has its place in the stream before the first turn is looked at, so that no end falls between;
+//! turns are looked at again now and then, since events can be trimmed or lost. Commands are awaited by a task that
+//! does nothing else meanwhile: whoever takes the results may await what they like.
+
+use std::collections::{HashSet, VecDeque};
+use std::time::Duration;
+
+use futures::stream::BoxStream;
+use futures::{FutureExt, Stream, StreamExt, stream};
+use tokio::sync::mpsc;
+use tokio::time::{Interval, MissedTickBehavior, interval};
+use turnmill_redis::steps::ResultEntry;
+use turnmill_redis::{Fault, ReadUpTo, TurnState};
+use turnmill_schema::keys::Keys;
+use turnmill_schema::{AgentId, Event, StreamId, TurnId, envelope};
+
+use crate::error::ProducerError;
+use crate::follow::{Misfit, Seen};
+use crate::operate::Operator;
+use crate::operate::events::EndedTurn;
+use crate::producer::Producer;
+use crate::turn_result::{Reply, TurnResult};
+
+/// Turns looked at in one round trip.
+const PAGE: usize = 512;
+/// Replies read in one round trip. A long one is some hundred kilobytes.
+const REPLIES: usize = 32;
+/// Entries of one reply, at most: more than any has, since each holds a token.
+const ENTRIES: usize = 1 << 20;
+/// Results that wait for somebody to take them; behind them the task stands still.
+const RESULTS: usize = 32;
+/// How often turns are looked at that no event told of.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
+/// The same if events cannot be read.
+const LOOK_WITHOUT_EVENTS: Duration = Duration::from_millis(500);
+
+/// The ends of many turns, in the order in which they come; see [`Producer::wait_many`].
+#[derive(Debug)]
+pub struct WaitMany {
+    turns: mpsc::UnboundedSender<TurnId>,
+    results: mpsc::Receiver<Waited>,
+    waiting: usize,
+}
+
+/// A turn and its result, or why that cannot be read.
+type Waited = (TurnId, Result<TurnResult, ProducerError>);
+
+impl Producer {
+    /// Waits for the ends of many turns, which [`WaitMany::add`] names, over one connection besides the shared one. Runs a
+    /// task of its own, which ends when what is returned is dropped.
+    pub fn wait_many(&self) -> WaitMany {
+        let (turns, named) = mpsc::unbounded_channel();
+        let (sender, results) = mpsc::channel(RESULTS);
+        tokio::spawn(run(self.clone(), named, sender));
+        WaitMany { turns, results, waiting: 0 }
+    }
+
+    /// Ends of turns from now on.
+    async fn ends(
+        &self,
+    ) -> Result<impl Stream<Item = Result<EndedTurn, ProducerError>> + use<>, ProducerError> {
+        let keys = self.queue.keys(0);
+        let place = self.connection.ask(|server| server.newest_event(&keys)).await?;
+        let events = Operator::new(self.clone()).events(None, Some(place));
+        Ok(stream::unfold(events, async |mut events| Some((events.next().await, events))))
+    }
+}
+
+/// Waits for turns from the first that is named on.
+async fn run(producer: Producer, mut named: mpsc::UnboundedReceiver<TurnId>, results: mpsc::Sender<Waited>) {
+    let Some(first) = named.recv().await else { return };
+    let ends = producer.ends().await;
+    let mut task = Task {
+        producer,
+        ends: stream::empty().boxed(),
+        again: every(LOOK_AGAIN),
+        waiting: HashSet::new(),
+        look: VecDeque::new(),
+    };
+    match ends {
+        Ok(ends) => task.ends = ends.boxed(),
+        Err(error) => task.told(Err(error)),
+    }
+    task.add(first);
+    task.run(named, results).await;
+}
+
+impl WaitMany {
+    /// Waits for this turn, too.
+    pub fn add(&mut self, turn: TurnId) {
+        // The task lives as long as this does.
+        self.waiting += usize::from(self.turns.send(turn).is_ok());
+    }
+
+    /// Waits for none of them any more.
+    pub fn clear(&mut self) {
+        self.waiting = 0;
+        self.results.close();
+    }
+
+    /// How many turns have not ended.
+    pub fn waiting(&self) -> usize {
+        self.waiting
+    }
+
+    /// The next turn that ended, with its result or why that cannot be read. None: nothing is waited for. A turn that failed
+    /// is a result, not an error. No end is lost if the future is dropped.
+    pub async fn next(&mut self) -> Option<(TurnId, Result<TurnResult, ProducerError>)> {
+        if self.waiting == 0 {
+            return None;
+        }
+        let waited = self.results.recv().await?;
+        self.waiting -= 1;
+        Some(waited)
+    }
+}
+
+struct Task {
+    producer: Producer,
+    /// Ends that after an error.
+    ends: BoxStream<'static, Result<EndedTurn, ProducerError>>,
+    again: Interval,
+    waiting: HashSet<TurnId>,
+    /// Those of them to look at now.
+    look: VecDeque<TurnId>,
+}
+
+impl Task {
+    async fn run(mut self, mut named: mpsc::UnboundedReceiver<TurnId>, results: mpsc::Sender<Waited>) {
+        loop {
+            tokio::select! {
+                () = results.closed() => return,
+                Some(turn) = named.recv() => self.add(turn),
+                Some(end) = self.ends.next() => self.told(end),
+                _ = self.again.tick() => self.look.extend(&self.waiting),
+            }
+            // What else is there already goes the same way.
+            while let Ok(turn) = named.try_recv() {
+                self.add(turn);
+            }
+            while let Some(Some(end)) = self.ends.next().now_or_never() {
+                self.told(end);
+            }
+            while !self.look.is_empty() {
+                for waited in self.look_at_page().await {
+                    if results.send(waited).await.is_err() {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    fn add(&mut self, turn: TurnId) {
+        self.waiting.insert(turn);
+        self.look.push_back(turn);
+    }
+
+    fn told(&mut self, end: Result<EndedTurn, ProducerError>) {
+        match end {
+            Ok(ended) if self.waiting.contains(&ended.turn) => self.look.push_back(ended.turn),
+            Ok(_) => {}
+            Err(error) => {
+                tracing::warn!("{error}; turns that are waited for are looked at again and again");
+                self.ends = stream::empty().boxed();
+                self.again = every(LOOK_WITHOUT_EVENTS);
+            }
+        }
+    }
+
+    /// Looks at some turns; those that ended are not waited for any more.
+    async fn look_at_page(&mut self) -> Vec<Waited> {
+        let page = self.look.drain(..self.look.len().min(PAGE)).filter(|turn| self.waiting.contains(turn));
+        let page: Vec<TurnId> = page.collect::<HashSet<_>>().into_iter().collect();
+        match self.producer.results(&page).await {
+            Ok(results) => {
+                results.iter().for_each(|(turn, _)| {
+                    self.waiting.remove(turn);
+                });
+                results
+            }
+            // Redis is away for longer than anybody wants to wait, or refuses.
+            Err(error) => {
+                self.look.clear();
+                self.waiting.drain().map(|turn| (turn, Err(repeated(&error)))).collect()
+            }
+        }
+    }
+}
+
+impl Producer {
+    /// The results of those of `turns` that ended.
+    async fn results(&self, turns: &[TurnId]) -> Result<Vec<Waited>, ProducerError> {
+        let mut results = Vec::new();
+        for keys in self.queue.all_keys() {
+            let here: Vec<TurnId> =
+                turns.iter().copied().filter(|turn| turn.shard() == keys.shard()).collect();
+            let states = self.connection.ask(|server| server.turn_states(&keys, &here)).await?;
+            let mut ended = Vec::new();
+            for (turn, state) in here.into_iter().zip(states) {
+                match state {
+                    Ok(state) if state.end.is_some() => ended.push((turn, state)),
+                    Ok(state) if state.agent.is_some() => {}
+                    Ok(_) => results.push((turn, Err(self.unknown_turn(turn)))),
+                    Err(fault) => results.push((turn, Err(fault.into()))),
+                }
+            }
+            for some in ended.chunks(REPLIES) {
+                results.extend(self.results_of(&keys, some).await?);
+            }
+        }
+        Ok(results)
+    }
+
+    /// The results of turns that ended.
+    async fn results_of(
+        &self,
+        keys: &Keys,
+        ended: &[(TurnId, TurnState)],
+    ) -> Result<Vec<Waited>, ProducerError> {
+        let read: Vec<ReadUpTo> =
+            ended.iter().map(|(turn, _)| ReadUpTo { turn: *turn, last: StreamId::START }).collect();
+        let streams = self.connection.ask(|server| server.results_after(keys, &read, ENTRIES)).await?;
+        let result = |((turn, state), stream): (&(TurnId, TurnState), Result<Vec<ResultEntry>, Fault>)| {
+            (
+                *turn,
+                stream.map_err(ProducerError::from).and_then(|stream| put_together(*turn, state, &stream)),
+            )
+        };
+        Ok(ended.iter().zip(streams).map(result).collect())
+    }
+
+    fn unknown_turn(&self, turn: TurnId) -> ProducerError {
+        ProducerError::UnknownTurn { turn, queue: self.queue.name.to_string() }
+    }
+}
+
+/// The result out of the stream or, as far as that has expired, out of what the turn's hash keeps for longer.
+fn put_together(
+    turn: TurnId,
+    state: &TurnState,
+    stream: &[ResultEntry],
+) -> Result<TurnResult, ProducerError> {
+    let unreadable = |what: &str, reason: &dyn ToString| ProducerError::Unreadable {
+        what: format!("the {what} of turn {turn}"),
+        reason: reason.to_string(),
+    };
+    let agent = state.agent.as_ref().and_then(AgentId::agent);
+    let stored = |what, bytes: &Option<Vec<u8>>| {
+        let bytes = bytes.as_ref();
+        bytes
+            .map(|bytes| envelope::decode::<Event>(bytes).map_err(|error| unreadable(what, &error)))
+            .transpose()
+    };
+    // A foreign or newer entry is passed by; if it held tokens, the next delta shows the gap, or the end does.
+    let events = stream.iter().filter_map(|entry| {
+        let id: Option<StreamId> = entry.id.parse().ok();
+        Some((id, envelope::decode::<Event>(&entry.event).ok()?))
+    });
+    let kept = [stored("stored reply", &state.reply)?, stored("stored outcome", &state.end)?];
+    let (mut seen, mut reply) = (Seen::nothing(), Reply::default());
+    let is_kept = !stream.is_empty() || state.reply.is_some();
+    let misfit = |misfit| match misfit {
+        Misfit::Gap { expected, found } => ProducerError::Gap { turn, expected, found },
+        Misfit::Unaligned => unreadable("result", &"its tokens overlap otherwise"),
+    };
+    for (id, event) in events.chain(kept.into_iter().flatten().map(|event| (None, event))) {
+        match event {
+            Event::Begin(_) => {}
+            Event::Delta(delta) => {
+                seen.add(delta).map_err(misfit)?.into_iter().for_each(|delta| reply.push(delta));
+            }
+            Event::End(end) => {
+                seen.finish(id.map_or(0, |id| id.sequence)).map_err(misfit)?;
+                return Ok(reply.ended(turn, agent, end, is_kept));
+            }
+        }
+    }
+    Err(unreadable("stored outcome", &"it is not an End"))
+}
+
+fn every(period: Duration) -> Interval {
+    let mut ticks = interval(period);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
+}
+
+/// The error, for one more turn.
+fn repeated(error: &ProducerError) -> ProducerError {
+    match error {
+        ProducerError::Queue(fault) => ProducerError::Queue(fault.clone()),
+        other => ProducerError::Unreadable { what: "the results".to_owned(), reason: other.to_string() },
+    }
+}

@@ -1,0 +1,17 @@
+//! End to end: real Redis, real model, real workers in processes of their own. One program, so that it is linked
+//! once and its tests take turns on the machine (see [`turnmill_tests::line`]).
+
+mod bad_input;
+mod faults;
+mod health;
+mod line;
+mod logs;
+mod metrics;
+mod payloads;
+mod queue;
+mod real_redis;
+mod rolling;
+mod same_words;
+mod store_faults;
+mod stored;
+mod traces;

@@ -1,0 +1,209 @@
+//! What production does to Redis: its address moves to another server while connections stay open, and it fills up.
+//!
+//! Everything here is seen from outside, so that older programs can be held against it (`TURNMILL_TEST_BIN`).
+
+use std::net::SocketAddr;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use redis::FromRedisValue;
+use tokio::process::Command;
+use turnmill_tests::line::Line;
+use turnmill_tests::machine;
+use turnmill_tests::proxy::Proxy;
+use turnmill_tests::redis_server::RedisServer;
+use turnmill_tests::worker::Worker;
+use turnmill_tests::{PATIENCE, program};
+
+async fn ask<T: FromRedisValue>(server: &RedisServer, words: &[&str]) -> redis::RedisResult<T> {
+    let client = redis::Client::open(server.url()).expect("a URL");
+    let mut connection = client.get_multiplexed_async_connection().await.expect("Redis answers");
+    redis::cmd(words[0]).arg(&words[1..]).query_async(&mut connection).await
+}
+
+async fn told<T: FromRedisValue>(server: &RedisServer, words: &[&str]) -> T {
+    ask(server, words).await.expect("the command works")
+}
+
+/// Waits until `is_so`.
+async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !is_so().await {
+        assert!(Instant::now() < deadline, "{what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Runs `turnmill` on the queue at `url` to its end; what it printed.
+async fn turnmill(url: &str, arguments: &[&str]) -> String {
+    let mut command = Command::new(program("turnmill"));
+    command.args(arguments).env("TURNMILL_REDIS_URL", url).stdin(Stdio::null()).kill_on_drop(true);
+    let output =
+        tokio::time::timeout(2 * PATIENCE, command.output()).await.expect("it ends").expect("it runs");
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("text")
+}
+
+/// A primary, a replica of it that is in sync, and a proxy that leads to the primary.
+async fn pair() -> (RedisServer, RedisServer, Proxy) {
+    let primary = RedisServer::start_with(&["--repl-diskless-sync-delay", "0"]);
+    let port = primary.address().port().to_string();
+    let replica = RedisServer::start_with(&["--replicaof", &format!("127.0.0.1 {port}")]);
+    until("the replica is in sync", async || {
+        told::<String>(&replica, &["INFO", "replication"]).await.contains("master_link_status:up")
+    })
+    .await;
+    let proxy = Proxy::start(primary.address()).await.expect("a proxy");
+    (primary, replica, proxy)
+}
+
+async fn fail_over(from: &RedisServer, to: &RedisServer, proxy: &Proxy) {
+    let address: SocketAddr = to.address();
+    let _: String = told(from, &["FAILOVER", "TO", "127.0.0.1", &address.port().to_string()]).await;
+    until("the replica becomes the primary", async || {
+        told::<String>(to, &["INFO", "replication"]).await.contains("role:master")
+    })
+    .await;
+    proxy.lead_to(address);
+}
+
+#[tokio::test]
+async fn a_failover_that_keeps_connections_open_is_noticed_by_everybody() {
+    let _machine = machine::alone();
+    let (primary, replica, proxy) = pair().await;
+    let mut worker = Worker::launch(&proxy.url(), &["--lease-ms", "1500"]);
+    worker.until_ready();
+    turnmill(&proxy.url(), &["submit", "-m", "before", "--max-tokens", "2", "--wait"]).await;
+
+    fail_over(&primary, &replica, &proxy).await;
+    let began = Instant::now();
+    let said =
+        turnmill(&proxy.url(), &["submit", "-m", "after", "--max-tokens", "2", "--wait", "--json"]).await;
+    assert!(said.contains("completed"), "{said}");
+    println!("from the new primary to the first turn that ended: {:?}", began.elapsed());
+
+    // And back, with nothing to do meanwhile: the first turn afterwards finds everything in order.
+    until("the old primary is in sync", async || {
+        told::<String>(&primary, &["INFO", "replication"]).await.contains("master_link_status:up")
+    })
+    .await;
+    fail_over(&replica, &primary, &proxy).await;
+    until("the worker is ready again", async || {
+        worker.try_get("/health/ready").is_some_and(|(status, _)| status == 200)
+    })
+    .await;
+    turnmill(&proxy.url(), &["submit", "-m", "again", "--max-tokens", "2", "--wait"]).await;
+    assert_eq!(worker.exited(), None);
+}
+
+#[tokio::test]
+async fn a_worker_that_starts_while_redis_loads_waits() {
+    let _machine = machine::alone();
+    let options = [
+        "--key-load-delay",
+        "1000",
+        "--loading-process-events-interval-bytes",
+        "1024",
+        "--enable-debug-command",
+        "yes",
+    ];
+    let mut server = RedisServer::start_with(&options);
+    let _: String = told(&server, &["DEBUG", "POPULATE", "3000", "key", "1000"]).await;
+    let _: String = told(&server, &["SAVE"]).await;
+    let url = server.url();
+    server.crash();
+    // Its data takes it some seconds.
+    let restarted = tokio::task::spawn_blocking(move || {
+        server.restart();
+        server
+    });
+    until("it says that it loads", async || {
+        let Ok(client) = redis::Client::open(url.as_str()) else { return false };
+        let Ok(mut connection) = client.get_multiplexed_async_connection().await else { return false };
+        let info: redis::RedisResult<String> =
+            redis::cmd("INFO").arg("persistence").query_async(&mut connection).await;
+        info.is_ok_and(|info| info.contains("loading:1"))
+    })
+    .await;
+    let mut worker = Worker::launch(&url, &[]);
+    worker.until_ready();
+    assert!(worker.log().contains("waiting for Redis"), "{}", worker.log());
+    drop(restarted.await.expect("it starts"));
+}
+
+#[tokio::test]
+async fn a_full_redis_drains_whoever_was_cut_off() {
+    const AGENTS: usize = 40;
+    let line = Line::start_with(&["--maxmemory", "24mb"]).await;
+    let mut worker = line.worker(&["--retained-bytes", "64KiB", "--lease-ms", "1500"]);
+    assert!(line.turnmill(&["queue", "pause"]).await.status.success());
+    let lines: String = (0..AGENTS)
+        .map(|i| format!("{{\"agent\": \"agent-{i}\", \"message\": \"Say a word.\", \"max_tokens\": 4}}\n"))
+        .collect();
+    let file = tempfile::NamedTempFile::new().expect("the temporary directory is writable");
+    std::fs::write(file.path(), lines).expect("written");
+    assert!(line.turnmill(&["submit", &file.path().to_string_lossy()]).await.status.success());
+    // Somebody else's data takes what is left.
+    let junk = "x".repeat(64 << 10);
+    let mut pieces = 0;
+    for bytes in [64 << 10, 1 << 10, 16] {
+        while ask::<String>(&line.redis, &["SET", &format!("junk-{pieces}"), &junk[..bytes]]).await.is_ok() {
+            pieces += 1;
+        }
+    }
+    let full = used_memory(&line.redis).await;
+    let _: u64 = told(&line.redis, &["CLIENT", "KILL", "TYPE", "normal"]).await;
+
+    assert!(line.turnmill(&["queue", "resume"]).await.status.success());
+    until("every turn ends", async || {
+        let agents: Vec<String> = told(&line.redis, &["ZRANGE", "tm:{default.0}:open", "0", "-1"]).await;
+        agents.is_empty()
+    })
+    .await;
+    until("memory falls", async || used_memory(&line.redis).await < full).await;
+    let output = line.turnmill(&["submit", "-m", "one more", "--max-tokens", "2", "--wait"]).await;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(worker.exited(), None, "{}", worker.log());
+}
+
+async fn used_memory(server: &RedisServer) -> u64 {
+    let info: String = told(server, &["INFO", "memory"]).await;
+    let used = info.lines().find_map(|line| line.strip_prefix("used_memory:"));
+    used.and_then(|bytes| bytes.trim().parse().ok()).expect("Redis says it")
+}
+
+#[tokio::test]
+async fn hot_agents_starve_neither_a_dead_workers_turn_nor_a_due_one() {
+    let line = Line::start().await;
+    let flags = ["--max-sequences", "2", "--lease-ms", "3000"];
+    // Somebody's turn is left behind by a worker that died.
+    let mut dead = line.worker(&flags);
+    let left =
+        turnmill(&line.redis.url(), &["submit", "--agent", "left", "-m", "left", "--max-tokens", "400"])
+            .await;
+    until("it runs", async || is_in_state(&line, left.trim(), "leased").await).await;
+    dead.kill9();
+    let hot: String = (0..1000)
+        .map(|i| format!("{{\"agent\": \"hot-{}\", \"message\": \"Go on.\", \"new_session\": true, \"max_tokens\": 2}}\n", i % 2))
+        .collect();
+    let file = tempfile::NamedTempFile::new().expect("the temporary directory is writable");
+    std::fs::write(file.path(), hot).expect("written");
+    assert!(line.turnmill(&["submit", &file.path().to_string_lossy()]).await.status.success());
+    let due = turnmill(
+        &line.redis.url(),
+        &["submit", "--agent", "due", "-m", "due", "--delay", "1", "--max-tokens", "2"],
+    )
+    .await;
+    let _worker = line.worker(&flags);
+    for turn in [left.trim(), due.trim()] {
+        until("it ends while the hot agents have work", async || is_in_state(&line, turn, "ended").await)
+            .await;
+    }
+    let waiting: u64 = told(&line.redis, &["LLEN", "tm:{default.0}:backlog:default/hot-0"]).await;
+    assert!(waiting > 0, "the hot agents were done first: nothing was shown");
+}
+
+async fn is_in_state(line: &Line, turn: &str, state: &str) -> bool {
+    let shown = line.turnmill(&["turn", "show", turn, "--json"]).await;
+    String::from_utf8_lossy(&shown.stdout).contains(&format!("\"state\":\"{state}\""))
+}

@@ -1,0 +1,97 @@
+//! What each check of the scripts is for: without it, the conformance suite fails.
+
+use std::sync::Arc;
+
+use turnmill_redis::steps::{Advance, Finish, LeaseHead, Renew};
+use turnmill_redis::{ItemStep, Step};
+use turnmill_schema::Outcome;
+use turnmill_tests::broker_conformance::{
+    TestQueue, a_late_manifest_is_taken_unless_a_newer_lease_said_something,
+    a_lease_taken_over_fences_the_old_worker, a_worker_that_slept_between_read_and_lease_gets_nothing, claim,
+    ending, enqueue, manifest, nobody_starves_behind_a_hot_agent, renewing_keeps_leases, turn,
+};
+use turnmill_tests::redis_queue::RedisQueue;
+use turnmill_worker::broker::Broker;
+
+/// A step's script without `checks`, each of which must be there once; in its place stands what follows it.
+fn without(script: &str, checks: &[(&str, &str)]) -> String {
+    checks.iter().fold(script.to_owned(), |script, (check, instead)| {
+        assert_eq!(script.matches(check).count(), 1, "the script has changed; name its check anew: {check}");
+        script.replace(check, instead)
+    })
+}
+
+/// The suite's function passes with the protocol's scripts and fails with `script` in place of that of the step `name`.
+async fn is_missed<F: Future<Output = ()> + Send + 'static>(
+    function: fn(Arc<RedisQueue>) -> F,
+    name: &'static str,
+    script: String,
+) {
+    let (whole, broken) = (RedisQueue::start(), RedisQueue::start().with_scripts(vec![(name, script)]));
+    tokio::spawn(function(Arc::new(whole))).await.expect("the protocol passes");
+    let missed = tokio::spawn(function(Arc::new(broken))).await;
+    assert!(missed.is_err_and(|e| e.is_panic()), "nobody misses the check");
+}
+
+#[tokio::test]
+async fn the_fence() {
+    let script = without(
+        Finish::SCRIPT,
+        &[
+            ("agent.state ~= 'leased' or agent.owner ~= worker or agent.epoch ~= epoch", "false"),
+            ("top_epoch > tonumber(epoch)", "false"),
+        ],
+    );
+    let function =
+        |queue: Arc<RedisQueue>| async move { a_lease_taken_over_fences_the_old_worker(&*queue).await };
+    is_missed(function, Finish::NAME, script).await;
+}
+
+#[tokio::test]
+async fn renewing() {
+    let keep = "redis.call('XCLAIM', READY[priority], GROUP, WORKER, 0, ticket, 'JUSTID')";
+    let function = |queue: Arc<RedisQueue>| async move { renewing_keeps_leases(&*queue).await };
+    is_missed(function, Renew::NAME, without(Renew::SCRIPT, &[(keep, "")])).await;
+}
+
+/// The suite sees no keys.
+async fn a_late_manifest_brings_no_agent_back(queue: Arc<RedisQueue>) {
+    enqueue(&*queue, &[turn(None, "1")]).await;
+    let worker = queue.worker("w").await;
+    let lease = claim(&worker).await.lease;
+    worker.finish(&lease, &ending(0, Outcome::Completed)).await.expect("ended");
+    worker.advance(&lease.fence(), &manifest(16)).await.expect("answered");
+    let left: u64 = queue.command(&["EXISTS", &queue.keys().agent(&lease.agent)]).await;
+    assert_eq!(left, 0);
+}
+
+#[tokio::test]
+async fn the_fence_of_manifests() {
+    let script = without(Advance::SCRIPT, &[("tonumber(ARGV[1]) < (tonumber(found[2]) or 0)", "false")]);
+    let function = |queue: Arc<RedisQueue>| async move {
+        a_late_manifest_is_taken_unless_a_newer_lease_said_something(&*queue).await;
+    };
+    is_missed(function, Advance::NAME, script).await;
+    let script = without(Advance::SCRIPT, &[("not found[1] or ", "")]);
+    is_missed(a_late_manifest_brings_no_agent_back, Advance::NAME, script).await;
+}
+
+/// A ticket that its worker had for too long is not its any more, and its agent has another.
+#[tokio::test]
+async fn the_ticket_check_in_lease() {
+    let checks = [
+        ("if consumer ~= WORKER then", "if false then"),
+        ("agent.ticket ~= ticket or agent.priority", "agent.priority"),
+    ];
+    let function = |queue: Arc<RedisQueue>| async move {
+        a_worker_that_slept_between_read_and_lease_gets_nothing(&*queue).await;
+    };
+    is_missed(function, LeaseHead::NAME, without(LeaseHead::SCRIPT, &checks)).await;
+}
+
+#[tokio::test]
+async fn who_waits_while_a_worker_continues() {
+    let script = without(Finish::SCRIPT, &[("or not others_wait(parked_key)", "or true")]);
+    let function = |queue: Arc<RedisQueue>| async move { nobody_starves_behind_a_hot_agent(&*queue).await };
+    is_missed(function, Finish::NAME, script).await;
+}

@@ -1,0 +1,244 @@
+//! Turns too large for Redis, from the producer's library through a real Redis and a store of files to a worker's
+//! adapters.
+
+use std::num::NonZeroU16;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use redis::AsyncCommands;
+use tempfile::TempDir;
+use turnmill::{Advice, NewTurn, Producer, ProducerError, ProducerSettings};
+use turnmill_schema::envelope::{MAX_ENVELOPE_BYTES, MAX_INLINE_BYTES};
+use turnmill_schema::keys::Keys;
+use turnmill_schema::{Name, PayloadReference, StoredTurn, Turn};
+use turnmill_tests::broker_conformance::claim;
+use turnmill_tests::program;
+use turnmill_tests::redis_server::RedisServer;
+use turnmill_worker::broker::redis::{BrokerSettings, RedisBroker};
+use turnmill_worker::config::{RedisUrl, StoreUrl};
+use turnmill_worker::store::{Payloads, StoreError};
+
+const MIB: usize = 1024 * 1024;
+
+fn name(text: &str) -> Name {
+    Name::new(text).expect("a name")
+}
+
+/// A queue and a store of files.
+struct Place {
+    redis: RedisServer,
+    folder: TempDir,
+}
+
+impl Place {
+    fn new() -> Self {
+        Self { redis: RedisServer::start(), folder: TempDir::new().expect("a temporary folder") }
+    }
+
+    /// A folder that is made by whoever opens it first.
+    fn store(&self) -> PathBuf {
+        self.folder.path().join("made/by-us")
+    }
+
+    fn url(&self) -> String {
+        format!("file://{}", self.store().display())
+    }
+
+    async fn producer(&self, store: Option<String>) -> Producer {
+        let mut settings = ProducerSettings::new(name("q"), name("t"));
+        settings.store = store;
+        Producer::connect(&self.redis.url(), settings).await.expect("Redis answers and the store opens")
+    }
+
+    async fn broker(&self) -> RedisBroker {
+        let settings = BrokerSettings {
+            redis: RedisUrl::from(self.redis.url()).into(),
+            queue: name("q"),
+            shards: NonZeroU16::MIN,
+            worker: "w".into(),
+            lease_ms: 60_000,
+            max_attempts: 3,
+            result_ttl_ms: 60_000,
+            outcome_ttl_ms: 60_000,
+            keep_stream_ms: 10_000,
+            retained_bytes: 1 << 30,
+            dead_bytes: 1 << 30,
+            tenant_max_running: 0,
+            max_continues: 0,
+        };
+        RedisBroker::connect(settings).await.expect("the server is suitable")
+    }
+
+    fn payloads(&self) -> Payloads {
+        Payloads::open(&StoreUrl::from(self.url()), &name("q")).expect("the store opens")
+    }
+
+    /// Enqueues a turn of `bytes` and some; the turn, and the reference that a worker is handed for it.
+    async fn enqueue_large(&self, bytes: usize) -> (Turn, PayloadReference) {
+        let producer = self.producer(Some(self.url())).await;
+        let turn = producer.prepare(NewTurn::user("x".repeat(bytes)).agent(name("a")));
+        producer.enqueue_prepared(std::slice::from_ref(&turn)).await.expect("enqueued");
+        match claim(&self.broker().await).await.turn {
+            Ok(StoredTurn::Reference(reference)) => (turn, reference),
+            other => panic!("no reference: {other:?}"),
+        }
+    }
+
+    fn file(&self, reference: &PayloadReference) -> PathBuf {
+        self.store().join(reference.path(&name("q")))
+    }
+
+    async fn connection(&self) -> redis::aio::MultiplexedConnection {
+        let client = redis::Client::open(self.redis.url()).expect("a URL");
+        client.get_multiplexed_async_connection().await.expect("Redis answers")
+    }
+}
+
+/// Every file under `folder`.
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = folder.read_dir() else { return Vec::new() };
+    let paths = entries.map(|entry| entry.expect("a folder can be read").path());
+    paths.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()
+}
+
+#[tokio::test]
+async fn a_large_turn_goes_by_reference_and_arrives_as_it_was_sent() {
+    let place = Place::new();
+    let (turn, reference) = place.enqueue_large(MIB).await;
+    assert_eq!(files(&place.store()), [place.file(&reference)]);
+    let stored: Vec<u8> = place
+        .connection()
+        .await
+        .hget(Keys::new(&name("q"), 0).turn(turn.id), "envelope")
+        .await
+        .expect("HGET");
+    assert!(stored.len() < 256, "{} bytes are in Redis", stored.len());
+    assert_eq!(place.payloads().get(&reference).await.expect("it is there"), turn);
+    place.payloads().remove(&reference).await.expect("removed");
+    assert_eq!(files(&place.store()), Vec::<PathBuf>::new());
+}
+
+#[tokio::test]
+async fn what_fits_stays_in_redis_and_batches_may_hold_both() {
+    let place = Place::new();
+    let producer = place.producer(Some(place.url())).await;
+    let (small, large) = (|| NewTurn::user("small"), || NewTurn::user("x".repeat(MAX_INLINE_BYTES)));
+    let turns = [small(), large(), small(), large()].map(|turn| producer.prepare(turn.agent(name("a"))));
+    let ids = producer.enqueue_prepared(&turns).await.expect("enqueued");
+    assert_eq!(ids, turns.each_ref().map(|turn| turn.id));
+    assert_eq!(files(&place.store()).len(), 2);
+    for turn in &turns {
+        let key = Keys::new(&name("q"), 0).turn(turn.id);
+        let stored: Vec<u8> = place.connection().await.hget(key, "envelope").await.expect("HGET");
+        let arrived = match StoredTurn::decode(&stored).expect("readable") {
+            StoredTurn::Inline(turn) => *turn,
+            StoredTurn::Reference(reference) => {
+                assert_eq!(reference.turn, turn.id);
+                place.payloads().get(&reference).await.expect("it is there")
+            }
+        };
+        assert_eq!(&arrived, turn);
+    }
+}
+
+#[tokio::test]
+async fn without_a_store_and_over_the_hard_limit_a_turn_is_refused_and_nothing_is_written() {
+    let place = Place::new();
+    let large = || NewTurn::user("x".repeat(MIB));
+    let error = place.producer(None).await.enqueue(large()).await.expect_err("no store");
+    assert!(matches!(error, ProducerError::NoStore { .. }) && error.advice() == Advice::Reject, "{error}");
+    assert!(["--store", "TURNMILL_STORE", "262144"].iter().all(|part| error.to_string().contains(part)));
+
+    let producer = place.producer(Some(place.url())).await;
+    let huge = NewTurn::user("x".repeat(MAX_ENVELOPE_BYTES));
+    let error = producer.enqueue_batch(vec![large(), huge]).await.expect_err("too large");
+    assert!(matches!(error, ProducerError::Envelope(_)) && error.advice() == Advice::Reject, "{error}");
+    assert!(error.to_string().contains("at most 16777216 are allowed"), "{error}");
+
+    assert_eq!(files(&place.store()), Vec::<PathBuf>::new());
+    let keys: Vec<String> = place.connection().await.keys("*").await.expect("KEYS");
+    assert_eq!(keys, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_store_that_cannot_be_written_to_enqueues_nothing() {
+    let place = Place::new();
+    let producer = place.producer(Some(place.url())).await;
+    // A file where a folder should be.
+    std::fs::write(place.store().join("payloads"), "").expect("written");
+    let error = producer.enqueue(NewTurn::user("x".repeat(MIB))).await.expect_err("it cannot be stored");
+    assert!(matches!(error, ProducerError::Store { .. }) && error.advice() == Advice::Retry, "{error}");
+    let keys: Vec<String> = place.connection().await.keys("*").await.expect("KEYS");
+    assert_eq!(keys, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_flipped_byte_or_a_cut_is_an_error_that_names_the_object_and_never_a_turn() {
+    let place = Place::new();
+    let (turn, reference) = place.enqueue_large(MIB).await;
+    let (file, path) = (place.file(&reference), reference.path(&name("q")));
+    let whole = std::fs::read(&file).expect("readable");
+    for at in [0, 1, whole.len() / 2, whole.len() - 1] {
+        let mut flipped = whole.clone();
+        flipped[at] ^= 1;
+        for damaged in [flipped, whole[..at].to_vec()] {
+            std::fs::write(&file, damaged).expect("written");
+            let error = place.payloads().get(&reference).await.expect_err("damaged");
+            assert!(matches!(error, StoreError::Damaged { .. }) && !error.may_pass(), "{error}");
+            assert!(error.to_string().contains(&path), "{error}");
+        }
+    }
+    // Enqueueing it again writes the object again.
+    let producer = place.producer(Some(place.url())).await;
+    assert_eq!(producer.enqueue_prepared(std::slice::from_ref(&turn)).await.expect("known"), [turn.id]);
+    assert_eq!(place.payloads().get(&reference).await.expect("whole again"), turn);
+}
+
+#[tokio::test]
+async fn an_object_that_is_gone_is_named() {
+    let place = Place::new();
+    let (_, reference) = place.enqueue_large(MIB).await;
+    std::fs::remove_file(place.file(&reference)).expect("removed");
+    let error = place.payloads().get(&reference).await.expect_err("gone");
+    assert!(matches!(error, StoreError::Missing { .. }) && !error.may_pass(), "{error}");
+    assert!(error.to_string().contains(&reference.path(&name("q"))), "{error}");
+}
+
+#[tokio::test]
+async fn enqueueing_again_under_an_idempotency_key_leaves_one_object() {
+    let place = Place::new();
+    let producer = place.producer(Some(place.url())).await;
+    let keyed = || NewTurn { idempotency_key: Some(name("k")), ..NewTurn::user("x".repeat(MIB)) };
+    let first = producer.enqueue(keyed()).await.expect("enqueued");
+    let [object] = &files(&place.store())[..] else { panic!("not one object") };
+    assert!(object.display().to_string().contains(&first.to_string()));
+    assert_eq!(producer.enqueue(keyed()).await.expect("known"), first);
+    assert_eq!(&files(&place.store()), std::slice::from_ref(object));
+}
+
+#[tokio::test]
+async fn the_command_takes_a_large_line_where_a_store_is_named() {
+    let place = Place::new();
+    let file = place.folder.path().join("turns.jsonl");
+    // Escaped sixfold, the line is longer than the turn may be.
+    let line = format!("{{\"message\": \"{}\"}}\n", "\\u0078".repeat(MAX_ENVELOPE_BYTES / 4));
+    std::fs::write(&file, line).expect("written");
+    let submit = |store: Option<String>| {
+        let mut command = Command::new(program("turnmill"));
+        command.arg("submit").arg(&file).env("TURNMILL_REDIS_URL", place.redis.url());
+        command.env_remove("TURNMILL_STORE").args(store.map(|url| format!("--store={url}")));
+        command.output().expect("the command runs")
+    };
+    // The words that a worker knows stand for no place of the producers'.
+    for none in [None, Some("none".into()), Some("auto".into())] {
+        let refused = submit(none);
+        let said = String::from_utf8_lossy(&refused.stderr);
+        assert!(refused.status.code() == Some(2) && said.contains("--store"), "{said}");
+    }
+    let taken = submit(Some(place.url()));
+    assert_eq!((taken.status.code(), String::from_utf8_lossy(&taken.stderr).as_ref()), (Some(0), ""));
+    assert_eq!(files(&place.store()).len(), 1);
+    let wrong = submit(Some("/var/lib/turnmill".into()));
+    let said = String::from_utf8_lossy(&wrong.stderr);
+    assert!(wrong.status.code() == Some(2) && said.contains("file:///var/lib/turnmill"), "{said}");
+}

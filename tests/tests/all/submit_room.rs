@@ -1,0 +1,141 @@
+//! `turnmill submit` while the queue is full, and commands that write while nobody reads what they print.
+
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, Command, Stdio};
+
+use serde_json::{Value, json};
+use tempfile::NamedTempFile;
+use turnmill::NewTurn;
+use turnmill::operate::Operator;
+use turnmill::schema::TurnId;
+use turnmill_tests::line::{Line, exactly, name};
+use turnmill_tests::program;
+
+fn lines(count: usize, max_tokens: u32) -> NamedTempFile {
+    let mut file = NamedTempFile::new().expect("the temporary directory is writable");
+    for i in 0..count {
+        let line = json!({
+            "agent": format!("agent-{}", i % 60), "message": format!("Line {i}"), "max_tokens": max_tokens,
+            "temperature": 0, "ignore_eos": true,
+        });
+        writeln!(file, "{line}").expect("written");
+    }
+    file
+}
+
+/// The command, with both of its outputs where the caller wants them.
+fn turnmill(line: &Line, arguments: &[&str], stdout: impl Into<Stdio>, stderr: impl Into<Stdio>) -> Child {
+    let mut command = Command::new(program("turnmill"));
+    command.args(arguments).env("TURNMILL_REDIS_URL", line.redis.url());
+    command.stdin(Stdio::null()).stdout(stdout).stderr(stderr).spawn().expect("the command can be run")
+}
+
+/// Waits for its end without holding up the test's runtime.
+async fn exit_code(mut child: Child) -> Option<i32> {
+    let ended = tokio::task::spawn_blocking(move || child.wait());
+    ended.await.expect("no panic").expect("our own child can be waited for").code()
+}
+
+async fn open_turns(line: &Line) -> u64 {
+    line.producer.lag().await.expect("counts").open_turns
+}
+
+#[tokio::test]
+async fn a_file_larger_than_the_queue_goes_through_it() {
+    let line = Line::start().await;
+    let _worker = line.worker(&[]);
+    for depth in ["1", "50", "199", "200", "299"] {
+        let count = if depth == "1" { 40 } else { 300 };
+        let file = lines(count, 1);
+        let path = file.path().to_string_lossy();
+        let flags = ["--max-depth", depth, "--wait-for-room", "--wait", "--json"];
+        let output = line.turnmill(&[&["submit", &path], &flags[..]].concat()).await;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!((output.status.code(), said), (Some(0), String::new()), "{depth} of {count}");
+        assert_eq!(String::from_utf8_lossy(&output.stdout).lines().count(), count, "{depth}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_in_the_queue_is_shown_while_the_rest_waits_for_room() {
+    let line = Line::start().await;
+    let worker = line.worker(&[]);
+    let file = lines(2, 500);
+    let path = file.path().to_string_lossy();
+    let flags = ["--max-depth", "1", "--wait-for-room", "--stream", "--json"];
+    let mut child =
+        turnmill(&line, &[&["submit", &path], &flags[..]].concat(), Stdio::piped(), Stdio::null());
+    let operator = Operator::new(line.producer.clone());
+    let first = loop {
+        match operator.agent(&name("agent-0")).await {
+            Ok(agent) if agent.head.is_some() => break agent.head.expect("just seen"),
+            _ => tokio::time::sleep(std::time::Duration::from_millis(2)).await,
+        }
+    };
+    line.until_all_have_tokens(&[first]).await;
+    // It neither ends nor makes room from here on.
+    worker.sigstop();
+    let end = operator.turn(first).await.expect("it is there").end;
+    assert!(end.is_none(), "the first turn has ended already");
+    let printed = BufReader::new(child.stdout.take().expect("piped"));
+    let shown = tokio::task::spawn_blocking(move || {
+        let mut lines = printed.lines().map(|line| line.expect("text"));
+        let is_text = |line: &String| serde_json::from_str::<Value>(line).expect("JSON")["text"].is_string();
+        lines.find(is_text).is_some()
+    });
+    let shown = tokio::time::timeout(turnmill_tests::PATIENCE / 4, shown).await;
+    worker.sigcont();
+    child.kill().expect("our own child can be killed");
+    exit_code(child).await;
+    assert!(shown.expect("it is shown while the second waits").expect("no panic"));
+}
+
+#[tokio::test]
+async fn a_reader_that_goes_away_costs_no_line() {
+    let line = Line::start().await;
+    let _worker = line.worker(&[]);
+    let operator = Operator::new(line.producer.clone());
+    for (i, flags) in
+        [&[][..], &["--json"], &["--wait", "--json"], &["--stream", "--json"]].iter().enumerate()
+    {
+        // More ids than a pipe holds.
+        let mut file = lines(3000, 1);
+        let last = name(&format!("last-{i}"));
+        writeln!(file, "{}", json!({"agent": last, "message": "hi", "max_tokens": 1})).expect("written");
+        let path = file.path().to_string_lossy();
+        let mut child =
+            turnmill(&line, &[&["submit", &path], *flags].concat(), Stdio::piped(), Stdio::piped());
+        let mut stdout = BufReader::new(child.stdout.take().expect("piped"));
+        let first = tokio::task::spawn_blocking(move || stdout.read_line(&mut String::new()));
+        assert!(first.await.expect("no panic").expect("text") > 0, "{flags:?}");
+        assert_eq!(exit_code(child).await, Some(0), "{flags:?}");
+        assert!(operator.agent(&last).await.is_ok(), "{flags:?}: the last line is not in the queue");
+    }
+}
+
+#[tokio::test]
+async fn nobody_who_reads_errors_costs_no_line_either() {
+    let line = Line::start().await;
+    let mut file = lines(300, 1);
+    writeln!(file, "nonsense").expect("written");
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    let stdout = writer.try_clone().expect("a pipe has more ends");
+    let child = turnmill(&line, &["submit", &file.path().to_string_lossy()], stdout, writer);
+    assert_eq!(exit_code(child).await, Some(2), "the last line is wrong");
+    assert_eq!(open_turns(&line).await, 300);
+}
+
+#[tokio::test]
+async fn cancelling_and_replaying_do_not_stop_half_way_because_nobody_reads() {
+    let line = Line::start().await;
+    let turn = |i| NewTurn::user("hi").agent(name(&format!("agent-{i}"))).sampling(exactly(1));
+    let turns: Vec<TurnId> = line.enqueue((0..5).map(turn).collect()).await;
+    let named: Vec<String> = turns.iter().map(TurnId::to_string).collect();
+    let arguments = ["turn", "cancel"].into_iter().chain(named.iter().map(String::as_str));
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    let child = turnmill(&line, &arguments.collect::<Vec<_>>(), writer, Stdio::null());
+    assert_eq!(exit_code(child).await, Some(0));
+    assert_eq!(open_turns(&line).await, 0, "all are cancelled");
+}

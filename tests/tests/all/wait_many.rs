@@ -1,0 +1,124 @@
+//! Waiting for many turns: every end comes once, over a few connections, whatever happens to events and to Redis.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use redis::AsyncCommands;
+use redis::aio::MultiplexedConnection;
+use tokio::time::timeout;
+use turnmill::schema::keys::{FIELD_END, FIELD_EVENT, Keys};
+use turnmill::schema::{Delta, End, Event, Outcome, Timing, TurnId, Usage, envelope};
+use turnmill::{NewTurn, Producer, ProducerError, ProducerSettings, WaitMany};
+use turnmill_tests::PATIENCE;
+use turnmill_tests::line::{Line, exactly, name};
+
+async fn connection(line: &Line) -> MultiplexedConnection {
+    let client = redis::Client::open(line.redis.url()).expect("a URL");
+    client.get_multiplexed_async_connection().await.expect("Redis answers")
+}
+
+async fn clients(redis: &mut MultiplexedConnection) -> usize {
+    let clients: String = redis::cmd("CLIENT").arg("LIST").query_async(redis).await.expect("CLIENT LIST");
+    clients.lines().count()
+}
+
+/// Ends a turn without an event of it.
+async fn end_quietly(redis: &mut MultiplexedConnection, turn: TurnId) {
+    let keys = Keys::new(&name("default"), 0);
+    let end = End {
+        outcome: Outcome::Completed,
+        finish: None,
+        error: None,
+        usage: Usage::default(),
+        timing: Timing::default(),
+        worker: None,
+    };
+    let text = Delta { index: 0, tokens: vec![1], text: "said".into(), logprobs: Vec::new() };
+    let end = envelope::encode(&Event::End(end)).expect("encodes");
+    for (id, event) in
+        [("5-1", envelope::encode(&Event::Delta(text)).expect("encodes")), ("6-1", end.clone())]
+    {
+        let _id: String = redis.xadd(keys.result(turn), id, &[(FIELD_EVENT, event)]).await.expect("XADD");
+    }
+    let _new: u64 = redis.hset(keys.turn(turn), FIELD_END, end).await.expect("HSET");
+}
+
+async fn next(ends: &mut WaitMany) -> (TurnId, String) {
+    let (turn, result) =
+        timeout(PATIENCE, ends.next()).await.expect("an end comes").expect("some are waited for");
+    (turn, result.expect("it can be read").text.expect("it is kept"))
+}
+
+#[tokio::test]
+async fn all_ends_come_over_one_more_connection_while_their_taker_does_other_things() {
+    let line = Line::start().await;
+    let _worker = line.worker(&[]);
+    let mut redis = connection(&line).await;
+    let before = clients(&mut redis).await;
+    let turn = |i| NewTurn::user("hi").agent(name(&format!("agent-{}", i % 60))).sampling(exactly(1));
+    let turns: BTreeSet<TurnId> = line.enqueue((0..600).map(turn).collect()).await.into_iter().collect();
+    let mut ends = line.producer.wait_many();
+    turns.iter().for_each(|turn| ends.add(*turn));
+    let (mut ended, mut most) = (BTreeSet::new(), 0);
+    while ends.waiting() > 0 {
+        let (turn, _) = next(&mut ends).await;
+        assert!(ended.insert(turn), "{turn} ends twice");
+        if ended.len() % 50 == 0 {
+            // Over the connection that its results come over.
+            line.enqueue(vec![NewTurn::user("more").sampling(exactly(1))]).await;
+            most = most.max(clients(&mut redis).await);
+        }
+    }
+    assert_eq!(ended, turns);
+    assert!(ends.next().await.is_none());
+    // Workers open and close some of their own.
+    assert!(most <= before + 8, "{most} connections, {before} before");
+}
+
+#[tokio::test]
+async fn ends_that_no_event_tells_of_are_found() {
+    let line = Line::start().await;
+    let mut redis = connection(&line).await;
+    let turns = line.enqueue((0..3).map(|i| NewTurn::user(format!("{i}"))).collect()).await;
+    let mut ends = line.producer.wait_many();
+    // One that ended before.
+    end_quietly(&mut redis, turns[0]).await;
+    ends.add(turns[0]);
+    assert_eq!(next(&mut ends).await, (turns[0], "said".to_owned()));
+    // One that ends without an event.
+    ends.add(turns[1]);
+    end_quietly(&mut redis, turns[1]).await;
+    assert_eq!(next(&mut ends).await, (turns[1], "said".to_owned()));
+    // One where nothing of the kind can be read any more.
+    let events = Keys::new(&name("default"), 0).events();
+    let _deleted: u64 = redis.del(&events).await.expect("DEL");
+    let _set: () = redis.set(&events, "something else").await.expect("SET");
+    ends.add(turns[2]);
+    end_quietly(&mut redis, turns[2]).await;
+    assert_eq!(next(&mut ends).await, (turns[2], "said".to_owned()));
+}
+
+#[tokio::test]
+async fn what_is_not_there_and_a_redis_that_stays_away_are_told_of_each_turn() {
+    let line = Line::start().await;
+    let settings = ProducerSettings {
+        retry_for: Duration::from_millis(300),
+        ..ProducerSettings::new(name("default"), name("default"))
+    };
+    let producer = Producer::connect(&line.redis.url(), settings).await.expect("Redis answers");
+    let mut ends = producer.wait_many();
+    let unknown = TurnId::new(0);
+    ends.add(unknown);
+    let told = ends.next().await.expect("one is waited for");
+    assert!(matches!(told, (turn, Err(ProducerError::UnknownTurn { .. })) if turn == unknown));
+
+    let turns = line.enqueue((0..3).map(|i| NewTurn::user(format!("{i}"))).collect()).await;
+    turns.iter().for_each(|turn| ends.add(*turn));
+    drop(line);
+    let mut told = BTreeSet::new();
+    while let Some((turn, result)) = timeout(PATIENCE, ends.next()).await.expect("it gives up") {
+        assert!(matches!(&result, Err(error) if error.is_outage()), "{result:?}");
+        told.insert(turn);
+    }
+    assert_eq!(told, turns.into_iter().collect());
+}

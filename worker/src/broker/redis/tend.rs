@@ -1,0 +1,164 @@
+//! Work on timers: agents that wait for a time or a place, workers that fell silent, lost tickets, results past their time.
+
+use std::time::Duration;
+
+use turnmill_redis::Fault;
+use turnmill_redis::steps::{
+    BeginSweep, Expire, Letter, Promote, Purge, Reclaim, RemoveConsumers, Repair, SilentTicket, Trim,
+    UnrunLimits,
+};
+use turnmill_schema::keys::{DeadlineEntry, Keys};
+
+use super::{BrokerSettings, RedisBroker};
+
+/// Look again after so long, if nobody waits. A turn that another worker delays meanwhile may start late by as much.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// The same while agents wait for a place: ends of turns wake nobody.
+const LOOK_FOR_A_PLACE: Duration = Duration::from_millis(100);
+/// Never more often than this.
+const LOOK_AT_MOST_EVERY: Duration = Duration::from_millis(5);
+/// Agents promoted in one look, of each kind.
+const AGENTS_A_LOOK: usize = 64;
+/// Tenants looked at in one look, drawn at random.
+const TENANTS_A_LOOK: usize = 8;
+/// Tickets of silent workers dealt with in one call.
+const TICKETS_A_RECLAIM: usize = 128;
+/// Agents looked at in one call of a sweep.
+const AGENTS_A_SWEEP: usize = 256;
+/// A consumer is taken for gone after this many leases of silence.
+const CONSUMER_LEASES: u64 = 20;
+/// Ended turns forgotten in one call.
+const TURNS_A_TRIM: usize = 128;
+/// Dead letters looked at in one call.
+const LETTERS_A_TRIM: usize = 32;
+/// Such calls in one sweep of a shard at most: what is left waits for the next one.
+const TRIMS_A_SWEEP: usize = 1000;
+
+impl RedisBroker {
+    /// Promotes who is due in one shard; how long until somebody else may be.
+    pub(super) async fn promote_shard(&self, keys: &Keys) -> Result<Duration, Fault> {
+        let waiting = self.server.waiting_agents(keys, AGENTS_A_LOOK, TENANTS_A_LOOK).await?;
+        self.expire(keys, waiting.overdue).await?;
+        let (mut agents, mut look_again) = (waiting.due, LOOK_EVERY);
+        if let Some(due_ms) = waiting.next_due_ms {
+            look_again = look_again.min(Duration::from_millis(due_ms.saturating_sub(waiting.now_ms)));
+        }
+        let cap = self.settings.tenant_max_running;
+        for tenant in &waiting.capped {
+            look_again = look_again.min(LOOK_FOR_A_PLACE);
+            // Without a limit (any more) they all go.
+            let places = match cap {
+                0 => AGENTS_A_LOOK,
+                cap => cap.saturating_sub(tenant.leased).min(AGENTS_A_LOOK as u64) as usize,
+            };
+            agents.extend(self.server.parked_agents(keys, &tenant.tenant, places).await?);
+        }
+        let promoted = agents.len();
+        if promoted > 0 {
+            self.server.run(keys, &Promote { tenant_max_running: cap, now: false, agents: &agents }).await?;
+        }
+        self.set_paused(keys.shard(), waiting.paused);
+        // A full look may have left some.
+        Ok(if promoted >= AGENTS_A_LOOK { LOOK_AT_MOST_EVERY } else { look_again.max(LOOK_AT_MOST_EVERY) })
+    }
+
+    /// Ends turns whose deadline passed while they waited.
+    async fn expire(&self, keys: &Keys, overdue: Vec<DeadlineEntry>) -> Result<(), Fault> {
+        if overdue.is_empty() {
+            return Ok(());
+        }
+        let BrokerSettings { result_ttl_ms, outcome_ttl_ms, .. } = self.settings;
+        let items: Vec<Expire> =
+            overdue.into_iter().map(|DeadlineEntry { agent, entry }| Expire { agent, entry }).collect();
+        for answer in
+            self.server.run_items(keys, &UnrunLimits { result_ttl_ms, outcome_ttl_ms }, &items).await?
+        {
+            if let Err(error) = answer {
+                tracing::warn!(%error, "a turn that is past its deadline could not be ended");
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes agents of silent workers in one shard runnable again.
+    pub(super) async fn reclaim_shard(&self, keys: &Keys) -> Result<u64, Fault> {
+        let lease_ms = self.settings.lease_ms;
+        let mut reclaimed = 0;
+        for stream in self.streams.iter().filter(|stream| stream.shard == keys.shard()) {
+            let mut from = "-".to_owned();
+            loop {
+                let page =
+                    self.server.pending_tickets(stream, lease_ms, &from, TICKETS_A_RECLAIM, None).await?;
+                let entries: Vec<String> = page.into_iter().map(|pending| pending.entry).collect();
+                let Some(last) = entries.last() else { break };
+                from = format!("({last}");
+                let agents = self.server.agents_of_tickets(stream, &entries).await?;
+                let is_last = entries.len() < TICKETS_A_RECLAIM;
+                let silent = |(entry, agent)| SilentTicket { entry, priority: stream.priority, agent };
+                let tickets = entries.into_iter().zip(agents).map(silent).collect();
+                let (now_ms, count) = self.server.run(keys, &Reclaim { lease_ms, tickets }).await?;
+                self.server.note_now_ms(now_ms);
+                reclaimed += count;
+                if is_last {
+                    break;
+                }
+            }
+        }
+        Ok(reclaimed)
+    }
+
+    pub(super) async fn sweep_shard(&self, keys: &Keys) -> Result<(), Fault> {
+        let (worker, lease_ms) = (&*self.settings.worker, self.settings.lease_ms);
+        let sweep = BeginSweep { worker, period_ms: lease_ms, agents: AGENTS_A_SWEEP };
+        let Some(agents) = self.server.run(keys, &sweep).await? else { return Ok(()) };
+        if !agents.is_empty() {
+            let repaired = self.server.run(keys, &Repair { agents: &agents }).await?;
+            if repaired > 0 {
+                tracing::warn!(
+                    shard = keys.shard(),
+                    agents = repaired,
+                    "gave agents without a ticket new ones"
+                );
+            }
+        }
+        let silent_ms = lease_ms.saturating_mul(CONSUMER_LEASES);
+        self.server.run(keys, &RemoveConsumers { silent_ms }).await?;
+        self.trim(keys).await
+    }
+
+    /// Forgets ended turns that are past their time, or too many for the memory they may take.
+    async fn trim(&self, keys: &Keys) -> Result<(), Fault> {
+        let (retained_bytes, outcome_ttl_ms) = (self.settings.retained_bytes, self.settings.outcome_ttl_ms);
+        for _ in 0..TRIMS_A_SWEEP {
+            let oldest = self.server.oldest_ended(keys, TURNS_A_TRIM).await?;
+            let trim = Trim { retained_bytes, outcome_ttl_ms, oldest: &oldest };
+            if self.server.run(keys, &trim).await? < TURNS_A_TRIM as u64 {
+                break;
+            }
+        }
+        self.trim_dead(keys).await
+    }
+
+    /// Forgets the oldest dead letters while they take more than they may.
+    async fn trim_dead(&self, keys: &Keys) -> Result<(), Fault> {
+        let over_bytes = Some(self.settings.dead_bytes);
+        for _ in 0..TRIMS_A_SWEEP {
+            let oldest = self.server.oldest_dead(keys, LETTERS_A_TRIM).await?;
+            let letters: Vec<Letter<'_>> =
+                oldest.iter().map(|(entry, turn)| Letter { entry, turn: *turn }).collect();
+            let purged = self.server.run(keys, &Purge { over_bytes, letters }).await?;
+            if purged > 0 {
+                tracing::warn!(
+                    shard = keys.shard(),
+                    purged,
+                    dead_bytes = self.settings.dead_bytes,
+                    "forgot the oldest dead letters, because they took more than dead_bytes"
+                );
+            }
+            if purged < LETTERS_A_TRIM as u64 {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
