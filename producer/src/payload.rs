@@ -209,7 +209,8 @@ impl Producer {
             return Ok(Vec::new());
         }
         let keys: Vec<String> = turns.iter().map(|turn| self.keys_of(*turn).turn(*turn)).collect();
-        let bytes = self.connection.ask(|server| server.fields_of::<u64>("HSTRLEN", &keys, FIELD_ENVELOPE)).await?;
+        let bytes =
+            self.connection.ask(|server| server.fields_of::<u64>("HSTRLEN", &keys, FIELD_ENVELOPE)).await?;
         // One that cannot be read is left to `kv gc`, as without a store.
         let is_short = |(_, bytes): &(String, Result<u64, Fault>)| {
             bytes.as_ref().is_ok_and(|bytes| (1..=MAX_REFERENCE_BYTES).contains(bytes))

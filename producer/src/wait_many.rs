@@ -257,22 +257,28 @@ fn put_together(
             .map(|bytes| envelope::decode::<Event>(bytes).map_err(|error| unreadable(what, &error)))
             .transpose()
     };
-    // A foreign or newer entry is passed by; if it held tokens, the next delta shows the gap.
-    let events = stream.iter().filter_map(|entry| envelope::decode::<Event>(&entry.event).ok());
+    // A foreign or newer entry is passed by; if it held tokens, the next delta shows the gap, or the end does.
+    let events = stream.iter().filter_map(|entry| {
+        let id: Option<StreamId> = entry.id.parse().ok();
+        Some((id, envelope::decode::<Event>(&entry.event).ok()?))
+    });
     let kept = [stored("stored reply", &state.reply)?, stored("stored outcome", &state.end)?];
     let (mut seen, mut reply) = (Seen::nothing(), Reply::default());
     let is_kept = !stream.is_empty() || state.reply.is_some();
-    for event in events.chain(kept.into_iter().flatten()) {
+    let misfit = |misfit| match misfit {
+        Misfit::Gap { expected, found } => ProducerError::Gap { turn, expected, found },
+        Misfit::Unaligned => unreadable("result", &"its tokens overlap otherwise"),
+    };
+    for (id, event) in events.chain(kept.into_iter().flatten().map(|event| (None, event))) {
         match event {
             Event::Begin(_) => {}
-            Event::Delta(delta) => match seen.add(delta) {
-                Ok(added) => added.into_iter().for_each(|delta| reply.push(delta)),
-                Err(Misfit::Gap { expected, found }) => {
-                    return Err(ProducerError::Gap { turn, expected, found });
-                }
-                Err(Misfit::Unaligned) => return Err(unreadable("result", &"its tokens overlap otherwise")),
-            },
-            Event::End(end) => return Ok(reply.ended(turn, agent, end, is_kept)),
+            Event::Delta(delta) => {
+                seen.add(delta).map_err(misfit)?.into_iter().for_each(|delta| reply.push(delta));
+            }
+            Event::End(end) => {
+                seen.finish(id.map_or(0, |id| id.sequence)).map_err(misfit)?;
+                return Ok(reply.ended(turn, agent, end, is_kept));
+            }
         }
     }
     Err(unreadable("stored outcome", &"it is not an End"))

@@ -98,15 +98,16 @@ impl Reader {
 
     /// Ends here if no further entry can come.
     fn judge(&mut self, mut state: TurnState) -> Result<(), ProducerError> {
+        let is_known = state.agent.is_some();
         self.agent = state.agent.take().or(self.agent.take());
         let top = state.top.as_ref().map(decode).transpose()?;
         match top {
             Some((id, _)) if id > self.last => {}
             Some((id, event @ Event::End(_))) => self.end(Some(id), event),
-            _ => match (&state.end, &self.agent) {
-                (Some(end), _) => self.take_stored(end, &state)?,
-                (None, Some(_)) => {}
-                (None, None) => {
+            _ => match &state.end {
+                Some(end) => self.take_stored(end, &state)?,
+                None if is_known => {}
+                None => {
                     return Err(ProducerError::UnknownTurn { turn: self.turn, queue: self.queue.clone() });
                 }
             },
@@ -166,6 +167,9 @@ impl Reader {
                 Event::Begin(_) if new => self.ready.push_back(Followed { id: Some(id), event }),
                 Event::Begin(_) => {}
                 Event::End(_) => {
+                    if let Err(misfit) = self.seen.finish(id.sequence) {
+                        return self.misfit(misfit);
+                    }
                     self.end(Some(id), event);
                     return Ok(());
                 }

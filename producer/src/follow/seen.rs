@@ -53,6 +53,15 @@ impl Seen {
         self.tokens.is_none()
     }
 
+    /// The end of a reply of `published` tokens comes next: all of them must have been seen, as far as that is known.
+    pub(crate) fn finish(&self, published: u64) -> Result<(), Misfit> {
+        let found = u32::try_from(published).unwrap_or(u32::MAX);
+        match self.tokens {
+            Some(expected) if expected < found => Err(Misfit::Gap { expected, found }),
+            _ => Ok(()),
+        }
+    }
+
     /// What `delta` adds; none when it adds nothing.
     pub(crate) fn add(&mut self, mut delta: Delta) -> Result<Option<Delta>, Misfit> {
         let seen = *self.tokens.get_or_insert_with(|| {
@@ -132,6 +141,12 @@ mod tests {
         seen.add(delta(0, 2)).expect("no gap");
         assert_eq!(seen.add(delta(5, 6)), Err(Misfit::Gap { expected: 2, found: 5 }));
         assert_eq!(seen.add(delta(2, 3)).map(|new| new.map(|new| new.index)), Ok(Some(2)));
+        assert_eq!(
+            seen.finish(9),
+            Err(Misfit::Gap { expected: 3, found: 9 }),
+            "the end says how many there are"
+        );
+        assert_eq!((seen.finish(3), seen.finish(2), Seen::unknown().finish(9)), (Ok(()), Ok(()), Ok(())));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use turnmill_schema::keys::{FIELD_AGENT, Keys};
 use turnmill_schema::{AgentId, StreamId, TurnId};
 
-use crate::entries::{Entry, Fields};
+use crate::entries::{Entry, Fields, Side};
 use crate::fault::Fault;
 use crate::server::Server;
 
@@ -34,7 +34,7 @@ impl Server {
         after: StreamId,
         count: usize,
     ) -> Result<Vec<Entry<DeadRecord>>, Fault> {
-        let found = self.entries_after(STEP, keys.dead(), after, count).await?;
+        let found = self.entries(STEP, keys.dead(), (Side::Oldest, after), count).await?;
         Ok(Entry::read_all(found, read_letter))
     }
 
@@ -47,7 +47,7 @@ impl Server {
         keys: &Keys,
         count: usize,
     ) -> Result<Vec<Entry<DeadRecord>>, Fault> {
-        let found = self.newest_entries(STEP, keys.dead(), StreamId::START, count).await?;
+        let found = self.entries(STEP, keys.dead(), (Side::Newest, StreamId::START), count).await?;
         Ok(Entry::read_all(found, read_letter))
     }
 }

@@ -1,8 +1,8 @@
 //! Entries of streams that the whole queue shares. Anybody may write there by mistake, and so may a newer version: an entry
 //! that cannot be read is told apart, and never an error.
 
+use redis::FromRedisValue;
 use redis::streams::{StreamId as RawEntry, StreamRangeReply};
-use redis::{Cmd, FromRedisValue};
 use turnmill_schema::StreamId;
 
 use crate::fault::Fault;
@@ -62,34 +62,30 @@ impl Fields<'_> {
     }
 }
 
+/// Which end of a stream to read from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Side {
+    /// The oldest entries first.
+    Oldest,
+    /// The newest entries first.
+    Newest,
+}
+
 impl Server {
-    /// The oldest entries of a stream after `after`, at most `count`.
-    pub(crate) async fn entries_after(
+    /// Entries of a stream after `after`, at most `count`.
+    pub(crate) async fn entries(
         &self,
         step: &'static str,
         key: String,
-        after: StreamId,
+        (side, after): (Side, StreamId),
         count: usize,
     ) -> Result<Vec<RawEntry>, Fault> {
-        let mut range = redis::cmd("XRANGE");
-        range.arg(key).arg(format!("({after}")).arg("+").arg("COUNT").arg(count);
-        self.range(step, &range).await
-    }
-
-    /// The newest entries of a stream after `after`, newest first, at most `count`.
-    pub(crate) async fn newest_entries(
-        &self,
-        step: &'static str,
-        key: String,
-        after: StreamId,
-        count: usize,
-    ) -> Result<Vec<RawEntry>, Fault> {
-        let mut range = redis::cmd("XREVRANGE");
-        range.arg(key).arg("+").arg(format!("({after}")).arg("COUNT").arg(count);
-        self.range(step, &range).await
-    }
-
-    async fn range(&self, step: &'static str, command: &Cmd) -> Result<Vec<RawEntry>, Fault> {
-        Ok(self.ask::<StreamRangeReply>(step, command).await?.ids)
+        let (command, after) = match side {
+            Side::Oldest => ("XRANGE", [format!("({after}"), "+".to_owned()]),
+            Side::Newest => ("XREVRANGE", ["+".to_owned(), format!("({after}")]),
+        };
+        let mut range = redis::cmd(command);
+        range.arg(key).arg(&after).arg("COUNT").arg(count);
+        Ok(self.ask::<StreamRangeReply>(step, &range).await?.ids)
     }
 }

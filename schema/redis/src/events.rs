@@ -8,7 +8,7 @@ use turnmill_schema::keys::{FIELD_AGENT, FIELD_EVENT, Keys};
 use turnmill_schema::{AgentId, End, Event, Name, StreamId, TurnId, envelope};
 
 use crate::blocking::Blocking;
-use crate::entries::{Entry, Fields};
+use crate::entries::{Entry, Fields, Side};
 use crate::fault::Fault;
 use crate::server::Server;
 
@@ -46,7 +46,7 @@ impl Server {
         after: StreamId,
         count: usize,
     ) -> Result<Vec<Entry<EndedRecord>>, Fault> {
-        let found = self.newest_entries(STEP, keys.events(), after, count).await?;
+        let found = self.entries(STEP, keys.events(), (Side::Newest, after), count).await?;
         Ok(Entry::read_all(found, read_end))
     }
 

@@ -8,6 +8,11 @@ use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
+/// Flags of a program.
+type Flags<'a> = &'a [&'a str];
+/// Variables of its environment.
+type Variables<'a> = &'a [(&'a str, &'a str)];
+
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -274,7 +279,7 @@ fn what_keeps_a_worker_from_starting_is_a_line_of_its_log() {
     let broken = file("broken.toml", "lease_ms\n");
     let redis: [&str; 5] =
         ["--model", &model(), "--redis-url", "redis://127.0.0.1:1", "--http-addr=127.0.0.1:0"];
-    let cases: [(&[&str], &[(&str, &str)], &str); 11] = [
+    let cases: [(Flags<'_>, Variables<'_>, &str); 11] = [
         (&[], &[], "no model is named"),
         (&["--lease-ms", "1"], &[], "lease_ms is 1;"),
         (&["--lease-ms", "1", "--shards=2000"], &[], "shards is 2000;"),
@@ -296,7 +301,7 @@ fn what_keeps_a_worker_from_starting_is_a_line_of_its_log() {
         assert!(!output.status.success() && last["level"] == "ERROR", "{flags:?}: {said}");
         assert!(last["error"].as_str().is_some_and(|error| error.contains(part)), "{flags:?}: {said}");
     }
-    let cases: [(&[&str], &[(&str, &str)]); 5] = [
+    let cases: [(Flags<'_>, Variables<'_>); 5] = [
         (&["--log-format=text"], &[]),
         (&["--lease-ms=soon"], &[("TURNMILL_LOG_FORMAT", "text")]),
         (&["--config", &text], &[]),

@@ -9,6 +9,8 @@ mod broker_memory;
 mod broker_redis;
 mod cli_edges;
 mod e2e;
+mod followers;
+mod front_door;
 mod golden;
 mod kv_commands;
 mod mutations;

@@ -312,6 +312,7 @@ async fn the_command_says_that_the_store_does_not_answer() {
         }
         assert!(start.elapsed() < Duration::from_secs(60), "{:?}", start.elapsed());
     }
-    let waiting: u64 = redis::cmd("DBSIZE").query_async(&mut place.connection().await).await.expect("answered");
+    let waiting: u64 =
+        redis::cmd("DBSIZE").query_async(&mut place.connection().await).await.expect("answered");
     assert_eq!(waiting, 0, "something was enqueued");
 }

@@ -82,13 +82,15 @@ impl Worker {
         self.end(turn, "6-13", end).await;
     }
 
-    /// Ends a turn as its worker does where the reply is short, and lets the stream expire.
+    /// Ends a turn as its worker does if the reply is short, and lets the stream expire: all at once, as seen by a reader that
+    /// looked away meanwhile.
     async fn keep_reply(&mut self, turn: TurnId) {
-        self.end(turn, "6-13", &completed()).await;
-        let reply = envelope::encode(&Event::Delta(delta(0, 13))).expect("encodes");
-        let fields = [(FIELD_REPLY, reply), ("epoch", b"5".to_vec())];
-        let _ok: () = self.redis.hset_multiple(self.keys.turn(turn), &fields).await.expect("HSET");
-        self.drop_result(turn).await;
+        let encode = |event| envelope::encode(&event).expect("encodes");
+        let (end, reply) = (encode(Event::End(completed())), encode(Event::Delta(delta(0, 13))));
+        let fields = [(FIELD_END, end), (FIELD_REPLY, reply), ("epoch", b"5".to_vec())];
+        let mut ending = redis::pipe();
+        ending.atomic().hset_multiple(self.keys.turn(turn), &fields).del(self.keys.result(turn));
+        let _: redis::Value = ending.query_async(&mut self.redis).await.expect("EXEC");
     }
 
     async fn drop_result(&mut self, turn: TurnId) {
@@ -277,7 +279,7 @@ async fn a_short_reply_outlives_its_stream() {
     worker.begin(turn, 5, 0).await;
     worker.delta(turn, 5, 0, 4).await;
     let mut all = vec![next(&mut events).await, next(&mut events).await];
-    // The rest is made and the stream goes while this reader looks away.
+    // The rest is made, and the stream goes before this reader comes to it.
     worker.keep_reply(turn).await;
     while let Some(followed) = events.next().await {
         all.push(followed.expect("no error"));

@@ -23,7 +23,7 @@ use super::sampling::SamplingArgs;
 use super::traces::Traces;
 use super::{Exit, Global};
 
-/// Turns followed at once, each on a connection of its own; reading further lines waits while so many are out.
+/// Turns followed at once; reading further lines waits while so many are out.
 const MAX_FOLLOWED: usize = 256;
 /// Turns waited for at once, all over one connection. Fewer than the ends that the queue's stream of events holds.
 const MAX_WAITED: usize = 4096;

@@ -440,6 +440,49 @@ async fn events_go_on_after_redis_was_away() {
     assert!(ran.err.matches("cannot reach Redis").count() <= 1, "said once: {}", ran.err);
 }
 
+/// Somebody else's entries, and those of a newer version, cost nobody anything.
+#[tokio::test]
+async fn foreign_entries_are_passed_by() {
+    let queue = RedisQueue::start();
+    let worker = queue.worker("w").await;
+    let mut failed = Vec::new();
+    for agent in ["a", "b"] {
+        for key in [queue.keys().dead(), queue.keys().events()] {
+            let _: Text = queue.command(&["XADD", &key, "*", "whose", "not ours"]).await;
+            let _: Text =
+                queue.command(&["XADD", &key, "*", "turn", "x", "agent", "t/a", "event", "\u{2}"]).await;
+        }
+        submit(&queue, agent, &[]).await;
+        failed.push(json!(play(&worker, Outcome::Failed).await));
+    }
+    let letters = done(&queue, &["dead", "ls", "--json"]).await.lines();
+    let turns: Vec<Value> = letters.iter().filter_map(|line| line.get("turn").cloned()).collect();
+    assert_eq!(turns, failed);
+    let follow = ["events", "--from", "0", "--count", "2", "--json"];
+    let as_group = [&follow[..], &["--group", "g", "--consumer", "c"]].concat();
+    for arguments in [&follow[..], &as_group] {
+        let ends: Vec<Value> =
+            done(&queue, arguments).await.lines().iter().map(|line| line["turn"].clone()).collect();
+        assert_eq!(ends, failed, "{arguments:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_expired_is_unknown_and_not_nothing() {
+    let queue = RedisQueue::start();
+    let worker = queue.worker("w").await;
+    let turn = submit(&queue, "a", &[]).await;
+    let claim = claim(&worker).await;
+    let delta = Delta { index: 0, tokens: vec![7], text: "x".into(), logprobs: Vec::new() };
+    worker.append(&claim.lease, &delta).await.expect("appends");
+    finish(&worker, &claim.lease, 1, Outcome::Completed).await;
+    let shown = async || done(&queue, &["turn", "show", &turn, "--json"]).await.line()["published"].clone();
+    assert_eq!(shown().await, json!(1));
+    let _: u64 = queue.command(&["DEL", &queue.keys().result(claim.lease.turn)]).await;
+    assert_eq!(shown().await, Value::Null);
+    assert!(done(&queue, &["turn", "show", &turn]).await.out.contains("unknown"));
+}
+
 /// The verdicts of `doctor`, by check.
 fn verdicts(ran: &Ran) -> Vec<String> {
     ran.lines().iter().map(|line| format!("{} {}", text(&line["check"]), text(&line["verdict"]))).collect()

@@ -1,0 +1,220 @@
+//! Many followers of one producer against a real Redis: they share a few connections and hold nobody up, and a server that
+//! gives way to another one, or a broken key, costs them nothing. The worker is played by the test.
+
+use std::pin::pin;
+use std::time::Duration;
+
+use futures::{FutureExt, StreamExt};
+use redis::aio::MultiplexedConnection;
+use turnmill::schema::keys::{FIELD_AT, FIELD_END, FIELD_EVENT, Keys};
+use turnmill::schema::{Delta, End, Event, FinishReason, Name, Outcome, Timing, TurnId, Usage, envelope};
+use turnmill::{NewTurn, Producer, ProducerError, ProducerSettings};
+use turnmill_tests::PATIENCE;
+use turnmill_tests::proxy::Proxy;
+use turnmill_tests::redis_server::RedisServer;
+
+fn name(text: &str) -> Name {
+    Name::new(text).expect("a name")
+}
+
+async fn producer(url: &str) -> Producer {
+    let mut settings = ProducerSettings::new(name("q"), name("t"));
+    // Looks at what the streams do not tell come often.
+    settings.block = Duration::from_millis(200);
+    Producer::connect(url, settings).await.expect("Redis answers")
+}
+
+async fn client(server: &RedisServer) -> MultiplexedConnection {
+    let client = redis::Client::open(server.url()).expect("a URL");
+    client.get_multiplexed_async_connection().await.expect("Redis answers")
+}
+
+async fn command<T: redis::FromRedisValue>(redis: &mut MultiplexedConnection, words: &[&str]) -> T {
+    let mut command = redis::cmd(words[0]);
+    command.arg(&words[1..]).query_async(redis).await.expect("the command works")
+}
+
+/// Enqueues so many turns.
+async fn enqueue(producer: &Producer, count: usize) -> Vec<TurnId> {
+    let turns = (0..count).map(|number| NewTurn::user(number.to_string())).collect();
+    producer.enqueue_batch(turns).await.expect("enqueued")
+}
+
+fn keys() -> Keys {
+    Keys::new(&name("q"), 0)
+}
+
+async fn publish(redis: &mut MultiplexedConnection, turn: TurnId, id: &str, event: &Event) {
+    let mut add = redis::cmd("XADD");
+    add.arg(keys().result(turn)).arg(id).arg(FIELD_EVENT).arg(envelope::encode(event).expect("encodes"));
+    let _: String = add.arg(FIELD_AT).arg(0).query_async(redis).await.expect("XADD");
+}
+
+/// Publishes the token of this number.
+async fn say(redis: &mut MultiplexedConnection, turn: TurnId, token: u32) {
+    let delta = Delta { index: token, tokens: vec![token], text: text(turn, token), logprobs: Vec::new() };
+    publish(redis, turn, &format!("5-{}", token + 1), &Event::Delta(delta)).await;
+}
+
+fn text(turn: TurnId, token: u32) -> String {
+    format!("{turn} says {token}; ")
+}
+
+/// Ends a turn that said `tokens`.
+async fn end(redis: &mut MultiplexedConnection, turn: TurnId, tokens: u32) {
+    let (usage, timing) = (Usage::default(), Timing::default());
+    let (outcome, finish) = (Outcome::Completed, Some(FinishReason::Stop));
+    let end = Event::End(End { outcome, finish, error: None, usage, timing, worker: None });
+    publish(redis, turn, &format!("6-{tokens}"), &end).await;
+    let mut set = redis::cmd("HSET");
+    set.arg(keys().turn(turn)).arg(FIELD_END).arg(envelope::encode(&end).expect("encodes"));
+    let _: u64 = set.query_async(redis).await.expect("HSET");
+}
+
+/// Waits for something to become so.
+async fn until(mut is_so: impl AsyncFnMut() -> bool) {
+    let wait = async {
+        while !is_so().await {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, wait).await.expect("it becomes so");
+}
+
+/// How many clients are connected, the asking one included.
+async fn clients(redis: &mut MultiplexedConnection) -> usize {
+    command::<String>(redis, &["CLIENT", "LIST"]).await.lines().count()
+}
+
+#[tokio::test]
+async fn hundreds_of_followers_share_a_few_connections() {
+    let server = RedisServer::start();
+    let (producer, mut redis) = (producer(&server.url()).await, client(&server).await);
+    let turns = enqueue(&producer, 300).await;
+    let waiting = {
+        let (producer, turns) = (producer.clone(), turns.clone());
+        let wait = move |turn| {
+            let producer = producer.clone();
+            async move { (turn, producer.wait(turn).await) }
+        };
+        tokio::spawn(async move { futures::future::join_all(turns.into_iter().map(wait)).await })
+    };
+    let mut most = 0;
+    for token in 0..3 {
+        for turn in &turns {
+            say(&mut redis, *turn, token).await;
+        }
+        most = most.max(clients(&mut redis).await);
+    }
+    for turn in &turns {
+        end(&mut redis, *turn, 3).await;
+    }
+    for (turn, result) in waiting.await.expect("no panic") {
+        let whole: String = (0..3).map(|token| text(turn, token)).collect();
+        assert_eq!(result.expect("ended").text, Some(whole));
+    }
+    assert!(most < 20, "{most} connections");
+}
+
+#[tokio::test]
+async fn followers_that_nobody_polls_hold_nobody_up() {
+    let server = RedisServer::start();
+    let (producer, mut redis) = (producer(&server.url()).await, client(&server).await);
+    let turns = enqueue(&producer, 100).await;
+    let mut followers: Vec<_> = turns.iter().map(|turn| producer.follow(*turn, None).boxed()).collect();
+    let mut waits: Vec<_> = turns.iter().map(|turn| producer.wait(*turn).boxed()).collect();
+    // Each is polled once and then left alone, as in an arm of a `select!` that goes on to await something else.
+    for (follower, wait) in followers.iter_mut().zip(&mut waits) {
+        assert!(futures::poll!(follower.next()).is_pending() && futures::poll!(wait).is_pending());
+    }
+    // More pieces than are kept for one that does not take them.
+    for token in 0..50 {
+        for turn in &turns {
+            say(&mut redis, *turn, token).await;
+        }
+    }
+    for turn in &turns {
+        end(&mut redis, *turn, 50).await;
+    }
+    for _ in 0..20 {
+        enqueue(&producer, 1).await;
+    }
+    // A slow follower loses nothing.
+    let whole: Vec<_> = followers.pop().expect("there are some").collect().await;
+    assert_eq!(whole.len(), 51);
+    assert!(whole.iter().all(Result::is_ok), "{whole:?}");
+    let result = waits.pop().expect("there are some").await.expect("ended");
+    assert_eq!(result.tokens.len(), 50);
+}
+
+#[tokio::test]
+async fn a_broken_stream_fails_its_own_follower_alone() {
+    let server = RedisServer::start();
+    let (producer, mut redis) = (producer(&server.url()).await, client(&server).await);
+    let turns = enqueue(&producer, 3).await;
+    let mut events = pin!(producer.follow_many(turns.clone()));
+    for turn in &turns {
+        say(&mut redis, *turn, 0).await;
+    }
+    for _ in &turns {
+        let (turn, followed) = events.next().await.expect("not ended");
+        assert!(followed.is_ok(), "{turn}: {followed:?}");
+    }
+    let mut replace = redis::pipe();
+    replace.atomic().del(keys().result(turns[1])).set(keys().result(turns[1]), "x");
+    let _: redis::Value = replace.query_async(&mut redis).await.expect("EXEC");
+    let (turn, followed) = events.next().await.expect("not ended");
+    let error = followed.expect_err("it is broken");
+    assert!(turn == turns[1] && error.to_string().contains("turnmill doctor"), "{turn}: {error}");
+    for turn in [turns[0], turns[2]] {
+        end(&mut redis, turn, 1).await;
+    }
+    let mut ended: Vec<_> = events.map(|(turn, followed)| (turn, followed.is_ok())).collect().await;
+    ended.sort();
+    assert_eq!(ended, [(turns[0], true), (turns[2], true)]);
+}
+
+#[tokio::test]
+async fn a_turn_that_goes_while_it_is_followed_is_told() {
+    let server = RedisServer::start();
+    let (producer, mut redis) = (producer(&server.url()).await, client(&server).await);
+    let turn = enqueue(&producer, 1).await[0];
+    let mut events = pin!(producer.follow(turn, None));
+    say(&mut redis, turn, 0).await;
+    assert!(events.next().await.is_some_and(|event| event.is_ok()));
+    let _: String = command(&mut redis, &["FLUSHALL"]).await;
+    let lost = tokio::time::timeout(PATIENCE, events.next()).await.expect("it is told");
+    assert!(matches!(lost, Some(Err(ProducerError::UnknownTurn { .. }))), "{lost:?}");
+}
+
+/// The address moves to another server, and connections made before stay open to the old one, which becomes a replica.
+#[tokio::test]
+async fn a_producer_goes_on_after_a_failover_that_keeps_its_connections() {
+    // A replica need not wait for others to come.
+    let start = || RedisServer::start_with(&["--repl-diskless-sync-delay", "0"]);
+    let (first, second) = (start(), start());
+    let proxy = Proxy::start(first.address()).await.expect("a local port is free");
+    let producer = producer(&proxy.url()).await;
+    let (mut old, mut new) = (client(&first).await, client(&second).await);
+    let turn = enqueue(&producer, 1).await[0];
+    let mut events = pin!(producer.follow(turn, None));
+    say(&mut old, turn, 0).await;
+    assert!(events.next().await.is_some_and(|event| event.is_ok()));
+
+    let port = first.address().port().to_string();
+    let _: String = command(&mut new, &["REPLICAOF", "127.0.0.1", &port]).await;
+    until(async || {
+        command::<String>(&mut new, &["INFO", "replication"]).await.contains("master_link_status:up")
+    })
+    .await;
+    proxy.lead_to(second.address());
+    let _: String = command(&mut old, &["FAILOVER"]).await;
+    until(async || command::<String>(&mut new, &["INFO", "replication"]).await.contains("role:master")).await;
+
+    say(&mut new, turn, 1).await;
+    end(&mut new, turn, 2).await;
+    let rest: Vec<_> = events.collect().await;
+    assert!(matches!(&rest[..], [Ok(delta), Ok(_)] if matches!(delta.event, Event::Delta(_))), "{rest:?}");
+    enqueue(&producer, 1).await;
+    assert_eq!(producer.lag().await.expect("counts").open_turns, 2);
+}
