@@ -266,7 +266,10 @@ impl Turn {
     /// whatever id. A turn that comes again under its idempotency key is told from another one by it. BLAKE3 of the agent,
     /// the messages and how to sample, as MessagePack.
     pub fn asked_digest(&self) -> String {
-        let asked = (&self.agent, &self.messages, self.new_session, &self.sampling, self.priority);
+        // A producer that was given no seed fixes that of the turn's id.
+        let seed = self.sampling.seed.filter(|seed| *seed != self.id.seed());
+        let sampling = Sampling { seed, ..self.sampling.clone() };
+        let asked = (&self.agent, &self.messages, self.new_session, &sampling, self.priority);
         // What cannot be encoded is not enqueued either.
         let bytes = rmp_serde::to_vec(&asked).unwrap_or_default();
         blake3::hash(&bytes).to_hex()[..16].to_owned()

@@ -67,6 +67,14 @@ impl Server {
         Ok(WaitingAgents { now_ms, paused, due, next_due_ms, overdue, capped })
     }
 
+    /// Whether the queue is paused.
+    ///
+    /// # Errors
+    /// See [`Fault`].
+    pub async fn is_paused(&self, keys: &Keys) -> Result<bool, Fault> {
+        self.ask("waiting", redis::cmd("EXISTS").arg(keys.paused())).await
+    }
+
     /// How many turns of each tenant run.
     async fn leased_of(&self, keys: &Keys, tenants: Vec<String>) -> Result<Vec<CappedTenant>, Fault> {
         if tenants.is_empty() {

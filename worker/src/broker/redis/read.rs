@@ -77,6 +77,13 @@ impl RedisBroker {
         Ok(())
     }
 
+    async fn look_whether_paused(&self) -> Result<(), Fault> {
+        for keys in self.queue.all_keys() {
+            self.set_paused(keys.shard(), self.server.is_paused(&keys).await?);
+        }
+        Ok(())
+    }
+
     async fn read_on(
         &self,
         connection: &mut Blocking,
@@ -85,6 +92,7 @@ impl RedisBroker {
     ) -> Result<Vec<Ticket>, BrokerError> {
         if self.is_paused() {
             tokio::time::sleep(PAUSE_BLOCK).await;
+            self.look_whether_paused().await?;
             return Ok(Vec::new());
         }
         let mut tickets = self.recover(&mut reader.to_recover, room).await?;
