@@ -127,7 +127,8 @@ impl Process {
             let leases = self.live_leases();
             let sent_ms = self.stage.clock.now();
             if self.broker.renew().await.is_ok() {
-                for lease in leases.iter().filter(|lease| !lease.is_lost()) {
+                // Of a lease that is being ended the renewal says nothing: its last call may have been taken already.
+                for lease in leases.iter().filter(|lease| !lease.is_lost() && !lease.is_ending()) {
                     let key = (lease.turn, lease.epoch);
                     self.stage.ledger().kept_ms.insert(key, (self.name.clone(), sent_ms));
                 }

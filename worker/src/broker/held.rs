@@ -288,6 +288,11 @@ impl Lease {
         self.lost.is_cancelled()
     }
 
+    /// Whether its last call is under way, or was taken: only that call's answer says what became of the lease.
+    pub fn is_ending(&self) -> bool {
+        !matches!(&lock(&self.holding.state).held, Held::Lease { epoch, ending: false, .. } if *epoch == self.epoch)
+    }
+
     /// Whether the turn's top was known on the way `generation`. It is not again until [`Self::know_top`].
     pub(super) fn forget_top(&self, generation: u64) -> bool {
         lock(&self.holding.state).top.take() == Some(generation)
