@@ -54,6 +54,7 @@ async fn a_lone_turn_leaves_its_result_and_outcome_only_and_both_expire() {
         keys.events(),
         keys.counters(),
         keys.ended(),
+        keys.streams(),
     ]);
     expected.sort();
     assert_eq!(queue.dump().await.into_keys().collect::<Vec<_>>(), expected);
@@ -350,13 +351,13 @@ async fn a_foreign_entry_in_a_result_stream_is_passed_by() {
     let queue = RedisQueue::start();
     let (first, second) = (queue.worker("first").await, queue.worker("second").await);
     let id = enqueue(&queue, &[turn(Some("a"), "1")]).await[0];
-    let fenced = claim(&first).await;
-    first.append(&fenced.lease, &delta(0, &[1, 2])).await.expect("appended");
-    let _: String = queue.command(&["XADD", &queue.keys().result(id), "*", "foreign", "x"]).await;
-    assert!(matches!(
-        first.finish(&fenced.lease, &ending(2, Outcome::Completed)).await,
-        Err(BrokerError::Fenced { .. })
-    ));
+    let first_try = claim(&first).await;
+    first.append(&first_try.lease, &delta(0, &[1, 2])).await.expect("appended");
+    let foreign = format!("{}-7", first_try.lease.epoch);
+    let _: String = queue.command(&["XADD", &queue.keys().result(id), &foreign, "foreign", "x"]).await;
+    let refused = first.finish(&first_try.lease, &ending(2, Outcome::Completed)).await;
+    assert!(matches!(refused, Err(BrokerError::Gap { expected: 2, found: 7, .. })), "{refused:?}");
+    drop(first_try);
     let ticket = reclaim_one(&second).await;
     let resumed = second.lease(&ticket).await.expect("answered").expect("ours");
     assert_eq!(resumed.published, [delta(0, &[1, 2])]);

@@ -1,8 +1,10 @@
 //! What is kept of ended turns, and for how long, in a real Redis.
 
+use std::time::{Duration, Instant};
+
 use turnmill_schema::keys::{FIELD_END, counter};
 use turnmill_schema::{Delta, Name, Outcome, Turn, TurnId};
-use turnmill_tests::broker_conformance::{TestQueue, WorkerLimits, claim, delta, ending, enqueue, turn};
+use turnmill_tests::broker_conformance::{PATIENCE, TestQueue, WorkerLimits, claim, delta, ending, enqueue, turn};
 use turnmill_tests::redis_queue::RedisQueue;
 use turnmill_worker::broker::redis::{BrokerSettings, RedisBroker};
 use turnmill_worker::broker::{Broker, Ending};
@@ -39,6 +41,15 @@ async fn retained(queue: &RedisQueue) -> u64 {
     retained.unwrap_or(0)
 }
 
+/// Waits for something that comes by itself.
+async fn until(condition: impl AsyncFn() -> bool, complaint: &str) {
+    let patience = Instant::now() + PATIENCE;
+    while !condition().await {
+        assert!(Instant::now() < patience, "{complaint}");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
 async fn has_outcome(queue: &RedisQueue, turn: TurnId) -> bool {
     let end: Option<Vec<u8>> = queue.command(&["HGET", &queue.keys().turn(turn), FIELD_END]).await;
     end.is_some()
@@ -61,10 +72,10 @@ async fn ended_turns_stay_under_their_cap_and_the_oldest_go_first() {
     let forgotten = outcomes.iter().take_while(|kept| !**kept).count();
     assert!((100..900).contains(&forgotten), "{forgotten} of 1000 are forgotten");
     assert!(outcomes[forgotten..].iter().all(|kept| *kept), "the oldest go first");
-    let gone = queue.keys().idempotency("test/k0");
-    assert_eq!(queue.command::<u64>(&["EXISTS", &gone]).await, 0, "its idempotency key goes with it");
-    let left = queue.keys().idempotency("test/k999");
-    assert_eq!(queue.command::<u64>(&["EXISTS", &left]).await, 1);
+    for key in ["test/k0", "test/k999"] {
+        let left_ms: i64 = queue.command(&["PTTL", &queue.keys().idempotency(key)]).await;
+        assert!(left_ms > 0, "idempotency keys are small, and stay for their full time");
+    }
 }
 
 #[tokio::test]
@@ -72,6 +83,9 @@ async fn the_estimate_of_what_is_kept_is_near_what_redis_says() {
     let queue = RedisQueue::start();
     let broker = worker(&queue, u64::MAX / 2).await;
     let ids = run_turns(&queue, &broker, 200).await;
+    let last = queue.keys().result(ids[199]);
+    until(async || queue.command::<u64>(&["EXISTS", &last]).await == 0, "result streams of short replies stay").await;
+    broker.sweep().await.expect("swept");
     let mut measured = 0;
     for (i, id) in ids.iter().enumerate() {
         for key in [queue.keys().turn(*id), queue.keys().idempotency(&format!("test/k{i}"))] {
@@ -82,7 +96,7 @@ async fn the_estimate_of_what_is_kept_is_near_what_redis_says() {
     let measured = measured + list;
     let estimated = retained(&queue).await;
     println!("{} bytes a turn measured, {} estimated", measured / 200, estimated / 200);
-    assert!(estimated >= measured / 2 && estimated <= measured * 2, "{estimated} is not near {measured}");
+    assert!(estimated >= measured * 4 / 5 && estimated <= measured * 5 / 4, "{estimated} is not near {measured}");
 }
 
 #[tokio::test]
@@ -90,11 +104,8 @@ async fn a_result_stream_goes_and_its_reply_stays() {
     let queue = RedisQueue::start();
     let broker = worker(&queue, u64::MAX / 2).await;
     let id = run_turns(&queue, &broker, 1).await[0];
-    let patience = std::time::Instant::now() + turnmill_tests::broker_conformance::PATIENCE;
-    while queue.command::<u64>(&["EXISTS", &queue.keys().result(id)]).await == 1 {
-        assert!(std::time::Instant::now() < patience, "the stream of a short reply stays");
-        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
-    }
+    let stream = queue.keys().result(id);
+    until(async || queue.command::<u64>(&["EXISTS", &stream]).await == 0, "the stream of a short reply stays").await;
     let reply = queue.short_reply(id).await.expect("the reply is kept with the outcome");
     assert_eq!((reply.index, reply.tokens.len()), (0, 40));
 }
