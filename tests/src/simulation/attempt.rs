@@ -48,6 +48,7 @@ impl Process {
                 }
                 Step::End(outcome) => return self.end(&work, outcome).await,
                 Step::Release => {
+                    self.note_ending(&work.lease);
                     self.note_requeued(&work.lease);
                     let manifest = self.stage.dice.chance(500).then(|| said_by(&work.lease));
                     let requeue = async || self.broker.requeue(&work.lease, manifest.as_ref()).await;
@@ -113,6 +114,7 @@ impl Process {
     }
 
     async fn end(&self, work: &Work, outcome: Outcome) -> Option<Ticket> {
+        self.note_ending(&work.lease);
         let manifest = self.stage.dice.chance(500).then(|| said_by(&work.lease));
         let ending = Ending { manifest, ..work.ending(outcome, &self.name, self.stage.dice.chance(500)) };
         let finish = async || self.broker.finish(&work.lease, &ending).await;
@@ -134,6 +136,7 @@ impl Process {
     }
 
     async fn fail(&self, work: &Work) -> Option<Ticket> {
+        self.note_ending(&work.lease);
         self.note_requeued(&work.lease);
         let delay = Duration::from_millis(self.stage.dice.below(200));
         let retry = async || self.broker.retry(&work.lease, delay, DeadReason::Attempts, "a fault").await;

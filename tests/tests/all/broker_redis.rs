@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use turnmill_redis::steps::Enqueue;
 use turnmill_redis::{Fault, RESPONSE_TIMEOUT, Server};
 use turnmill_schema::envelope::{EnvelopeError, decode, encode_turn};
-use turnmill_schema::keys::{FIELD_END, GROUP, Queue};
-use turnmill_schema::{Event, Name, Outcome, Priority, Turn, TurnId, WorkerStatus};
+use turnmill_schema::keys::{FIELD_END, GROUP, Keys, Queue};
+use turnmill_schema::{AgentId, Event, Name, Outcome, Priority, Turn, TurnId, WorkerStatus};
 use turnmill_tests::broker_conformance::{
     LEASE_MS, PATIENCE, ROOM, TestQueue, WorkerLimits, claim, delta, end, ending, ending_with, enqueue,
     entry, read_one, reclaim, reclaim_one, turn,
@@ -306,43 +306,52 @@ async fn the_lost_ticket_of_the_youngest_of_many_is_found() {
     assert_eq!(queue.command::<usize>(&["XLEN", &ready]).await, AGENTS, "the others have one each");
 }
 
-/// A worker with one place, which reads anew again and again, and an agent one of whose keys somebody broke: it is not leased more
-/// often than it has attempts, others run meanwhile, and in the end a person finds a dead letter, or the agent halted.
 #[tokio::test]
 async fn a_ticket_that_cannot_be_leased_keeps_nobody_busy() {
+    a_broken_history_keeps_nobody_busy(&RedisQueue::start()).await;
+    // Not even a dead letter can be written.
+    a_broken_key_keeps_nobody_busy(&RedisQueue::start().broken(), |keys, id, _| keys.result(id), "halted").await;
+}
+
+/// In the end the turn is a dead letter.
+pub async fn a_broken_history_keeps_nobody_busy(queue: &RedisQueue) {
+    a_broken_key_keeps_nobody_busy(queue, |keys, _, agent| keys.transcript(agent), "idle").await;
+    let dead = queue.dead_letters().await;
+    assert_eq!(dead.iter().map(|letter| letter.reason.as_str()).collect::<Vec<_>>(), ["unreadable"]);
+}
+
+/// A worker with one place, which reads anew again and again, and an agent one of whose keys somebody broke: it is not leased more
+/// often than it has attempts, others run meanwhile, and in the end it is `state`.
+async fn a_broken_key_keeps_nobody_busy(
+    queue: &RedisQueue,
+    broken: fn(&Keys, TurnId, &AgentId) -> String,
+    state: &str,
+) {
     let limits = WorkerLimits { max_attempts: 2, ..Default::default() };
-    let poison = turn(Some("poison"), "1").agent_id();
-    for (what, state) in [("transcript", "idle"), ("result", "halted")] {
-        let queue = RedisQueue::start().broken();
-        let broker = queue.worker_with("w", limits).await;
-        let id = enqueue(&queue, &[turn(Some("poison"), "1")]).await[0];
-        let keys = queue.keys();
-        let key = if what == "result" { keys.result(id) } else { keys.transcript(&poison) };
-        let _: String = queue.command(&["SET", &key, "x"]).await;
-        drop(read_one(&broker).await);
-        let good = enqueue(&queue, &[turn(Some("good"), "1")]).await[0];
-        let (patience, mut leases) = (Instant::now() + PATIENCE, Vec::new());
-        while queue.command::<String>(&["HGET", &keys.agent(&poison), "state"]).await != state {
-            broker.promote().await.expect("answered");
-            // A read that is dropped is a connection that broke: the next one looks for tickets whose reply was lost.
-            let read = tokio::time::timeout(Duration::from_millis(20), broker.read(1)).await;
-            let Some(ticket) = read.ok().and_then(|read| read.expect("answered").pop()) else { continue };
-            leases.push(ticket.agent.clone());
-            match broker.lease(&ticket).await {
-                Ok(Some(claim)) => {
-                    assert_eq!(claim.lease.turn, good);
-                    broker.finish(&claim.lease, &ending(0, Outcome::Completed)).await.expect("ended");
-                }
-                Ok(None) => {}
-                Err(error) => assert_eq!(error.advice(), Advice::Reject, "{error}"),
+    let (broker, keys) = (queue.worker_with("w", limits).await, queue.keys());
+    let poison = turn(Some("poison"), "1");
+    let (id, poison) = (enqueue(queue, std::slice::from_ref(&poison)).await[0], poison.agent_id());
+    let _: String = queue.command(&["SET", &broken(&keys, id, &poison), "x"]).await;
+    drop(read_one(&broker).await);
+    let good = enqueue(queue, &[turn(Some("good"), "1")]).await[0];
+    let (patience, mut leases) = (Instant::now() + PATIENCE, Vec::new());
+    while queue.command::<String>(&["HGET", &keys.agent(&poison), "state"]).await != state {
+        broker.promote().await.expect("answered");
+        // A read that is dropped is a connection that broke: the next one looks for tickets whose reply was lost.
+        let read = tokio::time::timeout(Duration::from_millis(20), broker.read(1)).await;
+        let Some(ticket) = read.ok().and_then(|read| read.expect("answered").pop()) else { continue };
+        leases.push(ticket.agent.clone());
+        match broker.lease(&ticket).await {
+            Ok(Some(claim)) => {
+                assert_eq!(claim.lease.turn, good);
+                broker.finish(&claim.lease, &ending(0, Outcome::Completed)).await.expect("ended");
             }
-            assert!(leases.len() <= 4 && Instant::now() < patience, "{what}: {leases:?}");
+            Ok(None) => {}
+            Err(error) => assert_eq!(error.advice(), Advice::Reject, "{error}"),
         }
-        assert!(leases.iter().position(|agent| *agent != poison).is_some_and(|at| at < 2), "{leases:?}");
-        let dead = queue.dead_letters().await;
-        let reasons: Vec<&str> = dead.iter().map(|letter| letter.reason.as_str()).collect();
-        assert_eq!(reasons, if what == "result" { &[][..] } else { &["unreadable"] });
+        assert!(leases.len() <= 4 && Instant::now() < patience, "{leases:?}");
     }
+    assert!(leases.iter().position(|agent| *agent != poison).is_some_and(|at| at < 2), "{leases:?}");
 }
 
 /// It costs an attempt, and no token.
@@ -351,13 +360,13 @@ async fn a_foreign_entry_in_a_result_stream_is_passed_by() {
     let queue = RedisQueue::start();
     let (first, second) = (queue.worker("first").await, queue.worker("second").await);
     let id = enqueue(&queue, &[turn(Some("a"), "1")]).await[0];
-    let fenced = claim(&first).await;
-    first.append(&fenced.lease, &delta(0, &[1, 2])).await.expect("appended");
-    let _: String = queue.command(&["XADD", &queue.keys().result(id), "*", "foreign", "x"]).await;
-    assert!(matches!(
-        first.finish(&fenced.lease, &ending(2, Outcome::Completed)).await,
-        Err(BrokerError::Fenced { .. })
-    ));
+    let first_try = claim(&first).await;
+    first.append(&first_try.lease, &delta(0, &[1, 2])).await.expect("appended");
+    let foreign = format!("{}-7", first_try.lease.epoch);
+    let _: String = queue.command(&["XADD", &queue.keys().result(id), &foreign, "foreign", "x"]).await;
+    let refused = first.finish(&first_try.lease, &ending(2, Outcome::Completed)).await;
+    assert!(matches!(refused, Err(BrokerError::Gap { expected: 2, found: 7, .. })), "{refused:?}");
+    drop(first_try);
     let ticket = reclaim_one(&second).await;
     let resumed = second.lease(&ticket).await.expect("answered").expect("ours");
     assert_eq!(resumed.published, [delta(0, &[1, 2])]);

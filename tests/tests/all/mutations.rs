@@ -13,6 +13,8 @@ use turnmill_tests::broker_conformance::{
 use turnmill_tests::redis_queue::RedisQueue;
 use turnmill_worker::broker::Broker;
 
+use super::broker_redis::a_broken_history_keeps_nobody_busy;
+
 /// A step's script without `checks`, each of which must be there once; in its place stands what follows it.
 fn without(script: &str, checks: &[(&str, &str)]) -> String {
     checks.iter().fold(script.to_owned(), |script, (check, instead)| {
@@ -94,4 +96,11 @@ async fn who_waits_while_a_worker_continues() {
     let script = without(Finish::SCRIPT, &[("or not others_wait(parked_key)", "or true")]);
     let function = |queue: Arc<RedisQueue>| async move { nobody_starves_behind_a_hot_agent(&*queue).await };
     is_missed(function, Finish::NAME, script).await;
+}
+
+#[tokio::test]
+async fn setting_aside_what_cannot_be_leased() {
+    let script = without(LeaseHead::SCRIPT, &[("pcall(set_aside, i, reason)", "")]);
+    let function = |queue: Arc<RedisQueue>| async move { a_broken_history_keeps_nobody_busy(&queue).await };
+    is_missed(function, LeaseHead::NAME, script).await;
 }

@@ -89,8 +89,11 @@ impl Trace {
         let clock = Arc::new(Steered(AtomicU64::new(redis.now_ms().await)));
         let memory = MemoryQueue::new(Arc::clone(&clock) as Arc<dyn Clock>);
         let dice = Dice::new(seed);
-        let limits =
-            WorkerLimits { max_attempts: 3, tenant_max_running: 0, max_continues: dice.below(3) as u32 };
+        let limits = WorkerLimits {
+            max_attempts: 3,
+            tenant_max_running: dice.below(3),
+            max_continues: dice.below(3) as u32,
+        };
         let mut workers = Vec::new();
         for number in 0..WORKERS {
             let name = format!("w{number}");
@@ -150,7 +153,7 @@ impl Trace {
         assert_eq!(kind(&of_memory), kind(&redis.advance(&lease.redis.fence(), &manifest).await));
     }
 
-    /// Nobody is ever due; turns past their deadline end.
+    /// Nobody is ever due; agents get places, and turns past their deadline end.
     async fn promote(&self) {
         let (memory, redis) = &self.workers[0];
         memory.promote().await.expect("answered");

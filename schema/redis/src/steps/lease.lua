@@ -24,7 +24,8 @@ local REPLY_BYTES = 1000000
 local answered_bytes = 0
 
 -- What the turn published: all entries, the epoch of the newest one, the tokens published by then. `begun`: whether it was ever
--- leased. Entries of epochs above the agent's are nobody's who had a lease, and count for nothing but the next epoch.
+-- leased. Entries without an event, and those of epochs above the agent's, are nobody's who had a lease: they only raise the next
+-- epoch.
 local function published_before(keys, begun, last_epoch)
   if not begun then
     return {}, 0, 0
@@ -33,7 +34,7 @@ local function published_before(keys, begun, last_epoch)
   local top_epoch = #entries > 0 and split_id(entries[#entries][1]) or 0
   for i = #entries, 1, -1 do
     local epoch, published = split_id(entries[i][1])
-    if epoch <= last_epoch then
+    if epoch <= last_epoch and entries[i][2][1] == 'event' then
       return entries, top_epoch, published
     end
   end
