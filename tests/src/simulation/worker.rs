@@ -24,7 +24,7 @@ pub(super) struct Process {
     pub(super) name: String,
     pub(super) broker: MemoryBroker,
     pub(super) stage: Arc<Stage>,
-    /// Leases that are not over.
+    /// Leases that nobody ends yet. While one is being ended, a renewal that does not keep it does not call it lost either.
     leases: Mutex<Vec<Weak<Lease>>>,
     draining: AtomicBool,
 }
@@ -127,8 +127,9 @@ impl Process {
             let leases = self.live_leases();
             let sent_ms = self.stage.clock.now();
             if self.broker.renew().await.is_ok() {
-                // Of a lease that is being ended the renewal says nothing: its last call may have been taken already.
-                for lease in leases.iter().filter(|lease| !lease.is_lost() && !lease.is_ending()) {
+                let still = self.live_leases();
+                let is_kept = |lease: &&Arc<Lease>| !lease.is_lost() && still.iter().any(|other| Arc::ptr_eq(lease, other));
+                for lease in leases.iter().filter(is_kept) {
                     let key = (lease.turn, lease.epoch);
                     self.stage.ledger().kept_ms.insert(key, (self.name.clone(), sent_ms));
                 }
@@ -140,6 +141,11 @@ impl Process {
         let mut leases = self.leases.lock().expect("not poisoned");
         leases.retain(|lease| lease.strong_count() > 0);
         leases.iter().filter_map(Weak::upgrade).collect()
+    }
+
+    /// The lease is about to be ended.
+    pub(super) fn note_ending(&self, lease: &Arc<Lease>) {
+        self.leases.lock().expect("not poisoned").retain(|other| !std::ptr::eq(other.as_ptr(), &raw const **lease));
     }
 
     async fn hear(&self) {
