@@ -7,4 +7,4 @@
 if ARGV[1] == '0' then
   return redis.call('DEL', KEYS[1])
 end
-return redis.call('SETNX', KEYS[1], '1')
+return redis.call('SET', KEYS[1], '1', 'NX') and 1 or 0
