@@ -1,5 +1,7 @@
 //! One connection: made, checked, and known to be of the server that is the queue's now.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use deadpool::managed::{self, Metrics, RecycleError, RecycleResult};
@@ -21,6 +23,8 @@ pub(crate) struct Link {
     /// Unlike that of any other connection of this process: what was known of the server before may not hold.
     pub(crate) generation: u64,
     verified: Instant,
+    /// One of its users found that it is of no more use; shared by all clones.
+    broken: Arc<AtomicBool>,
 }
 
 impl Link {
@@ -29,12 +33,20 @@ impl Link {
         let mut connection = made.map_err(|error| server.classify("connect", &error))?;
         server.verify(&mut connection).await?;
         let (era, generation) = server.note_connection();
-        Ok(Self { connection, era, generation, verified: Instant::now() })
+        Ok(Self { connection, era, generation, verified: Instant::now(), broken: Arc::default() })
+    }
+
+    /// Nobody uses it any more.
+    pub(crate) fn give_up(&self) {
+        self.broken.store(true, Ordering::Relaxed);
     }
 
     /// Makes sure that the connection may be used: it is of this era, and its server was lately the primary.
     pub(crate) async fn recheck(&mut self, server: &Server) -> Result<(), Fault> {
         server.expect_era(self.era)?;
+        if self.broken.load(Ordering::Relaxed) {
+            return Err(server.unreachable(&"the connection broke"));
+        }
         if self.verified.elapsed() >= VERIFY_EVERY {
             server.verify(&mut self.connection).await?;
             server.expect_era(self.era)?;
@@ -46,12 +58,12 @@ impl Link {
 
 /// Makes pooled connections; see [`Link`].
 pub(crate) struct Manager {
-    pub(crate) server: std::sync::Weak<Server>,
+    pub(crate) server: Weak<Server>,
     pub(crate) config: AsyncConnectionConfig,
 }
 
 impl Manager {
-    fn server(&self) -> Result<std::sync::Arc<Server>, Fault> {
+    fn server(&self) -> Result<Arc<Server>, Fault> {
         self.server
             .upgrade()
             .ok_or_else(|| Fault::Unsuitable("the connections to Redis are closed".to_owned()))

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use deadpool::Runtime;
-use deadpool::managed::{Object, Pool, PoolError, Timeouts};
+use deadpool::managed::{Pool, PoolError, Timeouts};
 use redis::aio::MultiplexedConnection;
 use redis::io::tcp::TcpSettings;
 use redis::{
@@ -238,14 +238,14 @@ impl Server {
     async fn script(&self, name: &'static str, text: &'static str, call: &Call) -> Result<Value, Fault> {
         let mut link = self.pooled().await?;
         let answer = self.invoke(name, text, call, &mut link.connection).await;
-        answer.map_err(|error| self.pooled_fault(link, name, &error))
+        answer.map_err(|error| self.pooled_fault(&link, name, &error))
     }
 
     /// Runs a command on a pooled connection.
     pub(crate) async fn ask<T: FromRedisValue>(&self, step: &'static str, command: &Cmd) -> Result<T, Fault> {
         let mut link = self.pooled().await?;
         let answer = command.query_async(&mut link.connection).await;
-        answer.map_err(|error| self.pooled_fault(link, step, &error))
+        answer.map_err(|error| self.pooled_fault(&link, step, &error))
     }
 
     /// Runs commands in one round trip on a pooled connection.
@@ -256,7 +256,7 @@ impl Server {
     ) -> Result<T, Fault> {
         let mut link = self.pooled().await?;
         let answer = commands.query_async(&mut link.connection).await;
-        answer.map_err(|error| self.pooled_fault(link, step, &error))
+        answer.map_err(|error| self.pooled_fault(&link, step, &error))
     }
 
     /// Sets the clock by an answer to `TIME`: seconds and microseconds.
@@ -302,12 +302,14 @@ impl Server {
         invocation.invoke_async(connection).await
     }
 
-    /// A connection for short commands.
-    async fn pooled(&self) -> Result<Object<Manager>, Fault> {
-        self.pool.get().await.map_err(|error| match error {
-            PoolError::Backend(fault) => fault,
-            other => self.unreachable(&other),
-        })
+    /// A connection for short commands. It goes back to the pool before anything is asked on it: a caller that nobody polls must
+    /// not keep it from others, and many questions go over one connection side by side.
+    async fn pooled(&self) -> Result<Link, Fault> {
+        match self.pool.get().await {
+            Ok(link) => Ok(link.clone()),
+            Err(PoolError::Backend(fault)) => Err(fault),
+            Err(other) => Err(self.unreachable(&other)),
+        }
     }
 
     /// The connection for the steps of turns.
@@ -335,10 +337,10 @@ impl Server {
         fault
     }
 
-    fn pooled_fault(&self, link: Object<Manager>, step: &'static str, error: &RedisError) -> Fault {
+    fn pooled_fault(&self, link: &Link, step: &'static str, error: &RedisError) -> Fault {
         let fault = self.classify(step, error);
         if fault.is_outage() || error.is_unrecoverable_error() {
-            drop(Object::take(link));
+            link.give_up();
         }
         fault
     }

@@ -128,7 +128,9 @@ impl Process {
             let sent_ms = self.stage.clock.now();
             if self.broker.renew().await.is_ok() {
                 let still = self.live_leases();
-                let is_kept = |lease: &&Arc<Lease>| !lease.is_lost() && still.iter().any(|other| Arc::ptr_eq(lease, other));
+                let is_kept = |lease: &&Arc<Lease>| {
+                    !lease.is_lost() && still.iter().any(|other| Arc::ptr_eq(lease, other))
+                };
                 for lease in leases.iter().filter(is_kept) {
                     let key = (lease.turn, lease.epoch);
                     self.stage.ledger().kept_ms.insert(key, (self.name.clone(), sent_ms));
@@ -145,7 +147,10 @@ impl Process {
 
     /// The lease is about to be ended.
     pub(super) fn note_ending(&self, lease: &Arc<Lease>) {
-        self.leases.lock().expect("not poisoned").retain(|other| !std::ptr::eq(other.as_ptr(), &raw const **lease));
+        self.leases
+            .lock()
+            .expect("not poisoned")
+            .retain(|other| !std::ptr::eq(other.as_ptr(), &raw const **lease));
     }
 
     async fn hear(&self) {

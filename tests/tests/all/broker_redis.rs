@@ -310,7 +310,8 @@ async fn the_lost_ticket_of_the_youngest_of_many_is_found() {
 async fn a_ticket_that_cannot_be_leased_keeps_nobody_busy() {
     a_broken_history_keeps_nobody_busy(&RedisQueue::start()).await;
     // Not even a dead letter can be written.
-    a_broken_key_keeps_nobody_busy(&RedisQueue::start().broken(), |keys, id, _| keys.result(id), "halted").await;
+    a_broken_key_keeps_nobody_busy(&RedisQueue::start().broken(), |keys, id, _| keys.result(id), "halted")
+        .await;
 }
 
 /// In the end the turn is a dead letter.

@@ -62,7 +62,11 @@ async fn ended_turns_stay_under_their_cap_and_the_oldest_go_first() {
     assert!((100..900).contains(&forgotten), "{forgotten} of 1000 are forgotten");
     assert!(outcomes[forgotten..].iter().all(|kept| *kept), "the oldest go first");
     let gone = queue.keys().idempotency("test/k0");
-    assert_eq!(queue.command::<u64>(&["EXISTS", &gone]).await, 1, "its idempotency key stays for its full time");
+    assert_eq!(
+        queue.command::<u64>(&["EXISTS", &gone]).await,
+        1,
+        "its idempotency key stays for its full time"
+    );
 }
 
 /// What the keys of ended turns and their indexes take, as Redis says.
@@ -79,7 +83,10 @@ async fn measured(queue: &RedisQueue) -> u64 {
 
 fn assert_near(retained: u64, measured: u64) {
     println!("{retained} bytes are counted, Redis says {measured}");
-    assert!(retained * 10 >= measured * 8 && retained * 10 <= measured * 12, "{retained} is not near {measured}");
+    assert!(
+        retained * 10 >= measured * 8 && retained * 10 <= measured * 12,
+        "{retained} is not near {measured}"
+    );
 }
 
 #[tokio::test]

@@ -53,10 +53,7 @@ async fn a_worker_that_cannot_run_says_why_and_ends() {
         (&["--model", "/nowhere.gguf"], &["cannot read the model /nowhere.gguf", "--model"]),
         (&["--model-sha256", &digest], &["has SHA-256", "not 0000", "model_sha256"]),
         (&["--redis-url", "redis://127.0.0.1:1"], &["cannot reach Redis at 127.0.0.1:1"]),
-        (
-            &["--redis-url", "redis://:s3cret@127.0.0.1:1"],
-            &["cannot reach Redis at 127.0.0.1:1"],
-        ),
+        (&["--redis-url", "redis://:s3cret@127.0.0.1:1"], &["cannot reach Redis at 127.0.0.1:1"]),
         (&["--http-addr", &taken], &[&taken, "use"]),
         (&["--config", path(&config)], &["line 2", "pool_byte"]),
         (&["--pool-bytes", "1KiB"], &["pool_bytes is 1KiB", "from 1MiB"]),
