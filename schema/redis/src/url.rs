@@ -185,7 +185,10 @@ mod tests {
             assert_eq!(url.problem(), None, "{url}");
             assert_eq!(
                 url.is_tls(),
-                url.expose().split("://").next().is_some_and(|scheme| scheme.ends_with('s'))
+                url.expose()
+                    .split("://")
+                    .next()
+                    .is_some_and(|scheme| ["rediss", "valkeys"].contains(&scheme))
             );
         }
         for url in

@@ -131,6 +131,7 @@ impl Settings {
             problems.time_to_live("outcome_ttl_ms", self.outcome_ttl_ms, result, said);
         }
         problems.within("retained_bytes", self.retained_bytes, ByteSize::new(0)..=MOST_BYTES);
+        problems.within("dead_bytes", self.dead_bytes, ByteSize::new(0)..=MOST_BYTES);
     }
 
     fn check_headroom(&self, problems: &mut Problems) {

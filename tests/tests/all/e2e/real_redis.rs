@@ -134,13 +134,13 @@ async fn a_worker_that_starts_while_redis_loads_waits() {
 
 #[tokio::test]
 async fn a_full_redis_drains_whoever_was_cut_off() {
-    const AGENTS: usize = 40;
+    const TURNS: usize = 40;
     let line = Line::start_with(&["--maxmemory", "24mb"]).await;
-    let mut worker = line.worker(&["--retained-bytes", "64KiB", "--lease-ms", "1500"]);
+    let mut worker = line.worker(&["--retained-bytes", "0", "--lease-ms", "1500"]);
     assert!(line.turnmill(&["queue", "pause"]).await.status.success());
-    let lines: String = (0..AGENTS)
-        .map(|i| format!("{{\"agent\": \"agent-{i}\", \"message\": \"Say a word.\", \"max_tokens\": 4}}\n"))
-        .collect();
+    // Each is an agent of one turn: nothing of it has to stay.
+    let message = "Say a word. ".repeat(340);
+    let lines = format!("{{\"message\": \"{message}\", \"max_tokens\": 4}}\n").repeat(TURNS);
     let file = tempfile::NamedTempFile::new().expect("the temporary directory is writable");
     std::fs::write(file.path(), lines).expect("written");
     assert!(line.turnmill(&["submit", &file.path().to_string_lossy()]).await.status.success());

@@ -490,7 +490,7 @@ fn verdicts(ran: &Ran) -> Vec<String> {
 
 #[tokio::test]
 async fn doctor_passes_a_good_server_and_finds_what_is_wrong() {
-    let good = RedisQueue::start_with(&["--appendonly", "yes", "--appendfsync", "always"]);
+    let good = RedisQueue::start_with(&["--appendonly", "yes", "--appendfsync", "always"]).broken();
     let worker = good.worker("w").await;
     worker.register(&WorkerStatus::default()).await.expect("registers");
     let ran = done(&good, &["doctor", "--json"]).await;
