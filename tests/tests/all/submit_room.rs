@@ -44,8 +44,8 @@ async fn open_turns(line: &Line) -> u64 {
 async fn a_file_larger_than_the_queue_goes_through_it() {
     let line = Line::start().await;
     let _worker = line.worker(&[]);
-    for depth in ["1", "50", "199", "200", "299"] {
-        let count = if depth == "1" { 40 } else { 300 };
+    // Calls hold 200 turns: queues with room for one turn, for less than a call, and for one call.
+    for (depth, count) in [("1", 40), ("50", 120), ("200", 250)] {
         let file = lines(count, 1);
         let path = file.path().to_string_lossy();
         let flags = ["--max-depth", depth, "--wait-for-room", "--wait", "--json"];
@@ -90,26 +90,37 @@ async fn what_is_in_the_queue_is_shown_while_the_rest_waits_for_room() {
     assert!(shown.expect("it is shown while the second waits").expect("no panic"));
 }
 
+/// Submits so many lines and one more with `flags`, reads one line of what it prints, and looks for the last one in the queue.
+async fn read_one_of(line: &Line, count: usize, flags: &[&str]) {
+    let mut file = lines(count, 1);
+    let last = name(&format!("last{}", flags.concat()));
+    writeln!(file, "{}", json!({"agent": last, "message": "hi", "max_tokens": 1})).expect("written");
+    let path = file.path().to_string_lossy();
+    let mut child = turnmill(line, &[&["submit", &path], flags].concat(), Stdio::piped(), Stdio::piped());
+    let mut stdout = BufReader::new(child.stdout.take().expect("piped"));
+    let first = tokio::task::spawn_blocking(move || stdout.read_line(&mut String::new()));
+    assert!(first.await.expect("no panic").expect("text") > 0, "{flags:?}");
+    assert_eq!(exit_code(child).await, Some(0), "{flags:?}");
+    let found = Operator::new(line.producer.clone()).agent(&last).await;
+    assert!(found.is_ok(), "{flags:?}: the last line is not in the queue");
+}
+
 #[tokio::test]
 async fn a_reader_that_goes_away_costs_no_line() {
     let line = Line::start().await;
+    // More ids than a pipe holds.
+    for flags in [&[][..], &["--json"]] {
+        read_one_of(&line, 3000, flags).await;
+    }
+}
+
+#[tokio::test]
+async fn a_reader_of_results_that_goes_away_costs_no_line() {
+    let line = Line::start().await;
     let _worker = line.worker(&[]);
-    let operator = Operator::new(line.producer.clone());
-    for (i, flags) in
-        [&[][..], &["--json"], &["--wait", "--json"], &["--stream", "--json"]].iter().enumerate()
-    {
-        // More ids than a pipe holds.
-        let mut file = lines(3000, 1);
-        let last = name(&format!("last-{i}"));
-        writeln!(file, "{}", json!({"agent": last, "message": "hi", "max_tokens": 1})).expect("written");
-        let path = file.path().to_string_lossy();
-        let mut child =
-            turnmill(&line, &[&["submit", &path], *flags].concat(), Stdio::piped(), Stdio::piped());
-        let mut stdout = BufReader::new(child.stdout.take().expect("piped"));
-        let first = tokio::task::spawn_blocking(move || stdout.read_line(&mut String::new()));
-        assert!(first.await.expect("no panic").expect("text") > 0, "{flags:?}");
-        assert_eq!(exit_code(child).await, Some(0), "{flags:?}");
-        assert!(operator.agent(&last).await.is_ok(), "{flags:?}: the last line is not in the queue");
+    // More results than a pipe holds.
+    for flags in [&["--wait", "--json"], &["--stream", "--json"]] {
+        read_one_of(&line, 400, flags).await;
     }
 }
 
