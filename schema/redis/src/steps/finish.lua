@@ -20,16 +20,27 @@
 local WORKER, RESULT_TTL_MS, OUTCOME_TTL_MS, KEEP_STREAM_MS, LEASE_MS = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local ARGS, ARGS_AN_ITEM = 5, 11
 
--- Whether somebody waits for a worker: an agent with an undelivered ticket, one that is due, one whose worker is silent for a
--- whole lease, or one of the same tenant that waits for a place.
-local function others_wait(parked_key)
+-- Whether somebody waits for a worker, besides those of the tenant that wait for a place: an agent with an undelivered ticket, one
+-- that is due, or one whose worker is silent for a whole lease.
+local function anybody_waits()
   for _, stream in pairs(READY) do
-    if redis.call('XLEN', stream) > redis.call('XPENDING', stream, GROUP)[1]
-        or #redis.call('XPENDING', stream, GROUP, 'IDLE', LEASE_MS, '-', '+', 1) > 0 then
+    local pending_tickets = redis.call('XPENDING', stream, GROUP)[1]
+    if redis.call('XLEN', stream) > pending_tickets
+        or (pending_tickets > 0 and #redis.call('XPENDING', stream, GROUP, 'IDLE', LEASE_MS, '-', '+', 1) > 0) then
       return true
     end
   end
-  return redis.call('EXISTS', parked_key) == 1 or redis.call('ZCOUNT', DELAYED, '-inf', whole(NOW)) > 0
+  return redis.call('ZCOUNT', DELAYED, '-inf', whole(NOW)) > 0
+end
+
+-- Looked at once a call: to look for a silent worker costs a walk over all tickets that are held.
+local anybody
+
+local function others_wait(parked_key)
+  if anybody == nil then
+    anybody = anybody_waits()
+  end
+  return anybody or redis.call('EXISTS', parked_key) == 1
 end
 
 -- Whether the worker may go on with the agent: within its budget, or while nobody else waits.
