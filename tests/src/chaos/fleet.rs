@@ -9,8 +9,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::kept;
+use super::audit::Finding;
+use super::{kept, leaks};
 use crate::proxy::{Hold, Proxy};
+use crate::scrape::Scrape;
 use crate::worker::Worker;
 
 /// The queue that workers serve and producers fill.
@@ -86,6 +88,13 @@ impl Slot {
 
     fn name(&self) -> String {
         name(self.number, self.generation)
+    }
+
+    /// What its worker holds. One that does not answer is about to end, or has just started.
+    fn held(&self) -> Vec<Finding> {
+        let answer = if self.state == State::Running { self.worker.try_get("/metrics") } else { None };
+        let metrics = answer.filter(|(status, _)| *status == 200);
+        metrics.map(|(_, text)| leaks::of_worker(&self.name(), &Scrape::read(&text))).unwrap_or_default()
     }
 
     /// Starts the next process; the log of the last one.
@@ -190,6 +199,18 @@ impl Fleet {
             }
         }
         self.tend();
+    }
+
+    /// What running workers hold, after at most `patience` to let go of it. For a queue without open turns. Blocks.
+    pub fn held(&self, patience: Duration) -> Vec<Finding> {
+        let deadline = Instant::now() + patience;
+        loop {
+            let held: Vec<Finding> = self.slots.iter().flat_map(Slot::held).collect();
+            if held.is_empty() || Instant::now() > deadline {
+                return held;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
 
     /// Ends every worker in order, so that nobody writes any more; the logs of all there ever were.

@@ -7,10 +7,11 @@
 //! | `workload`, `producers` | what is asked for, and who asks |
 //! | `ledger` | what was acknowledged |
 //! | `fleet` | worker processes and their proxies |
-//! | `storm`, `cut`, `power` | makes the faults happen: to processes, connections, Redis's disk |
+//! | `storm`, `cut`, `power`, `failover` | makes the faults happen: to processes, connections, Redis's disk, its role |
 //! | `store`, `stored` | what Redis holds: the only place that knows its keys; the same as plain values |
 //! | `kept` | what the object store holds, as plain values |
 //! | `undisturbed` | the same turns with nothing in their way |
+//! | `leaks` | what workers and Redis hold that belongs to nobody |
 //! | `audit`, `report` | what is broken, and how it is told |
 //!
 //! Of a seed, the plan and the turns are always the same. When a turn meets a fault is not: that is real time.
@@ -18,8 +19,10 @@
 pub mod audit;
 pub mod cut;
 pub mod dice;
+pub mod failover;
 pub mod fleet;
 pub mod kept;
+pub mod leaks;
 pub mod ledger;
 pub mod plan;
 pub mod power;
@@ -43,6 +46,7 @@ use turnmill_worker::store::StoreError;
 use crate::proxy::Proxy;
 use crate::redis_server::RedisServer;
 use audit::Finding;
+use failover::Failovers;
 use fleet::Fleet;
 use kept::Kept;
 use ledger::Ledger;
@@ -55,6 +59,20 @@ use storm::{Storm, Tally};
 
 /// How long turns may take to end after the last fault.
 const SETTLE_PATIENCE: Duration = Duration::from_secs(240);
+
+/// How long workers may take to let go of what they hold once every turn has ended. It is more than a lease, because a worker may
+/// learn only by then that it has lost a turn.
+const REST_PATIENCE: Duration = Duration::from_secs(20);
+
+/// Where the queue lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Home {
+    /// In one Redis, which is killed with 9 and started again.
+    Single,
+    /// In one of two Redis servers behind a TCP proxy. Now and then the other one becomes the primary: new connections go to it,
+    /// and old ones stay open.
+    Proxy,
+}
 
 /// When Redis syncs its append-only file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -74,6 +92,8 @@ pub struct ChaosSettings {
     pub run: Duration,
     /// Worker processes.
     pub workers: usize,
+    /// Where the queue lives.
+    pub home: Home,
     /// What a crash of Redis takes.
     pub appendfsync: AppendFsync,
 }
@@ -98,6 +118,9 @@ pub enum ChaosError {
     /// Something that asking again does not mend.
     #[error("a producer cannot go on: {0}")]
     Producer(#[from] ProducerError),
+    /// The two servers do not change roles.
+    #[error("Redis does not fail over: {0}")]
+    Failover(String),
     /// Ports or files.
     #[error("the machine does not let the run go on: {0}")]
     Io(#[from] std::io::Error),
@@ -139,22 +162,26 @@ pub async fn run(settings: ChaosSettings) -> Result<Outcome, ChaosError> {
     let mut producers = Producers::start(&url, &queue, settings.seed, ledger.clone(), forgetful).await?;
 
     storm.say(format!("{} workers are ready; faults come for {:?}", settings.workers, settings.run));
-    let plan = plan::plan(settings.seed, settings.run, fleet::LEASE);
+    let plan = plan::plan(settings.seed, settings.run, fleet::LEASE, settings.home);
     storm.rage(plan, settings.run, &mut producers).await?;
     storm.say("no more faults; waiting for the turns that are open");
     storm.settle(SETTLE_PATIENCE, &mut producers).await?;
+    let mut leaked = tokio::task::block_in_place(|| storm.fleet.held(REST_PATIENCE));
     storm.say(format!("{:?}; the same {} turns undisturbed", storm.tally, ledger.len()));
 
-    let Storm { redis: _redis, fleet, store, tally, .. } = storm;
+    let Storm { redis, failovers, fleet, store, tally, .. } = storm;
     let logs = tokio::task::block_in_place(|| fleet.end());
+    leaked.extend(tokio::task::block_in_place(|| leaks::of_queue(&redis.url(), &queue))?);
     let (stored, kept) = left(&store, folder.path(), &queue).await?;
     let turns = ledger.turns();
     let undisturbed = undisturbed::undisturbed(&turns, &queue).await?;
 
-    let findings = audit::audit(&turns, &stored, &kept, &undisturbed);
+    let mut findings = audit::audit(&turns, &stored, &kept, &undisturbed);
+    findings.extend(leaked);
     let resumed = audit::resumed(&turns, &stored);
     let mut report = Report::new(settings.seed, turns.len(), resumed, tally).with(&findings);
     report.re_enqueued = forgetful.then(|| ledger.re_enqueued());
+    report.failover = failovers.map(|failovers| failovers.report());
     report.seconds = began.elapsed().as_secs();
     Ok(Outcome { report, findings, logs })
 }
@@ -178,10 +205,19 @@ async fn gather(
         AppendFsync::Always => ("always", None),
         AppendFsync::Everysec => ("everysec", Some(Unsynced::default())),
     };
-    let redis = RedisServer::start_with(&["--appendonly", "yes", "--appendfsync", appendfsync]);
+    let mut options = vec!["--appendonly", "yes", "--appendfsync", appendfsync];
+    if settings.home == Home::Proxy {
+        // Whoever becomes a replica is in sync soon, and the next failover need not wait.
+        options.extend(["--repl-diskless-sync-delay", "0"]);
+    }
+    let redis = RedisServer::start_with(&options);
+    let failovers = match settings.home {
+        Home::Single => None,
+        Home::Proxy => Some(Failovers::start(&redis, &options).await?),
+    };
     let fleet = Fleet::start(redis.address(), settings.workers, folder).await?;
     let door = Arc::new(Proxy::start(redis.address()).await?);
     let store = Store::open(&redis.url(), queue)?;
     let tally = Tally::default();
-    Ok(Storm { redis, fleet, door, store, unsynced, tally, began, redis_back: None })
+    Ok(Storm { redis, failovers, fleet, door, store, unsynced, tally, began, redis_back: None })
 }

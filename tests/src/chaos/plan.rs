@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use super::Home;
 use super::cut::Cut;
 use super::dice::{Dice, Use};
 
@@ -19,6 +20,8 @@ pub enum Fault {
     Drain(u64),
     /// `kill -9` of Redis, which is started again after a while.
     RestartRedis(Duration),
+    /// The other Redis becomes the primary.
+    FailOver,
     /// Connections are hurt.
     Cut(Cut),
 }
@@ -36,26 +39,40 @@ pub struct Planned {
 /// kills, 10 stops and 3 restarts of Redis in 5 minutes, because now and then no worker qualifies.
 const PER_MINUTE: [f64; 9] = [7.2, 2.6, 2.0, 0.8, 1.0, 4.0, 3.0, 1.4, 0.8];
 
+/// Which of these kinds is what happens to Redis itself.
+const TO_REDIS: usize = 3;
+
+/// How many failovers come in a minute, in place of restarts of Redis: there and back.
+const FAILOVERS_PER_MINUTE: f64 = 2.4;
+
 /// Nothing happens before this share of the run, nor after what is left of it at the end.
 const QUIET: f64 = 0.04;
 
-/// The faults of a run of length `run` whose workers have leases of `lease`.
-pub fn plan(seed: u64, run: Duration, lease: Duration) -> Vec<Planned> {
+/// The faults of a run of length `run` whose workers have leases of `lease`, and whose queue is at `home`.
+pub fn plan(seed: u64, run: Duration, lease: Duration, home: Home) -> Vec<Planned> {
     let mut dice = Dice::new(seed, Use::Plan);
     let mut planned = Vec::new();
-    for (kind, per_minute) in PER_MINUTE.iter().enumerate() {
+    for (kind, per_minute) in per_minute(home).iter().enumerate() {
         let count = (per_minute * run.as_secs_f64() / 60.0).round().max(1.0) as u32;
         for i in 0..count {
             let within = dice.between(0, 999) as f64 / 1000.0;
             let share = QUIET + (1.0 - 2.0 * QUIET) * (f64::from(i) + within) / f64::from(count);
-            planned.push(Planned { at: run.mul_f64(share), fault: fault(kind, &mut dice, lease) });
+            planned.push(Planned { at: run.mul_f64(share), fault: fault(kind, &mut dice, lease, home) });
         }
     }
     planned.sort_by_key(|planned| planned.at);
     planned
 }
 
-fn fault(kind: usize, dice: &mut Dice, lease: Duration) -> Fault {
+fn per_minute(home: Home) -> [f64; PER_MINUTE.len()] {
+    let mut per_minute = PER_MINUTE;
+    if home == Home::Proxy {
+        per_minute[TO_REDIS] = FAILOVERS_PER_MINUTE;
+    }
+    per_minute
+}
+
+fn fault(kind: usize, dice: &mut Dice, lease: Duration, home: Home) -> Fault {
     let choice = dice.any();
     let millis = |dice: &mut Dice, low, high| Duration::from_millis(dice.between(low, high));
     // Long enough that others have reclaimed, sometimes barely, sometimes by far.
@@ -64,7 +81,8 @@ fn fault(kind: usize, dice: &mut Dice, lease: Duration) -> Fault {
         0 => Fault::Kill(choice),
         1 => Fault::Stop(choice, past_lease(dice)),
         2 => Fault::Drain(choice),
-        3 => Fault::RestartRedis(millis(dice, 50, 1500)),
+        TO_REDIS if home == Home::Proxy => Fault::FailOver,
+        TO_REDIS => Fault::RestartRedis(millis(dice, 50, 1500)),
         4 => Fault::Cut(Cut::All),
         5 => Fault::Cut(Cut::One(choice)),
         6 => Fault::Cut(Cut::LoseReplies(choice, millis(dice, 20, 700))),
@@ -92,19 +110,35 @@ mod tests {
 
     #[test]
     fn the_same_seed_gives_the_same_plan_and_another_another() {
-        let plan_of = |seed| plan(seed, minutes(5), LEASE);
-        assert_eq!(plan_of(7), plan_of(7));
-        assert_ne!(plan_of(7), plan_of(8));
+        for home in [Home::Single, Home::Proxy] {
+            let plan_of = |seed| plan(seed, minutes(5), LEASE, home);
+            assert_eq!(plan_of(7), plan_of(7));
+            assert_ne!(plan_of(7), plan_of(8));
+        }
+    }
+
+    #[test]
+    fn redis_dies_at_a_single_home_and_fails_over_behind_a_proxy() {
+        let dies = |fault: &Fault| matches!(fault, Fault::RestartRedis(_));
+        let fails_over = |fault: &Fault| matches!(fault, Fault::FailOver);
+        for seed in 0..20 {
+            let single = plan(seed, minutes(5), LEASE, Home::Single);
+            assert!(count(&single, dies) > 0 && count(&single, fails_over) == 0);
+            let proxy = plan(seed, minutes(5), LEASE, Home::Proxy);
+            assert_eq!((count(&proxy, dies), count(&proxy, fails_over)), (0, 12));
+            let short = plan(seed, minutes(1), LEASE, Home::Proxy);
+            assert_eq!(count(&short, fails_over), 2, "there and back");
+        }
     }
 
     #[test]
     fn five_minutes_hold_what_is_promised_and_one_minute_something_of_everything() {
         for seed in 0..20 {
-            let long = plan(seed, minutes(5), LEASE);
+            let long = plan(seed, minutes(5), LEASE, Home::Single);
             assert!(count(&long, |fault| matches!(fault, Fault::Kill(_))) >= 33);
             assert!(count(&long, |fault| matches!(fault, Fault::Stop(..))) >= 11);
             assert!(count(&long, |fault| matches!(fault, Fault::RestartRedis(_))) >= 3);
-            let short = plan(seed, minutes(1), LEASE);
+            let short = plan(seed, minutes(1), LEASE, Home::Single);
             assert!(count(&short, |fault| matches!(fault, Fault::Kill(_))) >= 6);
             assert!(count(&short, |fault| matches!(fault, Fault::Stop(..))) >= 2);
             let kind = |planned: &Planned| match planned.fault {
@@ -118,7 +152,7 @@ mod tests {
     #[test]
     fn times_ascend_within_the_run_and_silences_outlast_the_lease() {
         for seed in 0..20 {
-            let plan = plan(seed, minutes(2), LEASE);
+            let plan = plan(seed, minutes(2), LEASE, Home::Single);
             assert!(plan.is_sorted_by_key(|planned| planned.at));
             assert!(plan[0].at >= Duration::from_secs(4));
             assert!(plan[plan.len() - 1].at <= Duration::from_secs(116));

@@ -3,7 +3,11 @@
 use serde::Serialize;
 
 use super::audit::{Finding, Violation};
+use super::failover::FailoverReport;
 use super::storm::Tally;
+
+/// How many leftovers are named; one leak may leave hundreds.
+const NAMED_LEFTOVERS: usize = 5;
 
 /// The result of a run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -36,9 +40,14 @@ pub struct Report {
     pub post_fence_writes: usize,
     /// See [`Violation::Manifest`].
     pub broken_manifests: usize,
+    /// See [`Violation::Leftover`].
+    pub leftovers: usize,
     /// Turns enqueued again because Redis forgot them; only where it syncs every second.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub re_enqueued: Option<u64>,
+    /// How failovers went; only where there are two servers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub failover: Option<FailoverReport>,
 }
 
 impl Report {
@@ -60,7 +69,9 @@ impl Report {
             diverged: 0,
             post_fence_writes: 0,
             broken_manifests: 0,
+            leftovers: 0,
             re_enqueued: None,
+            failover: None,
         }
     }
 
@@ -74,15 +85,45 @@ impl Report {
                 Violation::Diverged => &mut self.diverged,
                 Violation::PostFence => &mut self.post_fence_writes,
                 Violation::Manifest => &mut self.broken_manifests,
+                Violation::Leftover => &mut self.leftovers,
             } += 1;
         }
         self
+    }
+
+    /// Why the run fails, with these findings counted; empty if it does not.
+    pub fn complaints(&self, findings: &[Finding]) -> Vec<String> {
+        let is_leftover = |finding: &&Finding| finding.violation == Violation::Leftover;
+        let others = findings.iter().filter(|finding| !is_leftover(finding));
+        let leftovers = findings.iter().filter(is_leftover).take(NAMED_LEFTOVERS);
+        let mut complaints: Vec<String> = others.chain(leftovers).map(ToString::to_string).collect();
+        if self.leftovers > NAMED_LEFTOVERS {
+            complaints.push(format!("left over: {} more", self.leftovers - NAMED_LEFTOVERS));
+        }
+        complaints.extend(self.failover.and_then(|failover| failover.complaint()));
+        complaints
+    }
+
+    /// One field a line, those of a part indented under its name.
+    ///
+    /// # Errors
+    /// A bug: the report cannot be written as JSON.
+    pub fn for_people(&self) -> serde_json::Result<String> {
+        let json = serde_json::to_string_pretty(self)?;
+        let line = |line: &str| {
+            let line = line.strip_prefix("  ")?.trim_end_matches([',', '{', ' ']).replace('"', "");
+            Some(line).filter(|line| line.trim() != "}")
+        };
+        Ok(json.lines().filter_map(line).collect::<Vec<_>>().join("\n"))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::chaos::failover::BAR;
 
     #[test]
     fn the_json_has_exactly_the_promised_fields_and_counts_each_kind() {
@@ -101,12 +142,54 @@ mod tests {
             Violation::Manifest,
             Violation::Manifest,
             Violation::Manifest,
+            Violation::Leftover,
+            Violation::Leftover,
+            Violation::Leftover,
         ];
         let finding = |violation| Finding { violation, subject: "t".into(), detail: "d".into() };
         let mut report = Report::new(7, 40, 6, tally).with(&kinds.map(finding));
-        let expected = r#"{"seed":7,"seconds":0,"turns":40,"kills":1,"stops":2,"redis_restarts":3,"drains":4,"resumed":6,"lost":1,"duplicated":2,"out_of_order":3,"diverged":1,"post_fence_writes":2,"broken_manifests":4}"#;
+        let expected = r#"{"seed":7,"seconds":0,"turns":40,"kills":1,"stops":2,"redis_restarts":3,"drains":4,"resumed":6,"lost":1,"duplicated":2,"out_of_order":3,"diverged":1,"post_fence_writes":2,"broken_manifests":4,"leftovers":3}"#;
         assert_eq!(serde_json::to_string(&report).expect("JSON"), expected);
         report.re_enqueued = Some(1);
         assert!(serde_json::to_string(&report).expect("JSON").ends_with(r#","re_enqueued":1}"#));
+        report.failover = Some(failover());
+        let failover = r#","failover":{"count":2,"unanswered":0,"largest_ms":900,"median_ms":700}}"#;
+        assert!(serde_json::to_string(&report).expect("JSON").ends_with(failover));
+    }
+
+    #[test]
+    fn people_get_a_field_a_line() {
+        let mut report = Report::new(7, 40, 6, Tally::default());
+        let told = report.for_people().expect("text");
+        assert!(
+            told.starts_with("seed: 7\nseconds: 0\nturns: 40\n") && told.ends_with("\nleftovers: 0"),
+            "{told}"
+        );
+        report.failover = Some(failover());
+        let told = report.for_people().expect("text");
+        let failover = "\nfailover:\n  count: 2\n  unanswered: 0\n  largest_ms: 900\n  median_ms: 700";
+        assert!(told.ends_with(failover), "{told}");
+    }
+
+    #[test]
+    fn every_finding_is_a_complaint_and_so_is_a_slow_failover_but_few_leftovers_are_named() {
+        let finding = |violation| Finding::new(violation, "t", "d");
+        let mut findings = vec![finding(Violation::Leftover); NAMED_LEFTOVERS];
+        findings.push(finding(Violation::Lost));
+        let mut report = Report::new(7, 40, 6, Tally::default());
+        assert_eq!(report.complaints(&[]), [""; 0]);
+        report.failover = Some(failover());
+        assert_eq!(report.complaints(&[]), [""; 0]);
+        let told = report.clone().with(&findings).complaints(&findings);
+        assert_eq!((told.len(), told[0].as_str(), told[1].as_str()), (6, "lost: t: d", "left over: t: d"));
+        findings.extend(vec![finding(Violation::Leftover); 2]);
+        let told = report.clone().with(&findings).complaints(&findings);
+        assert_eq!((told.len(), told[6].as_str()), (7, "left over: 2 more"));
+        report.failover = Some(FailoverReport::new(&[BAR], false));
+        assert_eq!(report.complaints(&[]).len(), 1);
+    }
+
+    fn failover() -> FailoverReport {
+        FailoverReport::new(&[500, 900].map(Duration::from_millis), false)
     }
 }

@@ -50,6 +50,18 @@ impl Store {
         Ok(Self { client: redis::Client::open(url)?, keys: Keys::new(queue, 0) })
     }
 
+    /// The same queue after its Redis moved to `url`.
+    pub fn moved_to(&self, url: &str) -> Result<Self, ChaosError> {
+        Ok(Self { client: redis::Client::open(url)?, keys: self.keys.clone() })
+    }
+
+    /// When the first turn ended from `since_ms` on, both in Unix milliseconds by Redis's clock.
+    pub async fn first_end(&self, since_ms: u64) -> Result<Option<u64>, ChaosError> {
+        let mut redis = self.connection().await?;
+        let ends: StreamRangeReply = redis.xrange_count(self.keys.events(), since_ms, "+", 1).await?;
+        Ok(ends.ids.first().and_then(split_id).map(|(at_ms, _)| at_ms))
+    }
+
     /// What workers hold just now.
     pub async fn holdings(&self) -> Result<Vec<Holding>, ChaosError> {
         let mut redis = self.connection().await?;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::ChaosError;
+use super::failover::Failovers;
 use super::fleet::Fleet;
 use super::plan::{Fault, Planned};
 use super::power::Unsynced;
@@ -33,8 +34,10 @@ pub struct Tally {
 
 /// Everything that can be hurt.
 pub struct Storm {
-    /// The queue's home.
+    /// The queue's home; of two servers the primary.
     pub redis: RedisServer,
+    /// The other server; none where the queue has one only.
+    pub failovers: Option<Failovers>,
     /// Its workers.
     pub fleet: Fleet,
     /// The producers' way to it.
@@ -68,11 +71,11 @@ impl Storm {
             }
             for _ in 0..due.len() {
                 let Some(fault) = due.pop_front() else { break };
-                if self.redis_back.is_some() || !self.strike(fault).await? {
+                if self.waits() || !self.strike(fault).await? {
                     due.push_back(fault);
                 }
             }
-            self.tend()?;
+            self.tend().await?;
             producers.ended()?;
             tokio::time::sleep(TICK).await;
         }
@@ -94,9 +97,10 @@ impl Storm {
                 self.say(format!("some turns have not ended within {patience:?}"));
                 return Ok(());
             }
-            self.tend()?;
+            self.tend().await?;
             tokio::time::sleep(TICK).await;
         }
+        self.tend().await?;
         producers.look_again().await
     }
 
@@ -105,8 +109,19 @@ impl Storm {
         eprintln!("{:7.2} s  {what}", self.began.elapsed().as_secs_f64());
     }
 
-    fn tend(&mut self) -> Result<(), ChaosError> {
+    /// Whether new faults have to wait. While Redis is gone, nobody qualifies. After a failover the time until the first turn ends
+    /// is to be that of the failover, and of what had begun before.
+    fn waits(&self) -> bool {
+        self.redis_back.is_some() || self.failovers.as_ref().is_some_and(Failovers::is_open)
+    }
+
+    async fn tend(&mut self) -> Result<(), ChaosError> {
         self.fleet.tend();
+        if let Some(failovers) = &mut self.failovers
+            && let Some(took) = failovers.look(&self.store).await?
+        {
+            self.say(format!("the first turn after it ended within {took:?}"));
+        }
         if self.redis_back.is_some_and(|back| Instant::now() >= back) {
             tokio::task::block_in_place(|| self.redis.restart());
             self.redis_back = None;
@@ -139,6 +154,7 @@ impl Storm {
                 self.tally.drains += 1;
             }
             Fault::RestartRedis(away) => self.crash_redis(away)?,
+            Fault::FailOver => return self.fail_over().await,
             Fault::Cut(cut) => {
                 let workers: Vec<_> = self.fleet.proxies().cloned().collect();
                 self.say(cut.happen(&workers, &self.door));
@@ -159,6 +175,29 @@ impl Storm {
             holdings.into_iter().find(|holding| of(&name, holding)).map(|holding| (slot, holding))
         };
         Ok(slot.and_then(found))
+    }
+
+    /// The other server becomes the primary, and whoever connects from now on gets there. False where the replica is not in sync,
+    /// or no turn runs whose end could be timed.
+    async fn fail_over(&mut self) -> Result<bool, ChaosError> {
+        let Some(failovers) = &mut self.failovers else { return Ok(false) };
+        if self.store.holdings().await?.is_empty() || !failovers.is_possible(&self.redis).await? {
+            return Ok(false);
+        }
+        let began = Instant::now();
+        if !failovers.fail_over(&mut self.redis).await? {
+            self.say(format!(
+                "no failover: the replica did not have everything within {:?}",
+                began.elapsed()
+            ));
+            return Ok(false);
+        }
+        for proxy in self.fleet.proxies().chain([&self.door]) {
+            proxy.lead_to(self.redis.address());
+        }
+        self.store = self.store.moved_to(&self.redis.url())?;
+        self.say(format!("failover to {} in {:?}", self.redis.address(), began.elapsed()));
+        Ok(true)
     }
 
     fn crash_redis(&mut self, away: Duration) -> Result<(), ChaosError> {

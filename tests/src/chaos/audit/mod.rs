@@ -37,6 +37,8 @@ pub enum Violation {
     PostFence,
     /// Names a run that is not in the store, or leads nowhere; or an object that is no whole run.
     Manifest,
+    /// Held or kept, and nobody's, once every turn has ended and every worker has left.
+    Leftover,
 }
 
 /// A broken promise.
@@ -51,7 +53,8 @@ pub struct Finding {
 }
 
 impl Finding {
-    fn new(violation: Violation, subject: impl fmt::Display, detail: impl Into<String>) -> Self {
+    /// `detail` is wrong with `subject`.
+    pub fn new(violation: Violation, subject: impl fmt::Display, detail: impl Into<String>) -> Self {
         Self { violation, subject: subject.to_string(), detail: detail.into() }
     }
 }
@@ -65,6 +68,7 @@ impl fmt::Display for Finding {
             Violation::Diverged => "diverged",
             Violation::PostFence => "post-fence write",
             Violation::Manifest => "broken manifest",
+            Violation::Leftover => "left over",
         };
         write!(f, "{kind}: {}: {}", self.subject, self.detail)
     }
