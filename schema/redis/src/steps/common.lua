@@ -57,9 +57,10 @@ end
 -- The named fields of a hash, as a table; missing and empty ones are nil.
 local function fields(key, ...)
   local values, found = ask('HMGET', key, ...), {}
-  for i, name in ipairs({...}) do
-    if values[i] and values[i] ~= '' then
-      found[name] = values[i]
+  for i = 1, #values do
+    local value = values[i]
+    if value and value ~= '' then
+      found[select(i, ...)] = value
     end
   end
   return found
@@ -140,8 +141,9 @@ local function drop_gathered()
   end
 end
 
--- The index of agents with work, and that of ended turns: changed once, at the end of a script.
-local heads, ended = {}, {}
+-- The index of agents with work, that of ended turns, that of their streams, and that of deadlines: changed once, at the end of
+-- a script.
+local heads, ended, streams, past_deadlines = {}, {}, {}, {}
 
 -- The agent's head is `head` now, or there is none.
 local function note_head(agent, head)
@@ -166,6 +168,10 @@ local function write_indexes()
   end
   if #ended > 0 then
     redis.call('RPUSH', ENDED, unpack(ended))
+    redis.call('ZADD', STREAMS, unpack(streams))
+  end
+  if #past_deadlines > 0 then
+    redis.call('ZREM', DEADLINES, unpack(past_deadlines))
   end
 end
 

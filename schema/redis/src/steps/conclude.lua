@@ -27,10 +27,10 @@ local function read_agent(keys)
   return fields(keys.agent, unpack(AGENT_FIELDS))
 end
 
--- The first two turns of the backlog; nil where there is none.
+-- The first turn of the backlog, and the text of the one behind; nil where there is none.
 local function read_backlog(keys)
   local texts = ask('LRANGE', keys.backlog, 0, 1)
-  return texts[1] and backlog_entry(texts[1]), texts[2] and backlog_entry(texts[2])
+  return texts[1] and backlog_entry(texts[1]), texts[2]
 end
 
 -- The agent, its head and the turn behind, where `worker` holds the lease of `epoch` for `turn_id`; nil otherwise.
@@ -43,7 +43,7 @@ local function read_lease(keys, worker, turn_id, epoch)
   if not head or head.turn ~= turn_id then
     return nil
   end
-  return agent, head, following
+  return agent, head, following and backlog_entry(following)
 end
 
 -- The result stream's top id as two numbers: the epoch that wrote it and the tokens published by then.
@@ -102,10 +102,11 @@ local function end_turn(c)
     local text = c.entry.turn .. ' ' .. whole(NOW) .. ' ' .. turn_bytes .. ' ' .. stream_bytes
     table.insert(ended, text)
     -- The stream goes before the rest.
-    redis.call('ZADD', STREAMS, whole(NOW + tonumber(c.stream_ttl_ms)), c.entry.turn .. ' ' .. stream_bytes)
+    table.insert(streams, whole(NOW + tonumber(c.stream_ttl_ms)))
+    table.insert(streams, c.entry.turn .. ' ' .. stream_bytes)
     count('retained_bytes', turn_bytes + stream_bytes)
   end
-  redis.call('ZREM', DEADLINES, c.agent .. ' ' .. c.entry.text)
+  table.insert(past_deadlines, c.agent .. ' ' .. c.entry.text)
   if keys.idem ~= keys.turn then
     redis.call('PEXPIRE', keys.idem, c.outcome_ttl_ms)
   end

@@ -36,6 +36,7 @@ local function end_unrun(i)
   end
   local agent = read_agent(keys)
   local head, following = read_backlog(keys)
+  following = following and backlog_entry(following)
   local is_head = head and head.turn == entry.turn
   if too_early(turn, is_head and agent.state == 'leased') then
     return {'early'}

@@ -3,7 +3,7 @@
 -- KEYS the shared ones, then for each turn: agent, backlog, turn, idem (the turn key again where it has no key)
 -- ARGV 1 most turns that may be open in this shard  2 most that one tenant may have open in it
 --      then for each turn: turn id, agent id, priority, deadline_ms (0: none), not_before_ms (0: at once),
---      new_session (1 or 0), idempotency name ('-': none), digest of what is asked, envelope
+--      new_session (1 or 0), idempotency name ('-': none), digest of what is asked ('' where there is no such name), envelope
 -- Reply {'ok', id, fresh, id, fresh, …} in the order given; fresh is 0 where the id is that of a turn enqueued earlier
 --      under the same idempotency key, or of this very turn enqueued before
 --      {'conflict', place (from 0), turn}: the turn at that place has the idempotency key of this earlier turn, and asks for
@@ -15,6 +15,10 @@ local KEYS_A_TURN, ARGS_A_TURN = 4, 9
 local MAX_TIME_MS = 253402300799999
 -- How many of the newest ends tell the pace of the queue, and bounds of what is told.
 local PACE_ENDS, MIN_RETRY_MS, MAX_RETRY_MS = 100, 100, 60000
+
+local function is_time(text)
+  return text == '0' or (string.find(text, '^%d+$') and tonumber(text) <= MAX_TIME_MS)
+end
 
 -- When `room` places will be free, at the pace of the newest ends.
 local function retry_after_ms(room)
@@ -35,10 +39,9 @@ for i = 0, (#KEYS - SHARED) / KEYS_A_TURN - 1 do
   if not READY[priority] then
     return redis.error_reply('ERR unknown priority ' .. tostring(priority))
   end
-  for _, time in ipairs({ARGV[a + 4], ARGV[a + 5]}) do
-    if not string.match(time, '^%d+$') or tonumber(time) > MAX_TIME_MS then
-      return redis.error_reply('ERR ' .. time .. ' is no time in Unix milliseconds')
-    end
+  local wrong_time = not is_time(ARGV[a + 4]) and ARGV[a + 4] or not is_time(ARGV[a + 5]) and ARGV[a + 5]
+  if wrong_time then
+    return redis.error_reply('ERR ' .. wrong_time .. ' is no time in Unix milliseconds')
   end
   if not agents[agent_key] then
     ask('LLEN', backlog_key)
@@ -103,16 +106,20 @@ for _, turn in ipairs(fresh) do
   end
   redis.call('RPUSH', KEYS[k + 2], entry)
   count('open:' .. priority, 1)
-  count('enqueued', 1)
-  count(turn.tenant .. ':open', 1)
   if agents[agent_key].state == 'idle' then
-    redis.call('ZADD', OPEN, now, agent)
-    make_runnable(agent_key, agent, {}, backlog_entry(entry))
+    local head = {text = entry, priority = priority, enqueued_ms = NOW, not_before_ms = tonumber(not_before_ms)}
+    note_head(agent, head)
+    make_runnable(agent_key, agent, {}, head)
     agents[agent_key].state = 'ready'
   elseif agents[agent_key].state == 'paused' or agents[agent_key].state == 'halted' then
     -- Held agents may be without work; any other has some, and is in the index.
     redis.call('ZADD', OPEN, 'NX', now, agent)
   end
 end
+count('enqueued', opened)
+for tenant, more in pairs(by_tenant) do
+  count(tenant .. ':open', more)
+end
+write_indexes()
 write_counters()
 return reply

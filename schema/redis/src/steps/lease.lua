@@ -136,9 +136,10 @@ local function lease(i)
     local goes_on = conclude({
       keys = keys, agent = agent_id, entry = head, attempts = attempts, epoch = epoch, published = published,
       outcome = outcome, reason = cause, event = ending(outcome, reason, head.enqueued_ms), found = agent,
-      following = following, keep_ticket = true, continues = agent.continues, stream_ttl_ms = RESULT_TTL_MS, outcome_ttl_ms = OUTCOME_TTL_MS,
+      following = following and backlog_entry(following), keep_ticket = true, continues = agent.continues,
+      stream_ttl_ms = RESULT_TTL_MS, outcome_ttl_ms = OUTCOME_TTL_MS,
     })
-    return goes_on and {'head', following.text} or {'gone'}
+    return goes_on and {'head', following} or {'gone'}
   end
   if deadline_ms > 0 and NOW >= deadline_ms then
     local late_ms = whole(NOW - deadline_ms)
@@ -186,7 +187,7 @@ local function set_aside(i, reason)
       keys = keys, agent = agent_id, entry = head, attempts = failures, published = published, outcome = 'failed',
       epoch = math.max((tonumber(agent.epoch) or 0) + 1, NOW, (result_top(keys)) + 1), reason = 'unreadable',
       event = ending('failed', 'it cannot be leased: ' .. reason, head.enqueued_ms), found = agent,
-      following = following, stream_ttl_ms = RESULT_TTL_MS, outcome_ttl_ms = OUTCOME_TTL_MS,
+      following = following and backlog_entry(following), stream_ttl_ms = RESULT_TTL_MS, outcome_ttl_ms = OUTCOME_TTL_MS,
     })
   end)
   if ended then
