@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use turnmill_schema::Delta;
 
 use super::Link;
+use super::coalesce::Coalescing;
 use super::link::Backoff;
 use crate::broker::{Advice, Broker, BrokerError, Lease};
 use crate::engine::MadeToken;
@@ -21,7 +22,7 @@ pub struct Publisher<B> {
     pending: Delta,
     /// When the pending tokens are due.
     due: Option<Instant>,
-    flush: Duration,
+    coalescing: Arc<Coalescing>,
     /// When this attempt first published tokens.
     first_published: Option<Instant>,
     /// The reply from its first token on; none if it is not short any more.
@@ -32,8 +33,14 @@ pub struct Publisher<B> {
 const SHORT_REPLY_BYTES: usize = 4096;
 
 impl<B: Broker> Publisher<B> {
-    /// Goes on after what earlier attempts published; later tokens wait up to `flush` for others.
-    pub fn new(broker: Arc<B>, link: Link, lease: Arc<Lease>, published: &[Delta], flush: Duration) -> Self {
+    /// Goes on after what earlier attempts published; later tokens wait for others as `coalescing` says.
+    pub fn new(
+        broker: Arc<B>,
+        link: Link,
+        lease: Arc<Lease>,
+        published: &[Delta],
+        coalescing: Arc<Coalescing>,
+    ) -> Self {
         let index = published.last().map_or(0, Delta::published);
         let pending = Delta { index, ..Delta::default() };
         let short_reply = Some(Delta::default());
@@ -44,7 +51,7 @@ impl<B: Broker> Publisher<B> {
             sending: None,
             pending,
             due: None,
-            flush,
+            coalescing,
             first_published: None,
             short_reply,
         };
@@ -71,8 +78,11 @@ impl<B: Broker> Publisher<B> {
     pub fn push(&mut self, token: &MadeToken) {
         self.keep(|reply| reply.push(token.id, &token.text, token.logprobs.clone()));
         self.pending.push(token.id, &token.text, token.logprobs.clone());
-        let wait = if self.first_published.is_some() { self.flush } else { Duration::ZERO };
-        self.due.get_or_insert(Instant::now() + wait);
+        // Counted in any case: this is the worker's rate.
+        let wait = self.coalescing.wait(token.at);
+        let wait = if self.first_published.is_some() { wait } else { Duration::ZERO };
+        // From when it was made: a token that waited for the append before it has waited already.
+        self.due.get_or_insert(token.at + wait);
     }
 
     /// When [`Self::flush`] should be called; none while nothing is pending.
@@ -166,9 +176,9 @@ mod tests {
         fn publisher(&self, claim: &Claim) -> Publisher<MemoryBroker> {
             let limits = HeadroomLimits { low: 0.0, high: 0.0 };
             let lifecycle = Lifecycle::new(limits, Duration::from_secs(60), Instant::now());
-            let flush = Duration::from_millis(100);
+            let coalescing = Arc::new(Coalescing::new(Duration::from_millis(100)));
             let (broker, link) = (Arc::clone(&self.broker), Link::new(Arc::new(lifecycle)));
-            Publisher::new(broker, link, Arc::clone(&claim.lease), &claim.published, flush)
+            Publisher::new(broker, link, Arc::clone(&claim.lease), &claim.published, coalescing)
         }
     }
 
@@ -217,5 +227,27 @@ mod tests {
             assert_eq!(told, expected, "frames of {frame}, resumed after {resumed}");
             assert_eq!(publisher.take_short_reply(), Some(expected.clone()));
         }
+    }
+
+    #[tokio::test]
+    async fn the_first_token_is_due_at_once_and_the_others_wait_on_a_busy_worker_only() {
+        let setting = Setting::new();
+        let claim = setting.claim().await;
+        let mut publisher = setting.publisher(&claim);
+        let now = Instant::now();
+        let at = |ms| now + Duration::from_millis(ms);
+        publisher.push(&MadeToken { at: at(0), ..token(0, "a") });
+        assert_eq!(publisher.due(), Some(at(0)), "the first token");
+        publisher.flush().await.expect("published");
+        publisher.push(&MadeToken { at: at(4), ..token(1, "b") });
+        assert_eq!(publisher.due(), Some(at(4)), "a lone turn");
+        publisher.flush().await.expect("published");
+        // Other turns make thousands of tokens a second.
+        (5..5000).for_each(|ms| {
+            publisher.coalescing.wait(at(ms));
+        });
+        publisher.push(&MadeToken { at: at(5000), ..token(2, "c") });
+        publisher.push(&MadeToken { at: at(5020), ..token(3, "d") });
+        assert_eq!(publisher.due(), Some(at(5100)), "from the first of those that wait");
     }
 }
