@@ -25,6 +25,9 @@ pub struct TurnResult {
     /// The reply's token ids.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub tokens: Vec<u32>,
+    /// For each token, how many bytes of the text it made visible; empty if that is not known. See [`Delta::lengths`].
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub lengths: Vec<u32>,
     /// One entry a token, where asked for.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub logprobs: Vec<TokenLogprobs>,
@@ -41,29 +44,38 @@ pub struct TurnResult {
 
 /// The reply so far.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Reply {
-    /// Its text.
-    pub text: String,
-    /// Its token ids.
-    pub tokens: Vec<u32>,
-    /// One entry a token, where asked for.
-    pub logprobs: Vec<TokenLogprobs>,
-}
+pub struct Reply(Delta);
 
 impl Reply {
     /// Appends what [`Producer::follow`] gave.
     pub fn push(&mut self, delta: Delta) {
-        self.text.push_str(&delta.text);
-        self.tokens.extend(delta.tokens);
-        self.logprobs.extend(delta.logprobs);
+        self.0.extend(delta);
+    }
+
+    /// What there is of it, as one delta.
+    pub fn so_far(&self) -> &Delta {
+        &self.0
     }
 
     /// The result. `kept` is false where the stream had expired, so that nothing is known of the text.
     pub fn ended(self, turn: TurnId, agent: Option<Name>, end: End, kept: bool) -> TurnResult {
-        let Self { text, tokens, logprobs } = self;
+        let Self(Delta { index: _, tokens, text, lengths, logprobs }) = self;
         let End { outcome, finish, error, usage, timing, worker } = end;
         let text = (kept || !tokens.is_empty()).then_some(text);
-        TurnResult { turn, agent, outcome, finish, text, tokens, logprobs, usage, timing, worker, error }
+        TurnResult {
+            turn,
+            agent,
+            outcome,
+            finish,
+            text,
+            tokens,
+            lengths,
+            logprobs,
+            usage,
+            timing,
+            worker,
+            error,
+        }
     }
 }
 

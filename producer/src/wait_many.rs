@@ -267,7 +267,7 @@ fn put_together(
     let is_kept = !stream.is_empty() || state.reply.is_some();
     let misfit = |misfit| match misfit {
         Misfit::Gap { expected, found } => ProducerError::Gap { turn, expected, found },
-        Misfit::Unaligned => unreadable("result", &"its tokens overlap otherwise"),
+        Misfit::Uncut(error) => unreadable("result", &format!("tokens come again, and {error}")),
     };
     for (id, event) in events.chain(kept.into_iter().flatten().map(|event| (None, event))) {
         match event {

@@ -100,7 +100,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::event::{Begin, Delta, End, Event, FinishReason, Outcome, Timing, TokenLogprobs, Usage};
+    use crate::delta::{Delta, TokenLogprobs};
+    use crate::event::{Begin, End, Event, FinishReason, Outcome, Timing, Usage};
     use crate::ids::{Name, TurnId};
     use crate::turn::{Message, Role};
 
@@ -229,10 +230,13 @@ mod tests {
             },
         );
         let tokens = prop::collection::vec(any::<u32>(), 0..20);
-        let delta = (any::<u32>(), tokens, any::<String>(), prop::collection::vec(logprobs(), 0..3))
-            .prop_map(|(index, tokens, text, logprobs)| {
-                Event::Delta(Delta { index, tokens, text, logprobs })
-            });
+        let lengths = prop::collection::vec(any::<u32>(), 0..20);
+        let logprobs = prop::collection::vec(logprobs(), 0..3);
+        let delta = (any::<u32>(), tokens, any::<String>(), lengths, logprobs).prop_map(
+            |(index, tokens, text, lengths, logprobs)| {
+                Event::Delta(Delta { index, tokens, text, lengths, logprobs })
+            },
+        );
         prop_oneof![begin, delta, end().prop_map(Event::End)]
     }
 

@@ -5,6 +5,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::delta::Delta;
+
 /// One entry of a result stream.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
@@ -28,37 +30,6 @@ pub struct Begin {
     pub attempt: u32,
     /// The worker's consumer id: its name, and what tells its process from others of that name.
     pub worker: String,
-}
-
-/// A run of tokens.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Delta {
-    /// Index in the reply of the first token here, from 0.
-    pub index: u32,
-    /// Token ids, exactly as sampled.
-    pub tokens: Vec<u32>,
-    /// The text these tokens completed. Never half a character; text that may turn out to be a stop string
-    /// is held back until it is not.
-    pub text: String,
-    /// One entry a token, when asked for.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub logprobs: Vec<TokenLogprobs>,
-}
-
-impl Delta {
-    /// How many tokens of the reply are published once this delta is.
-    pub fn published(&self) -> u32 {
-        self.index + self.tokens.len() as u32
-    }
-}
-
-/// Log-probabilities at one position, natural logarithm, before temperature and penalties.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct TokenLogprobs {
-    /// Of the token that was sampled.
-    pub logprob: f32,
-    /// The likeliest tokens, likeliest first.
-    pub top: Vec<(u32, f32)>,
 }
 
 /// How a turn ended.

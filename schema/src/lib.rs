@@ -2,6 +2,7 @@
 //!
 //! * [`turn`]: the job: an agent's next messages and how to sample.
 //! * [`event`]: what a result stream says about a turn: Begin, Delta*, End.
+//! * [`delta`]: some tokens of a reply, and where they can be cut.
 //! * [`transcript`]: the exact history of an agent, one entry a completed turn.
 //! * [`manifest`]: what is stored of an agent's K and V.
 //! * [`kv_object`]: where those objects are, and how they name one another.
@@ -15,6 +16,7 @@
 //! * [`worker_status`]: what a worker says of itself in the registry.
 
 pub mod agent_file;
+pub mod delta;
 pub mod envelope;
 pub mod environment;
 pub mod event;
@@ -30,7 +32,8 @@ pub mod transcript;
 pub mod turn;
 pub mod worker_status;
 
-pub use event::{Begin, DeadReason, Delta, End, Event, FinishReason, Outcome, Timing, TokenLogprobs, Usage};
+pub use delta::{CutError, Delta, TokenLogprobs};
+pub use event::{Begin, DeadReason, End, Event, FinishReason, Outcome, Timing, Usage};
 pub use ids::{AgentId, InvalidName, Name, TurnId};
 pub use manifest::{Digest, Manifest};
 pub use payload::{EncodedTurn, PayloadError, PayloadReference, StoredTurn};

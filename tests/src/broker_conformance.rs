@@ -197,7 +197,9 @@ pub fn ending_with(entry: TranscriptEntry, outcome: Outcome) -> Ending {
 
 /// A delta of `tokens` from `index` on.
 pub fn delta(index: u32, tokens: &[u32]) -> Delta {
-    Delta { index, tokens: tokens.to_vec(), text: format!("{tokens:?}"), logprobs: Vec::new() }
+    let mut delta = Delta { index, ..Delta::default() };
+    tokens.iter().for_each(|token| delta.push(*token, &format!("{token} "), None));
+    delta
 }
 
 /// An End of `outcome`.

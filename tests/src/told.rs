@@ -1,6 +1,6 @@
 //! What a result stream told, once it is known to be sound.
 
-use turnmill_schema::{Begin, End, Event};
+use turnmill_schema::{Begin, CutError, End, Event};
 
 /// A whole result stream.
 #[derive(Clone, Debug, PartialEq)]
@@ -11,6 +11,8 @@ pub struct Told {
     pub tokens: Vec<u32>,
     /// All text.
     pub text: String,
+    /// For each token, how many bytes of the text it made visible.
+    pub lengths: Vec<u32>,
     /// The terminal result.
     pub end: End,
 }
@@ -23,7 +25,13 @@ impl Told {
             panic!("the stream does not end with an End: {events:?}")
         };
         assert!(matches!(before.first(), Some(Event::Begin(_))), "{events:?}");
-        let mut told = Self { begins: Vec::new(), tokens: Vec::new(), text: String::new(), end: end.clone() };
+        let mut told = Self {
+            begins: Vec::new(),
+            tokens: Vec::new(),
+            text: String::new(),
+            lengths: Vec::new(),
+            end: end.clone(),
+        };
         for event in before {
             told.add(event);
         }
@@ -41,15 +49,19 @@ impl Told {
             Event::Delta(delta) => {
                 assert_eq!(delta.index as usize, self.tokens.len(), "a token twice or missing: {delta:?}");
                 assert!(!delta.tokens.is_empty(), "a delta without tokens");
+                // Programs of an older commit, on which tests can be run too, write no lengths.
+                let lengths = delta.check_lengths();
+                assert!(matches!(lengths, Ok(()) | Err(CutError::NoLengths)), "{lengths:?}: {delta:?}");
                 self.tokens.extend(&delta.tokens);
                 self.text.push_str(&delta.text);
+                self.lengths.extend(&delta.lengths);
             }
             Event::End(end) => panic!("a second End: {end:?}"),
         }
     }
 
     /// What must be the same however the turn was run.
-    pub fn words(&self) -> (Vec<u32>, String) {
-        (self.tokens.clone(), self.text.clone())
+    pub fn words(&self) -> (Vec<u32>, String, Vec<u32>) {
+        (self.tokens.clone(), self.text.clone(), self.lengths.clone())
     }
 }

@@ -31,8 +31,8 @@ use crate::observe::http::{self, HttpState};
 use crate::observe::logs::{self, LogControl};
 use crate::observe::{ObserveError, QueueGauges, Traces, metrics};
 use crate::runner::{
-    Backoff, Intake, Keeper, Link, Prompting, RestoreSettings, Restorer, Retries, Runner, RunnerSettings,
-    Tender, trim,
+    Backoff, Coalescing, Intake, Keeper, Link, Prompting, RestoreSettings, Restorer, Retries, Runner,
+    RunnerSettings, Tender, trim,
 };
 use crate::schedule::{Limits, Speculation};
 use crate::signals::Signals;
@@ -357,10 +357,10 @@ impl Worker {
             payloads,
             keeper,
             link: link.clone(),
+            coalescing: Arc::new(Coalescing::new(Duration::from_millis(settings.flush_ms))),
             traces,
             settings: RunnerSettings {
                 worker: settings.worker_name.name().to_string(),
-                flush: Duration::from_millis(settings.flush_ms),
                 retries: Retries {
                     base: Duration::from_millis(settings.retry_base_ms),
                     max: Duration::from_millis(settings.retry_max_ms),

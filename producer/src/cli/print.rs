@@ -17,7 +17,7 @@ use super::terminal::{for_stdout, json_for_stdout, visible};
 pub struct Show {
     /// JSON lines.
     pub json: bool,
-    /// Token ids in results.
+    /// Token ids in results, and how much text each has.
     pub tokens: bool,
     /// Several turns share the output: say whose each text is, as `tail` does for files.
     pub headed: bool,
@@ -38,6 +38,7 @@ impl Show {
         if self.json {
             if !self.tokens {
                 result.tokens.clear();
+                result.lengths.clear();
             }
             json_line(&result)?;
             return Ok(result.outcome == Outcome::Completed);

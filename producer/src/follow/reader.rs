@@ -19,10 +19,6 @@ use crate::connection::Connection;
 use crate::error::ProducerError;
 use crate::producer::Producer;
 
-/// What to do if a repeated text cannot be cut.
-const FROM_ITS_START: &str =
-    "tokens come again that cannot be told from those read; follow it from its start";
-
 /// Reads one turn.
 pub(crate) struct Reader {
     connection: Connection,
@@ -32,15 +28,9 @@ pub(crate) struct Reader {
     keys: Keys,
     /// Whose turn it is, as far as that is known.
     agent: Option<AgentId>,
-    /// Where the caller wanted to start.
-    origin: StreamId,
     /// The last entry read.
     last: StreamId,
-    /// The highest entry ever read; above `last` while reading again.
-    newest: StreamId,
     seen: Seen,
-    /// Went back to the origin and found nothing new since.
-    reread: bool,
     /// What is told of the turn after `last`; none: nobody was asked yet.
     news: Option<mpsc::Receiver<News>>,
     ready: VecDeque<Followed>,
@@ -49,7 +39,7 @@ pub(crate) struct Reader {
 
 impl Reader {
     pub(crate) fn new(producer: &Producer, turn: TurnId, from: Option<StreamId>) -> Self {
-        let origin = from.unwrap_or(StreamId::START);
+        let last = from.unwrap_or(StreamId::START);
         Self {
             connection: producer.connection.clone(),
             waiters: producer.waiters.clone(),
@@ -57,11 +47,8 @@ impl Reader {
             queue: producer.queue.name.to_string(),
             keys: producer.keys_of(turn),
             agent: None,
-            origin,
-            last: origin,
-            newest: origin,
-            seen: if origin == StreamId::START { Seen::nothing() } else { Seen::unknown() },
-            reread: false,
+            last,
+            seen: if last == StreamId::START { Seen::nothing() } else { Seen::up_to(last.sequence) },
             news: None,
             ready: VecDeque::new(),
             ended: false,
@@ -132,14 +119,9 @@ impl Reader {
         let sequence = u64::from(reply.published());
         let id = StreamId { epoch, sequence };
         if self.last.sequence < sequence {
-            let starts_within = self.last.sequence > 0 && self.seen.is_unknown();
-            match self.seen.add(reply) {
-                Ok(added) if !starts_within => {
-                    let followed = |delta| Followed { id: Some(id), event: Event::Delta(delta) };
-                    self.ready.extend(added.map(followed));
-                }
-                _ => return Err(self.unreadable("reply", FROM_ITS_START.into())),
-            }
+            let added = self.seen.add(reply).map_err(|misfit| self.misfit(misfit))?;
+            let followed = |delta| Followed { id: Some(id), event: Event::Delta(delta) };
+            self.ready.extend(added.map(followed));
         }
         self.end(Some(StreamId { epoch: epoch + 1, sequence }), end);
         Ok(())
@@ -158,50 +140,36 @@ impl Reader {
         self.ended = true;
     }
 
-    /// Takes entries up to the End, or up to one that makes reading again necessary.
+    /// Takes entries up to the End.
     fn take(&mut self, entries: &[ResultEntry]) -> Result<(), ProducerError> {
         for entry in entries {
             let (id, event) = decode(entry)?;
-            let new = id > self.newest;
             match event {
-                Event::Begin(_) if new => self.ready.push_back(Followed { id: Some(id), event }),
-                Event::Begin(_) => {}
+                Event::Begin(_) => self.ready.push_back(Followed { id: Some(id), event }),
                 Event::End(_) => {
-                    if let Err(misfit) = self.seen.finish(id.sequence) {
-                        return self.misfit(misfit);
-                    }
+                    self.seen.finish(id.sequence).map_err(|misfit| self.misfit(misfit))?;
                     self.end(Some(id), event);
                     return Ok(());
                 }
-                Event::Delta(delta) => match self.seen.add(delta) {
-                    Ok(None) => {}
-                    Ok(Some(delta)) => {
-                        self.reread = false;
-                        self.ready.push_back(Followed { id: Some(id), event: Event::Delta(delta) });
-                    }
-                    Err(misfit) => return self.misfit(misfit),
-                },
+                Event::Delta(delta) => {
+                    let added = self.seen.add(delta).map_err(|misfit| self.misfit(misfit))?;
+                    let followed = |delta| Followed { id: Some(id), event: Event::Delta(delta) };
+                    self.ready.extend(added.map(followed));
+                }
             }
             self.last = id;
-            self.newest = self.newest.max(id);
         }
         Ok(())
     }
 
-    fn misfit(&mut self, misfit: Misfit) -> Result<(), ProducerError> {
+    fn misfit(&self, misfit: Misfit) -> ProducerError {
         let turn = self.turn;
         match misfit {
-            Misfit::Gap { expected, found } => Err(ProducerError::Gap { turn, expected, found }),
-            Misfit::Unaligned if self.reread => Err(ProducerError::Unreadable {
+            Misfit::Gap { expected, found } => ProducerError::Gap { turn, expected, found },
+            Misfit::Uncut(error) => ProducerError::Unreadable {
                 what: format!("the result of turn {turn}"),
-                reason: FROM_ITS_START.into(),
-            }),
-            Misfit::Unaligned => {
-                self.reread = true;
-                self.last = self.origin;
-                self.news = None;
-                Ok(())
-            }
+                reason: format!("tokens come again, and {error}, or follow the turn from its start"),
+            },
         }
     }
 }

@@ -1,25 +1,18 @@
 //! Which part of a reply a reader already has, and what a delta adds to it.
 //!
-//! A delta can repeat tokens: after Redis lost its last second, or when a reader goes back in the stream. Every
-//! token has one index, so repeated ones are dropped. A delta may also start in the middle of what was
-//! seen; its text is then cut at the byte where the seen text ends, which is known because the text's
-//! length at each boundary between deltas is kept.
+//! A delta can repeat tokens, for example after Redis lost its last second. Every token has one index, so repeated ones are
+//! dropped. A delta that starts within what was seen is cut there: it says where the text of each token ends.
 //!
 //! Invariant: what `add` hands out, concatenated, has every token once, in order, without a gap.
 
-use std::collections::BTreeMap;
-
-use turnmill_schema::Delta;
+use turnmill_schema::{CutError, Delta};
 
 /// What a reader has of one reply.
-#[derive(Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Seen {
-    /// Tokens seen, where known: a reader that starts within a stream learns it from its first entry.
-    tokens: Option<u32>,
-    /// Bytes of text handed out.
-    text_bytes: usize,
-    /// Bytes of text before the token of each index at which a delta started or ended.
-    boundaries: BTreeMap<u32, usize>,
+    tokens: u32,
+    /// Whether the reader itself saw the last of them. If not, the first delta may start later.
+    is_sure: bool,
 }
 
 /// Why a delta does not join what was seen.
@@ -32,65 +25,42 @@ pub(crate) enum Misfit {
         /// First token there is.
         found: u32,
     },
-    /// It starts within seen tokens where no delta ended, so its text cannot be cut. Reading again from where
-    /// the reader started brings the deltas before it, whose ends are then known.
-    Unaligned,
+    /// It starts within what was seen, and its text cannot be cut there.
+    Uncut(CutError),
 }
 
 impl Seen {
     /// A reader that has nothing and reads from the start.
     pub(crate) fn nothing() -> Self {
-        Self { tokens: Some(0), text_bytes: 0, boundaries: BTreeMap::from([(0, 0)]) }
+        Self { tokens: 0, is_sure: true }
     }
 
-    /// A reader that starts somewhere within the stream.
-    pub(crate) fn unknown() -> Self {
-        Self::default()
-    }
-
-    /// Nothing was read yet and where the reader stands is not known.
-    pub(crate) fn is_unknown(&self) -> bool {
-        self.tokens.is_none()
+    /// A reader that starts after an entry. Its id says how many tokens were published by then, if a worker made it.
+    pub(crate) fn up_to(published: u64) -> Self {
+        Self { tokens: u32::try_from(published).unwrap_or(0), is_sure: false }
     }
 
     /// The end of a reply of `published` tokens comes next: all of them must have been seen, as far as that is known.
     pub(crate) fn finish(&self, published: u64) -> Result<(), Misfit> {
         let found = u32::try_from(published).unwrap_or(u32::MAX);
-        match self.tokens {
-            Some(expected) if expected < found => Err(Misfit::Gap { expected, found }),
-            _ => Ok(()),
+        if self.is_sure && self.tokens < found {
+            return Err(Misfit::Gap { expected: self.tokens, found });
         }
+        Ok(())
     }
 
     /// What `delta` adds; none when it adds nothing.
-    pub(crate) fn add(&mut self, mut delta: Delta) -> Result<Option<Delta>, Misfit> {
-        let seen = *self.tokens.get_or_insert_with(|| {
-            self.boundaries.insert(delta.index, 0);
-            delta.index
-        });
-        if delta.index > seen {
-            return Err(Misfit::Gap { expected: seen, found: delta.index });
+    pub(crate) fn add(&mut self, delta: Delta) -> Result<Option<Delta>, Misfit> {
+        let found = delta.index;
+        if self.is_sure && found > self.tokens {
+            return Err(Misfit::Gap { expected: self.tokens, found });
         }
-        let start = *self.boundaries.get(&delta.index).ok_or(Misfit::Unaligned)?;
-        self.boundaries.insert(delta.published(), start + delta.text.len());
-        let repeated = (seen - delta.index) as usize;
-        if repeated >= delta.tokens.len() {
-            return Ok(None);
+        let added = delta.beyond(self.tokens).map_err(Misfit::Uncut)?;
+        if let Some(added) = &added {
+            *self = Self { tokens: added.published(), is_sure: true };
         }
-        delta.tokens.drain(..repeated);
-        delta.logprobs.drain(..repeated.min(delta.logprobs.len()));
-        delta.text.drain(..cut(&delta.text, self.text_bytes.saturating_sub(start)));
-        delta.index = seen;
-        self.tokens = Some(delta.published());
-        self.text_bytes += delta.text.len();
-        Ok(Some(delta))
+        Ok(added)
     }
-}
-
-/// The character boundary of `text` at or before byte `at`.
-fn cut(text: &str, at: usize) -> usize {
-    let at = at.min(text.len());
-    (0..=at).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -99,8 +69,10 @@ mod tests {
 
     /// A reply in which token `i` is the `i`th character.
     fn delta(index: usize, end: usize) -> Delta {
-        let text = "naïve ⅔ words".chars().skip(index).take(end - index).collect();
-        Delta { index: index as u32, tokens: (index as u32..end as u32).collect(), text, logprobs: vec![] }
+        let mut delta = Delta { index: index as u32, ..Delta::default() };
+        let characters = "naïve ⅔ words".chars().enumerate().skip(index).take(end - index);
+        characters.for_each(|(token, character)| delta.push(token as u32, &character.to_string(), None));
+        delta
     }
 
     fn read(deltas: impl IntoIterator<Item = Delta>) -> (Vec<u32>, String) {
@@ -146,23 +118,31 @@ mod tests {
             Err(Misfit::Gap { expected: 3, found: 9 }),
             "the end says how many there are"
         );
-        assert_eq!((seen.finish(3), seen.finish(2), Seen::unknown().finish(9)), (Ok(()), Ok(()), Ok(())));
+        assert_eq!((seen.finish(3), seen.finish(2), Seen::up_to(4).finish(9)), (Ok(()), Ok(()), Ok(())));
     }
 
     #[test]
-    fn a_reader_within_the_stream_takes_the_first_delta_whole() {
-        let mut seen = Seen::unknown();
-        assert_eq!(seen.add(delta(4, 6)), Ok(Some(delta(4, 6))));
+    fn a_reader_that_starts_after_an_entry_has_what_was_published_by_then() {
+        let mut seen = Seen::up_to(4);
+        assert_eq!(seen.add(delta(2, 4)), Ok(None));
+        assert_eq!(seen.add(delta(2, 6)), Ok(Some(delta(4, 6))));
         assert_eq!(seen.add(delta(4, 6)), Ok(None));
-        assert_eq!(seen.add(delta(4, 8)), Ok(Some(delta(6, 8))));
+        assert_eq!(seen.add(delta(3, 8)), Ok(Some(delta(6, 8))));
+        // An id that no worker made says nothing of tokens: the first delta does.
+        for foreign in [0, u64::MAX] {
+            let mut seen = Seen::up_to(foreign);
+            assert_eq!(seen.add(delta(4, 6)), Ok(Some(delta(4, 6))));
+            assert_eq!(seen.add(delta(7, 8)), Err(Misfit::Gap { expected: 6, found: 7 }));
+        }
     }
 
     #[test]
-    fn an_overlap_at_an_unknown_byte_is_read_again() {
+    fn an_overlap_without_lengths_is_told_and_changes_nothing() {
+        let without = |index, end| Delta { lengths: vec![], ..delta(index, end) };
         let mut seen = Seen::nothing();
-        seen.add(delta(0, 6)).expect("joins");
-        assert_eq!(seen.add(delta(4, 8)), Err(Misfit::Unaligned));
-        assert_eq!(seen.add(delta(0, 4)), Ok(None));
+        assert_eq!(seen.add(without(0, 6)), Ok(Some(without(0, 6))));
+        assert_eq!(seen.add(without(4, 8)), Err(Misfit::Uncut(CutError::NoLengths)));
+        assert_eq!(seen.add(without(0, 6)), Ok(None), "at its ends it can be cut");
         assert_eq!(seen.add(delta(4, 8)), Ok(Some(delta(6, 8))));
     }
 

@@ -90,11 +90,15 @@ impl StoredTurn {
         let mut words = Words::default();
         for Entry { event, .. } in &self.entries {
             match event {
-                Event::Delta(delta) if delta.index as usize == words.tokens.len() => {
-                    words.tokens.extend(&delta.tokens);
-                    words.text.push_str(&delta.text);
+                Event::Delta(delta) => {
+                    let read = words.tokens.len();
+                    let new = delta.clone().beyond(read as u32).ok().flatten();
+                    if let Some(new) = new.filter(|new| new.index as usize == read) {
+                        words.tokens.extend(new.tokens);
+                        words.text.push_str(&new.text);
+                    }
                 }
-                Event::Begin(_) | Event::Delta(_) => {}
+                Event::Begin(_) => {}
                 Event::End(_) => break,
             }
         }

@@ -110,7 +110,7 @@ impl Process {
         }
         let tokens = rest[..rest.len().min(stage.dice.between(1, 3) as usize)].to_vec();
         let index = work.published as u32;
-        Step::Publish(Delta { index, tokens, text: String::new(), logprobs: Vec::new() })
+        Step::Publish(Delta { index, tokens, ..Delta::default() })
     }
 
     async fn end(&self, work: &Work, outcome: Outcome) -> Option<Ticket> {

@@ -52,7 +52,8 @@ async fn publish(redis: &mut MultiplexedConnection, turn: TurnId, id: &str, even
 
 /// Publishes the token of this number.
 async fn say(redis: &mut MultiplexedConnection, turn: TurnId, token: u32) {
-    let delta = Delta { index: token, tokens: vec![token], text: text(turn, token), logprobs: Vec::new() };
+    let mut delta = Delta { index: token, ..Delta::default() };
+    delta.push(token, &text(turn, token), None);
     publish(redis, turn, &format!("5-{}", token + 1), &Event::Delta(delta)).await;
 }
 

@@ -84,9 +84,9 @@ impl Worker {
 
     /// Ends a turn as its worker does if the reply is short, and lets the stream expire: all at once, as seen by a reader that
     /// looked away meanwhile.
-    async fn keep_reply(&mut self, turn: TurnId) {
+    async fn keep_reply(&mut self, turn: TurnId, reply: Delta) {
         let encode = |event| envelope::encode(&event).expect("encodes");
-        let (end, reply) = (encode(Event::End(completed())), encode(Event::Delta(delta(0, 13))));
+        let (end, reply) = (encode(Event::End(completed())), encode(Event::Delta(reply)));
         let fields = [(FIELD_END, end), (FIELD_REPLY, reply), ("epoch", b"5".to_vec())];
         let mut ending = redis::pipe();
         ending.atomic().hset_multiple(self.keys.turn(turn), &fields).del(self.keys.result(turn));
@@ -140,8 +140,10 @@ impl Worker {
 }
 
 fn delta(index: u32, end: u32) -> Delta {
-    let text = REPLY.chars().skip(index as usize).take((end - index) as usize).collect();
-    Delta { index, tokens: (index..end).collect(), text, logprobs: Vec::new() }
+    let mut delta = Delta { index, ..Delta::default() };
+    let characters = (0..end).zip(REPLY.chars()).skip(index as usize);
+    characters.for_each(|(token, character)| delta.push(token, &character.to_string(), None));
+    delta
 }
 
 fn completed() -> End {
@@ -213,7 +215,7 @@ async fn follow_goes_on_after_a_killed_connection_without_a_repeated_token() {
 }
 
 #[tokio::test]
-async fn follow_reads_again_where_redis_lost_its_last_second() {
+async fn follow_cuts_what_comes_again_after_redis_lost_its_last_second() {
     let server = RedisServer::start();
     let (producer, mut worker) = (producer(&server).await, Worker::new(&server).await);
     let turn = producer.enqueue(NewTurn::user("hi")).await.expect("enqueued");
@@ -222,7 +224,7 @@ async fn follow_reads_again_where_redis_lost_its_last_second() {
     worker.begin(turn, 5, 0).await;
     worker.delta(turn, 5, 0, 6).await;
     let mut all = vec![next(&mut events).await, next(&mut events).await];
-    // Back to 4 tokens, in other pieces; the text of token 4 starts where no delta that was read ended.
+    // Back to 4 tokens, in other pieces; token 6 starts within a delta.
     worker.drop_result(turn).await;
     worker.begin(turn, 5, 0).await;
     worker.delta(turn, 5, 0, 4).await;
@@ -280,7 +282,7 @@ async fn a_short_reply_outlives_its_stream() {
     worker.delta(turn, 5, 0, 4).await;
     let mut all = vec![next(&mut events).await, next(&mut events).await];
     // The rest is made, and the stream goes before this reader comes to it.
-    worker.keep_reply(turn).await;
+    worker.keep_reply(turn, delta(0, 13)).await;
     while let Some(followed) = events.next().await {
         all.push(followed.expect("no error"));
     }
@@ -292,7 +294,15 @@ async fn a_short_reply_outlives_its_stream() {
     let end = from(5, 13).await;
     let id = Some(StreamId { epoch: 6, sequence: 13 });
     assert!(matches!(&end[..], [Ok(Followed { id: at, event: Event::End(_) })] if *at == id), "{end:?}");
-    // Where its text has to be cut is not known any more.
+    // Between any two tokens, whether or not a delta ended there.
+    for at in 1..13 {
+        let rest = from(5, u64::from(at)).await;
+        let [Ok(Followed { event: Event::Delta(rest), .. }), Ok(_)] = &rest[..] else { panic!("{rest:?}") };
+        assert_eq!(*rest, delta(at, 13));
+    }
+    // A worker that did not say where: whole, or not at all.
+    worker.keep_reply(turn, Delta { lengths: Vec::new(), ..delta(0, 13) }).await;
+    assert_eq!(producer.wait(turn).await.expect("ended").text.as_deref(), Some(REPLY));
     let cut = from(5, 4).await;
     assert!(matches!(&cut[..], [Err(ProducerError::Unreadable { .. })]), "{cut:?}");
 }
@@ -465,6 +475,7 @@ async fn json_lines_are_submitted_and_printed_as_they_end() {
     let turns: BTreeSet<String> = printed.iter().map(|result| result["turn"].to_string()).collect();
     assert_eq!(turns, BTreeSet::from([json!(a).to_string(), json!(b).to_string()]));
     assert!(printed.iter().all(|result| result["tokens"] == json!((0..13).collect::<Vec<_>>())));
+    assert!(printed.iter().all(|result| result["lengths"] == json!(delta(0, 13).lengths)));
 }
 
 #[tokio::test]

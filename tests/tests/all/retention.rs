@@ -24,7 +24,7 @@ async fn run_turns(queue: &RedisQueue, broker: &RedisBroker, count: usize) -> Ve
         ids.extend(enqueue(queue, &turns).await);
         for _ in &turns {
             let claim = claim(broker).await;
-            let reply = Delta { text: "word ".repeat(40), ..delta(0, &[7; 40]) };
+            let reply = Delta { text: "word ".repeat(40), lengths: vec![5; 40], ..delta(0, &[7; 40]) };
             broker.append(&claim.lease, &reply).await.expect("appended");
             let ending = Ending { reply: Some(reply), ..ending(40, Outcome::Completed) };
             broker.finish(&claim.lease, &ending).await.expect("ended");
@@ -114,8 +114,8 @@ async fn long_replies_with_log_probabilities_are_counted_as_they_are() {
         let claim = claim(&broker).await;
         for index in 0..300 {
             let top = (0..20).map(|i| (i, -f32::from(i as u8) / 7.0)).collect();
-            let logprobs = vec![TokenLogprobs { logprob: -0.5, top }];
-            let delta = Delta { index, tokens: vec![index], text: " word".to_owned(), logprobs };
+            let mut delta = Delta { index, ..Delta::default() };
+            delta.push(index, " word", Some(TokenLogprobs { logprob: -0.5, top }));
             broker.append(&claim.lease, &delta).await.expect("appended");
         }
         broker.finish(&claim.lease, &ending(300, Outcome::Completed)).await.expect("ended");

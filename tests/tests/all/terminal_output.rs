@@ -26,7 +26,8 @@ async fn answer(line: &Line, turn: TurnId, outcome: Outcome) {
         timing: Timing::default(),
         worker: Some(format!("w{HOSTILE}")),
     };
-    let text = Delta { index: 0, tokens: vec![1], text: format!("said{HOSTILE}\n"), logprobs: Vec::new() };
+    let mut text = Delta::default();
+    text.push(1, &format!("said{HOSTILE}\n"), None);
     let end = Event::End(end);
     for (id, event) in [("5-1", Event::Delta(text)), ("6-1", end.clone())] {
         let fields = [(FIELD_EVENT, envelope::encode(&event).expect("encodes")), (FIELD_AT, b"0".to_vec())];

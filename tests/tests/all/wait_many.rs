@@ -33,7 +33,8 @@ async fn end_quietly(redis: &mut MultiplexedConnection, turn: TurnId) {
         timing: Timing::default(),
         worker: None,
     };
-    let text = Delta { index: 0, tokens: vec![1], text: "said".into(), logprobs: Vec::new() };
+    let mut text = Delta::default();
+    text.push(1, "said", None);
     let end = envelope::encode(&Event::End(end)).expect("encodes");
     for (id, event) in
         [("5-1", envelope::encode(&Event::Delta(text)).expect("encodes")), ("6-1", end.clone())]

@@ -134,8 +134,9 @@ settings! {
     ["TURNMILL_DRAIN_MS"] drain_ms: u64 = "30000";
     /// Time without a step, while there is work, after which the engine counts as hung.
     ["TURNMILL_STALL_MS"] stall_ms: u64 = "60000";
-    /// Tokens wait this long for others before they are published together.
-    ["TURNMILL_FLUSH_MS"] flush_ms: u64 = "20";
+    /// Tokens wait for others at most this long before they are published together: not at all while the worker makes few
+    /// tokens a second, longer as it makes more.
+    ["TURNMILL_FLUSH_MS"] flush_ms: u64 = "100";
     /// Attempts without progress after which a turn fails for good.
     ["TURNMILL_MAX_ATTEMPTS"] max_attempts: u32 = "5";
     /// Longest pause before the second attempt of a turn that failed; doubles with each, drawn at random below.

@@ -12,6 +12,7 @@
 //! | `leave` | its end: the terminal result, or requeueing it |
 //! | `payload` | the turn's own text, if it is too large for Redis |
 //! | `publish` | a result stream's next deltas, through outages |
+//! | `coalesce` | how long tokens wait for others that are published with them |
 //! | `retries` | pauses before another attempt |
 //! | `trim` | the folder with K and V keeps to its limit |
 //! | `link` | whether Redis answers, said once |
@@ -19,6 +20,7 @@
 //! Invariant: what this worker has in its hands are [`crate::broker::Ticket`]s and [`crate::broker::Lease`]s, which the broker
 //! renews for as long as they live; a task that dies drops its own, and after a lease another worker takes the turn.
 
+mod coalesce;
 mod conversation;
 mod intake;
 mod keep;
@@ -33,6 +35,7 @@ mod tend;
 mod trim;
 mod turn;
 
+pub use coalesce::Coalescing;
 pub use conversation::Conversation;
 pub use intake::Intake;
 pub use keep::Keeper;

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use turnmill_schema::{Delta, TokenLogprobs};
+use turnmill_schema::Delta;
 
 use super::Link;
+use super::coalesce::Coalescing;
 use super::link::Backoff;
 use crate::broker::{Advice, Broker, BrokerError, Lease};
 use crate::engine::MadeToken;
@@ -21,10 +22,10 @@ pub struct Publisher<B> {
     pending: Delta,
     /// When the pending tokens are due.
     due: Option<Instant>,
-    flush: Duration,
+    coalescing: Arc<Coalescing>,
     /// When this attempt first published tokens.
     first_published: Option<Instant>,
-    /// The reply from its first token on; none where it is not short any more.
+    /// The reply from its first token on; none if it is not short any more.
     short_reply: Option<Delta>,
 }
 
@@ -32,8 +33,14 @@ pub struct Publisher<B> {
 const SHORT_REPLY_BYTES: usize = 4096;
 
 impl<B: Broker> Publisher<B> {
-    /// Goes on after what earlier attempts published; later tokens wait up to `flush` for others.
-    pub fn new(broker: Arc<B>, link: Link, lease: Arc<Lease>, published: &[Delta], flush: Duration) -> Self {
+    /// Goes on after what earlier attempts published; later tokens wait for others as `coalescing` says.
+    pub fn new(
+        broker: Arc<B>,
+        link: Link,
+        lease: Arc<Lease>,
+        published: &[Delta],
+        coalescing: Arc<Coalescing>,
+    ) -> Self {
         let index = published.last().map_or(0, Delta::published);
         let pending = Delta { index, ..Delta::default() };
         let short_reply = Some(Delta::default());
@@ -44,39 +51,38 @@ impl<B: Broker> Publisher<B> {
             sending: None,
             pending,
             due: None,
-            flush,
+            coalescing,
             first_published: None,
             short_reply,
         };
-        published.iter().for_each(|delta| publisher.keep(&delta.tokens, &delta.text, &delta.logprobs));
+        published.iter().for_each(|delta| publisher.keep(|reply| reply.extend(delta.clone())));
         publisher
     }
 
-    /// The whole reply, where it is short.
+    /// The whole reply, if it is short.
     pub fn take_short_reply(&mut self) -> Option<Delta> {
         self.short_reply.take()
     }
 
-    fn keep(&mut self, tokens: &[u32], text: &str, logprobs: &[TokenLogprobs]) {
+    fn keep(&mut self, add: impl FnOnce(&mut Delta)) {
         let Some(reply) = &mut self.short_reply else { return };
-        reply.tokens.extend(tokens);
-        reply.text.push_str(text);
-        reply.logprobs.extend_from_slice(logprobs);
-        // A token takes up to five bytes, an alternative ten.
+        add(reply);
+        // A token takes up to five bytes and its length one, an alternative ten.
         let alternatives: usize = reply.logprobs.iter().map(|at| at.top.len() + 1).sum();
-        if reply.text.len() + 5 * reply.tokens.len() + 10 * alternatives > SHORT_REPLY_BYTES {
+        if reply.text.len() + 6 * reply.tokens.len() + 10 * alternatives > SHORT_REPLY_BYTES {
             self.short_reply = None;
         }
     }
 
     /// Adds a token. The first of an attempt is due at once: somebody waits for it.
     pub fn push(&mut self, token: &MadeToken) {
-        self.keep(&[token.id], &token.text, token.logprobs.as_slice());
-        self.pending.tokens.push(token.id);
-        self.pending.text.push_str(&token.text);
-        self.pending.logprobs.extend(token.logprobs.clone());
-        let wait = if self.first_published.is_some() { self.flush } else { Duration::ZERO };
-        self.due.get_or_insert(Instant::now() + wait);
+        self.keep(|reply| reply.push(token.id, &token.text, token.logprobs.clone()));
+        self.pending.push(token.id, &token.text, token.logprobs.clone());
+        // Counted in any case: this is the worker's rate.
+        let wait = self.coalescing.wait(token.at);
+        let wait = if self.first_published.is_some() { wait } else { Duration::ZERO };
+        // From when it was made: a token that waited for the append before it has waited already.
+        self.due.get_or_insert(token.at + wait);
     }
 
     /// When [`Self::flush`] should be called; none while nothing is pending.
@@ -122,5 +128,126 @@ where
             Err(error) if error.advice() == Advice::Retry => backoff.pause().await,
             result => return result,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use turnmill_redis::steps::DepthLimits;
+    use turnmill_schema::{Event, Message, Name, Role, TokenLogprobs, Turn, TurnId};
+
+    use super::*;
+    use crate::broker::Claim;
+    use crate::broker::memory::{MemoryBroker, MemoryQueue, MemorySettings, TokioClock};
+    use crate::lifecycle::{HeadroomLimits, Lifecycle};
+
+    struct Setting {
+        queue: MemoryQueue,
+        broker: Arc<MemoryBroker>,
+        turn: TurnId,
+    }
+
+    impl Setting {
+        fn new() -> Self {
+            let queue = MemoryQueue::new(Arc::new(TokioClock::start()));
+            let broker = queue.worker(MemorySettings {
+                worker: "w".into(),
+                lease_ms: 60_000,
+                max_attempts: 5,
+                result_ttl_ms: 60_000,
+                outcome_ttl_ms: 60_000,
+                keep_stream_ms: 60_000,
+                retained_bytes: 1 << 20,
+                tenant_max_running: 0,
+                max_continues: 0,
+            });
+            let (turn, tenant) = (TurnId::new(0), Name::new("default").expect("a name"));
+            let turns = [Turn::new(turn, tenant, vec![Message::new(Role::User, "hi")])];
+            let room = DepthLimits { queue: 10, tenant: 10 };
+            queue.enqueue(&turns, room).expect("there is room");
+            Self { queue, broker: Arc::new(broker), turn }
+        }
+
+        async fn claim(&self) -> Claim {
+            let tickets = self.broker.read(1).await.expect("answered");
+            self.broker.lease(&tickets[0]).await.expect("answered").expect("the turn waits")
+        }
+
+        fn publisher(&self, claim: &Claim) -> Publisher<MemoryBroker> {
+            let limits = HeadroomLimits { low: 0.0, high: 0.0 };
+            let lifecycle = Lifecycle::new(limits, Duration::from_secs(60), Instant::now());
+            let coalescing = Arc::new(Coalescing::new(Duration::from_millis(100)));
+            let (broker, link) = (Arc::clone(&self.broker), Link::new(Arc::new(lifecycle)));
+            Publisher::new(broker, link, Arc::clone(&claim.lease), &claim.published, coalescing)
+        }
+    }
+
+    fn token(id: u32, text: &str) -> MadeToken {
+        let logprobs = Some(TokenLogprobs { logprob: -0.5, top: vec![(id, -0.5)] });
+        MadeToken { id, at: Instant::now(), text: text.into(), logprobs, finish: None, reply: None }
+    }
+
+    /// Held back, released together, of several bytes.
+    const TEXTS: [&str; 6] = ["a", "", "", "⅔ é", "", "!"];
+
+    #[tokio::test]
+    async fn deltas_of_two_attempts_and_the_kept_reply_can_be_cut_at_the_same_bytes() {
+        let mut expected = Delta::default();
+        for (id, text) in (0..).zip(TEXTS) {
+            expected.push(id, text, token(id, text).logprobs);
+        }
+        // Any frames, and any place at which another attempt goes on.
+        for (frame, resumed) in (1..=6).flat_map(|frame| (0..6).map(move |resumed| (frame, resumed))) {
+            let setting = Setting::new();
+            let claim = setting.claim().await;
+            let mut publisher = setting.publisher(&claim);
+            for (id, text) in (0..resumed).zip(TEXTS) {
+                publisher.push(&token(id, text));
+                if (id + 1) % frame == 0 {
+                    publisher.flush().await.expect("published");
+                }
+            }
+            publisher.flush().await.expect("published");
+            setting.broker.requeue(&claim.lease, None).await.expect("requeued");
+            drop((publisher, claim));
+
+            let claim = setting.claim().await;
+            let mut publisher = setting.publisher(&claim);
+            for (id, text) in (0..).zip(TEXTS).skip(resumed as usize) {
+                publisher.push(&token(id, text));
+            }
+            publisher.flush().await.expect("published");
+            let mut told = Delta::default();
+            for event in setting.queue.events(setting.turn) {
+                if let Event::Delta(delta) = event {
+                    assert_eq!(delta.check_lengths(), Ok(()), "{delta:?}");
+                    told.extend(delta);
+                }
+            }
+            assert_eq!(told, expected, "frames of {frame}, resumed after {resumed}");
+            assert_eq!(publisher.take_short_reply(), Some(expected.clone()));
+        }
+    }
+
+    #[tokio::test]
+    async fn the_first_token_is_due_at_once_and_the_others_wait_on_a_busy_worker_only() {
+        let setting = Setting::new();
+        let claim = setting.claim().await;
+        let mut publisher = setting.publisher(&claim);
+        let now = Instant::now();
+        let at = |ms| now + Duration::from_millis(ms);
+        publisher.push(&MadeToken { at: at(0), ..token(0, "a") });
+        assert_eq!(publisher.due(), Some(at(0)), "the first token");
+        publisher.flush().await.expect("published");
+        publisher.push(&MadeToken { at: at(4), ..token(1, "b") });
+        assert_eq!(publisher.due(), Some(at(4)), "a lone turn");
+        publisher.flush().await.expect("published");
+        // Other turns make thousands of tokens a second.
+        (5..5000).for_each(|ms| {
+            publisher.coalescing.wait(at(ms));
+        });
+        publisher.push(&MadeToken { at: at(5000), ..token(2, "c") });
+        publisher.push(&MadeToken { at: at(5020), ..token(3, "d") });
+        assert_eq!(publisher.due(), Some(at(5100)), "from the first of those that wait");
     }
 }

@@ -12,6 +12,7 @@ use tracing::{Instrument, debug, warn};
 use turnmill_schema::{DeadReason, Message, PayloadReference, StoredTurn, Turn, Usage};
 
 use super::Link;
+use super::coalesce::Coalescing;
 use super::conversation::Conversation;
 use super::keep::Keeper;
 use super::leave::{Leaving, Reason, lost_to};
@@ -32,8 +33,6 @@ use crate::store::Payloads;
 pub struct RunnerSettings {
     /// This worker, as results name it.
     pub worker: String,
-    /// How long a token waits for others.
-    pub flush: Duration,
     /// Pauses before attempts after the first.
     pub retries: Retries,
     /// Whether log lines may say what turns say.
@@ -54,6 +53,8 @@ pub struct Runner<B> {
     pub keeper: Option<Arc<Keeper>>,
     /// Whether the queue answers.
     pub link: Link,
+    /// How long tokens wait for others.
+    pub coalescing: Arc<Coalescing>,
     /// Makes turns' spans.
     pub traces: Traces,
     /// Settings.
@@ -131,7 +132,7 @@ impl<B: Broker> Runner<B> {
             self.link.clone(),
             Arc::clone(&attempt.lease),
             &claim.published,
-            self.settings.flush,
+            self.coalescing.clone(),
         );
         let alone = claim.alone;
         let (leaving, kept) = match self.work(&mut attempt, claim, claimed).await {

@@ -39,7 +39,7 @@ JSON lines:
 Output:
   Turn ids, one a line; with --json objects {turn, agent}.
   --wait: texts in the order in which turns end; with --json objects {turn, agent, outcome, finish,
-  text, usage, timing, worker}, error where there is one, tokens and logprobs where asked for.
+  text, usage, timing, worker}, error where there is one, tokens, lengths and logprobs where asked for.
   --stream: text as it is made; with --json one object for each event.";
 
 #[derive(Debug, Args)]
@@ -102,7 +102,7 @@ pub struct Submit {
     /// Print JSON, one object a line.
     #[arg(long)]
     json: bool,
-    /// With --wait --json: the reply's token ids too.
+    /// With --wait --json: the reply's token ids too, and how many bytes of the text each of them made visible.
     #[arg(long, requires = "wait", requires = "json")]
     tokens: bool,
     #[command(flatten)]

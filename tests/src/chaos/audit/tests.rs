@@ -112,8 +112,9 @@ fn begin(epoch: u64, resume_from: u32, worker: &str) -> Entry {
 }
 
 fn delta(epoch: u64, index: u32, tokens: &[u32]) -> Entry {
-    let text = tokens.iter().map(|token| format!("{token} ")).collect();
-    entry(epoch, Event::Delta(Delta { index, tokens: tokens.to_vec(), text, logprobs: Vec::new() }))
+    let mut delta = Delta { index, ..Delta::default() };
+    tokens.iter().for_each(|token| delta.push(*token, &format!("{token} "), None));
+    entry(epoch, Event::Delta(delta))
 }
 
 fn end(epoch: u64, tokens: u32, worker: &str) -> Entry {

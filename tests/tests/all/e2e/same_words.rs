@@ -61,6 +61,7 @@ async fn sixteen_turns_make_the_same_tokens_alone_and_together() {
     for (i, (alone, together)) in alone.iter().zip(&together).enumerate() {
         assert_eq!(alone.words(), together.words(), "turn {i}");
         assert!(!alone.tokens.is_empty(), "turn {i} made nothing");
+        assert_eq!(alone.lengths.len(), alone.tokens.len(), "turn {i} can be cut at any token");
     }
     let distinct: std::collections::BTreeSet<_> = alone.iter().map(|told| &told.tokens).collect();
     assert_eq!(distinct.len(), 16, "turns that all say the same show nothing");

@@ -163,7 +163,8 @@ async fn a_running_turn_is_cancelled_and_its_worker_fenced() {
     let worker = queue.worker("w").await;
     let turn = submit(&queue, "a", &[]).await;
     let claim = claim(&worker).await;
-    let delta = |index| Delta { index, tokens: vec![7], text: "x".into(), logprobs: Vec::new() };
+    let delta =
+        |index| Delta { index, tokens: vec![7], text: "x".into(), lengths: vec![1], logprobs: vec![] };
     worker.append(&claim.lease, &delta(0)).await.expect("appends");
     let shown = done(&queue, &["turn", "show", &turn, "--json"]).await.line();
     assert_eq!((&shown["state"], &shown["published"]), (&json!("leased"), &json!(1)));
@@ -473,7 +474,7 @@ async fn what_expired_is_unknown_and_not_nothing() {
     let worker = queue.worker("w").await;
     let turn = submit(&queue, "a", &[]).await;
     let claim = claim(&worker).await;
-    let delta = Delta { index: 0, tokens: vec![7], text: "x".into(), logprobs: Vec::new() };
+    let delta = Delta { index: 0, tokens: vec![7], text: "x".into(), lengths: vec![1], logprobs: vec![] };
     worker.append(&claim.lease, &delta).await.expect("appends");
     finish(&worker, &claim.lease, 1, Outcome::Completed).await;
     let shown = async || done(&queue, &["turn", "show", &turn, "--json"]).await.line()["published"].clone();

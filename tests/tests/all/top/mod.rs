@@ -63,7 +63,8 @@ async fn claim(worker: &RedisBroker) -> Claim {
 }
 
 async fn say(worker: &RedisBroker, lease: &Lease, index: u32, tokens: usize) {
-    let delta = Delta { index, tokens: vec![7; tokens], text: "x".repeat(tokens), logprobs: Vec::new() };
+    let mut delta = Delta { index, ..Delta::default() };
+    (0..tokens).for_each(|_| delta.push(7, "x", None));
     worker.append(lease, &delta).await.expect("appends");
 }
 

@@ -159,8 +159,10 @@ async fn run_agent(broker: &RedisBroker, ticket: Ticket, shared: &Shared) -> Res
         if let Some(enqueued) = shared.lock_enqueued().remove(&claim.lease.turn) {
             shared.lock_waits().push(enqueued.elapsed());
         }
-        let delta =
-            Delta { index: 0, tokens: vec![1, 2, 3], text: "some words".into(), logprobs: Vec::new() };
+        let mut delta = Delta::default();
+        [(1, "some"), (2, " "), (3, "words")]
+            .into_iter()
+            .for_each(|(token, text)| delta.push(token, text, None));
         broker.append(&claim.lease, &delta).await?;
         next = broker.finish(&claim.lease, &ending(&claim, delta)).await?;
         shared.done.fetch_add(1, Ordering::Relaxed);

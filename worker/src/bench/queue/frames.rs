@@ -42,7 +42,8 @@ pub(super) async fn append(bench: &Bench) -> Result<f64, BenchError> {
 
 async fn publish(broker: Arc<RedisBroker>, lease: Arc<Lease>, frames: u32) -> Result<(), BrokerError> {
     for index in 0..frames {
-        let delta = Delta { index, tokens: vec![index], text: " word".into(), logprobs: Vec::new() };
+        let mut delta = Delta { index, ..Delta::default() };
+        delta.push(index, " word", None);
         broker.append(&lease, &delta).await?;
     }
     Ok(())

@@ -99,7 +99,7 @@ fn read_published(turn: TurnId, epoch: u64, entries: &[ResultEntry]) -> Result<P
     let mut published = Published::default();
     let mut tokens = 0;
     for entry in entries {
-        let mut delta = match decode(&entry.event) {
+        let delta: Delta = match decode(&entry.event) {
             Ok(Event::Delta(delta)) => delta,
             Ok(Event::Begin(begin)) => {
                 // One of this very lease is there when its reply was lost.
@@ -114,12 +114,11 @@ fn read_published(turn: TurnId, epoch: u64, entries: &[ResultEntry]) -> Result<P
                 continue;
             }
         };
-        if delta.index < tokens {
-            // An append whose reply was lost was repeated with more: what is known is skipped.
-            let known = ((tokens - delta.index) as usize).min(delta.tokens.len());
-            delta.tokens.drain(..known);
-            delta.index = tokens;
-        }
+        // An append whose reply was lost was repeated with more: what is known is cut off.
+        let added = delta.beyond(tokens).map_err(|error| {
+            unreadable(format!("the result of turn {turn} has tokens twice, and {error}"))
+        })?;
+        let Some(delta) = added else { continue };
         if delta.index > tokens {
             return Err(BrokerError::Gap { turn, expected: tokens, found: delta.index });
         }
@@ -130,4 +129,56 @@ fn read_published(turn: TurnId, epoch: u64, entries: &[ResultEntry]) -> Result<P
         published.deltas.push(delta);
     }
     Ok(published)
+}
+
+#[cfg(test)]
+mod tests {
+    use turnmill_schema::Begin;
+    use turnmill_schema::envelope::encode;
+
+    use super::*;
+
+    /// An entry with tokens from `index` on, each of which is a character of "naïve ⅔".
+    fn entry(index: u32, end: u32) -> ResultEntry {
+        let mut delta = Delta { index, ..Delta::default() };
+        let characters = (0..end).zip("naïve ⅔".chars()).skip(index as usize);
+        characters.for_each(|(token, character)| delta.push(token, &character.to_string(), None));
+        stored(&Event::Delta(delta))
+    }
+
+    fn stored(event: &Event) -> ResultEntry {
+        ResultEntry { id: "5-1".into(), event: encode(event).expect("encodes"), at_ms: Some(9) }
+    }
+
+    fn read(entries: &[ResultEntry]) -> Result<Delta, BrokerError> {
+        let published = read_published(TurnId::new(0), 7, entries)?;
+        assert_eq!(published.earlier_epoch, Some(5));
+        assert_eq!(published.first_token_at_ms, Some(9));
+        let mut whole = Delta::default();
+        published.deltas.into_iter().for_each(|delta| whole.extend(delta));
+        Ok(whole)
+    }
+
+    #[test]
+    fn tokens_and_text_that_stand_twice_are_read_once() {
+        let begin = |epoch| {
+            let begin = Begin { epoch, resume_from: 0, attempt: 1, worker: "w".into() };
+            stored(&Event::Begin(begin))
+        };
+        let whole = read(&[begin(5), entry(0, 7), begin(7)]).expect("it joins");
+        assert_eq!((whole.text.as_str(), whole.lengths.len()), ("naïve ⅔", 7));
+        let twice = [begin(5), entry(0, 3), entry(0, 3), entry(1, 4), entry(2, 7), begin(7)];
+        assert_eq!(read(&twice).expect("it joins"), whole);
+    }
+
+    #[test]
+    fn text_that_cannot_be_cut_is_told() {
+        let silent = Delta { tokens: vec![1, 2], text: "ab".into(), ..Delta::default() };
+        let entries = [entry(0, 1), stored(&Event::Delta(silent))];
+        let error =
+            read_published(TurnId::new(0), 7, &entries).err().expect("the text of one token is not known");
+        assert!(error.to_string().contains("how many bytes"), "{error}");
+        let gap = read_published(TurnId::new(0), 7, &[entry(1, 2)]).err();
+        assert!(matches!(gap, Some(BrokerError::Gap { expected: 0, found: 1, .. })), "{gap:?}");
+    }
 }
