@@ -21,8 +21,8 @@ use turnmill_schema::{AgentId, Event, StreamId, TurnId, envelope};
 
 use crate::error::ProducerError;
 use crate::follow::{Misfit, Seen};
-use crate::operate::Operator;
-use crate::operate::events::EndedTurn;
+use crate::operate::events::{EndedTurn, EventsQuery};
+use crate::operate::{Operator, Scope};
 use crate::producer::Producer;
 use crate::turn_result::{Reply, TurnResult};
 
@@ -66,7 +66,8 @@ impl Producer {
     ) -> Result<impl Stream<Item = Result<EndedTurn, ProducerError>> + use<>, ProducerError> {
         let keys = self.queue.keys(0);
         let place = self.connection.ask(|server| server.newest_event(&keys)).await?;
-        let events = Operator::new(self.clone()).events(None, Some(place));
+        let query = EventsQuery { scope: Scope::AllTenants, from: Some(place), ..EventsQuery::default() };
+        let events = Operator::new(self.clone()).events(query);
         Ok(stream::unfold(events, async |mut events| Some((events.next().await, events))))
     }
 }

@@ -2,17 +2,18 @@
 //! none is missed while all are away.
 //!
 //! Invariants: a blocking read has a connection of its own; after any error a group's reader first reads what was delivered
-//! to it and not handed out. Redis keeps about the newest ten thousand ends: who is away for longer misses some.
+//! to it and not handed out. A tenant's group is its own: what it acknowledges, no other tenant's reader was to get. Redis keeps
+//! about the newest ten thousand ends: who is away for longer misses some.
 
 use std::collections::VecDeque;
 
 use serde::Serialize;
 use turnmill_redis::steps::CreateGroup;
 use turnmill_redis::{Blocking, Consumer, EndedRecord, Entry, Fault, Found};
-use turnmill_schema::keys::Keys;
-use turnmill_schema::{End, Name, StreamId, TurnId};
+use turnmill_schema::keys::{Keys, events_group};
+use turnmill_schema::{AgentId, End, Name, StreamId, TurnId};
 
-use super::Operator;
+use super::{Operator, Scope};
 use crate::connection::{Connection, Patience, passes};
 use crate::error::ProducerError;
 
@@ -35,10 +36,22 @@ pub struct EndedTurn {
     pub end: End,
 }
 
+/// Which ends to read, and how.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EventsQuery {
+    /// Of which tenants.
+    pub scope: Scope,
+    /// As which consumer of which group; none: alone.
+    pub membership: Option<Membership>,
+    /// Start after this entry; none: with what comes from now on. It has no effect on a group that exists.
+    pub from: Option<StreamId>,
+}
+
 /// A consumer of a group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Membership {
-    /// The group; made where it does not exist.
+    /// The group; made if it does not exist. Groups of one name are different groups for each tenant, and for all tenants
+    /// together.
     pub group: Name,
     /// The consumer's name in it.
     pub consumer: Name,
@@ -48,7 +61,9 @@ pub struct Membership {
 pub struct Events {
     connection: Connection,
     keys: Keys,
-    membership: Option<Membership>,
+    /// Whose ends are handed out; none: everybody's.
+    tenant: Option<Name>,
+    member: Option<Member>,
     /// Where to start; none: with what comes from now on. Of a group only when it is made.
     from: Option<StreamId>,
     /// The last entry read, or after which the reading starts.
@@ -60,15 +75,28 @@ pub struct Events {
     ready: VecDeque<EndedTurn>,
 }
 
+/// A consumer and its group as Redis knows it.
+struct Member {
+    group: String,
+    consumer: Name,
+}
+
 impl Operator {
-    /// Turns as they end, after entry `from`, or from now on. As a consumer group `from` counts only where the group is new;
-    /// entries are handed out again until [`Events::acknowledge`] was called for them.
-    pub fn events(&self, membership: Option<Membership>, from: Option<StreamId>) -> Events {
+    /// Turns as they end. As a consumer of a group, entries are handed out again until [`Events::acknowledge`] was called for
+    /// them.
+    pub fn events(&self, query: EventsQuery) -> Events {
+        let EventsQuery { scope, membership, from } = query;
+        let tenant = (scope == Scope::Tenant).then(|| self.producer.settings.tenant.clone());
+        let member = membership.map(|Membership { group, consumer }| {
+            let group = events_group(tenant.as_ref(), &group);
+            Member { group, consumer }
+        });
         Events {
             connection: self.producer.connection.clone(),
             keys: self.producer.queue.keys(0),
-            own: membership.is_some(),
-            membership,
+            tenant,
+            own: member.is_some(),
+            member,
             from,
             last: None,
             reader: None,
@@ -95,8 +123,16 @@ impl Events {
 
     /// Says that the entry was dealt with, so that its group does not hand it out again.
     pub async fn acknowledge(&self, id: StreamId) -> Result<(), ProducerError> {
-        let Some(Membership { group, .. }) = &self.membership else { return Ok(()) };
-        self.connection.ask(|server| server.acknowledge_event(&self.keys, group, id)).await
+        self.acknowledge_all(&[id]).await
+    }
+
+    async fn acknowledge_all(&self, ids: &[StreamId]) -> Result<(), ProducerError> {
+        let Some(Member { group, .. }) = &self.member else { return Ok(()) };
+        self.connection.ask(|server| server.acknowledge_events(&self.keys, group, ids)).await
+    }
+
+    fn covers(&self, agent: &AgentId) -> bool {
+        self.tenant.as_ref().is_none_or(|tenant| agent.tenant() == tenant.as_str())
     }
 
     async fn step(&mut self) -> Result<Vec<Entry<EndedRecord>>, Fault> {
@@ -106,9 +142,9 @@ impl Events {
         }
         let Some(reader) = &mut self.reader else { return Ok(Vec::new()) };
         let (last, block) = (self.last.unwrap_or(StreamId::START), self.connection.block());
-        let entries = match &self.membership {
+        let entries = match &self.member {
             None => reader.events_after(&self.keys, last, COUNT, block).await?,
-            Some(Membership { group, consumer }) => {
+            Some(Member { group, consumer }) => {
                 let consumer = Consumer { group, consumer };
                 if self.own {
                     reader.delivered_events(&self.keys, consumer, last, COUNT).await?
@@ -127,7 +163,7 @@ impl Events {
     /// Makes the group, or finds out where "from now on" starts: asked once, so that nothing is missed between reads.
     async fn begin(&mut self) -> Result<(), Fault> {
         let server = self.connection.server();
-        if let Some(Membership { group, .. }) = &self.membership {
+        if let Some(Member { group, .. }) = &self.member {
             let after = self.from.map_or_else(|| "$".to_owned(), |id| id.to_string());
             server.run(&self.keys, &CreateGroup { group, after: &after }).await?;
             self.own = true;
@@ -141,21 +177,26 @@ impl Events {
     }
 
     async fn take(&mut self, entries: Vec<Entry<EndedRecord>>) -> Result<(), ProducerError> {
+        // Nobody else of the group is to get them either.
+        let mut done = Vec::new();
         for Entry { id, found } in entries {
             match found {
-                Found::Ours(record) => self.ready.push_back(EndedTurn::of(id, record)),
+                Found::Ours(record) if self.covers(&record.agent) => {
+                    self.ready.push_back(EndedTurn::of(id, record));
+                }
+                Found::Ours(_) => done.push(id),
                 Found::Foreign(reason) => {
                     tracing::warn!(entry = %id, reason, "an end is not of this version; it is passed over");
                 }
                 Found::Trimmed => {
                     // Trimmed while it was pending: nobody can deal with it any more.
                     tracing::warn!(entry = %id, "an end that was delivered before is trimmed; it is passed over");
-                    self.acknowledge(id).await?;
+                    done.push(id);
                 }
             }
             self.last = Some(id);
         }
-        Ok(())
+        self.acknowledge_all(&done).await
     }
 
     /// Waits before the next try, or gives up.

@@ -29,8 +29,8 @@ pub struct EndedRecord {
 /// A consumer of a group.
 #[derive(Clone, Copy, Debug)]
 pub struct Consumer<'a> {
-    /// The group.
-    pub group: &'a Name,
+    /// The group: see [`turnmill_schema::keys::events_group`].
+    pub group: &'a str,
     /// The consumer's name in it.
     pub consumer: &'a Name,
 }
@@ -59,14 +59,20 @@ impl Server {
         Ok(newest.first().map_or(StreamId::START, |entry| entry.id))
     }
 
-    /// Says that an end was dealt with, so that its group does not hand it out again.
+    /// Says that ends were dealt with, so that their group does not hand them out again.
     ///
     /// # Errors
     /// See [`Fault`].
-    pub async fn acknowledge_event(&self, keys: &Keys, group: &Name, id: StreamId) -> Result<(), Fault> {
+    pub async fn acknowledge_events(&self, keys: &Keys, group: &str, ids: &[StreamId]) -> Result<(), Fault> {
+        if ids.is_empty() {
+            return Ok(());
+        }
         let mut acknowledge = redis::cmd("XACK");
-        acknowledge.arg(keys.events()).arg(group.as_str()).arg(id.to_string());
-        let _known: u64 = self.ask("acknowledging an event", &acknowledge).await?;
+        acknowledge.arg(keys.events()).arg(group);
+        ids.iter().for_each(|id| {
+            acknowledge.arg(id.to_string());
+        });
+        let _known: u64 = self.ask("acknowledging events", &acknowledge).await?;
         Ok(())
     }
 }
@@ -134,7 +140,7 @@ impl Blocking {
 
 fn as_consumer(Consumer { group, consumer }: Consumer<'_>) -> Cmd {
     let mut command = redis::cmd("XREADGROUP");
-    command.arg("GROUP").arg(group.as_str()).arg(consumer.as_str());
+    command.arg("GROUP").arg(group).arg(consumer.as_str());
     command
 }
 

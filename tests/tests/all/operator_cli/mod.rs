@@ -1,5 +1,6 @@
 //! What an operator does, on the command line, against a real Redis. Workers are played through the broker's port.
 
+mod groups;
 mod histories;
 
 use std::process::Stdio;
@@ -403,9 +404,7 @@ async fn events_are_followed_plainly_and_as_a_group() {
 
 /// Ends that were delivered to consumers of group `g` and not acknowledged.
 async fn pending_events(queue: &RedisQueue) -> usize {
-    let pending: Vec<redis::Value> =
-        queue.command(&["XPENDING", &queue.keys().events(), "g", "-", "+", "10"]).await;
-    pending.len()
+    groups::pending(queue, "default/g").await
 }
 
 /// A text or nothing.
