@@ -68,7 +68,7 @@ impl Producer {
         let place = self.connection.ask(|server| server.newest_event(&keys)).await?;
         let query = EventsQuery { scope: Scope::AllTenants, from: Some(place), ..EventsQuery::default() };
         let events = Operator::new(self.clone()).events(query);
-        Ok(stream::unfold(events, async |mut events| Some((events.next().await, events))))
+        Ok(stream::unfold(events, async |mut events| Some((events.next().await.transpose()?, events))))
     }
 }
 

@@ -14,7 +14,8 @@ use super::{Exit, Global, Tenants};
 const AFTER_HELP: &str = "\
 Redis keeps about the newest ten thousand ends. As a consumer group each end is printed by one of the
 group's consumers, acknowledged once it is printed, and printed again where that was cut off. Give each
-consumer a name that stays: it first gets what was delivered to it before.
+consumer a name that stays: it first gets what was delivered to it before. What a consumer was given and has
+not acknowledged for a minute goes to another one that reads. If the first one was only slow, both print it.
 
 A group belongs to --tenant: another tenant's group of the same name is another group. So is the group of
 that name with --all-tenants.";
@@ -34,7 +35,7 @@ pub struct Events {
     /// Start after this entry, 0 for the oldest kept; a group only when it is made [default: from now on].
     #[arg(long, value_name = "ID")]
     from: Option<StreamId>,
-    /// End after so many.
+    /// End after N ends. No more are read, so that none is kept from the group's other consumers.
     #[arg(long, value_name = "N")]
     count: Option<u64>,
     /// One JSON object a line.
@@ -50,13 +51,11 @@ impl Events {
             .clone()
             .zip(self.consumer.clone())
             .map(|(group, consumer)| Membership { group, consumer });
-        let query = EventsQuery { scope: self.tenants.scope(), membership, from: self.from };
+        let query =
+            EventsQuery { scope: self.tenants.scope(), membership, from: self.from, count: self.count };
         let mut events = operator.events(query);
-        let mut left = self.count.unwrap_or(u64::MAX);
-        while left > 0 {
-            let ended = events.next().await?;
+        while let Some(ended) = events.next().await? {
             self.print(&ended)?;
-            left -= 1;
             events.acknowledge(ended.id).await?;
         }
         Ok(())

@@ -2,23 +2,28 @@
 //! none is missed while all are away.
 //!
 //! Invariants: a blocking read has a connection of its own; after any error a group's reader first reads what was delivered
-//! to it and not handed out. A tenant's group is its own: what it acknowledges, no other tenant's reader was to get. Redis keeps
-//! about the newest ten thousand ends: who is away for longer misses some.
+//! to it and not handed out. A tenant's group is its own: what it acknowledges, no other tenant's reader was to get. No more is
+//! read than is asked for, because what is read is kept from the group's other consumers. Redis keeps about the newest ten
+//! thousand ends: who is away for longer misses some.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
+use std::time::Instant;
 
 use serde::Serialize;
 use turnmill_redis::steps::CreateGroup;
-use turnmill_redis::{Blocking, Consumer, EndedRecord, Entry, Fault, Found};
+use turnmill_redis::{Blocking, Claimed, Consumer, EndedRecord, Entry, Fault, Found};
 use turnmill_schema::keys::{Keys, events_group};
 use turnmill_schema::{AgentId, End, Name, StreamId, TurnId};
 
+use super::claims::Claims;
 use super::{Operator, Scope};
 use crate::connection::{Connection, Patience, passes};
 use crate::error::ProducerError;
 
+pub use super::claims::CLAIM_AFTER;
+
 /// Entries in one reply at most.
-const COUNT: usize = 100;
+const COUNT: u64 = 100;
 
 /// A turn that ended.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -45,6 +50,8 @@ pub struct EventsQuery {
     pub membership: Option<Membership>,
     /// Start after this entry; none: with what comes from now on. It has no effect on a group that exists.
     pub from: Option<StreamId>,
+    /// At most so many, and no more are read from Redis; none: without end.
+    pub count: Option<u64>,
 }
 
 /// A consumer of a group.
@@ -64,12 +71,19 @@ pub struct Events {
     /// Whose ends are handed out; none: everybody's.
     tenant: Option<Name>,
     member: Option<Member>,
+    /// How many may still be handed out.
+    left: u64,
     /// Where to start; none: with what comes from now on. Of a group only when it is made.
     from: Option<StreamId>,
     /// The last entry read, or after which the reading starts.
     last: Option<StreamId>,
     /// Whether entries that were delivered to this consumer before are still to be read.
     own: bool,
+    claims: Claims,
+    /// Ends of the group that were read here and are not acknowledged. Who is slow can claim them from itself.
+    unacknowledged: BTreeSet<StreamId>,
+    /// How many entries could not be read.
+    passed_by: u64,
     reader: Option<Blocking>,
     lost: Option<Patience>,
     ready: VecDeque<EndedTurn>,
@@ -83,9 +97,9 @@ struct Member {
 
 impl Operator {
     /// Turns as they end. As a consumer of a group, entries are handed out again until [`Events::acknowledge`] was called for
-    /// them.
+    /// them: to this consumer when it starts anew, or to another one after [`CLAIM_AFTER`].
     pub fn events(&self, query: EventsQuery) -> Events {
-        let EventsQuery { scope, membership, from } = query;
+        let EventsQuery { scope, membership, from, count } = query;
         let tenant = (scope == Scope::Tenant).then(|| self.producer.settings.tenant.clone());
         let member = membership.map(|Membership { group, consumer }| {
             let group = events_group(tenant.as_ref(), &group);
@@ -97,8 +111,12 @@ impl Operator {
             tenant,
             own: member.is_some(),
             member,
+            left: count.unwrap_or(u64::MAX),
             from,
             last: None,
+            claims: Claims::new(Instant::now()),
+            unacknowledged: BTreeSet::new(),
+            passed_by: 0,
             reader: None,
             lost: None,
             ready: VecDeque::new(),
@@ -107,28 +125,35 @@ impl Operator {
 }
 
 impl Events {
-    /// The next one, waiting for it. Fails if Redis is away for longer than [`crate::ProducerSettings::retry_for`]. An entry of
-    /// somebody else, or of another version, is passed by: in a group it stays pending, for a consumer that can read it.
-    pub async fn next(&mut self) -> Result<EndedTurn, ProducerError> {
-        loop {
+    /// The next one, waiting for it; none: those that were asked for have been handed out. Fails if Redis is away for longer than
+    /// [`crate::ProducerSettings::retry_for`]. An entry of somebody else, or of another version, is passed by: in a group it stays
+    /// pending, for a consumer that can read it.
+    pub async fn next(&mut self) -> Result<Option<EndedTurn>, ProducerError> {
+        while self.left > 0 {
             if let Some(ended) = self.ready.pop_front() {
-                return Ok(ended);
+                self.left -= 1;
+                return Ok(Some(ended));
             }
             match self.step().await {
                 Ok(entries) => self.take(entries).await?,
                 Err(fault) => self.lose(fault).await?,
             }
         }
+        Ok(None)
     }
 
     /// Says that the entry was dealt with, so that its group does not hand it out again.
-    pub async fn acknowledge(&self, id: StreamId) -> Result<(), ProducerError> {
+    pub async fn acknowledge(&mut self, id: StreamId) -> Result<(), ProducerError> {
         self.acknowledge_all(&[id]).await
     }
 
-    async fn acknowledge_all(&self, ids: &[StreamId]) -> Result<(), ProducerError> {
+    async fn acknowledge_all(&mut self, ids: &[StreamId]) -> Result<(), ProducerError> {
         let Some(Member { group, .. }) = &self.member else { return Ok(()) };
-        self.connection.ask(|server| server.acknowledge_events(&self.keys, group, ids)).await
+        self.connection.ask(|server| server.acknowledge_events(&self.keys, group, ids)).await?;
+        ids.iter().for_each(|id| {
+            self.unacknowledged.remove(id);
+        });
+        Ok(())
     }
 
     fn covers(&self, agent: &AgentId) -> bool {
@@ -142,21 +167,29 @@ impl Events {
         }
         let Some(reader) = &mut self.reader else { return Ok(Vec::new()) };
         let (last, block) = (self.last.unwrap_or(StreamId::START), self.connection.block());
+        let count = self.left.min(COUNT) as usize;
         let entries = match &self.member {
-            None => reader.events_after(&self.keys, last, COUNT, block).await?,
+            None => reader.events_after(&self.keys, last, count, block).await?,
             Some(Member { group, consumer }) => {
                 let consumer = Consumer { group, consumer };
                 if self.own {
-                    reader.delivered_events(&self.keys, consumer, last, COUNT).await?
+                    let own = reader.delivered_events(&self.keys, consumer, last, count).await?;
+                    self.own = !own.is_empty();
+                    own
+                } else if let Some(from) = self.claims.due(Instant::now()) {
+                    let server = self.connection.server();
+                    let claim = server.claim_events(&self.keys, consumer, CLAIM_AFTER, from, count);
+                    let Claimed { ends, next } = claim.await?;
+                    self.claims.looked(next, Instant::now());
+                    ends
                 } else {
-                    reader.new_events(&self.keys, consumer, COUNT, block).await?
+                    reader.new_events(&self.keys, consumer, count, block).await?
                 }
             }
         };
         if self.lost.take().is_some() {
             tracing::info!("reached Redis again; reading on");
         }
-        self.own &= !entries.is_empty();
         Ok(entries)
     }
 
@@ -180,21 +213,25 @@ impl Events {
         // Nobody else of the group is to get them either.
         let mut done = Vec::new();
         for Entry { id, found } in entries {
+            // Claimed entries are older than those read before.
+            self.last = self.last.max(Some(id));
             match found {
-                Found::Ours(record) if self.covers(&record.agent) => {
-                    self.ready.push_back(EndedTurn::of(id, record));
-                }
-                Found::Ours(_) => done.push(id),
-                Found::Foreign(reason) => {
-                    tracing::warn!(entry = %id, reason, "an end is not of this version; it is passed over");
-                }
                 Found::Trimmed => {
                     // Trimmed while it was pending: nobody can deal with it any more.
                     tracing::warn!(entry = %id, "an end that was delivered before is trimmed; it is passed over");
                     done.push(id);
                 }
+                // Claimed from itself.
+                _ if self.member.is_some() && !self.unacknowledged.insert(id) => {}
+                Found::Ours(record) if self.covers(&record.agent) => {
+                    self.ready.push_back(EndedTurn::of(id, record));
+                }
+                Found::Ours(_) => done.push(id),
+                Found::Foreign(reason) => {
+                    self.passed_by += 1;
+                    tracing::warn!(entry = %id, reason, passed_by = self.passed_by, "an end is not of this version; it is passed over");
+                }
             }
-            self.last = Some(id);
         }
         self.acknowledge_all(&done).await
     }
