@@ -23,13 +23,15 @@ use crate::error::ProducerError;
 use crate::follow::{Misfit, Seen};
 use crate::operate::events::{EndedTurn, EventsQuery};
 use crate::operate::{Operator, Scope};
+use crate::pieces::{Bounds, pieces};
 use crate::producer::Producer;
 use crate::turn_result::{Reply, TurnResult};
 
-/// Turns looked at in one round trip.
-const PAGE: usize = 512;
-/// Replies read in one round trip. A long one is some hundred kilobytes.
-const REPLIES: usize = 32;
+/// Turns looked at in one round trip. Each answers with up to 4 KiB, a short reply.
+const PAGE: usize = 256;
+/// Replies read in one round trip; what they weigh are their tokens. Redis serves nobody else meanwhile. A token takes some
+/// thirty bytes, and up to three hundred with log-probabilities.
+const REPLIES: Bounds = Bounds { items: 32, weight: 4096 };
 /// Entries of one reply, at most: more than any has, since each holds a token.
 const ENTRIES: usize = 1 << 20;
 /// Results that wait for somebody to take them; behind them the task stands still.
@@ -211,7 +213,7 @@ impl Producer {
                     Err(fault) => results.push((turn, Err(fault.into()))),
                 }
             }
-            for some in ended.chunks(REPLIES) {
+            for some in pieces(&ended, REPLIES, |(_, state)| published(state)) {
                 results.extend(self.results_of(&keys, some).await?);
             }
         }
@@ -239,6 +241,12 @@ impl Producer {
     fn unknown_turn(&self, turn: TurnId) -> ProducerError {
         ProducerError::UnknownTurn { turn, queue: self.queue.name.to_string() }
     }
+}
+
+/// Tokens in the turn's result stream.
+fn published(state: &TurnState) -> usize {
+    let top = state.top.as_ref().and_then(|top| top.id.parse::<StreamId>().ok());
+    top.map_or(0, |top| usize::try_from(top.sequence).unwrap_or(usize::MAX))
 }
 
 /// The result out of the stream or, as far as that has expired, out of what the turn's hash keeps for longer.
