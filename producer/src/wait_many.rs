@@ -20,7 +20,7 @@ use turnmill_schema::keys::Keys;
 use turnmill_schema::{AgentId, Event, StreamId, TurnId, envelope};
 
 use crate::error::ProducerError;
-use crate::follow::{Misfit, Seen};
+use crate::follow::{Misfit, PassedBy, Seen, event_of};
 use crate::operate::events::{EndedTurn, EventsQuery};
 use crate::operate::{Operator, Scope};
 use crate::pieces::{Bounds, pieces};
@@ -266,10 +266,11 @@ fn put_together(
             .map(|bytes| envelope::decode::<Event>(bytes).map_err(|error| unreadable(what, &error)))
             .transpose()
     };
-    // A foreign or newer entry is passed by; if it held tokens, the next delta shows the gap, or the end does.
+    let mut passed_by = PassedBy::default();
     let events = stream.iter().filter_map(|entry| {
-        let id: Option<StreamId> = entry.id.parse().ok();
-        Some((id, envelope::decode::<Event>(&entry.event).ok()?))
+        let id: StreamId = entry.id.parse().ok()?;
+        let event = event_of(entry).inspect_err(|reason| passed_by.note(turn, id, reason)).ok()?;
+        Some((Some(id), event))
     });
     let kept = [stored("stored reply", &state.reply)?, stored("stored outcome", &state.end)?];
     let (mut seen, mut reply) = (Seen::nothing(), Reply::default());
@@ -304,5 +305,68 @@ fn repeated(error: &ProducerError) -> ProducerError {
     match error {
         ProducerError::Queue(fault) => ProducerError::Queue(fault.clone()),
         other => ProducerError::Unreadable { what: "the results".to_owned(), reason: other.to_string() },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use turnmill_schema::{Delta, End, Outcome, Timing, Usage};
+
+    use super::*;
+    use crate::follow::foreign;
+
+    fn entry(epoch: u64, sequence: u64, event: &Event) -> ResultEntry {
+        let id = StreamId { epoch, sequence }.to_string();
+        ResultEntry { id, event: envelope::encode(event).expect("encodes"), at_ms: None }
+    }
+
+    /// A result of so many tokens in a stream that holds the first `kept` of them; the entries are in epochs 10, 20, …
+    fn ended(tokens: u32, kept: u32) -> (TurnState, Vec<ResultEntry>) {
+        let delta =
+            |index| Delta { index, tokens: vec![index], text: format!("{index} "), ..Delta::default() };
+        let (outcome, usage, timing) = (Outcome::Completed, Usage::default(), Timing::default());
+        let end = Event::End(End { outcome, finish: None, error: None, usage, timing, worker: None });
+        let token =
+            |index| entry(u64::from(index + 1) * 10, u64::from(index + 1), &Event::Delta(delta(index)));
+        let mut stream: Vec<ResultEntry> = (0..kept).map(token).collect();
+        stream.push(entry(u64::from(kept + 1) * 10, u64::from(tokens), &end));
+        let end = Some(envelope::encode(&end).expect("encodes"));
+        (TurnState { end, top: stream.last().cloned(), ..TurnState::default() }, stream)
+    }
+
+    #[test]
+    fn foreign_entries_are_passed_by_as_a_follower_does() {
+        for (tokens, kept) in [(2, 2), (3, 2)] {
+            let (state, stream) = ended(tokens, kept);
+            for place in 0..stream.len() {
+                for foreign in foreign(StreamId { epoch: place as u64 * 10 + 5, sequence: 999 }) {
+                    let mut stream = stream.clone();
+                    stream.insert(place, foreign);
+                    match put_together(TurnId::new(0), &state, &stream) {
+                        Ok(result) => assert_eq!((result.text, tokens), (Some("0 1 ".to_owned()), kept)),
+                        Err(ProducerError::Gap { expected, .. }) => {
+                            assert_eq!((expected, tokens), (kept, kept + 1))
+                        }
+                        Err(other) => panic!("{other}"),
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn replies_are_gathered_by_their_tokens() {
+        let (few, _) = ended(300, 0);
+        let (many, _) = ended(5000, 0);
+        let unknown = TurnState::default();
+        for (states, expected) in [
+            (vec![&few; 40], vec![13, 13, 13, 1]),
+            (vec![&many; 3], vec![1, 1, 1]),
+            (vec![&few, &many, &few], vec![1, 1, 1]),
+            (vec![&unknown; 70], vec![32, 32, 6]),
+        ] {
+            let pieces = pieces(&states, REPLIES, |state| published(state));
+            assert_eq!(pieces.iter().map(|piece| piece.len()).collect::<Vec<_>>(), expected);
+        }
     }
 }
