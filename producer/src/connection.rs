@@ -43,6 +43,13 @@ impl Connection {
         Ok(Self::of(server, settings))
     }
 
+    /// Has connected to nothing, for tests of what asks nothing.
+    #[cfg(test)]
+    pub(crate) fn unconnected(settings: &ProducerSettings) -> Self {
+        let server = Server::new(&endpoint("redis://127.0.0.1:1", settings), settings.response_timeout);
+        Self::of(server.expect("the URL is usable"), settings)
+    }
+
     fn of(server: Arc<Server>, settings: &ProducerSettings) -> Self {
         Self { server, retry_for: settings.retry_for, block: settings.block }
     }

@@ -1,4 +1,4 @@
-//! Enqueueing: check everything, store what is too large for Redis, then one script call for up to 200 turns.
+//! Enqueueing: check everything, store what is too large for Redis, then script calls for many turns each.
 
 use turnmill_redis::steps::{DepthLimits, Enqueue, Enqueued};
 use turnmill_schema::keys::Keys;
@@ -6,10 +6,16 @@ use turnmill_schema::{EncodedTurn, Turn, TurnId};
 
 use crate::error::{Fate, ProducerError};
 use crate::new_turn::NewTurn;
+use crate::pieces::{Bounds, pieces};
 use crate::producer::Producer;
 
-/// Turns in one script call: enough to make the round trip cheap, few enough that the call is short.
+/// Turns in one script call at most: enough to make the round trip cheap, few enough that the call is short.
 pub const BATCH_TURNS: usize = 200;
+/// Bytes of turns in one script call at most. Redis serves nobody else during a call, and copies about half a megabyte in a
+/// millisecond.
+pub const BATCH_BYTES: usize = 1 << 20;
+
+const BATCH: Bounds = Bounds { items: BATCH_TURNS, weight: BATCH_BYTES };
 
 impl Producer {
     /// Enqueues one turn. Its id, or that of the turn enqueued earlier under the same idempotency key.
@@ -21,8 +27,8 @@ impl Producer {
 
     /// Enqueues turns; ids in the order given. Turns of one agent run in that order.
     ///
-    /// Nothing is written if one of them is invalid. One call to Redis takes [`BATCH_TURNS`], all of them or none. If a later
-    /// call fails, the error is [`ProducerError::Partly`], which says what became of each turn. To repeat the call without
+    /// Nothing is written if one of them is invalid. One call to Redis takes at most [`BATCH_TURNS`] of at most [`BATCH_BYTES`]
+    /// together, all of them or none. If a later call fails, the error is [`ProducerError::Partly`], which says what became of each turn. To repeat the call without
     /// enqueueing turns twice, use [`Producer::enqueue_prepared`].
     pub async fn enqueue_batch(&self, turns: Vec<NewTurn>) -> Result<Vec<TurnId>, ProducerError> {
         let turns: Vec<Turn> = turns.into_iter().map(|turn| self.prepare(turn)).collect();
@@ -37,7 +43,7 @@ impl Producer {
         for keys in self.queue.all_keys() {
             let places: Vec<usize> =
                 (0..turns.len()).filter(|i| turns[*i].id.shard() == keys.shard()).collect();
-            for places in places.chunks(BATCH_TURNS) {
+            for places in pieces(&places, BATCH, |i| envelopes.bytes[*i].len()) {
                 let stored = places.iter().map(|i| (&turns[*i], std::mem::take(&mut envelopes.bytes[*i])));
                 match self.enqueue_step(&keys, stored.collect()).await {
                     Ok(ids) => ids.iter().zip(places).for_each(|(id, i)| fates[*i] = Fate::Enqueued(*id)),
@@ -92,6 +98,25 @@ impl Producer {
                 what: "the answer to enqueue".into(),
                 reason: format!("{} ids for {} turns", ids.len(), step.turns.len()),
             }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use turnmill_schema::envelope::MAX_INLINE_BYTES;
+
+    use super::*;
+
+    #[test]
+    fn large_turns_share_a_call_with_few_others() {
+        for (bytes, expected) in [
+            (vec![300; 450], vec![200, 200, 50]),
+            (vec![MAX_INLINE_BYTES; 10], vec![4, 4, 2]),
+            ([vec![300; 199], vec![MAX_INLINE_BYTES; 5]].concat(), vec![200, 4]),
+        ] {
+            let calls = pieces(&bytes, BATCH, |bytes| *bytes);
+            assert_eq!(calls.iter().map(|call| call.len()).collect::<Vec<_>>(), expected);
         }
     }
 }

@@ -31,6 +31,7 @@ mod lag;
 mod new_turn;
 pub mod operate;
 mod payload;
+mod pieces;
 mod producer;
 mod redis_url;
 mod settings;
@@ -41,7 +42,7 @@ pub use turnmill_redis::{Advice, Fault};
 pub use turnmill_schema as schema;
 pub use turnmill_schema::{InvalidStreamId, StreamId};
 
-pub use enqueue::BATCH_TURNS;
+pub use enqueue::{BATCH_BYTES, BATCH_TURNS};
 pub use error::{Fate, ProducerError};
 pub use follow::Followed;
 pub use lag::{Lag, PriorityLag};

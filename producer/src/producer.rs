@@ -44,6 +44,12 @@ impl Producer {
         Ok(Self::of(connection, payloads, settings))
     }
 
+    /// Has connected to nothing, for tests of what asks nothing.
+    #[cfg(test)]
+    pub(crate) fn unconnected(settings: ProducerSettings) -> Self {
+        Self::of(Connection::unconnected(&settings), None, settings)
+    }
+
     fn of(connection: Connection, payloads: Option<PayloadStore>, settings: ProducerSettings) -> Self {
         Self {
             connection,

@@ -20,16 +20,18 @@ use turnmill_schema::keys::Keys;
 use turnmill_schema::{AgentId, Event, StreamId, TurnId, envelope};
 
 use crate::error::ProducerError;
-use crate::follow::{Misfit, Seen};
-use crate::operate::Operator;
-use crate::operate::events::EndedTurn;
+use crate::follow::{Misfit, PassedBy, Seen, event_of};
+use crate::operate::events::{EndedTurn, EventsQuery};
+use crate::operate::{Operator, Scope};
+use crate::pieces::{Bounds, pieces};
 use crate::producer::Producer;
 use crate::turn_result::{Reply, TurnResult};
 
-/// Turns looked at in one round trip.
-const PAGE: usize = 512;
-/// Replies read in one round trip. A long one is some hundred kilobytes.
-const REPLIES: usize = 32;
+/// Turns looked at in one round trip. Each answers with up to 4 KiB, a short reply.
+const PAGE: usize = 256;
+/// Replies read in one round trip; what they weigh are their tokens. Redis serves nobody else meanwhile. A token takes some
+/// thirty bytes, and up to three hundred with log-probabilities.
+const REPLIES: Bounds = Bounds { items: 32, weight: 4096 };
 /// Entries of one reply, at most: more than any has, since each holds a token.
 const ENTRIES: usize = 1 << 20;
 /// Results that wait for somebody to take them; behind them the task stands still.
@@ -66,8 +68,9 @@ impl Producer {
     ) -> Result<impl Stream<Item = Result<EndedTurn, ProducerError>> + use<>, ProducerError> {
         let keys = self.queue.keys(0);
         let place = self.connection.ask(|server| server.newest_event(&keys)).await?;
-        let events = Operator::new(self.clone()).events(None, Some(place));
-        Ok(stream::unfold(events, async |mut events| Some((events.next().await, events))))
+        let query = EventsQuery { scope: Scope::AllTenants, from: Some(place), ..EventsQuery::default() };
+        let events = Operator::new(self.clone()).events(query);
+        Ok(stream::unfold(events, async |mut events| Some((events.next().await.transpose()?, events))))
     }
 }
 
@@ -210,7 +213,7 @@ impl Producer {
                     Err(fault) => results.push((turn, Err(fault.into()))),
                 }
             }
-            for some in ended.chunks(REPLIES) {
+            for some in pieces(&ended, REPLIES, |(_, state)| published(state)) {
                 results.extend(self.results_of(&keys, some).await?);
             }
         }
@@ -240,6 +243,12 @@ impl Producer {
     }
 }
 
+/// Tokens in the turn's result stream.
+fn published(state: &TurnState) -> usize {
+    let top = state.top.as_ref().and_then(|top| top.id.parse::<StreamId>().ok());
+    top.map_or(0, |top| usize::try_from(top.sequence).unwrap_or(usize::MAX))
+}
+
 /// The result out of the stream or, as far as that has expired, out of what the turn's hash keeps for longer.
 fn put_together(
     turn: TurnId,
@@ -257,10 +266,11 @@ fn put_together(
             .map(|bytes| envelope::decode::<Event>(bytes).map_err(|error| unreadable(what, &error)))
             .transpose()
     };
-    // A foreign or newer entry is passed by; if it held tokens, the next delta shows the gap, or the end does.
+    let mut passed_by = PassedBy::default();
     let events = stream.iter().filter_map(|entry| {
-        let id: Option<StreamId> = entry.id.parse().ok();
-        Some((id, envelope::decode::<Event>(&entry.event).ok()?))
+        let id: StreamId = entry.id.parse().ok()?;
+        let event = event_of(entry).inspect_err(|reason| passed_by.note(turn, id, reason)).ok()?;
+        Some((Some(id), event))
     });
     let kept = [stored("stored reply", &state.reply)?, stored("stored outcome", &state.end)?];
     let (mut seen, mut reply) = (Seen::nothing(), Reply::default());
@@ -295,5 +305,68 @@ fn repeated(error: &ProducerError) -> ProducerError {
     match error {
         ProducerError::Queue(fault) => ProducerError::Queue(fault.clone()),
         other => ProducerError::Unreadable { what: "the results".to_owned(), reason: other.to_string() },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use turnmill_schema::{Delta, End, Outcome, Timing, Usage};
+
+    use super::*;
+    use crate::follow::foreign;
+
+    fn entry(epoch: u64, sequence: u64, event: &Event) -> ResultEntry {
+        let id = StreamId { epoch, sequence }.to_string();
+        ResultEntry { id, event: envelope::encode(event).expect("encodes"), at_ms: None }
+    }
+
+    /// A result of so many tokens in a stream that holds the first `kept` of them; the entries are in epochs 10, 20, …
+    fn ended(tokens: u32, kept: u32) -> (TurnState, Vec<ResultEntry>) {
+        let delta =
+            |index| Delta { index, tokens: vec![index], text: format!("{index} "), ..Delta::default() };
+        let (outcome, usage, timing) = (Outcome::Completed, Usage::default(), Timing::default());
+        let end = Event::End(End { outcome, finish: None, error: None, usage, timing, worker: None });
+        let token =
+            |index| entry(u64::from(index + 1) * 10, u64::from(index + 1), &Event::Delta(delta(index)));
+        let mut stream: Vec<ResultEntry> = (0..kept).map(token).collect();
+        stream.push(entry(u64::from(kept + 1) * 10, u64::from(tokens), &end));
+        let end = Some(envelope::encode(&end).expect("encodes"));
+        (TurnState { end, top: stream.last().cloned(), ..TurnState::default() }, stream)
+    }
+
+    #[test]
+    fn foreign_entries_are_passed_by_as_a_follower_does() {
+        for (tokens, kept) in [(2, 2), (3, 2)] {
+            let (state, stream) = ended(tokens, kept);
+            for place in 0..stream.len() {
+                for foreign in foreign(StreamId { epoch: place as u64 * 10 + 5, sequence: 999 }) {
+                    let mut stream = stream.clone();
+                    stream.insert(place, foreign);
+                    match put_together(TurnId::new(0), &state, &stream) {
+                        Ok(result) => assert_eq!((result.text, tokens), (Some("0 1 ".to_owned()), kept)),
+                        Err(ProducerError::Gap { expected, .. }) => {
+                            assert_eq!((expected, tokens), (kept, kept + 1))
+                        }
+                        Err(other) => panic!("{other}"),
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn replies_are_gathered_by_their_tokens() {
+        let (few, _) = ended(300, 0);
+        let (many, _) = ended(5000, 0);
+        let unknown = TurnState::default();
+        for (states, expected) in [
+            (vec![&few; 40], vec![13, 13, 13, 1]),
+            (vec![&many; 3], vec![1, 1, 1]),
+            (vec![&few, &many, &few], vec![1, 1, 1]),
+            (vec![&unknown; 70], vec![32, 32, 6]),
+        ] {
+            let pieces = pieces(&states, REPLIES, |state| published(state));
+            assert_eq!(pieces.iter().map(|piece| piece.len()).collect::<Vec<_>>(), expected);
+        }
     }
 }

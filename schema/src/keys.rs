@@ -1,4 +1,4 @@
-//! Every name in Redis: keys, consumer group, stream fields.
+//! Every name in Redis: keys, consumer groups, stream fields.
 //!
 //! Invariant: all keys of an agent and of its turns carry the hash tag `{queue.shard}`, so they are in one
 //! slot and one script may touch them all. Ids have no `{`, `}`, `:` or blank ([`crate::ids`]), so two ids
@@ -255,6 +255,14 @@ fn own_key<'a>(queue: &Name, key: &'a str, kind: &str) -> Option<(u16, &'a str)>
     Some((shard.parse().ok()?, rest.strip_prefix(kind)?))
 }
 
+/// A consumer group of [`Keys::events`] as Redis knows it: `<tenant>/<group>`, because two tenants whose groups have the same name
+/// must not take each other's ends. The group of that name that reads the ends of all tenants is `*/<group>`.
+///
+/// A [`Name`] holds neither `/` nor `*`, so two different groups never have the same name in Redis.
+pub fn events_group(tenant: Option<&Name>, group: &Name) -> String {
+    format!("{}/{group}", tenant.map_or("*", Name::as_str))
+}
+
 /// An idempotency key as it stands in key names: qualified by its tenant.
 pub fn idempotency_name(tenant: &Name, key: &Name) -> String {
     format!("{tenant}/{key}")
@@ -400,6 +408,23 @@ mod tests {
             [keys.events(), keys.sweeper(), keys.paused(), keys.workers(), keys.notices(), keys.collector()];
         let names = ["events", "sweeper", "paused", "workers", "notices", "collector"];
         assert_eq!(rest, names.map(|key| format!("tm:{{qwen.2}}:{key}")));
+    }
+
+    #[test]
+    fn groups_of_tenants_are_different_groups() {
+        let names = ["a", "b", "a.b", "a-b", "a@", "@a", "+", "_"].map(name);
+        let mut groups = std::collections::BTreeSet::new();
+        for group in &names {
+            assert!(groups.insert(events_group(None, group)), "{group} of all tenants");
+            for tenant in &names {
+                assert!(groups.insert(events_group(Some(tenant), group)), "{group} of {tenant}");
+            }
+        }
+        assert_eq!(events_group(Some(&name("acme")), &name("billing")), "acme/billing");
+        assert_eq!(events_group(None, &name("billing")), "*/billing");
+        for separator in ["/", "*"] {
+            assert!(Name::new(separator).is_err(), "{separator} would join two names to a third");
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::io::{Write, stdout};
 
 use clap::Args;
 use turnmill::StreamId;
-use turnmill::operate::events::{EndedTurn, Membership};
+use turnmill::operate::events::{EndedTurn, EventsQuery, Membership};
 use turnmill::schema::Name;
 
 use super::print::json_line;
@@ -14,7 +14,11 @@ use super::{Exit, Global, Tenants};
 const AFTER_HELP: &str = "\
 Redis keeps about the newest ten thousand ends. As a consumer group each end is printed by one of the
 group's consumers, acknowledged once it is printed, and printed again where that was cut off. Give each
-consumer a name that stays: it first gets what was delivered to it before.";
+consumer a name that stays: it first gets what was delivered to it before. What a consumer was given and has
+not acknowledged for a minute goes to another one that reads. If the first one was only slow, both print it.
+
+A group belongs to --tenant: another tenant's group of the same name is another group. So is the group of
+that name with --all-tenants.";
 
 /// Follows until it is interrupted or `--count` is reached.
 #[derive(Debug, Args)]
@@ -22,7 +26,7 @@ consumer a name that stays: it first gets what was delivered to it before.";
 pub struct Events {
     #[command(flatten)]
     tenants: Tenants,
-    /// Read as a consumer of this group; made where it does not exist.
+    /// Read as a consumer of this group of the tenant; it is made if it does not exist.
     #[arg(long, value_name = "NAME", requires = "consumer")]
     group: Option<Name>,
     /// Which consumer of the group this is.
@@ -31,7 +35,7 @@ pub struct Events {
     /// Start after this entry, 0 for the oldest kept; a group only when it is made [default: from now on].
     #[arg(long, value_name = "ID")]
     from: Option<StreamId>,
-    /// End after so many.
+    /// End after N ends. No more are read, so that none is kept from the group's other consumers.
     #[arg(long, value_name = "N")]
     count: Option<u64>,
     /// One JSON object a line.
@@ -47,14 +51,11 @@ impl Events {
             .clone()
             .zip(self.consumer.clone())
             .map(|(group, consumer)| Membership { group, consumer });
-        let mut events = operator.events(membership, self.from);
-        let mut left = self.count.unwrap_or(u64::MAX);
-        while left > 0 {
-            let ended = events.next().await?;
-            if self.tenants.all() || ended.tenant == global.tenant.as_str() {
-                self.print(&ended)?;
-                left -= 1;
-            }
+        let query =
+            EventsQuery { scope: self.tenants.scope(), membership, from: self.from, count: self.count };
+        let mut events = operator.events(query);
+        while let Some(ended) = events.next().await? {
+            self.print(&ended)?;
             events.acknowledge(ended.id).await?;
         }
         Ok(())

@@ -103,10 +103,6 @@ struct Tenants {
 }
 
 impl Tenants {
-    fn all(self) -> bool {
-        self.all_tenants
-    }
-
     fn scope(self) -> Scope {
         if self.all_tenants { Scope::AllTenants } else { Scope::Tenant }
     }

@@ -1,12 +1,14 @@
 //! Following turns: their events as they are made, each token once, whatever happens to the connection.
 //!
 //! * `reader`: what one turn's entries say, in order and once.
+//! * `entry`: what one entry says; those that are not ours are passed by.
 //! * `seen`: which part of a reply a reader already has.
 //! * `source`: where a reader gets entries from: a task catches up with what is there, then the turn is waited for.
 //! * `waiters`, `watch`: tasks that wait for many turns, each on one connection.
 //!
 //! Invariant: a follower that nobody polls holds nothing that others need. Whatever asks Redis runs in a task of its own.
 
+mod entry;
 mod reader;
 mod seen;
 mod source;
@@ -21,6 +23,9 @@ use turnmill_schema::{Event, StreamId, TurnId};
 use crate::error::ProducerError;
 use crate::producer::Producer;
 
+#[cfg(test)]
+pub(crate) use entry::foreign;
+pub(crate) use entry::{PassedBy, event_of};
 pub(crate) use reader::Reader;
 pub(crate) use seen::{Misfit, Seen};
 pub(crate) use waiters::Waiters;

@@ -1,7 +1,8 @@
 //! What one turn's entries say, in order and once.
 //!
 //! If Redis lost its last second, tokens come again and are dropped by their index ([`super::seen`]). A result stream that has
-//! expired is replaced by what the turn's hash keeps for longer: the outcome, and the whole reply if it is short.
+//! expired is replaced by what the turn's hash keeps for longer: the outcome, and the whole reply if it is short. An entry that is
+//! not ours is passed by.
 
 use std::collections::VecDeque;
 
@@ -12,6 +13,7 @@ use turnmill_schema::keys::Keys;
 use turnmill_schema::{AgentId, Delta, Event, StreamId, TurnId, envelope};
 
 use super::Followed;
+use super::entry::{PassedBy, event_of};
 use super::seen::{Misfit, Seen};
 use super::source::{self, News};
 use super::waiters::Waiters;
@@ -30,6 +32,9 @@ pub(crate) struct Reader {
     agent: Option<AgentId>,
     /// The last entry read.
     last: StreamId,
+    /// Tokens published with the last entry of ours. Ids of others' entries say nothing about tokens.
+    published: u64,
+    passed_by: PassedBy,
     seen: Seen,
     /// What is told of the turn after `last`; none: nobody was asked yet.
     news: Option<mpsc::Receiver<News>>,
@@ -48,6 +53,8 @@ impl Reader {
             keys: producer.keys_of(turn),
             agent: None,
             last,
+            published: last.sequence,
+            passed_by: PassedBy::default(),
             seen: if last == StreamId::START { Seen::nothing() } else { Seen::up_to(last.sequence) },
             news: None,
             ready: VecDeque::new(),
@@ -87,10 +94,11 @@ impl Reader {
     fn judge(&mut self, mut state: TurnState) -> Result<(), ProducerError> {
         let is_known = state.agent.is_some();
         self.agent = state.agent.take().or(self.agent.take());
-        let top = state.top.as_ref().map(decode).transpose()?;
+        let read = |top| source::id_of(top).map(|id| (id, event_of(top)));
+        let top = state.top.as_ref().map(read).transpose()?;
         match top {
             Some((id, _)) if id > self.last => {}
-            Some((id, event @ Event::End(_))) => self.end(Some(id), event),
+            Some((id, Ok(event @ Event::End(_)))) => self.end(Some(id), event),
             _ => match &state.end {
                 Some(end) => self.take_stored(end, &state)?,
                 None if is_known => {}
@@ -118,7 +126,7 @@ impl Reader {
         };
         let sequence = u64::from(reply.published());
         let id = StreamId { epoch, sequence };
-        if self.last.sequence < sequence {
+        if self.published < sequence {
             let added = self.seen.add(reply).map_err(|misfit| self.misfit(misfit))?;
             let followed = |delta| Followed { id: Some(id), event: Event::Delta(delta) };
             self.ready.extend(added.map(followed));
@@ -143,7 +151,15 @@ impl Reader {
     /// Takes entries up to the End.
     fn take(&mut self, entries: &[ResultEntry]) -> Result<(), ProducerError> {
         for entry in entries {
-            let (id, event) = decode(entry)?;
+            let id = source::id_of(entry)?;
+            let event = match event_of(entry) {
+                Ok(event) => event,
+                Err(reason) => {
+                    self.passed_by.note(self.turn, id, &reason);
+                    self.last = id;
+                    continue;
+                }
+            };
             match event {
                 Event::Begin(_) => self.ready.push_back(Followed { id: Some(id), event }),
                 Event::End(_) => {
@@ -157,6 +173,7 @@ impl Reader {
                     self.ready.extend(added.map(followed));
                 }
             }
+            self.published = id.sequence;
             self.last = id;
         }
         Ok(())
@@ -174,8 +191,101 @@ impl Reader {
     }
 }
 
-/// An entry of ours in a stored one.
-fn decode(entry: &ResultEntry) -> Result<(StreamId, Event), ProducerError> {
-    let event = envelope::decode(&entry.event);
-    Ok((source::id_of(entry)?, event.map_err(|error| source::unreadable(entry, error.to_string()))?))
+#[cfg(test)]
+mod tests {
+    use turnmill_schema::{Begin, End, Outcome, Timing, Usage};
+
+    use super::super::entry::foreign;
+    use super::*;
+    use crate::settings::ProducerSettings;
+
+    fn reader() -> Reader {
+        let name = || turnmill_schema::Name::new("n").expect("a name");
+        let producer = Producer::unconnected(ProducerSettings::new(name(), name()));
+        Reader::new(&producer, TurnId::new(0), None)
+    }
+
+    fn token(index: u32) -> Event {
+        Event::Delta(Delta { index, tokens: vec![index], text: format!("{index} "), ..Delta::default() })
+    }
+
+    fn end() -> Event {
+        let (outcome, usage, timing) = (Outcome::Completed, Usage::default(), Timing::default());
+        Event::End(End { outcome, finish: None, error: None, usage, timing, worker: None })
+    }
+
+    fn begin() -> Event {
+        Event::Begin(Begin { epoch: 1, resume_from: 0, attempt: 1, worker: "w".into() })
+    }
+
+    /// Each event with how many tokens are published with it, each in an epoch of its own: 10, 20, …
+    fn stream(events: &[(u64, Event)]) -> Vec<ResultEntry> {
+        let entry = |(place, (sequence, event)): (usize, &(u64, Event))| {
+            let id = StreamId { epoch: (place as u64 + 1) * 10, sequence: *sequence };
+            ResultEntry { id: id.to_string(), event: encode(event), at_ms: None }
+        };
+        events.iter().enumerate().map(entry).collect()
+    }
+
+    fn encode(event: &Event) -> Vec<u8> {
+        envelope::encode(event).expect("encodes")
+    }
+
+    /// The stream with an entry that is not ours in front of that of `place`, for each kind of such an entry.
+    fn with_foreign(stream: &[ResultEntry], place: usize) -> Vec<Vec<ResultEntry>> {
+        let insert = |foreign| {
+            let mut stream = stream.to_vec();
+            stream.insert(place, foreign);
+            stream
+        };
+        let id = StreamId { epoch: place as u64 * 10 + 5, sequence: 999 };
+        foreign(id).into_iter().map(insert).collect()
+    }
+
+    #[tokio::test]
+    async fn foreign_entries_are_passed_by_wherever_they_stand() {
+        let events = [(0, begin()), (1, token(0)), (2, token(1)), (2, end())];
+        let stream = stream(&events);
+        for place in 0..events.len() {
+            for stream in with_foreign(&stream, place) {
+                let mut reader = reader();
+                reader.take(&stream).expect("it is passed by");
+                let read: Vec<Event> = reader.ready.iter().map(|followed| followed.event.clone()).collect();
+                let expected: Vec<Event> = events.iter().map(|(_, event)| event.clone()).collect();
+                assert_eq!((read, reader.ended), (expected, true), "in front of entry {place}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn tokens_that_a_foreign_entry_held_are_a_gap() {
+        for events in [vec![(1, token(0)), (3, token(2))], vec![(1, token(0)), (2, end())]] {
+            for stream in with_foreign(&stream(&events), 1) {
+                let error = reader().take(&stream).expect_err("a token is missing");
+                assert!(matches!(error, ProducerError::Gap { expected: 1, .. }), "{error}");
+            }
+        }
+    }
+
+    /// The rest of the stream expired, and what the turn's hash keeps tells the end.
+    #[tokio::test]
+    async fn a_foreign_entry_on_top_hides_no_end() {
+        let events = [(1, token(0))];
+        for stream in with_foreign(&stream(&events), 1) {
+            let mut reader = reader();
+            reader.take(&stream).expect("it is passed by");
+            let reply = Delta { index: 0, tokens: vec![0, 1], text: "0 1 ".into(), ..Delta::default() };
+            let state = TurnState {
+                agent: Some(AgentId::from_wire("t/a".into())),
+                end: Some(encode(&end())),
+                epoch: Some(20),
+                reply: Some(encode(&Event::Delta(reply))),
+                top: stream.last().cloned(),
+            };
+            reader.judge(state).expect("it ended");
+            let read: Vec<Event> = reader.ready.into_iter().map(|followed| followed.event).collect();
+            let Event::Delta(rest) = &read[1] else { panic!("no rest: {read:?}") };
+            assert_eq!((read.len(), rest.text.as_str(), reader.ended), (3, "1 ", true));
+        }
+    }
 }

@@ -83,10 +83,8 @@ fn only<T: Default>(answers: Vec<Result<T, Fault>>) -> Result<T, Fault> {
 
 /// Where an entry stands.
 pub(super) fn id_of(entry: &ResultEntry) -> Result<StreamId, ProducerError> {
-    entry.id.parse().map_err(|error| unreadable(entry, format!("{error}")))
-}
-
-/// An entry that is not in the form this version reads.
-pub(super) fn unreadable(entry: &ResultEntry, reason: String) -> ProducerError {
-    ProducerError::Unreadable { what: format!("entry {} of the result stream", entry.id), reason }
+    entry.id.parse().map_err(|error| ProducerError::Unreadable {
+        what: format!("entry {} of the result stream", entry.id),
+        reason: format!("{error}"),
+    })
 }

@@ -18,6 +18,11 @@ use crate::connection::{Connection, Pauses, passes};
 const BLOCK: Duration = Duration::from_millis(100);
 /// Entries of one stream in one reply at most.
 const COUNT: usize = 64;
+/// Entries in one reply at most, unless there are so many streams that each would give too few to keep up: Redis serves nobody
+/// else while it gathers them.
+const ENTRIES: usize = 4096;
+/// Entries of one stream that are always asked for.
+const LEAST: usize = 4;
 /// Turns that are looked at in one call.
 const LOOKS: usize = 100;
 /// Turns for each millisecond that is left between two reads that find something: each read costs Redis work for all of them,
@@ -135,7 +140,7 @@ impl Watch {
             Some(reader) => reader,
             none => none.insert(self.connection.blocking(BLOCK).await?),
         };
-        match reader.wait_for_results(&self.keys, read, COUNT, BLOCK).await {
+        match reader.wait_for_results(&self.keys, read, entries_of_each(read.len()), BLOCK).await {
             Ok(found) => Ok(found.into_iter().map(|(place, entries)| (place, Ok(entries))).collect()),
             Err(fault) if !passes(&fault) => self.read_one_by_one(read, fault).await,
             Err(fault) => Err(fault),
@@ -149,7 +154,8 @@ impl Watch {
         fault: Fault,
     ) -> Result<Vec<(usize, Result<Vec<ResultEntry>, Fault>)>, Fault> {
         self.reader = None;
-        let found = self.connection.server().results_after(&self.keys, read, COUNT).await?;
+        let count = entries_of_each(read.len());
+        let found = self.connection.server().results_after(&self.keys, read, count).await?;
         if found.iter().all(Result::is_ok) {
             // It is not one of the streams.
             return Err(fault);
@@ -188,5 +194,23 @@ impl Watch {
 
     fn pace(&self) -> Duration {
         Duration::from_millis((self.waiters.len() / TURNS_A_MILLISECOND) as u64).min(BLOCK)
+    }
+}
+
+/// How many entries of each of so many streams go into one reply.
+fn entries_of_each(streams: usize) -> usize {
+    (ENTRIES / streams.max(1)).clamp(LEAST, COUNT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_streams_give_few_entries_each() {
+        for (streams, each) in [(0, COUNT), (1, COUNT), (64, COUNT), (128, 32), (1024, LEAST), (5000, LEAST)]
+        {
+            assert_eq!(entries_of_each(streams), each, "{streams}");
+        }
     }
 }

@@ -2,22 +2,28 @@
 //! none is missed while all are away.
 //!
 //! Invariants: a blocking read has a connection of its own; after any error a group's reader first reads what was delivered
-//! to it and not handed out. Redis keeps about the newest ten thousand ends: who is away for longer misses some.
+//! to it and not handed out. A tenant's group is its own: what it acknowledges, no other tenant's reader was to get. No more is
+//! read than is asked for, because what is read is kept from the group's other consumers. Redis keeps about the newest ten
+//! thousand ends: who is away for longer misses some.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
+use std::time::Instant;
 
 use serde::Serialize;
 use turnmill_redis::steps::CreateGroup;
-use turnmill_redis::{Blocking, Consumer, EndedRecord, Entry, Fault, Found};
-use turnmill_schema::keys::Keys;
-use turnmill_schema::{End, Name, StreamId, TurnId};
+use turnmill_redis::{Blocking, Claimed, Consumer, EndedRecord, Entry, Fault, Found};
+use turnmill_schema::keys::{Keys, events_group};
+use turnmill_schema::{AgentId, End, Name, StreamId, TurnId};
 
-use super::Operator;
+use super::claims::Claims;
+use super::{Operator, Scope};
 use crate::connection::{Connection, Patience, passes};
 use crate::error::ProducerError;
 
+pub use super::claims::CLAIM_AFTER;
+
 /// Entries in one reply at most.
-const COUNT: usize = 100;
+const COUNT: u64 = 100;
 
 /// A turn that ended.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -35,10 +41,24 @@ pub struct EndedTurn {
     pub end: End,
 }
 
+/// Which ends to read, and how.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EventsQuery {
+    /// Of which tenants.
+    pub scope: Scope,
+    /// As which consumer of which group; none: alone.
+    pub membership: Option<Membership>,
+    /// Start after this entry; none: with what comes from now on. It has no effect on a group that exists.
+    pub from: Option<StreamId>,
+    /// At most so many, and no more are read from Redis; none: without end.
+    pub count: Option<u64>,
+}
+
 /// A consumer of a group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Membership {
-    /// The group; made where it does not exist.
+    /// The group; made if it does not exist. Groups of one name are different groups for each tenant, and for all tenants
+    /// together.
     pub group: Name,
     /// The consumer's name in it.
     pub consumer: Name,
@@ -48,29 +68,55 @@ pub struct Membership {
 pub struct Events {
     connection: Connection,
     keys: Keys,
-    membership: Option<Membership>,
+    /// Whose ends are handed out; none: everybody's.
+    tenant: Option<Name>,
+    member: Option<Member>,
+    /// How many may still be handed out.
+    left: u64,
     /// Where to start; none: with what comes from now on. Of a group only when it is made.
     from: Option<StreamId>,
     /// The last entry read, or after which the reading starts.
     last: Option<StreamId>,
     /// Whether entries that were delivered to this consumer before are still to be read.
     own: bool,
+    claims: Claims,
+    /// Ends of the group that were read here and are not acknowledged. Who is slow can claim them from itself.
+    unacknowledged: BTreeSet<StreamId>,
+    /// How many entries could not be read.
+    passed_by: u64,
     reader: Option<Blocking>,
     lost: Option<Patience>,
     ready: VecDeque<EndedTurn>,
 }
 
+/// A consumer and its group as Redis knows it.
+struct Member {
+    group: String,
+    consumer: Name,
+}
+
 impl Operator {
-    /// Turns as they end, after entry `from`, or from now on. As a consumer group `from` counts only where the group is new;
-    /// entries are handed out again until [`Events::acknowledge`] was called for them.
-    pub fn events(&self, membership: Option<Membership>, from: Option<StreamId>) -> Events {
+    /// Turns as they end. As a consumer of a group, entries are handed out again until [`Events::acknowledge`] was called for
+    /// them: to this consumer when it starts anew, or to another one after [`CLAIM_AFTER`].
+    pub fn events(&self, query: EventsQuery) -> Events {
+        let EventsQuery { scope, membership, from, count } = query;
+        let tenant = (scope == Scope::Tenant).then(|| self.producer.settings.tenant.clone());
+        let member = membership.map(|Membership { group, consumer }| {
+            let group = events_group(tenant.as_ref(), &group);
+            Member { group, consumer }
+        });
         Events {
             connection: self.producer.connection.clone(),
             keys: self.producer.queue.keys(0),
-            own: membership.is_some(),
-            membership,
+            tenant,
+            own: member.is_some(),
+            member,
+            left: count.unwrap_or(u64::MAX),
             from,
             last: None,
+            claims: Claims::new(Instant::now()),
+            unacknowledged: BTreeSet::new(),
+            passed_by: 0,
             reader: None,
             lost: None,
             ready: VecDeque::new(),
@@ -79,24 +125,39 @@ impl Operator {
 }
 
 impl Events {
-    /// The next one, waiting for it. Fails if Redis is away for longer than [`crate::ProducerSettings::retry_for`]. An entry of
-    /// somebody else, or of another version, is passed by: in a group it stays pending, for a consumer that can read it.
-    pub async fn next(&mut self) -> Result<EndedTurn, ProducerError> {
-        loop {
+    /// The next one, waiting for it; none: those that were asked for have been handed out. Fails if Redis is away for longer than
+    /// [`crate::ProducerSettings::retry_for`]. An entry of somebody else, or of another version, is passed by: in a group it stays
+    /// pending, for a consumer that can read it.
+    pub async fn next(&mut self) -> Result<Option<EndedTurn>, ProducerError> {
+        while self.left > 0 {
             if let Some(ended) = self.ready.pop_front() {
-                return Ok(ended);
+                self.left -= 1;
+                return Ok(Some(ended));
             }
             match self.step().await {
                 Ok(entries) => self.take(entries).await?,
                 Err(fault) => self.lose(fault).await?,
             }
         }
+        Ok(None)
     }
 
     /// Says that the entry was dealt with, so that its group does not hand it out again.
-    pub async fn acknowledge(&self, id: StreamId) -> Result<(), ProducerError> {
-        let Some(Membership { group, .. }) = &self.membership else { return Ok(()) };
-        self.connection.ask(|server| server.acknowledge_event(&self.keys, group, id)).await
+    pub async fn acknowledge(&mut self, id: StreamId) -> Result<(), ProducerError> {
+        self.acknowledge_all(&[id]).await
+    }
+
+    async fn acknowledge_all(&mut self, ids: &[StreamId]) -> Result<(), ProducerError> {
+        let Some(Member { group, .. }) = &self.member else { return Ok(()) };
+        self.connection.ask(|server| server.acknowledge_events(&self.keys, group, ids)).await?;
+        ids.iter().for_each(|id| {
+            self.unacknowledged.remove(id);
+        });
+        Ok(())
+    }
+
+    fn covers(&self, agent: &AgentId) -> bool {
+        self.tenant.as_ref().is_none_or(|tenant| agent.tenant() == tenant.as_str())
     }
 
     async fn step(&mut self) -> Result<Vec<Entry<EndedRecord>>, Fault> {
@@ -106,28 +167,36 @@ impl Events {
         }
         let Some(reader) = &mut self.reader else { return Ok(Vec::new()) };
         let (last, block) = (self.last.unwrap_or(StreamId::START), self.connection.block());
-        let entries = match &self.membership {
-            None => reader.events_after(&self.keys, last, COUNT, block).await?,
-            Some(Membership { group, consumer }) => {
+        let count = self.left.min(COUNT) as usize;
+        let entries = match &self.member {
+            None => reader.events_after(&self.keys, last, count, block).await?,
+            Some(Member { group, consumer }) => {
                 let consumer = Consumer { group, consumer };
                 if self.own {
-                    reader.delivered_events(&self.keys, consumer, last, COUNT).await?
+                    let own = reader.delivered_events(&self.keys, consumer, last, count).await?;
+                    self.own = !own.is_empty();
+                    own
+                } else if let Some(from) = self.claims.due(Instant::now()) {
+                    let server = self.connection.server();
+                    let claim = server.claim_events(&self.keys, consumer, CLAIM_AFTER, from, count);
+                    let Claimed { ends, next } = claim.await?;
+                    self.claims.looked(next, Instant::now());
+                    ends
                 } else {
-                    reader.new_events(&self.keys, consumer, COUNT, block).await?
+                    reader.new_events(&self.keys, consumer, count, block).await?
                 }
             }
         };
         if self.lost.take().is_some() {
             tracing::info!("reached Redis again; reading on");
         }
-        self.own &= !entries.is_empty();
         Ok(entries)
     }
 
     /// Makes the group, or finds out where "from now on" starts: asked once, so that nothing is missed between reads.
     async fn begin(&mut self) -> Result<(), Fault> {
         let server = self.connection.server();
-        if let Some(Membership { group, .. }) = &self.membership {
+        if let Some(Member { group, .. }) = &self.member {
             let after = self.from.map_or_else(|| "$".to_owned(), |id| id.to_string());
             server.run(&self.keys, &CreateGroup { group, after: &after }).await?;
             self.own = true;
@@ -141,21 +210,30 @@ impl Events {
     }
 
     async fn take(&mut self, entries: Vec<Entry<EndedRecord>>) -> Result<(), ProducerError> {
+        // Nobody else of the group is to get them either.
+        let mut done = Vec::new();
         for Entry { id, found } in entries {
+            // Claimed entries are older than those read before.
+            self.last = self.last.max(Some(id));
             match found {
-                Found::Ours(record) => self.ready.push_back(EndedTurn::of(id, record)),
-                Found::Foreign(reason) => {
-                    tracing::warn!(entry = %id, reason, "an end is not of this version; it is passed over");
-                }
                 Found::Trimmed => {
                     // Trimmed while it was pending: nobody can deal with it any more.
                     tracing::warn!(entry = %id, "an end that was delivered before is trimmed; it is passed over");
-                    self.acknowledge(id).await?;
+                    done.push(id);
+                }
+                // Claimed from itself.
+                _ if self.member.is_some() && !self.unacknowledged.insert(id) => {}
+                Found::Ours(record) if self.covers(&record.agent) => {
+                    self.ready.push_back(EndedTurn::of(id, record));
+                }
+                Found::Ours(_) => done.push(id),
+                Found::Foreign(reason) => {
+                    self.passed_by += 1;
+                    tracing::warn!(entry = %id, reason, passed_by = self.passed_by, "an end is not of this version; it is passed over");
                 }
             }
-            self.last = Some(id);
         }
-        Ok(())
+        self.acknowledge_all(&done).await
     }
 
     /// Waits before the next try, or gives up.

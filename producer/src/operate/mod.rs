@@ -11,6 +11,7 @@
 //! shown is read without a lock and may be old by the time it is read by a person.
 
 pub mod agent;
+mod claims;
 pub mod dead;
 pub mod doctor;
 pub mod ends;

@@ -45,7 +45,7 @@ pub use clock::ServerClock;
 pub use cryptography::choose as choose_cryptography;
 pub use dead::DeadRecord;
 pub use entries::{Entry, Found};
-pub use events::{Consumer, EndedRecord};
+pub use events::{Claimed, Consumer, EndedRecord};
 pub use facts::ServerFacts;
 pub use fault::{Advice, Fault};
 pub use history::{HistoryRecord, HistorySize};

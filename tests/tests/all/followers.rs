@@ -175,6 +175,36 @@ async fn a_broken_stream_fails_its_own_follower_alone() {
     assert_eq!(ended, [(turns[0], true), (turns[2], true)]);
 }
 
+/// Entries of somebody else, and those of a newer version, cost neither followers nor those who wait anything.
+#[tokio::test]
+async fn foreign_entries_of_a_result_are_passed_by() {
+    let server = RedisServer::start();
+    let (producer, mut redis) = (producer(&server.url()).await, client(&server).await);
+    let turn = enqueue(&producer, 1).await[0];
+    let result = keys().result(turn);
+    let follow = tokio::spawn(producer.follow(turn, None).collect::<Vec<_>>());
+    let _: String = command(&mut redis, &["XADD", &result, "4-0", "whose", "not ours"]).await;
+    say(&mut redis, turn, 0).await;
+    say(&mut redis, turn, 1).await;
+    let _: String = command(&mut redis, &["XADD", &result, "5-7", FIELD_EVENT, "\u{2}"]).await;
+    end(&mut redis, turn, 2).await;
+
+    let whole = format!("{}{}", text(turn, 0), text(turn, 1));
+    let followed = tokio::time::timeout(PATIENCE, follow).await.expect("it ends").expect("no panic");
+    let mut said = String::new();
+    for followed in followed {
+        if let Event::Delta(delta) = followed.expect("nothing is wrong").event {
+            said.push_str(&delta.text);
+        }
+    }
+    assert_eq!(said, whole);
+    assert_eq!(producer.wait(turn).await.expect("ended").text.as_ref(), Some(&whole));
+    let mut ends = producer.wait_many();
+    ends.add(turn);
+    let (_, ended) = ends.next().await.expect("one is waited for");
+    assert_eq!(ended.expect("ended").text, Some(whole));
+}
+
 #[tokio::test]
 async fn a_turn_that_goes_while_it_is_followed_is_told() {
     let server = RedisServer::start();

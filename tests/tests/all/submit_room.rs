@@ -6,7 +6,8 @@ use std::process::{Child, Command, Stdio};
 use serde_json::{Value, json};
 use tempfile::NamedTempFile;
 use turnmill::NewTurn;
-use turnmill::operate::Operator;
+use turnmill::operate::agent::AgentQuery;
+use turnmill::operate::{Operator, Scope};
 use turnmill::schema::TurnId;
 use turnmill_tests::line::{Line, exactly, name};
 use turnmill_tests::program;
@@ -54,6 +55,39 @@ async fn a_file_larger_than_the_queue_goes_through_it() {
         assert_eq!((output.status.code(), said), (Some(0), String::new()), "{depth} of {count}");
         assert_eq!(String::from_utf8_lossy(&output.stdout).lines().count(), count, "{depth}");
     }
+}
+
+/// Large turns share a call with few others, so that a queue may have room for some calls of a batch and not for all.
+#[tokio::test]
+async fn large_turns_wait_for_room_too() {
+    const DEPTH: u64 = 7;
+    let line = Line::start().await;
+    let (mut file, printed) = (lines(0, 1), lines(0, 1));
+    for i in 0..12 {
+        let message = "x".repeat(200 << 10);
+        writeln!(file, "{}", json!({"agent": format!("agent-{i}"), "message": message})).expect("written");
+    }
+    let path = file.path().to_string_lossy();
+    let flags = ["submit", &path, "--wait-for-room", "--max-depth", &DEPTH.to_string()];
+    let child = turnmill(&line, &flags, printed.reopen().expect("still there"), Stdio::inherit());
+    let operator = Operator::new(line.producer.clone());
+    let mut ended = std::pin::pin!(exit_code(child));
+    let code = loop {
+        tokio::select! {
+            code = &mut ended => break code,
+            () = tokio::time::sleep(std::time::Duration::from_millis(5)) => {}
+        }
+        if open_turns(&line).await == DEPTH {
+            // There is no worker: room comes from here.
+            let all = AgentQuery { scope: Scope::Tenant, idle: false, limit: 100 };
+            for agent in operator.agents(all).await.expect("lists") {
+                operator.cancel_turn(agent.head.expect("it has work")).await.expect("cancels");
+            }
+        }
+    };
+    assert_eq!(code, Some(0));
+    let printed = std::fs::read_to_string(printed.path()).expect("written");
+    assert_eq!(printed.lines().count(), 12);
 }
 
 #[tokio::test]

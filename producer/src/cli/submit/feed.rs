@@ -95,18 +95,22 @@ impl<'a, L: Stream<Item = Result<Given, WrongLine>>> Feed<'a, L> {
         }
         loop {
             let tried = self.turns.len().min(self.room);
-            match self.producer.enqueue_prepared(&self.turns[..tried]).await {
+            let error = match self.producer.enqueue_prepared(&self.turns[..tried]).await {
                 Ok(ids) => {
                     self.room = BATCH_TURNS;
                     return Ok(Some(self.enqueued(&ids)));
                 }
-                Err(ProducerError::QueueFull { open, limit: limit @ 1.., retry_after, .. })
-                    if self.wait_for_room =>
-                {
-                    self.make_room(limit.saturating_sub(open), tried, retry_after).await;
-                }
-                Err(error) => return self.failed(error, tried),
+                Err(error) => error,
+            };
+            let Some((room, retry_after)) = room_in(&error).filter(|_| self.wait_for_room) else {
+                return self.failed(error, tried);
+            };
+            // Large turns take several calls, and the first ones may have found room.
+            let ids = first_enqueued(&error.fates(tried));
+            if !ids.is_empty() {
+                return Ok(Some(self.enqueued(&ids)));
             }
+            self.make_room(room, tried, retry_after).await;
         }
     }
 
@@ -156,7 +160,7 @@ impl<'a, L: Stream<Item = Result<Given, WrongLine>>> Feed<'a, L> {
     /// Ends the feed, after those of the turns tried that are in the queue all the same.
     fn failed(&mut self, error: ProducerError, tried: usize) -> Result<Option<Vec<Submitted>>, Stopped> {
         let fates = error.fates(tried);
-        let ids: Vec<TurnId> = fates.iter().map_while(Fate::enqueued).collect();
+        let ids = first_enqueued(&fates);
         let certain = fates.iter().rev().take_while(|fate| **fate == Fate::NotEnqueued).count();
         let submitted = self.enqueued(&ids);
         // Between those that are in and those that are not, none is taken for either.
@@ -170,6 +174,22 @@ impl<'a, L: Stream<Item = Result<Given, WrongLine>>> Feed<'a, L> {
         }
         self.stopped = Some(stopped);
         Ok(Some(submitted))
+    }
+}
+
+/// Those of the turns before which all are in the queue, under these ids.
+fn first_enqueued(fates: &[Fate]) -> Vec<TurnId> {
+    fates.iter().map_while(Fate::enqueued).collect()
+}
+
+/// How much room there is and when to come again, if the queue is full and ever has room.
+fn room_in(error: &ProducerError) -> Option<(u64, Duration)> {
+    match error {
+        ProducerError::Partly { source, .. } => room_in(source),
+        ProducerError::QueueFull { open, limit: limit @ 1.., retry_after, .. } => {
+            Some((limit.saturating_sub(*open), *retry_after))
+        }
+        _ => None,
     }
 }
 

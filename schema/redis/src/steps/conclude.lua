@@ -90,7 +90,7 @@ local function end_turn(c)
   redis.call('HSET', keys.turn, 'state', 'ended', 'outcome', c.outcome, 'end', c.event, 'epoch', whole(c.epoch),
     'ended_ms', whole(NOW), 'reply', c.reply or '', unpack(dead and {} or {'envelope', ''}))
   -- Real sizes: a reply with log-probabilities takes a hundred times what its text does.
-  local turn_bytes, stream_bytes = bytes_of_key(keys.turn) + ENDED_OVERHEAD_BYTES, bytes_of_key(keys.result)
+  local turn_bytes, stream_bytes = bytes_of_key(keys.turn, 0) + ENDED_OVERHEAD_BYTES, bytes_of_key(keys.result, 5)
   if dead then
     -- Kept, with its envelope, until somebody replays or purges it, or dead letters take too much.
     local bytes = turn_bytes + stream_bytes

@@ -1,7 +1,6 @@
 //! Creating a consumer group of the stream of events.
 
 use redis::{FromRedisValue, ParsingError, Value};
-use turnmill_schema::Name;
 use turnmill_schema::keys::Keys;
 
 use crate::call::{Call, Step};
@@ -9,8 +8,8 @@ use crate::call::{Call, Step};
 /// Creates a group if it is missing, on a full server too. See `group.lua`, which needs no other file.
 #[derive(Clone, Copy, Debug)]
 pub struct CreateGroup<'a> {
-    /// Its name.
-    pub group: &'a Name,
+    /// Its name: see [`turnmill_schema::keys::events_group`].
+    pub group: &'a str,
     /// The entry after which it starts; `$`: with what comes from now on.
     pub after: &'a str,
 }

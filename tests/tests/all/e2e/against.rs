@@ -37,7 +37,9 @@ async fn parts_have_figures_of_both_builds() {
     for figure in figures {
         let [old, new] = ["old", "new"].map(|side| figure[side].as_f64().expect("a number"));
         let speed = if figure["unit"] == "ms" { old / new } else { new / old };
-        assert_eq!(figure["ratio"].as_f64(), Some(speed), "{figure}");
+        let ratio = figure["ratio"].as_f64().expect("a number");
+        // JSON's decimals need not come back to the last bit.
+        assert!((ratio - speed).abs() < 1e-9, "{figure}");
         // One round tells nothing of how much the ratio is worth.
         assert_ne!(figure["verdict"], "fine", "{figure}");
     }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 use turnmill::schema::envelope::encode;
-use turnmill::schema::{Digest, Manifest, kv_object};
+use turnmill::schema::{Digest, Manifest, Message, Role, kv_object};
 use turnmill_redis::steps::{ActOnAgent, AgentActed, AgentAction, Rollback, Seed, Seeded};
 use turnmill_tests::broker_conformance::manifest;
 
@@ -146,6 +146,32 @@ async fn an_agent_is_forked_at_a_turn() {
     let other = TurnId::new(0).to_string();
     assert_eq!(turnmill(&queue, &["agent", "fork", "a", "d", "--at", &other]).await.code, Some(4));
     assert_eq!(turnmill(&queue, &["agent", "show", "d"]).await.code, Some(4), "nothing was made");
+}
+
+/// A long history is read in pages: by their number for small entries, by their bytes for large ones.
+#[tokio::test]
+async fn a_long_history_is_forked_whole() {
+    let queue = RedisQueue::start();
+    for (source, target, count, bytes) in [("small", "b", 2500, 10), ("large", "c", 20, 300 << 10)] {
+        let entry = |number: u32| {
+            let messages = vec![Message::new(Role::User, "x".repeat(bytes))];
+            let entry = TranscriptEntry { turn: TurnId::new(0), messages, keep: 0, tokens: vec![number] };
+            encode(&entry).expect("encodes")
+        };
+        let entries: Vec<Vec<u8>> = (0..count).map(entry).collect();
+        let [of_source, of_target] =
+            [source, target].map(|agent| AgentId::named(&name("default"), &name(agent)));
+        let (seeding, manifest) = ("x".to_owned(), Vec::new());
+        let slices = entries.iter().map(Vec::as_slice).collect();
+        let seed = Seed { agent: &of_source, seeding, on_dead: "skip", manifest, entries: slices };
+        assert_eq!(queue.run(&seed).await, Seeded::Done);
+
+        let forked = done(&queue, &["agent", "fork", source, target, "--json"]).await.line();
+        assert_eq!(forked["turns"], json!(count));
+        let copy: Vec<Vec<u8>> =
+            queue.command(&["LRANGE", &queue.keys().transcript(&of_target), "0", "-1"]).await;
+        assert!(copy == entries, "{source}: {} entries of {}", copy.len(), entries.len());
+    }
 }
 
 /// The same seeding again is known; another one is refused. What an earlier history's lease says late is not taken.

@@ -1,0 +1,54 @@
+//! When a consumer looks for ends that others of its group were given and do not deal with.
+
+use std::time::{Duration, Instant};
+
+use turnmill_schema::StreamId;
+
+/// How long an end is left to the consumer that it was delivered to. After that another consumer of the group takes it over.
+pub const CLAIM_AFTER: Duration = Duration::from_secs(60);
+/// How long after one look at everything the next one begins.
+const PAUSE: Duration = Duration::from_secs(10);
+
+/// Where the look at a group's delivered ends stands.
+#[derive(Debug)]
+pub(super) struct Claims {
+    /// The first end that is not looked at yet.
+    from: StreamId,
+    due: Instant,
+}
+
+impl Claims {
+    /// Looks at once.
+    pub(super) fn new(now: Instant) -> Self {
+        Self { from: StreamId::START, due: now }
+    }
+
+    /// Where to look on, if it is time to.
+    pub(super) fn due(&self, now: Instant) -> Option<StreamId> {
+        (self.due <= now).then_some(self.from)
+    }
+
+    /// Everything before `next` was looked at; [`StreamId::START`]: all there is.
+    pub(super) fn looked(&mut self, next: StreamId, now: Instant) {
+        self.from = next;
+        self.due = if next == StreamId::START { now + PAUSE } else { now };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_look_goes_on_to_the_end_and_then_rests() {
+        let start = Instant::now();
+        let mut claims = Claims::new(start);
+        assert_eq!(claims.due(start), Some(StreamId::START));
+        let next = StreamId { epoch: 7, sequence: 1 };
+        claims.looked(next, start);
+        assert_eq!(claims.due(start), Some(next), "it goes on at once");
+        claims.looked(StreamId::START, start);
+        assert_eq!(claims.due(start + PAUSE - Duration::from_millis(1)), None, "it rests");
+        assert_eq!(claims.due(start + PAUSE), Some(StreamId::START));
+    }
+}
