@@ -21,7 +21,7 @@ class Worker:
                 f"error: {binary} names {len(self.variables)} settings in its help; is it a turnmill-worker?"
             )
         self.defaults = self._settings({})
-        self.http_source = (root / "worker/src/observe/http.rs").read_text()
+        self.http_source = (root / "worker/src/observe/http/mod.rs").read_text()
         self.metrics_source = "".join(path.read_text() for path in sorted((root / "worker/src/observe").rglob("*.rs")))
         self.runner_source = "".join(path.read_text() for path in sorted((root / "worker/src/runner").rglob("*.rs")))
         self.after_drain = self._after_drain(root)
@@ -51,7 +51,7 @@ class Worker:
     def _after_drain(root: Path) -> float:
         """Seconds that a worker may take after its drain window, from the constants that bound them."""
         total = 0
-        for file, name in [("app.rs", "REQUEUE"), ("app.rs", "FLUSH"), ("observe/http.rs", "LAST_ANSWERS")]:
+        for file, name in [("app.rs", "REQUEUE"), ("app.rs", "FLUSH"), ("observe/http/server.rs", "LAST_ANSWERS")]:
             source = (root / "worker/src" / file).read_text()
             match = re.search(rf"^const {name}: Duration = Duration::from_secs\((\d+)\);", source, re.MULTILINE)
             if not match:

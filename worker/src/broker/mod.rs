@@ -97,7 +97,7 @@ pub struct PriorityCounts {
 /// Queue counts, read in one atomic step for each shard.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct QueueCounts {
-    /// By priority, in the order of [`Priority::ALL`].
+    /// By priority, in the order of [`turnmill_schema::Priority::ALL`].
     pub priorities: [PriorityCounts; 2],
     /// Agents that wait for a retry or a scheduled turn.
     pub delayed: u64,
