@@ -1,4 +1,4 @@
--- Enqueues turns of one shard: all of them or, where they do not fit, none.
+-- Enqueues turns of one shard: all of them or, where they do not fit, none. At most some thousand to a call: Lua unpacks no more.
 --
 -- KEYS the shared ones, then for each turn: agent, backlog, turn, idem (the turn key again where it has no key)
 -- ARGV 1 most turns that may be open in this shard  2 most that one tenant may have open in it
@@ -30,7 +30,17 @@ local function retry_after_ms(room)
   return math.max(MIN_RETRY_MS, math.min(MAX_RETRY_MS, math.ceil(since_ms / #ends * room)))
 end
 
+-- Whether any of the turns is in the queue already: one question in the place of one a turn.
+local function any_known()
+  local turn_keys = {}
+  for k = SHARED + 3, #KEYS, KEYS_A_TURN do
+    turn_keys[#turn_keys + 1] = KEYS[k]
+  end
+  return redis.call('EXISTS', unpack(turn_keys)) > 0
+end
+
 expect_shared()
+local look_each_up = any_known()
 local reply, fresh, seen, agents, opened, by_tenant = {'ok'}, {}, {}, {}, 0, {}
 for i = 0, (#KEYS - SHARED) / KEYS_A_TURN - 1 do
   local k, a = SHARED + i * KEYS_A_TURN, 2 + i * ARGS_A_TURN
@@ -58,7 +68,7 @@ for i = 0, (#KEYS - SHARED) / KEYS_A_TURN - 1 do
       known = known or turn
     end
   end
-  known = known or (redis.call('EXISTS', turn_key) == 1 and id)
+  known = known or (look_each_up and redis.call('EXISTS', turn_key) == 1 and id)
   seen[turn_key] = known or id
   if idem ~= '-' then
     seen[idem_key] = seen[idem_key] or (known or id) .. ' ' .. ARGV[a + 8]
