@@ -274,7 +274,8 @@ mod tests {
         for stream in with_foreign(&stream(&events), 1) {
             let mut reader = reader();
             reader.take(&stream).expect("it is passed by");
-            let reply = Delta { index: 0, tokens: vec![0, 1], text: "0 1 ".into(), ..Delta::default() };
+            let (tokens, lengths) = (vec![0, 1], vec![2, 2]);
+            let reply = Delta { tokens, lengths, text: "0 1 ".into(), ..Delta::default() };
             let state = TurnState {
                 agent: Some(AgentId::from_wire("t/a".into())),
                 end: Some(encode(&end())),
