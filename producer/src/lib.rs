@@ -33,7 +33,6 @@ pub mod operate;
 mod payload;
 mod pieces;
 mod producer;
-mod redis_url;
 mod settings;
 mod turn_result;
 mod wait_many;
