@@ -274,7 +274,6 @@ fn put_together(
     });
     let kept = [stored("stored reply", &state.reply)?, stored("stored outcome", &state.end)?];
     let (mut seen, mut reply) = (Seen::nothing(), Reply::default());
-    let is_kept = !stream.is_empty() || state.reply.is_some();
     let misfit = |misfit| match misfit {
         Misfit::Gap { expected, found } => ProducerError::Gap { turn, expected, found },
         Misfit::Uncut(error) => unreadable("result", &format!("tokens come again, and {error}")),
@@ -287,7 +286,8 @@ fn put_together(
             }
             Event::End(end) => {
                 seen.finish(id.map_or(0, |id| id.sequence)).map_err(misfit)?;
-                return Ok(reply.ended(turn, agent, end, is_kept));
+                // A stream without its End holds nothing of ours any more, or only a part.
+                return Ok(reply.ended(turn, agent, end, id.is_some() || state.reply.is_some()));
             }
         }
     }
@@ -355,6 +355,16 @@ mod tests {
     }
 
     #[test]
+    #[test]
+    fn what_is_left_of_an_expired_stream_is_not_told_as_the_reply() {
+        let (state, stream) = ended(2, 1);
+        let part = stream[..1].to_vec();
+        for left in [vec![], foreign(StreamId { epoch: 5, sequence: 999 }), part] {
+            let result = put_together(TurnId::new(0), &state, &left).expect("its outcome is kept");
+            assert_eq!((result.text, result.tokens, result.outcome), (None, vec![], Outcome::Completed));
+        }
+    }
+
     fn replies_are_gathered_by_their_tokens() {
         let (few, _) = ended(300, 0);
         let (many, _) = ended(5000, 0);

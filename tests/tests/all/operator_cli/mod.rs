@@ -471,7 +471,7 @@ async fn foreign_entries_are_passed_by() {
 async fn what_expired_is_unknown_and_not_nothing() {
     let queue = RedisQueue::start();
     let worker = queue.worker("w").await;
-    let turn = submit(&queue, "a", &[]).await;
+    let turn = submit(&queue, "a", &["--idempotency-key", "k"]).await;
     let claim = claim(&worker).await;
     let delta = Delta { index: 0, tokens: vec![7], text: "x".into(), lengths: vec![1], logprobs: vec![] };
     worker.append(&claim.lease, &delta).await.expect("appends");
@@ -487,6 +487,16 @@ async fn what_expired_is_unknown_and_not_nothing() {
 fn verdicts(ran: &Ran) -> Vec<String> {
     ran.lines().iter().map(|line| format!("{} {}", text(&line["check"]), text(&line["verdict"]))).collect()
 }
+    let again = ["submit", "--agent", "a", "-m", "hi", "--idempotency-key", "k", "--wait"];
+    for read in [&["tail", &*turn][..], &again] {
+        for json in [&[][..], &["--json"]] {
+            let ran = turnmill(&queue, &[read, json].concat()).await;
+            assert_eq!(ran.code, Some(4), "{read:?} {json:?}: {}", ran.err);
+            assert!(ran.err.contains("has expired"), "{}", ran.err);
+            let told = ran.lines().last().map(|line| line.get("text").cloned());
+            assert!(json.is_empty() || told.is_some_and(|text| text.is_none_or(|text| text.is_null())));
+        }
+    }
 
 #[tokio::test]
 async fn doctor_passes_a_good_server_and_finds_what_is_wrong() {
