@@ -21,8 +21,9 @@ const STDOUT: &str = "-";
 pub struct Export {
     /// The agent's name.
     agent: Name,
+    #[arg(allow_hyphen_values = true)]
     /// Where to write it, `-` for the standard output; AGENT.tmagent, unless given.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", allow_hyphen_values = true)]
     file: Option<PathBuf>,
     /// Replace the file where there is one.
     #[arg(long)]
@@ -37,7 +38,7 @@ pub struct Import {
     /// A file that `agent export` wrote, or `-` for the standard input.
     file: PathBuf,
     /// The new agent's name; that of the file, unless given.
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", allow_hyphen_values = true)]
     agent: Option<Name>,
     /// One JSON object.
     #[arg(long)]

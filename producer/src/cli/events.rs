@@ -27,10 +27,10 @@ pub struct Events {
     #[command(flatten)]
     tenants: Tenants,
     /// Read as a consumer of this group of the tenant; it is made if it does not exist.
-    #[arg(long, value_name = "NAME", requires = "consumer")]
+    #[arg(long, value_name = "NAME", requires = "consumer", allow_hyphen_values = true)]
     group: Option<Name>,
     /// Which consumer of the group this is.
-    #[arg(long, value_name = "NAME", requires = "group")]
+    #[arg(long, value_name = "NAME", requires = "group", allow_hyphen_values = true)]
     consumer: Option<Name>,
     /// Start after this entry, 0 for the oldest kept; a group only when it is made [default: from now on].
     #[arg(long, value_name = "ID")]
