@@ -30,6 +30,7 @@ mod kv_objects;
 mod lag;
 mod new_turn;
 pub mod operate;
+mod passed_by;
 mod payload;
 mod pieces;
 mod producer;

@@ -20,9 +20,10 @@ use turnmill_schema::keys::Keys;
 use turnmill_schema::{AgentId, Event, StreamId, TurnId, envelope};
 
 use crate::error::ProducerError;
-use crate::follow::{Misfit, PassedBy, Seen, event_of};
+use crate::follow::{Misfit, Seen, event_of};
 use crate::operate::events::{EndedTurn, EventsQuery};
 use crate::operate::{Operator, Scope};
+use crate::passed_by::PassedBy;
 use crate::pieces::{Bounds, pieces};
 use crate::producer::Producer;
 use crate::turn_result::{Reply, TurnResult};
@@ -266,10 +267,10 @@ fn put_together(
             .map(|bytes| envelope::decode::<Event>(bytes).map_err(|error| unreadable(what, &error)))
             .transpose()
     };
-    let mut passed_by = PassedBy::default();
+    let mut passed_by = PassedBy::of_turn(turn);
     let events = stream.iter().filter_map(|entry| {
         let id: StreamId = entry.id.parse().ok()?;
-        let event = event_of(entry).inspect_err(|reason| passed_by.note(turn, id, reason)).ok()?;
+        let event = event_of(entry).inspect_err(|reason| passed_by.note(id, reason)).ok()?;
         Some((Some(id), event))
     });
     let kept = [stored("stored reply", &state.reply)?, stored("stored outcome", &state.end)?];
@@ -355,7 +356,6 @@ mod tests {
     }
 
     #[test]
-    #[test]
     fn what_is_left_of_an_expired_stream_is_not_told_as_the_reply() {
         let (state, stream) = ended(2, 1);
         let part = stream[..1].to_vec();
@@ -365,6 +365,7 @@ mod tests {
         }
     }
 
+    #[test]
     fn replies_are_gathered_by_their_tokens() {
         let (few, _) = ended(300, 0);
         let (many, _) = ended(5000, 0);

@@ -465,6 +465,12 @@ async fn foreign_entries_are_passed_by() {
             done(&queue, arguments).await.lines().iter().map(|line| line["turn"].clone()).collect();
         assert_eq!(ends, failed, "{arguments:?}");
     }
+    // Who only counts them says so too: two of each agent.
+    for arguments in [&["queue", "stats", "--json"][..], &["top", "--once"]] {
+        let ran = done(&queue, arguments).await;
+        assert_eq!(ran.err.matches("an end is not of this version").count(), 4, "{}", ran.err);
+    }
+    assert_eq!(done(&queue, &["queue", "stats", "--json"]).await.line()["ends"]["failed"], json!(2));
 }
 
 #[tokio::test]
@@ -481,12 +487,6 @@ async fn what_expired_is_unknown_and_not_nothing() {
     let _: u64 = queue.command(&["DEL", &queue.keys().result(claim.lease.turn)]).await;
     assert_eq!(shown().await, Value::Null);
     assert!(done(&queue, &["turn", "show", &turn]).await.out.contains("unknown"));
-}
-
-/// The verdicts of `doctor`, by check.
-fn verdicts(ran: &Ran) -> Vec<String> {
-    ran.lines().iter().map(|line| format!("{} {}", text(&line["check"]), text(&line["verdict"]))).collect()
-}
     let again = ["submit", "--agent", "a", "-m", "hi", "--idempotency-key", "k", "--wait"];
     for read in [&["tail", &*turn][..], &again] {
         for json in [&[][..], &["--json"]] {
@@ -497,6 +497,12 @@ fn verdicts(ran: &Ran) -> Vec<String> {
             assert!(json.is_empty() || told.is_some_and(|text| text.is_none_or(|text| text.is_null())));
         }
     }
+}
+
+/// The verdicts of `doctor`, by check.
+fn verdicts(ran: &Ran) -> Vec<String> {
+    ran.lines().iter().map(|line| format!("{} {}", text(&line["check"]), text(&line["verdict"]))).collect()
+}
 
 #[tokio::test]
 async fn doctor_passes_a_good_server_and_finds_what_is_wrong() {
