@@ -22,6 +22,7 @@ mod fault;
 mod hash;
 mod history;
 mod link;
+mod published;
 mod raw;
 mod reply;
 mod report;
