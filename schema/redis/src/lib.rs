@@ -38,7 +38,7 @@ mod url;
 mod waiting;
 mod workers;
 
-pub use agents::{AgentFound, AgentRecord};
+pub use agents::{AgentFound, AgentRecord, WorkPlace};
 pub use append::{AppendLink, Appended, Top};
 pub use blocking::{Blocking, Subscription};
 pub use call::{Call, ItemStep, Step};
