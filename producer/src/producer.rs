@@ -8,7 +8,6 @@ use crate::error::ProducerError;
 use crate::follow::Waiters;
 use crate::new_turn::NewTurn;
 use crate::payload::PayloadStore;
-use crate::redis_url;
 use crate::settings::ProducerSettings;
 
 /// A producer of one tenant for one queue. Cheap to clone; clones share its few connections.
@@ -29,7 +28,6 @@ impl Producer {
     /// `settings` is none.
     pub async fn connect(url: &str, settings: ProducerSettings) -> Result<Self, ProducerError> {
         settings.validate()?;
-        redis_url::check(url)?;
         let payloads = payloads(&settings)?;
         let connection = Connection::open(url, &settings).await?;
         Ok(Self::of(connection, payloads, settings))
@@ -38,7 +36,6 @@ impl Producer {
     /// Connects, and takes the server as it is.
     pub(crate) async fn reach(url: &str, settings: ProducerSettings) -> Result<Self, ProducerError> {
         settings.validate()?;
-        redis_url::check(url)?;
         let payloads = payloads(&settings)?;
         let connection = Connection::reach(url, &settings).await?;
         Ok(Self::of(connection, payloads, settings))
@@ -74,4 +71,35 @@ impl Producer {
 
 fn payloads(settings: &ProducerSettings) -> Result<Option<PayloadStore>, ProducerError> {
     settings.store.as_ref().map(|store| PayloadStore::open(store, &settings.queue)).transpose()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use turnmill_redis::Fault;
+    use turnmill_schema::Name;
+
+    use super::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+
+        /// Whatever a password holds: it is not in the error, and the host that is asked is the one that was meant.
+        #[test]
+        fn no_part_of_a_password_is_told_or_taken_for_a_host(
+            before in "[-a-z@:/?#%&= ]{0,4}", after in "[-a-z@:/?#%&= ]{0,4}", user in "[a-z]{0,3}",
+        ) {
+            let name = || Name::new("default").expect("a name");
+            let url = format!("redis://{user}:{before}hunter{after}@127.0.0.1:1");
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("one");
+            let connected = runtime.block_on(Producer::connect(&url, ProducerSettings::new(name(), name())));
+            let error = connected.expect_err("nobody listens there");
+            prop_assert!(!error.to_string().contains("hunter"), "{}", error);
+            match error {
+                ProducerError::Queue(Fault::Unreachable { address, .. }) => prop_assert_eq!(address, "127.0.0.1:1"),
+                ProducerError::InvalidUrl(reason) => prop_assert!(reason.contains("percent-encode"), "{}", reason),
+                other => prop_assert!(false, "{}", other),
+            }
+        }
+    }
 }

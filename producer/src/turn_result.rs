@@ -57,11 +57,12 @@ impl Reply {
         &self.0
     }
 
-    /// The result. `kept` is false where the stream had expired, so that nothing is known of the text.
+    /// The result. `kept` is false if the stream expired before it was read to its end: what was read may be a part of the
+    /// reply, and a part is not told as the whole.
     pub fn ended(self, turn: TurnId, agent: Option<Name>, end: End, kept: bool) -> TurnResult {
-        let Self(Delta { index: _, tokens, text, lengths, logprobs }) = self;
+        let Delta { tokens, text, lengths, logprobs, .. } = if kept { self.0 } else { Delta::default() };
+        let text = kept.then_some(text);
         let End { outcome, finish, error, usage, timing, worker } = end;
-        let text = (kept || !tokens.is_empty()).then_some(text);
         TurnResult {
             turn,
             agent,

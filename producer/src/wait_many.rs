@@ -20,9 +20,10 @@ use turnmill_schema::keys::Keys;
 use turnmill_schema::{AgentId, Event, StreamId, TurnId, envelope};
 
 use crate::error::ProducerError;
-use crate::follow::{Misfit, PassedBy, Seen, event_of};
+use crate::follow::{Misfit, Seen, event_of};
 use crate::operate::events::{EndedTurn, EventsQuery};
 use crate::operate::{Operator, Scope};
+use crate::passed_by::PassedBy;
 use crate::pieces::{Bounds, pieces};
 use crate::producer::Producer;
 use crate::turn_result::{Reply, TurnResult};
@@ -266,15 +267,14 @@ fn put_together(
             .map(|bytes| envelope::decode::<Event>(bytes).map_err(|error| unreadable(what, &error)))
             .transpose()
     };
-    let mut passed_by = PassedBy::default();
+    let mut passed_by = PassedBy::of_turn(turn);
     let events = stream.iter().filter_map(|entry| {
         let id: StreamId = entry.id.parse().ok()?;
-        let event = event_of(entry).inspect_err(|reason| passed_by.note(turn, id, reason)).ok()?;
+        let event = event_of(entry).inspect_err(|reason| passed_by.note(id, reason)).ok()?;
         Some((Some(id), event))
     });
     let kept = [stored("stored reply", &state.reply)?, stored("stored outcome", &state.end)?];
     let (mut seen, mut reply) = (Seen::nothing(), Reply::default());
-    let is_kept = !stream.is_empty() || state.reply.is_some();
     let misfit = |misfit| match misfit {
         Misfit::Gap { expected, found } => ProducerError::Gap { turn, expected, found },
         Misfit::Uncut(error) => unreadable("result", &format!("tokens come again, and {error}")),
@@ -287,7 +287,8 @@ fn put_together(
             }
             Event::End(end) => {
                 seen.finish(id.map_or(0, |id| id.sequence)).map_err(misfit)?;
-                return Ok(reply.ended(turn, agent, end, is_kept));
+                // A stream without its End holds nothing of ours any more, or only a part.
+                return Ok(reply.ended(turn, agent, end, id.is_some() || state.reply.is_some()));
             }
         }
     }
@@ -351,6 +352,16 @@ mod tests {
                     }
                 }
             }
+        }
+    }
+
+    #[test]
+    fn what_is_left_of_an_expired_stream_is_not_told_as_the_reply() {
+        let (state, stream) = ended(2, 1);
+        let part = stream[..1].to_vec();
+        for left in [vec![], foreign(StreamId { epoch: 5, sequence: 999 }), part] {
+            let result = put_together(TurnId::new(0), &state, &left).expect("its outcome is kept");
+            assert_eq!((result.text, result.tokens, result.outcome), (None, vec![], Outcome::Completed));
         }
     }
 

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use tempfile::NamedTempFile;
+use turnmill::ProducerError;
 use turnmill::operate::Operator;
 use turnmill::operate::transfer::Transferred;
 use turnmill::schema::Name;
@@ -20,9 +21,10 @@ const STDOUT: &str = "-";
 #[derive(Debug, Args)]
 pub struct Export {
     /// The agent's name.
+    #[arg(allow_hyphen_values = true)]
     agent: Name,
     /// Where to write it, `-` for the standard output; AGENT.tmagent, unless given.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", allow_hyphen_values = true)]
     file: Option<PathBuf>,
     /// Replace the file where there is one.
     #[arg(long)]
@@ -37,7 +39,7 @@ pub struct Import {
     /// A file that `agent export` wrote, or `-` for the standard input.
     file: PathBuf,
     /// The new agent's name; that of the file, unless given.
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", allow_hyphen_values = true)]
     agent: Option<Name>,
     /// One JSON object.
     #[arg(long)]
@@ -75,8 +77,17 @@ impl Export {
                 "the file is not for terminals: give --file, or redirect the output",
             ));
         }
-        let exported = operator.export_agent(&self.agent, &mut tokio::io::stdout()).await?;
+        let exported =
+            operator.export_agent(&self.agent, &mut tokio::io::stdout()).await.map_err(unwritten)?;
         told(&exported, self.json, &mut std::io::stderr(), "written")
+    }
+}
+
+/// The file is the standard output: nobody reads it any more, or it cannot be written.
+fn unwritten(error: ProducerError) -> Exit {
+    match error {
+        ProducerError::File(error) => Exit::Output(error),
+        other => Exit::Queue(other),
     }
 }
 
@@ -114,4 +125,29 @@ fn told(done: &Transferred, json: bool, out: &mut impl Write, how: &str) -> Resu
         say(format_args!("some of its K and V was left out, and will be computed again: {why}"));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Error, ErrorKind};
+
+    use super::*;
+
+    #[test]
+    fn a_closed_pipe_ends_an_export_quietly_and_nothing_else_does() {
+        let file = |kind: ErrorKind| ProducerError::File(Error::from(kind));
+        let unknown =
+            || ProducerError::UnknownAgent { agent: "a".into(), tenant: "t".into(), queue: "q".into() };
+        for (error, code, says) in [
+            (file(ErrorKind::BrokenPipe), 0, None),
+            (file(ErrorKind::StorageFull), 1, Some("cannot write the output")),
+            (unknown(), 4, Some("agent a of tenant t")),
+        ] {
+            let (found, said) = unwritten(error).read();
+            assert_eq!(found, code);
+            assert!(
+                said.as_deref().map_or(says.is_none(), |said| says.is_some_and(|part| said.contains(part)))
+            );
+        }
+    }
 }

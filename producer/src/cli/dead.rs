@@ -37,7 +37,7 @@ struct Filter {
     #[arg(long, value_name = "REASON", value_parser = PossibleValuesParser::new(REASONS))]
     reason: Option<String>,
     /// Those of this agent.
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", allow_hyphen_values = true)]
     agent: Option<Name>,
     /// Those that failed at least SECONDS ago.
     #[arg(long, value_name = "SECONDS", allow_negative_numbers = true)]

@@ -3,9 +3,9 @@
 use std::io::{Write, stdout};
 
 use clap::Args;
-use turnmill::StreamId;
 use turnmill::operate::events::{EndedTurn, EventsQuery, Membership};
-use turnmill::schema::Name;
+use turnmill::schema::{END_OF_TIME_MS, Name};
+use turnmill::{InvalidStreamId, StreamId};
 
 use super::print::json_line;
 use super::terminal::for_stdout;
@@ -20,6 +20,9 @@ not acknowledged for a minute goes to another one that reads. If the first one w
 A group belongs to --tenant: another tenant's group of the same name is another group. So is the group of
 that name with --all-tenants.";
 
+/// Unix seconds, until the year 5138, are below this number. Milliseconds were below it until 1973, when there was no Redis.
+const FIRST_MS: u64 = 100_000_000_000;
+
 /// Follows until it is interrupted or `--count` is reached.
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
@@ -27,13 +30,14 @@ pub struct Events {
     #[command(flatten)]
     tenants: Tenants,
     /// Read as a consumer of this group of the tenant; it is made if it does not exist.
-    #[arg(long, value_name = "NAME", requires = "consumer")]
+    #[arg(long, value_name = "NAME", requires = "consumer", allow_hyphen_values = true)]
     group: Option<Name>,
     /// Which consumer of the group this is.
-    #[arg(long, value_name = "NAME", requires = "group")]
+    #[arg(long, value_name = "NAME", requires = "group", allow_hyphen_values = true)]
     consumer: Option<Name>,
-    /// Start after this entry, 0 for the oldest kept; a group only when it is made [default: from now on].
-    #[arg(long, value_name = "ID")]
+    /// Start after this entry, or after this time in Unix milliseconds; 0 for the oldest kept. A group only when it is made
+    /// [default: from now on].
+    #[arg(long, value_name = "ID", value_parser = place)]
     from: Option<StreamId>,
     /// End after N ends. No more are read, so that none is kept from the group's other consumers.
     #[arg(long, value_name = "N")]
@@ -71,5 +75,47 @@ impl Events {
         let line = format!("{} {} {}/{agent} {outcome}{error}", ended.id, ended.turn, ended.tenant);
         writeln!(stdout(), "{}", for_stdout(&line))?;
         Ok(stdout().flush()?)
+    }
+}
+
+/// An entry of the stream of events, whose id begins with when it was made. A time in another unit would start at the oldest
+/// end, or after every end that ever comes.
+fn place(text: &str) -> Result<StreamId, String> {
+    let id: StreamId = text.parse().map_err(|error: InvalidStreamId| error.to_string())?;
+    match id.epoch {
+        0 | FIRST_MS..END_OF_TIME_MS => Ok(id),
+        _ => Err(format!(
+            "{text} is no time in Unix milliseconds; give an id as events prints it, milliseconds as in 1700000000000, or 0 \
+             for the oldest that is kept"
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// From 1980 to the end of time, in seconds.
+    const SECONDS: std::ops::Range<u64> = 315_532_800..END_OF_TIME_MS / 1000;
+
+    proptest! {
+        #[test]
+        fn a_time_is_taken_in_milliseconds_and_in_no_other_unit(seconds in SECONDS, sequence in 0_u64..1000) {
+            for (unit, is_taken) in [(1, false), (1000, true), (1_000_000, false)] {
+                for text in [format!("{}", seconds * unit), format!("{}-{sequence}", seconds * unit)] {
+                    let read = place(&text);
+                    prop_assert_eq!(read.is_ok(), is_taken, "{}", text);
+                    prop_assert!(read.map_or_else(|why| why.contains(&text), |id| id.epoch == seconds * unit));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn zero_is_the_oldest_that_is_kept() {
+        assert_eq!(place("0"), Ok(StreamId::START));
+        assert!(place("now").is_err_and(|why| why.contains("not a stream id")));
     }
 }

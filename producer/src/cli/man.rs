@@ -15,7 +15,7 @@ use super::{Cli, Exit};
 #[derive(Debug, Args)]
 pub struct Manual {
     /// The folder to write them into; made where there is none.
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", allow_hyphen_values = true)]
     out: PathBuf,
 }
 

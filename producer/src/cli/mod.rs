@@ -4,6 +4,8 @@ mod agent;
 mod agent_file;
 mod completions;
 mod confirm;
+#[cfg(test)]
+mod dashes;
 mod dead;
 mod doctor;
 mod environment;
@@ -76,21 +78,43 @@ struct Global {
         env = "TURNMILL_REDIS_URL",
         default_value = "redis://127.0.0.1:6379",
         value_name = "URL",
-        hide_env_values = true
+        hide_env_values = true,
+        allow_hyphen_values = true
     )]
     redis_url: String,
     /// The queue; it serves one model.
-    #[arg(long, global = true, env = "TURNMILL_QUEUE", default_value = "default", value_name = "NAME")]
+    #[arg(
+        long,
+        global = true,
+        env = "TURNMILL_QUEUE",
+        default_value = "default",
+        value_name = "NAME",
+        allow_hyphen_values = true
+    )]
     queue: Name,
     /// Whose turns these are; tenants never share anything.
-    #[arg(long, global = true, env = "TURNMILL_TENANT", default_value = "default", value_name = "NAME")]
+    #[arg(
+        long,
+        global = true,
+        env = "TURNMILL_TENANT",
+        default_value = "default",
+        value_name = "NAME",
+        allow_hyphen_values = true
+    )]
     tenant: Name,
     /// Where turns too large for Redis go, as in file:///var/lib/turnmill or s3://bucket/prefix; none and auto, which
     /// workers know too, are no such place.
-    #[arg(long, global = true, env = "TURNMILL_STORE", value_name = "URL", hide_env_values = true)]
+    #[arg(
+        long,
+        global = true,
+        env = "TURNMILL_STORE",
+        value_name = "URL",
+        hide_env_values = true,
+        allow_hyphen_values = true
+    )]
     store: Option<String>,
     /// For rediss://: trust the authorities in this PEM file instead of the system's.
-    #[arg(long, global = true, env = "TURNMILL_REDIS_CA", value_name = "FILE")]
+    #[arg(long, global = true, env = "TURNMILL_REDIS_CA", value_name = "FILE", allow_hyphen_values = true)]
     redis_ca: Option<PathBuf>,
 }
 

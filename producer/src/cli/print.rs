@@ -32,31 +32,30 @@ struct EventLine<'a> {
 }
 
 impl Show {
-    /// Writes the result of a turn that was waited for. True: it completed.
+    /// Writes the result of a turn that was waited for. True: it completed. An error if its text has expired.
     pub fn result(self, turn: TurnId, result: Result<TurnResult, ProducerError>) -> Result<bool, Exit> {
         let mut result = result.map_err(|error| goes_on(turn, error))?;
+        let is_kept = result.text.is_some();
         if self.json {
             if !self.tokens {
                 result.tokens.clear();
                 result.lengths.clear();
             }
             json_line(&result)?;
-            return Ok(result.outcome == Outcome::Completed);
+            return self.ended(turn, is_kept, result.outcome, result.error.as_deref());
         }
         if self.headed {
             let agent = result.agent.as_ref().map_or("no agent", Name::as_str);
             writeln!(stdout(), "==> {turn} ({agent}) <==")?;
         }
-        match &result.text {
-            Some(text) if text.is_empty() => {}
-            Some(text) => writeln!(stdout(), "{}", for_stdout(text))?,
-            None => expired(turn),
+        if let Some(text) = result.text.filter(|text| !text.is_empty()) {
+            writeln!(stdout(), "{}", for_stdout(&text))?;
         }
-        let TurnResult { outcome, error, .. } = result;
-        Ok(ended(turn, outcome, error.as_deref()))
+        self.ended(turn, is_kept, result.outcome, result.error.as_deref())
     }
 
-    /// Follows the turn and writes its events, or its text as it is made. True: it completed.
+    /// Follows the turn and writes its events, or its text as it is made. True: it completed. An error if its text has
+    /// expired.
     pub async fn events(
         self,
         producer: &Producer,
@@ -78,17 +77,34 @@ impl Show {
                     write!(stdout(), "{}", for_stdout(&delta.text))?;
                     stdout().flush()?;
                 }
-                Event::End(End { outcome, .. }) if self.json => return Ok(outcome == Outcome::Completed),
-                Event::End(end) => {
+                Event::End(End { outcome, error, .. }) => {
                     if last_byte != b'\n' {
                         writeln!(stdout())?;
                     }
-                    if followed.id.is_none() {
-                        expired(turn);
-                    }
-                    return Ok(ended(turn, end.outcome, end.error.as_deref()));
+                    return self.ended(turn, followed.id.is_some(), outcome, error.as_deref());
                 }
             }
+        }
+        Ok(false)
+    }
+
+    /// What the command makes of an end. A reply that cannot be read any more is not success, whatever its outcome; that of
+    /// a turn that did not complete says more.
+    fn ended(self, turn: TurnId, is_kept: bool, outcome: Outcome, error: Option<&str>) -> Result<bool, Exit> {
+        let how = match outcome {
+            Outcome::Completed if is_kept => return Ok(true),
+            Outcome::Completed => return Err(Exit::NotThere(expired(turn))),
+            Outcome::Failed => "failed",
+            Outcome::Cancelled => "was cancelled",
+            Outcome::Expired => "was not run in time",
+        };
+        // With --json the object says it.
+        if !self.json {
+            if !is_kept {
+                say(expired(turn));
+            }
+            let why = error.map(|error| format!(": {error}")).unwrap_or_default();
+            say(format_args!("turn {turn} {how}{why}"));
         }
         Ok(false)
     }
@@ -116,23 +132,8 @@ pub fn unless_closed(printed: Result<(), Exit>) -> Result<(), Exit> {
     }
 }
 
-/// Says on stderr how a turn ended, unless it completed.
-fn ended(turn: TurnId, outcome: Outcome, error: Option<&str>) -> bool {
-    let how = match outcome {
-        Outcome::Completed => return true,
-        Outcome::Failed => "failed",
-        Outcome::Cancelled => "was cancelled",
-        Outcome::Expired => "was not run in time",
-    };
-    match error {
-        Some(error) => say(format_args!("turn {turn} {how}: {error}")),
-        None => say(format_args!("turn {turn} {how}")),
-    }
-    false
-}
-
-fn expired(turn: TurnId) {
-    say(format_args!("the text of turn {turn} has expired; only its outcome is kept"));
+fn expired(turn: TurnId) -> String {
+    format!("the text of turn {turn} has expired; only its outcome is kept: see turnmill turn show {turn}")
 }
 
 /// A turn does not end because nobody listens: says how to listen again.
@@ -142,4 +143,30 @@ fn goes_on(turn: TurnId, mut error: ProducerError) -> Exit {
         reason.push_str(&format!(" (the turn goes on; read it later with: turnmill tail {turn})"));
     }
     Exit::Queue(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_completed_reply_that_has_expired_is_not_success() {
+        for (outcome, is_kept, code) in [
+            (Outcome::Completed, true, 0),
+            (Outcome::Completed, false, 4),
+            (Outcome::Failed, true, 1),
+            (Outcome::Failed, false, 1),
+            (Outcome::Cancelled, false, 1),
+            (Outcome::Expired, false, 1),
+        ] {
+            for json in [false, true] {
+                let show = Show { json, ..Show::default() };
+                let found = match show.ended(TurnId::new(0), is_kept, outcome, Some("why")) {
+                    Ok(completed) => u8::from(!completed),
+                    Err(exit) => exit.read().0,
+                };
+                assert_eq!(found, code, "{outcome:?}, kept: {is_kept}, json: {json}");
+            }
+        }
+    }
 }

@@ -58,7 +58,7 @@ pub struct SamplingArgs {
 
 /// One `--logit-bias`.
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct Bias {
+pub(super) struct Bias {
     token: u32,
     bias: f32,
 }

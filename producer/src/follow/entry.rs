@@ -1,26 +1,14 @@
-//! Entries of a result stream as events. Anybody may write there by mistake, and so may a newer version: an entry that cannot be read
-//! is told and passed by. If it held tokens, the next delta or the End shows the gap.
+//! Entries of a result stream as events.
 
 use turnmill_redis::steps::ResultEntry;
+use turnmill_schema::Event;
+#[cfg(test)]
+use turnmill_schema::StreamId;
 use turnmill_schema::envelope::{self, EnvelopeError};
-use turnmill_schema::{Event, StreamId, TurnId};
 
-/// What an entry says.
+/// What an entry says; an error if it is not ours (see [`crate::passed_by`]).
 pub(crate) fn event_of(entry: &ResultEntry) -> Result<Event, EnvelopeError> {
     envelope::decode(&entry.event)
-}
-
-/// Counts the entries of one turn that cannot be read.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct PassedBy(u64);
-
-impl PassedBy {
-    /// Counts one, and says so.
-    pub(crate) fn note(&mut self, turn: TurnId, entry: StreamId, reason: &EnvelopeError) {
-        self.0 += 1;
-        let passed_by = self.0;
-        tracing::warn!(%turn, %entry, %reason, passed_by, "an entry of a result is not of this version; it is passed over");
-    }
 }
 
 /// Entries that are not ours, for tests.

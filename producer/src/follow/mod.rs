@@ -23,9 +23,9 @@ use turnmill_schema::{Event, StreamId, TurnId};
 use crate::error::ProducerError;
 use crate::producer::Producer;
 
+pub(crate) use entry::event_of;
 #[cfg(test)]
 pub(crate) use entry::foreign;
-pub(crate) use entry::{PassedBy, event_of};
 pub(crate) use reader::Reader;
 pub(crate) use seen::{Misfit, Seen};
 pub(crate) use waiters::Waiters;

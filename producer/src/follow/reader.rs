@@ -13,12 +13,13 @@ use turnmill_schema::keys::Keys;
 use turnmill_schema::{AgentId, Delta, Event, StreamId, TurnId, envelope};
 
 use super::Followed;
-use super::entry::{PassedBy, event_of};
+use super::entry::event_of;
 use super::seen::{Misfit, Seen};
 use super::source::{self, News};
 use super::waiters::Waiters;
 use crate::connection::Connection;
 use crate::error::ProducerError;
+use crate::passed_by::PassedBy;
 use crate::producer::Producer;
 
 /// Reads one turn.
@@ -54,7 +55,7 @@ impl Reader {
             agent: None,
             last,
             published: last.sequence,
-            passed_by: PassedBy::default(),
+            passed_by: PassedBy::of_turn(turn),
             seen: if last == StreamId::START { Seen::nothing() } else { Seen::up_to(last.sequence) },
             news: None,
             ready: VecDeque::new(),
@@ -155,7 +156,7 @@ impl Reader {
             let event = match event_of(entry) {
                 Ok(event) => event,
                 Err(reason) => {
-                    self.passed_by.note(self.turn, id, &reason);
+                    self.passed_by.note(id, &reason);
                     self.last = id;
                     continue;
                 }
@@ -274,7 +275,8 @@ mod tests {
         for stream in with_foreign(&stream(&events), 1) {
             let mut reader = reader();
             reader.take(&stream).expect("it is passed by");
-            let reply = Delta { index: 0, tokens: vec![0, 1], text: "0 1 ".into(), ..Delta::default() };
+            let (tokens, lengths) = (vec![0, 1], vec![2, 2]);
+            let reply = Delta { tokens, lengths, text: "0 1 ".into(), ..Delta::default() };
             let state = TurnState {
                 agent: Some(AgentId::from_wire("t/a".into())),
                 end: Some(encode(&end())),

@@ -1,10 +1,10 @@
 //! Agents: what they wait for, and holding, letting go or resetting one.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 
 use serde::Serialize;
 use turnmill_redis::steps::{ActOnAgent, AgentActed};
-use turnmill_redis::{AgentFound, AgentRecord};
+use turnmill_redis::{AgentFound, AgentRecord, WorkPlace};
 use turnmill_schema::keys::{BacklogEntry, Keys};
 use turnmill_schema::{AgentId, Name, TurnId};
 
@@ -82,9 +82,16 @@ impl Operator {
 
     /// Agents with work.
     async fn open(&self, keys: &Keys, query: AgentQuery) -> Result<Vec<AgentId>, ProducerError> {
-        let agents = self.redis().ask(|server| server.agents_with_work(keys)).await?;
-        let covered = agents.into_iter().filter(|agent| self.covers(query.scope, agent));
-        Ok(covered.take(query.limit).collect())
+        let (mut listed, mut found) = (HashSet::new(), Vec::new());
+        let mut next = Some(WorkPlace::default());
+        while let Some(from) = next.filter(|_| found.len() < query.limit) {
+            let (page, after) = self.redis().ask(|server| server.agents_with_work(keys, from)).await?;
+            let covered = page.into_iter().filter(|agent| self.covers(query.scope, agent));
+            found.extend(covered.filter(|agent| listed.insert(agent.clone())));
+            next = after;
+        }
+        found.truncate(query.limit);
+        Ok(found)
     }
 
     /// Every agent that has a hash.

@@ -7,12 +7,13 @@ use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 use serde::Serialize;
+use turnmill_redis::DeadRecord;
 use turnmill_redis::steps::{Letter, Purge};
-use turnmill_redis::{DeadRecord, Entry, Found};
 use turnmill_schema::{Name, StoredTurn, StreamId, Turn, TurnId};
 
 use super::{Operator, Scope};
 use crate::error::ProducerError;
+use crate::passed_by::PassedBy;
 
 /// Letters read or purged in one call.
 const PAGE: usize = 500;
@@ -71,14 +72,15 @@ impl Operator {
             None => u64::MAX,
         };
         let turns: HashSet<TurnId> = query.turns.iter().copied().collect();
-        let mut found = DeadLetters::default();
+        let (mut found, mut passed_by) = (DeadLetters::default(), PassedBy::of_dead_letters());
         for keys in self.producer.queue.all_keys() {
             let mut after = StreamId::START;
             loop {
                 let page = self.redis().ask(|server| server.dead_letters(&keys, after, PAGE)).await?;
                 let Some(last) = page.last() else { break };
                 after = last.id;
-                for letter in page.into_iter().filter_map(read_letter) {
+                let ours = page.into_iter().filter_map(|entry| passed_by.ours(entry));
+                for letter in ours.map(letter) {
                     if self.fits(query, &turns, failed_before_ms, &letter) {
                         *found.reasons.entry(letter.reason.clone()).or_default() += 1;
                         found.letters.push(letter);
@@ -91,10 +93,11 @@ impl Operator {
 
     /// The newest dead letters of all tenants, newest first, each with what was wrong; at most `limit`.
     pub async fn newest_dead_letters(&self, limit: usize) -> Result<Vec<DeadLetter>, ProducerError> {
-        let mut letters = Vec::new();
+        let (mut letters, mut passed_by) = (Vec::new(), PassedBy::of_dead_letters());
         for keys in self.producer.queue.all_keys() {
             let newest = self.redis().ask(|server| server.newest_dead_letters(&keys, limit)).await?;
-            letters.extend(newest.into_iter().filter_map(read_letter));
+            let ours = newest.into_iter().filter_map(|entry| passed_by.ours(entry));
+            letters.extend(ours.map(letter));
         }
         letters.sort_by_key(|letter| std::cmp::Reverse(letter.failed_ms));
         letters.truncate(limit);
@@ -181,17 +184,9 @@ impl Operator {
     }
 }
 
-/// A letter of ours; one of somebody else, or of another version, is passed by.
-fn read_letter(Entry { id, found }: Entry<DeadRecord>) -> Option<DeadLetter> {
-    let DeadRecord { turn, agent, reason, attempts } = match found {
-        Found::Ours(record) => record,
-        Found::Trimmed => return None,
-        Found::Foreign(reason) => {
-            tracing::warn!(entry = %id, reason, "a dead letter is not of this version; it is passed over");
-            return None;
-        }
-    };
-    Some(DeadLetter {
+fn letter((id, record): (StreamId, DeadRecord)) -> DeadLetter {
+    let DeadRecord { turn, agent, reason, attempts } = record;
+    DeadLetter {
         turn,
         tenant: agent.tenant().to_owned(),
         agent: agent.agent(),
@@ -200,5 +195,5 @@ fn read_letter(Entry { id, found }: Entry<DeadRecord>) -> Option<DeadLetter> {
         failed_ms: id.epoch,
         error: None,
         entry: id.to_string(),
-    })
+    }
 }

@@ -8,6 +8,7 @@ use turnmill_schema::keys::Keys;
 use super::Operator;
 use super::events::EndedTurn;
 use crate::error::ProducerError;
+use crate::passed_by::PassedBy;
 
 /// Reads ends; see [`Operator::newest_ends`].
 #[derive(Debug)]
@@ -16,6 +17,7 @@ pub struct NewestEnds {
     limit: usize,
     /// The newest entry read of each shard; none before the first read.
     last: Option<Vec<StreamId>>,
+    passed_by: PassedBy,
 }
 
 /// What a read found.
@@ -23,7 +25,7 @@ pub struct NewestEnds {
 pub struct EndsRead {
     /// The server's clock, in Unix milliseconds.
     pub read_ms: u64,
-    /// Ends since the read before, oldest first. Those that cannot be read are left out.
+    /// Ends since the read before, oldest first. Those that cannot be read are left out, with a warning.
     pub ended: Vec<EndedTurn>,
     /// There is no other end since the read before; of the first read: no older one.
     pub whole: bool,
@@ -35,7 +37,7 @@ impl Operator {
     /// Reads the newest ends of turns of all tenants: the first time the newest `limit`, then those that came since, again at
     /// most so many. Nothing waits.
     pub fn newest_ends(&self, limit: usize) -> NewestEnds {
-        NewestEnds { operator: self.clone(), limit, last: None }
+        NewestEnds { operator: self.clone(), limit, last: None, passed_by: PassedBy::of_events() }
     }
 }
 
@@ -52,7 +54,8 @@ impl NewestEnds {
             let newest = self.operator.redis().ask(|server| server.newest_events(keys, after, limit)).await?;
             read.whole &= newest.len() < limit;
             *last = newest.first().map_or(after, |entry| entry.id);
-            read.ended.extend(newest.into_iter().filter_map(EndedTurn::read));
+            let ours = newest.into_iter().filter_map(|entry| self.passed_by.ours(entry));
+            read.ended.extend(ours.map(|(id, record)| EndedTurn::of(id, record)));
         }
         read.ended.sort_by_key(|ended| ended.id);
         self.last = Some(last);

@@ -19,6 +19,7 @@ use super::claims::Claims;
 use super::{Operator, Scope};
 use crate::connection::{Connection, Patience, passes};
 use crate::error::ProducerError;
+use crate::passed_by::PassedBy;
 
 pub use super::claims::CLAIM_AFTER;
 
@@ -82,8 +83,7 @@ pub struct Events {
     claims: Claims,
     /// Ends of the group that were read here and are not acknowledged. Who is slow can claim them from itself.
     unacknowledged: BTreeSet<StreamId>,
-    /// How many entries could not be read.
-    passed_by: u64,
+    passed_by: PassedBy,
     reader: Option<Blocking>,
     lost: Option<Patience>,
     ready: VecDeque<EndedTurn>,
@@ -116,7 +116,7 @@ impl Operator {
             last: None,
             claims: Claims::new(Instant::now()),
             unacknowledged: BTreeSet::new(),
-            passed_by: 0,
+            passed_by: PassedBy::of_events(),
             reader: None,
             lost: None,
             ready: VecDeque::new(),
@@ -227,10 +227,7 @@ impl Events {
                     self.ready.push_back(EndedTurn::of(id, record));
                 }
                 Found::Ours(_) => done.push(id),
-                Found::Foreign(reason) => {
-                    self.passed_by += 1;
-                    tracing::warn!(entry = %id, reason, passed_by = self.passed_by, "an end is not of this version; it is passed over");
-                }
+                Found::Foreign(reason) => self.passed_by.note(id, &reason),
             }
         }
         self.acknowledge_all(&done).await
@@ -251,13 +248,7 @@ impl Events {
 }
 
 impl EndedTurn {
-    fn of(id: StreamId, EndedRecord { turn, agent, end }: EndedRecord) -> Self {
+    pub(super) fn of(id: StreamId, EndedRecord { turn, agent, end }: EndedRecord) -> Self {
         Self { id, turn, tenant: agent.tenant().to_owned(), agent: agent.agent(), end }
-    }
-
-    /// What an entry tells; none if it is not of this version.
-    pub(super) fn read(entry: Entry<EndedRecord>) -> Option<Self> {
-        let id = entry.id;
-        entry.ours().map(|record| Self::of(id, record))
     }
 }

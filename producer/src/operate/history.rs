@@ -82,6 +82,9 @@ impl Operator {
     }
 
     /// Gives an agent that has none a history.
+    ///
+    /// In one call, however long the history is: a worker, or the same call again, would take the first part of one for the
+    /// whole. Redis serves nobody else meanwhile; forks and imports are rare.
     pub(super) async fn seed(&self, agent: &Name, history: &StoredHistory) -> Result<(), ProducerError> {
         let (keys, id) = self.agent_keys(agent);
         let step = Seed {

@@ -9,6 +9,7 @@ use turnmill_schema::{Outcome, StreamId};
 use super::Operator;
 use crate::error::ProducerError;
 use crate::lag::Lag;
+use crate::passed_by::PassedBy;
 
 /// The newest ends that tell how the queue does.
 const NEWEST_ENDS: usize = 1000;
@@ -74,15 +75,13 @@ impl Operator {
         let now_ms = self.now_ms().await?;
         let all = Outcome::ALL;
         let mut ends: BTreeMap<_, u64> = all.map(|outcome| (outcome.as_str(), 0)).into();
-        let mut ends_ms = None;
+        let (mut ends_ms, mut passed_by) = (None, PassedBy::of_events());
         for keys in self.producer.queue.all_keys() {
             let newest =
                 self.redis().ask(|server| server.newest_events(&keys, StreamId::START, NEWEST_ENDS)).await?;
-            for entry in newest {
-                let at_ms = entry.id.epoch;
-                let Some(ended) = entry.ours() else { continue };
+            for (id, ended) in newest.into_iter().filter_map(|entry| passed_by.ours(entry)) {
                 *ends.entry(ended.end.outcome.as_str()).or_default() += 1;
-                ends_ms = ends_ms.max(Some(now_ms.saturating_sub(at_ms)));
+                ends_ms = ends_ms.max(Some(now_ms.saturating_sub(id.epoch)));
             }
         }
         Ok((ends, ends_ms))

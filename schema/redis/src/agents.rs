@@ -14,6 +14,29 @@ const STEP: &str = "reading agents";
 const QUESTIONS: usize = 5;
 const FIELDS: [&str; 5] = ["state", "owner", "epoch", "hold", "on_dead"];
 
+/// Agents with work that are listed in one answer.
+const PAGE: usize = 1000;
+
+/// Where a page of the agents with work begins. A place among others in the list would move when an agent in front of it has
+/// no more work, and the next page would leave agents out.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct WorkPlace {
+    /// When the heads were enqueued that the page begins with, in Unix milliseconds.
+    enqueued_ms: f64,
+    /// How many of those agents were on pages before.
+    passed: usize,
+}
+
+impl WorkPlace {
+    /// Where the page after this one begins, which has these agents; none if it is not full, so that nothing follows.
+    fn after(self, page: &[(String, f64)], full: usize) -> Option<Self> {
+        let (_, enqueued_ms) = *page.last().filter(|_| page.len() >= full)?;
+        let alike = page.iter().filter(|(_, ms)| *ms == enqueued_ms).count();
+        let before = if enqueued_ms == self.enqueued_ms { self.passed } else { 0 };
+        Some(Self { enqueued_ms, passed: before + alike })
+    }
+}
+
 /// An agent as it is now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AgentRecord {
@@ -50,15 +73,22 @@ pub enum AgentFound {
 }
 
 impl Server {
-    /// Agents with work, those whose head was enqueued first in front.
+    /// A page of the agents with work, those whose head was enqueued first in front, and where the next page begins. An agent
+    /// that gets another head between two pages may be in both.
     ///
     /// # Errors
     /// See [`Fault`].
-    pub async fn agents_with_work(&self, keys: &Keys) -> Result<Vec<AgentId>, Fault> {
+    pub async fn agents_with_work(
+        &self,
+        keys: &Keys,
+        from: WorkPlace,
+    ) -> Result<(Vec<AgentId>, Option<WorkPlace>), Fault> {
         let mut list = redis::cmd("ZRANGE");
-        list.arg(keys.open()).arg(0).arg(-1);
-        let agents: Vec<String> = self.ask("listing agents", &list).await?;
-        Ok(agents.into_iter().map(AgentId::from_wire).collect())
+        list.arg(keys.open()).arg(from.enqueued_ms).arg("+inf").arg("BYSCORE");
+        list.arg("LIMIT").arg(from.passed).arg(PAGE).arg("WITHSCORES");
+        let found: Vec<(String, f64)> = self.ask("listing agents", &list).await?;
+        let next = from.after(&found, PAGE);
+        Ok((found.into_iter().map(|(agent, _)| AgentId::from_wire(agent)).collect(), next))
     }
 
     /// Agents of a shard as they are now, one answer for each, in order.
@@ -118,4 +148,31 @@ fn read_agent(answers: Vec<Value>) -> RedisResult<AgentFound> {
         worker: hash.text("owner"),
         epoch: hash.text("epoch").and_then(|epoch| epoch.parse().ok()),
     })))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// Agents whose heads were enqueued at the same time, and times that fill a page and more: each agent is listed once,
+        /// in order.
+        #[test]
+        fn pages_have_every_agent_once(mut times in prop::collection::vec(0_u32..6, 0..40), full in 1_usize..7) {
+            times.sort_unstable();
+            let agents: Vec<(String, f64)> =
+                times.iter().enumerate().map(|(place, ms)| (place.to_string(), f64::from(*ms))).collect();
+            let (mut listed, mut from) = (Vec::new(), Some(WorkPlace::default()));
+            while let Some(place) = from {
+                let later = agents.iter().filter(|(_, ms)| *ms >= place.enqueued_ms);
+                let page: Vec<_> = later.skip(place.passed).take(full).cloned().collect();
+                from = place.after(&page, full);
+                listed.extend(page);
+                prop_assert!(listed.len() <= agents.len(), "{listed:?}");
+            }
+            prop_assert_eq!(listed, agents);
+        }
+    }
 }

@@ -29,14 +29,6 @@ pub enum Found<T> {
 }
 
 impl<T> Entry<T> {
-    /// What belongs there, if it is that.
-    pub fn ours(self) -> Option<T> {
-        match self.found {
-            Found::Ours(record) => Some(record),
-            Found::Trimmed | Found::Foreign(_) => None,
-        }
-    }
-
     /// Reads raw entries; `read` says why one is foreign.
     pub(crate) fn read_all(raw: Vec<RawEntry>, read: impl Fn(&Fields<'_>) -> Result<T, String>) -> Vec<Self> {
         let entry = |raw: RawEntry| {

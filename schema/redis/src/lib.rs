@@ -22,6 +22,7 @@ mod fault;
 mod hash;
 mod history;
 mod link;
+mod published;
 mod raw;
 mod reply;
 mod report;
@@ -37,7 +38,7 @@ mod url;
 mod waiting;
 mod workers;
 
-pub use agents::{AgentFound, AgentRecord};
+pub use agents::{AgentFound, AgentRecord, WorkPlace};
 pub use append::{AppendLink, Appended, Top};
 pub use blocking::{Blocking, Subscription};
 pub use call::{Call, ItemStep, Step};

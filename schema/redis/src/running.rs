@@ -6,10 +6,11 @@
 use redis::streams::{StreamPendingCountReply, StreamRangeReply};
 use redis::{FromRedisValue, Pipeline, RedisResult, Value};
 use turnmill_schema::keys::{BacklogEntry, FIELD_AGENT, GROUP, Keys};
-use turnmill_schema::{AgentId, Priority, StreamId};
+use turnmill_schema::{AgentId, Priority};
 
 use crate::fault::Fault;
 use crate::hash::Hash;
+use crate::published;
 use crate::server::{Server, unreadable};
 use crate::shared_keys::ready_keys;
 
@@ -123,12 +124,12 @@ impl Server {
     async fn add_progress(&self, keys: &Keys, running: &mut [RunningRecord]) -> Result<(), Fault> {
         let mut look = redis::pipe();
         for RunningRecord { entry, .. } in &*running {
-            look.cmd("XREVRANGE").arg(keys.result(entry.turn)).arg("+").arg("-").arg("COUNT").arg(1);
+            look.add_command(published::command(keys.result(entry.turn)));
             look.add_command(Hash::command(keys.turn(entry.turn), &TURN_FIELDS));
         }
         let answers = self.answers(look, running.len()).await?;
-        for (record, [top, hash]) in running.iter_mut().zip(answers) {
-            record.published = published(top);
+        for (record, [newest, hash]) in running.iter_mut().zip(answers) {
+            record.published = published_of(newest);
             record.attempts = attempts(hash);
         }
         Ok(())
@@ -153,10 +154,9 @@ impl Server {
     }
 }
 
-/// The top of a result stream is the Begin of the lease, or what was published since; either tells.
-fn published(top: RedisResult<Value>) -> Option<u64> {
-    let top = StreamRangeReply::from_redis_value(top.ok()?).ok()?;
-    top.ids.first()?.id.parse::<StreamId>().ok().map(|id| id.sequence)
+/// The newest entry of ours is the Begin of the lease, or what was published since; either tells.
+fn published_of(newest: RedisResult<Value>) -> Option<u64> {
+    published::of(&StreamRangeReply::from_redis_value(newest.ok()?).ok()?)
 }
 
 fn attempts(hash: RedisResult<Value>) -> Option<u64> {
@@ -173,12 +173,11 @@ mod tests {
 
     #[test]
     fn what_cannot_be_read_is_none_and_not_nothing() {
-        let top = |id: &str| Ok(Value::Array(vec![Value::Array(vec![text(id), Value::Array(Vec::new())])]));
-        assert_eq!(published(top("1700000000000-0")), Some(0), "a Begin");
-        assert_eq!(published(top("1700000000000-42")), Some(42));
-        assert_eq!(published(top("nonsense")), None);
-        assert_eq!(published(Ok(Value::Array(Vec::new()))), None, "no stream");
-        assert_eq!(published(Ok(Value::Int(7))), None, "another type");
+        let newest = |id: &str| Ok(Value::Array(vec![published::entry(id, true)]));
+        assert_eq!(published_of(newest("1700000000000-0")), Some(0), "a Begin");
+        assert_eq!(published_of(newest("1700000000000-42")), Some(42));
+        assert_eq!(published_of(Ok(Value::Array(Vec::new()))), None, "no stream");
+        assert_eq!(published_of(Ok(Value::Int(7))), None, "another type");
         assert_eq!(attempts(Ok(Value::Array(vec![text("3")]))), Some(3));
         assert_eq!(attempts(Ok(Value::Array(vec![text("x")]))), None);
         assert_eq!(attempts(Ok(Value::Array(vec![Value::Nil]))), None);

@@ -3,10 +3,11 @@
 use redis::streams::StreamRangeReply;
 use redis::{ParsingError, RedisResult, Value};
 use turnmill_schema::keys::{BacklogEntry, FIELD_AGENT, FIELD_END, FIELD_ENVELOPE, FIELD_REPLY, Keys};
-use turnmill_schema::{AgentId, End, Event, StreamId, TurnId};
+use turnmill_schema::{AgentId, End, Event, TurnId};
 
 use crate::fault::{Fault, unquoted};
 use crate::hash::Hash;
+use crate::published;
 use crate::server::Server;
 
 /// What errors call this.
@@ -47,7 +48,7 @@ pub struct TurnRecord {
     pub attempts: u32,
     /// The epoch of its newest lease or of its end.
     pub epoch: Option<u64>,
-    /// Tokens of its reply that were published; none if it ended and nothing tells any more.
+    /// Tokens of its reply that were published; none if nothing tells, as after an end whose reply has expired.
     pub published: Option<u64>,
     /// Its terminal result, once it ended.
     pub end: Option<End>,
@@ -94,10 +95,9 @@ impl Server {
     pub async fn turn(&self, keys: &Keys, turn: TurnId) -> Result<Option<TurnRecord>, Fault> {
         let mut look = redis::pipe();
         look.add_command(Hash::command(keys.turn(turn), &FIELDS));
-        look.cmd("XREVRANGE").arg(keys.result(turn)).arg("+").arg("-").arg("COUNT").arg(1);
-        let (hash, top): (Value, StreamRangeReply) = self.ask_all(STEP, &look).await?;
-        let top = top.ids.first().and_then(|entry| entry.id.parse().ok());
-        let read = Hash::read(&FIELDS, hash).and_then(|hash| record(&hash, top));
+        look.add_command(published::command(keys.result(turn)));
+        let (hash, newest): (Value, StreamRangeReply) = self.ask_all(STEP, &look).await?;
+        let read = Hash::read(&FIELDS, hash).and_then(|hash| record(&hash, &newest));
         read.map_err(|error| of_turn(turn, &error))
     }
 
@@ -152,20 +152,20 @@ fn place(hash: &Hash) -> Result<Option<TurnPlace>, ParsingError> {
     Ok(Some(TurnPlace { agent: AgentId::from_wire(agent), entry }))
 }
 
-fn record(hash: &Hash, top: Option<StreamId>) -> Result<Option<TurnRecord>, ParsingError> {
+fn record(hash: &Hash, newest: &StreamRangeReply) -> Result<Option<TurnRecord>, ParsingError> {
     let Some(place) = place(hash)? else { return Ok(None) };
     let state = hash.text("state").unwrap_or_default();
     let kept = match hash.event(FIELD_REPLY)? {
         Some(Event::Delta(reply)) => Some(u64::from(reply.published())),
         _ => None,
     };
-    let nothing_yet = (state != "ended").then_some(0);
+    let nothing_yet = (state != "ended" && newest.ids.is_empty()).then_some(0);
     Ok(Some(TurnRecord {
         place,
         deadline_ms: hash.parsed("deadline_ms")?,
         attempts: hash.parsed("attempts")?.unwrap_or(0),
         epoch: hash.parsed("epoch")?,
-        published: top.map(|id| id.sequence).or(kept).or(nothing_yet),
+        published: published::of(newest).or(kept).or(nothing_yet),
         end: hash.end(FIELD_END)?,
         ended_ms: hash.parsed("ended_ms")?,
         state,
@@ -174,4 +174,34 @@ fn record(hash: &Hash, top: Option<StreamId>) -> Result<Option<TurnRecord>, Pars
 
 fn of_turn(turn: TurnId, error: &ParsingError) -> Fault {
     Fault::Unreadable { step: STEP, reason: format!("turn {turn}: {}", unquoted(&error.to_string())) }
+}
+
+#[cfg(test)]
+mod tests {
+    use redis::FromRedisValue;
+
+    use super::*;
+
+    #[test]
+    fn what_is_published_is_told_by_what_is_ours_or_is_unknown() {
+        let (ours, foreign) = (published::entry("7-42", true), published::entry("9-0", false));
+        for (state, newest, expected) in [
+            ("queued", vec![], Some(0)),
+            ("leased", vec![ours.clone()], Some(42)),
+            ("leased", vec![foreign.clone(), ours.clone()], Some(42)),
+            ("leased", vec![foreign.clone()], None),
+            ("ended", vec![foreign, ours], Some(42)),
+            ("ended", vec![], None),
+        ] {
+            let entry = format!("{} interactive 1 0 -", TurnId::new(0));
+            let text = |text: &str| Value::BulkString(text.as_bytes().to_vec());
+            let hash =
+                [FIELD_AGENT, FIELD_ENTRY, "state"].into_iter().zip([text("t/a"), text(&entry), text(state)]);
+            let (names, values): (Vec<_>, Vec<_>) = hash.unzip();
+            let hash = Hash::read(&names, Value::Array(values)).expect("a hash");
+            let newest = StreamRangeReply::from_redis_value(Value::Array(newest)).expect("an answer");
+            let record = record(&hash, &newest).expect("it can be read").expect("it is there");
+            assert_eq!(record.published, expected, "{state}, {newest:?}");
+        }
+    }
 }

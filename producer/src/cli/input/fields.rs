@@ -112,10 +112,12 @@ impl Fields {
     fn messages(&mut self, default_system: Option<&str>) -> Result<Vec<Message>, String> {
         let system: Option<Option<String>> = self.take("system")?;
         let message: Option<String> = self.take("message")?.flatten();
-        let messages: Option<Vec<Message>> = self.take("messages")?.flatten();
+        let messages: Option<Vec<Map<String, Value>>> = self.take("messages")?.flatten();
         let messages = match (message, messages) {
             (Some(content), None) => vec![Message::new(Role::User, content)],
-            (None, Some(messages)) if !messages.is_empty() => messages,
+            (None, Some(messages)) if !messages.is_empty() => {
+                messages.into_iter().enumerate().map(read_message).collect::<Result<_, _>>()?
+            }
             (Some(_), Some(_)) => return Err("give either message or messages, not both".into()),
             (None, _) => return Err("give message or messages, at least one".into()),
         };
@@ -151,6 +153,20 @@ impl Fields {
 
 fn read_value<T: DeserializeOwned>(key: &str, value: Value) -> Result<T, String> {
     serde_json::from_value(numbers::whole(value)).map_err(|error| format!("{key}: {error}"))
+}
+
+/// A message. Clients of OpenAI's API write what they have no value for as null: it is left out, as elsewhere in a line. They
+/// also write null as the content of a message that is a tool call; a turn has no place for one, and an empty text in its
+/// stead would change what the model reads.
+fn read_message((place, mut message): (usize, Map<String, Value>)) -> Result<Message, String> {
+    let number = place + 1;
+    message.retain(|_, value| !value.is_null());
+    if !message.contains_key("content") {
+        return Err(format!(
+            "messages: number {number} has no content; give it a text, or leave the message out"
+        ));
+    }
+    serde_json::from_value(message.into()).map_err(|error| format!("messages: number {number}: {error}"))
 }
 
 fn as_object(sampling: &Sampling) -> Result<Map<String, Value>, String> {
@@ -252,6 +268,15 @@ mod tests {
         assert_eq!(read, NewTurn::user("hi"));
     }
 
+    /// What clients of OpenAI's API have in a list of messages: all keys, most of them null.
+    #[test]
+    fn null_means_none_in_messages_too() {
+        let line = r#"{"messages": [{"role": "user", "content": "hi", "name": null},
+            {"role": "assistant", "content": "yes", "refusal": null, "tool_calls": null, "audio": null}]}"#;
+        let expected = [Message::new(Role::User, "hi"), Message::new(Role::Assistant, "yes")];
+        assert_eq!(read(line).expect("valid").messages, expected);
+    }
+
     #[test]
     fn every_mistake_is_named() {
         for (line, names) in [
@@ -278,7 +303,20 @@ mod tests {
             (r#"{"message": "a", "traceparent": "00-1-2-3"}"#, "traceparent: "),
             (r#"{"message": "a", "tracestate": ","}"#, "tracestate: "),
             (r#"{"message": "a", "at": 5, "delay": 1}"#, "either delay or at"),
-            (r#"{"messages": [{"role": "user", "content": "a", "name": "b"}]}"#, "messages: "),
+            (
+                r#"{"messages": [{"role": "user", "content": "a", "name": "b"}]}"#,
+                "messages: number 1: unknown",
+            ),
+            (
+                r#"{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": null}]}"#,
+                "messages: number 2 has no content; give it a text",
+            ),
+            (
+                r#"{"messages": [{"role": "assistant", "tool_calls": [{"id": "c"}], "content": null}]}"#,
+                "messages: number 1 has no content",
+            ),
+            (r#"{"messages": [{"role": null, "content": "a"}]}"#, "messages: number 1: missing field `role`"),
+            (r#"{"messages": ["a"]}"#, "messages: invalid type"),
         ] {
             let error = read(line).expect_err(line);
             assert!(error.contains(names), "{line}: {error}");

@@ -49,7 +49,7 @@ pub struct Submit {
     #[arg(value_name = "FILE", conflicts_with = "message")]
     file: Option<PathBuf>,
     /// Whose turn it is; without: the turn stands alone.
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", allow_hyphen_values = true)]
     agent: Option<Name>,
     /// What the user says; may be given again.
     #[arg(long, short, value_name = "TEXT", allow_hyphen_values = true)]
@@ -64,10 +64,10 @@ pub struct Submit {
     #[arg(long, value_name = "CLASS", default_value = "interactive", value_parser = priority_parser())]
     priority: Priority,
     /// Submitting again under the same key gives the first turn.
-    #[arg(long, value_name = "KEY", conflicts_with = "file")]
+    #[arg(long, value_name = "KEY", conflicts_with = "file", allow_hyphen_values = true)]
     idempotency_key: Option<Name>,
     /// What the request is called in logs and traces; without: the turn's id.
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", allow_hyphen_values = true)]
     request_id: Option<RequestId>,
     /// The span that the turns are enqueued in (W3C trace context); without: that of the variable TRACEPARENT, if any.
     #[arg(long, value_name = "CONTEXT")]

@@ -465,13 +465,19 @@ async fn foreign_entries_are_passed_by() {
             done(&queue, arguments).await.lines().iter().map(|line| line["turn"].clone()).collect();
         assert_eq!(ends, failed, "{arguments:?}");
     }
+    // Who only counts them says so too: two of each agent.
+    for arguments in [&["queue", "stats", "--json"][..], &["top", "--once"]] {
+        let ran = done(&queue, arguments).await;
+        assert_eq!(ran.err.matches("an end is not of this version").count(), 4, "{}", ran.err);
+    }
+    assert_eq!(done(&queue, &["queue", "stats", "--json"]).await.line()["ends"]["failed"], json!(2));
 }
 
 #[tokio::test]
 async fn what_expired_is_unknown_and_not_nothing() {
     let queue = RedisQueue::start();
     let worker = queue.worker("w").await;
-    let turn = submit(&queue, "a", &[]).await;
+    let turn = submit(&queue, "a", &["--idempotency-key", "k"]).await;
     let claim = claim(&worker).await;
     let delta = Delta { index: 0, tokens: vec![7], text: "x".into(), lengths: vec![1], logprobs: vec![] };
     worker.append(&claim.lease, &delta).await.expect("appends");
@@ -481,6 +487,16 @@ async fn what_expired_is_unknown_and_not_nothing() {
     let _: u64 = queue.command(&["DEL", &queue.keys().result(claim.lease.turn)]).await;
     assert_eq!(shown().await, Value::Null);
     assert!(done(&queue, &["turn", "show", &turn]).await.out.contains("unknown"));
+    let again = ["submit", "--agent", "a", "-m", "hi", "--idempotency-key", "k", "--wait"];
+    for read in [&["tail", &*turn][..], &again] {
+        for json in [&[][..], &["--json"]] {
+            let ran = turnmill(&queue, &[read, json].concat()).await;
+            assert_eq!(ran.code, Some(4), "{read:?} {json:?}: {}", ran.err);
+            assert!(ran.err.contains("has expired"), "{}", ran.err);
+            let told = ran.lines().last().map(|line| line.get("text").cloned());
+            assert!(json.is_empty() || told.is_some_and(|text| text.is_none_or(|text| text.is_null())));
+        }
+    }
 }
 
 /// The verdicts of `doctor`, by check.

@@ -1,0 +1,80 @@
+//! Names and texts may begin with a dash, and every flag that takes one takes such a one.
+
+use std::any::TypeId;
+use std::ffi::OsStr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Arg, ArgMatches, Command, CommandFactory};
+use turnmill::StreamId;
+use turnmill::schema::{TraceParent, TraceState, TurnId};
+
+use super::Cli;
+use super::moment::{Moment, Seconds};
+use super::sampling::Bias;
+
+/// Whether no value can begin with a dash: a switch, one of some words, a number, a time, an id. Any other type is taken for
+/// text, so that a new one is not forgotten.
+fn is_exempt(arg: &Arg) -> bool {
+    let exempt = [
+        TypeId::of::<u8>(),
+        TypeId::of::<u32>(),
+        TypeId::of::<u64>(),
+        TypeId::of::<usize>(),
+        TypeId::of::<f32>(),
+        TypeId::of::<Bias>(),
+        TypeId::of::<Duration>(),
+        TypeId::of::<Seconds>(),
+        TypeId::of::<Moment>(),
+        TypeId::of::<TurnId>(),
+        TypeId::of::<StreamId>(),
+        TypeId::of::<TraceParent>(),
+        TypeId::of::<TraceState>(),
+    ];
+    let id = arg.get_value_parser().type_id();
+    let is_switch = !arg.get_action().takes_values() || !arg.get_possible_values().is_empty();
+    // A misspelt flag is not to be taken for a file; `./-x` and `-- -x` are files.
+    let is_file = arg.is_positional() && id == TypeId::of::<PathBuf>();
+    is_switch || is_file || exempt.iter().any(|exempt| id == *exempt)
+}
+
+/// What the command line has for `arg` of the command at `path`, whatever else is wrong with it.
+fn read(path: &[&str], arg: &Arg, value: &str) -> Option<String> {
+    let before = match (arg.get_index(), arg.get_long()) {
+        (Some(index), _) => vec!["a".to_owned(); index - 1],
+        (None, Some(long)) => vec![format!("--{long}")],
+        (None, None) => panic!("{arg} has neither a place nor a long name"),
+    };
+    let line = ["turnmill"].iter().chain(path).map(ToString::to_string);
+    let line = line.chain(before).chain([value.to_owned()]);
+    let matches = Cli::command().ignore_errors(true).try_get_matches_from(line).expect("errors are ignored");
+    let below = |matches: ArgMatches, name: &&str| matches.subcommand_matches(name).cloned();
+    let matches = path.iter().try_fold(matches, below)?;
+    matches.get_raw(arg.get_id().as_str())?.next().and_then(OsStr::to_str).map(str::to_owned)
+}
+
+/// Every argument with the path of its command.
+fn arguments<'a>(command: &'a Command, path: &[&'a str], found: &mut Vec<(Vec<&'a str>, &'a Arg)>) {
+    found.extend(command.get_arguments().map(|arg| (path.to_vec(), arg)));
+    for below in command.get_subcommands().filter(|below| below.get_name() != "help") {
+        arguments(below, &[path, &[below.get_name()]].concat(), found);
+    }
+}
+
+#[test]
+fn every_name_and_text_may_begin_with_a_dash() {
+    let mut command = Cli::command();
+    // Gives positional arguments their places.
+    command.build();
+    let mut found = Vec::new();
+    arguments(&command, &[], &mut found);
+    // Global flags stand in every command; once is enough.
+    found.retain(|(path, arg)| !is_exempt(arg) && (path.is_empty() || !arg.is_global_set()));
+    assert!(found.len() > 20, "the tree has them: {found:?}");
+    for (path, arg) in found {
+        let values: &[&str] = if arg.is_positional() { &["-x", "-5"] } else { &["-x", "-5", "--", "--json"] };
+        for value in values {
+            assert_eq!(read(&path, arg, value).as_deref(), Some(*value), "{path:?} {arg}");
+        }
+    }
+}
