@@ -1,4 +1,4 @@
-//! `turnmill worker`: list workers, and tell one to drain.
+//! `turnmill worker`: list workers, tell one to drain, and forget one that is gone.
 
 use std::io::{Write, stdout};
 
@@ -16,7 +16,9 @@ pub enum Worker {
     /// List the queue's workers.
     Ls(Ls),
     /// Tell a worker to take no more turns, finish what it runs, and stop.
-    Drain(Drain),
+    Drain(Named),
+    /// Take a worker that is gone off the list. One that lives enters itself again within seconds.
+    Forget(Named),
 }
 
 #[derive(Debug, Args)]
@@ -27,7 +29,7 @@ pub struct Ls {
 }
 
 #[derive(Debug, Args)]
-pub struct Drain {
+pub struct Named {
     /// Its id, or its name: then all workers of that name.
     #[arg(allow_hyphen_values = true)]
     worker: String,
@@ -42,6 +44,12 @@ struct Told {
     order: &'static str,
 }
 
+#[derive(Serialize)]
+struct Forgotten {
+    worker: String,
+    forgotten: bool,
+}
+
 impl Worker {
     pub async fn run(self, global: &Global) -> Result<(), Exit> {
         let operator = global.operator().await?;
@@ -51,18 +59,33 @@ impl Worker {
                 let header = ["NAME", "STATE", "RUNNING", "HEADROOM", "MODEL", "VERSION", "HEARD", "ID"];
                 print_table(&header, operator.workers().await?.iter().map(row))
             }
-            Self::Drain(drain) => {
-                for worker in operator.drain_workers(&drain.worker).await? {
-                    if drain.json {
-                        json_line(&Told { worker, order: "drain" })?;
-                    } else {
-                        writeln!(stdout(), "{} is told to drain", for_stdout(&worker))?;
-                    }
-                }
-                Ok(())
+            Self::Drain(Named { worker, json }) => {
+                let told = operator.drain_workers(&worker).await?;
+                tell(told, json, "is told to drain", |worker| Told { worker, order: "drain" })
+            }
+            Self::Forget(Named { worker, json }) => {
+                let forgotten = operator.forget_workers(&worker).await?;
+                tell(forgotten, json, "is forgotten", |worker| Forgotten { worker, forgotten: true })
             }
         }
     }
+}
+
+/// A line for each worker: an object, or its id and what became of it.
+fn tell<T: Serialize>(
+    workers: Vec<String>,
+    json: bool,
+    what: &str,
+    object: impl Fn(String) -> T,
+) -> Result<(), Exit> {
+    for worker in workers {
+        if json {
+            json_line(&object(worker))?;
+        } else {
+            writeln!(stdout(), "{} {what}", for_stdout(&worker))?;
+        }
+    }
+    Ok(())
 }
 
 fn row(worker: &WorkerView) -> Vec<String> {

@@ -1,8 +1,8 @@
-//! Workers: who is there with what, and telling one to drain.
+//! Workers: who is there with what, telling one to drain, and forgetting one that is gone.
 
 use serde::Serialize;
 use turnmill_redis::WorkerRecord;
-use turnmill_redis::steps::Order;
+use turnmill_redis::steps::{Leave, Order};
 use turnmill_schema::WorkerStatus;
 use turnmill_schema::keys::ORDER_DRAIN;
 
@@ -53,15 +53,32 @@ impl Operator {
     /// Tells the workers of that id or name to finish what they run and stop; their ids.
     pub async fn drain_workers(&self, id_or_name: &str) -> Result<Vec<String>, ProducerError> {
         let keys = self.producer.queue.keys(0);
-        let all = self.workers().await?;
-        let named = |worker: &&WorkerView| worker.id == id_or_name || worker.name == id_or_name;
-        let ids: Vec<String> = all.iter().filter(named).map(|worker| worker.id.clone()).collect();
-        if ids.is_empty() {
-            return Err(ProducerError::UnknownWorker { worker: id_or_name.to_owned() });
-        }
+        let ids = self.workers_named(id_or_name).await?;
         for id in &ids {
             let step = Order { worker: id, order: ORDER_DRAIN, for_ms: ORDER_TTL_MS };
             self.redis().run(&keys, &step).await?;
+        }
+        Ok(ids)
+    }
+
+    /// Takes the workers of that id or name out of the registry; their ids. One that lives enters itself again with its next
+    /// beat, and what it runs goes on.
+    pub async fn forget_workers(&self, id_or_name: &str) -> Result<Vec<String>, ProducerError> {
+        let keys = self.producer.queue.keys(0);
+        let ids = self.workers_named(id_or_name).await?;
+        for id in &ids {
+            self.redis().run(&keys, &Leave { worker: id }).await?;
+        }
+        Ok(ids)
+    }
+
+    /// Ids of the workers of that id or name: at least one.
+    async fn workers_named(&self, id_or_name: &str) -> Result<Vec<String>, ProducerError> {
+        let all = self.workers().await?;
+        let named = |worker: &WorkerView| worker.id == id_or_name || worker.name == id_or_name;
+        let ids: Vec<String> = all.into_iter().filter(named).map(|worker| worker.id).collect();
+        if ids.is_empty() {
+            return Err(ProducerError::UnknownWorker { worker: id_or_name.to_owned() });
         }
         Ok(ids)
     }

@@ -354,7 +354,7 @@ async fn a_paused_queue_leases_nothing() {
 }
 
 #[tokio::test]
-async fn a_worker_is_told_to_drain() {
+async fn a_worker_is_told_to_drain_and_forgotten() {
     let queue = RedisQueue::start();
     let worker = queue.worker("w").await;
     let status =
@@ -370,6 +370,12 @@ async fn a_worker_is_told_to_drain() {
     let told = done(&queue, &["worker", "drain", "box"]).await.out;
     assert!(told.ends_with(" is told to drain\n"), "{told}");
     assert!(worker.register(&status).await.expect("registers").drain);
+
+    assert_eq!(turnmill(&queue, &["worker", "forget", "nobody"]).await.code, Some(4));
+    assert_eq!(done(&queue, &["worker", "forget", "box", "--json"]).await.line()["forgotten"], true);
+    assert!(done(&queue, &["worker", "ls", "--json"]).await.out.is_empty());
+    assert!(!worker.register(&status).await.expect("registers").drain, "its order went with it");
+    assert_eq!(done(&queue, &["worker", "ls", "--json"]).await.line()["name"], "box", "it lives");
 }
 
 #[tokio::test]
