@@ -484,7 +484,10 @@ async fn what_expired_is_unknown_and_not_nothing() {
     finish(&worker, &claim.lease, 1, Outcome::Completed).await;
     let shown = async || done(&queue, &["turn", "show", &turn, "--json"]).await.line()["published"].clone();
     assert_eq!(shown().await, json!(1));
-    let _: u64 = queue.command(&["DEL", &queue.keys().result(claim.lease.turn)]).await;
+    let result = queue.keys().result(claim.lease.turn);
+    let _: Text = queue.command(&["XADD", &result, "*", "whose", "not ours"]).await;
+    assert_eq!(shown().await, json!(1), "somebody else's entry says nothing");
+    let _: u64 = queue.command(&["DEL", &result]).await;
     assert_eq!(shown().await, Value::Null);
     assert!(done(&queue, &["turn", "show", &turn]).await.out.contains("unknown"));
     let again = ["submit", "--agent", "a", "-m", "hi", "--idempotency-key", "k", "--wait"];
