@@ -16,6 +16,7 @@ Redis keeps about the newest ten thousand ends. As a consumer group each end is 
 group's consumers, acknowledged once it is printed, and printed again where that was cut off. Give each
 consumer a name that stays: it first gets what was delivered to it before. What a consumer was given and has
 not acknowledged for a minute goes to another one that reads. If the first one was only slow, both print it.
+A consumer that has nothing to acknowledge and has not read for a day is taken off the group's list.
 
 A group belongs to --tenant: another tenant's group of the same name is another group. So is the group of
 that name with --all-tenants.";

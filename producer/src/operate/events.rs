@@ -10,12 +10,12 @@ use std::collections::{BTreeSet, VecDeque};
 use std::time::Instant;
 
 use serde::Serialize;
-use turnmill_redis::steps::CreateGroup;
-use turnmill_redis::{Blocking, Claimed, Consumer, EndedRecord, Entry, Fault, Found};
+use turnmill_redis::steps::{ConsumerGroup, CreateGroup, RemoveConsumers};
+use turnmill_redis::{Blocking, Claimed, Consumer, EndedRecord, Entry, Fault, Found, Server};
 use turnmill_schema::keys::{Keys, events_group};
 use turnmill_schema::{AgentId, End, Name, StreamId, TurnId};
 
-use super::claims::Claims;
+use super::claims::{Claims, REMOVE_AFTER};
 use super::{Operator, Scope};
 use crate::connection::{Connection, Patience, passes};
 use crate::error::ProducerError;
@@ -178,6 +178,10 @@ impl Events {
                     own
                 } else if let Some(from) = self.claims.due(Instant::now()) {
                     let server = self.connection.server();
+                    if self.claims.is_removal_due(Instant::now()) {
+                        remove_gone(server, &self.keys, group).await?;
+                        self.claims.removed(Instant::now());
+                    }
                     let claim = server.claim_events(&self.keys, consumer, CLAIM_AFTER, from, count);
                     let Claimed { ends, next } = claim.await?;
                     self.claims.looked(next, Instant::now());
@@ -245,6 +249,21 @@ impl Events {
         });
         if patience.pause().await { Ok(()) } else { Err(fault.into()) }
     }
+}
+
+/// Takes consumers off the group's list that are gone. Whoever may not do that reads all the same.
+async fn remove_gone(server: &Server, keys: &Keys, group: &str) -> Result<(), Fault> {
+    let silent_ms = REMOVE_AFTER.as_millis() as u64;
+    let remove = RemoveConsumers { group: ConsumerGroup::Events(group), silent_ms };
+    match server.run(keys, &remove).await {
+        Ok(0) => {}
+        Ok(removed) => {
+            tracing::info!(group, removed, "consumers of the group that are gone were taken off its list")
+        }
+        Err(fault) if passes(&fault) => return Err(fault),
+        Err(fault) => tracing::warn!(group, "consumers of the group that are gone stay on its list: {fault}"),
+    }
+    Ok(())
 }
 
 impl EndedTurn {

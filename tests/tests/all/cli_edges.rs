@@ -56,8 +56,16 @@ async fn texts_may_begin_with_dashes() {
             assert_eq!(output.status.code(), Some(0), "{flags:?}: {}", stderr(&output));
         }
     }
+    for name in ["-x", "--", "--wait", "-5"] {
+        let submitted = turnmill(&line, &["submit", "-m", "hi", "--agent", name], &[], b"");
+        assert_eq!(submitted.status.code(), Some(0), "{name}: {}", stderr(&submitted));
+        let shown = turnmill(&line, &["agent", "show", "--json", "--", name], &[], b"");
+        assert_eq!(shown.status.code(), Some(0), "{name}: {}", stderr(&shown));
+    }
+    let shown = turnmill(&line, &["agent", "show", "-x", "--json"], &[], b"");
+    assert_eq!(shown.status.code(), Some(0), "{}", stderr(&shown));
     let open = line.producer.lag().await.expect("counts").open_turns;
-    assert_eq!(open, 15, "one turn each");
+    assert_eq!(open, 19, "one turn each");
 }
 
 #[tokio::test]
@@ -77,6 +85,12 @@ async fn files_of_other_programs_are_read_or_named() {
         (utf16(false, false), 2, utf16_said),
         (utf16(true, false), 2, utf16_said),
         (b"{\"message\": \"caf\xe9\"}\n".to_vec(), 2, "line 1: it is not UTF-8 from byte 17 on"),
+        (b"{\"messages\": [{\"role\": \"user\", \"content\": \"a\", \"name\": null}]}\n".to_vec(), 0, ""),
+        (
+            b"{\"messages\": [{\"role\": \"assistant\", \"content\": null}]}\n".to_vec(),
+            2,
+            "line 1: messages: number 1 has no content; give it a text",
+        ),
         (b"{\"message\": \"a\", \"max_tokens\": -1}\n".to_vec(), 2, "max_tokens is -1; give a whole number"),
     ] {
         let output = turnmill(&line, &["submit", "-"], &[], &input);
@@ -102,6 +116,11 @@ async fn times_in_another_unit_are_refused_and_none_runs_at_once() {
         assert!(stderr(&output).contains(says), "{}", stderr(&output));
     }
     assert_eq!(line.producer.lag().await.expect("counts").open_turns, 0);
+    for from in ["1700000000", "1700000000-5", "1700000000000000"] {
+        let output = turnmill(&line, &["events", "--from", from], &[], b"");
+        assert_eq!(output.status.code(), Some(2), "{from}");
+        assert!(stderr(&output).contains("no time in Unix milliseconds"), "{}", stderr(&output));
+    }
 }
 
 #[tokio::test]

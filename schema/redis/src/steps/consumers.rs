@@ -1,26 +1,42 @@
-//! Removing consumers of workers that are gone.
+//! Removing consumers that are gone.
 
 use redis::{FromRedisValue, ParsingError, Value};
-use turnmill_schema::keys::Keys;
+use turnmill_schema::keys::{GROUP, Keys};
 
-use super::script;
 use crate::call::{Call, Step};
+use crate::shared_keys::ready_keys;
 
-/// Removes consumers that were silent for long and have nothing pending. See `consumers.lua`.
+/// Removes consumers of a group that were silent for long and have nothing pending, on a full server too. See `consumers.lua`,
+/// which needs no other file.
 #[derive(Clone, Copy, Debug)]
-pub struct RemoveConsumers {
+pub struct RemoveConsumers<'a> {
+    /// Whose.
+    pub group: ConsumerGroup<'a>,
     /// Silence in milliseconds.
     pub silent_ms: u64,
 }
 
-impl Step for RemoveConsumers {
+/// A group of consumers of the queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConsumerGroup<'a> {
+    /// The workers, which read the ready streams.
+    Workers,
+    /// A group of the stream of events: see [`turnmill_schema::keys::events_group`].
+    Events(&'a str),
+}
+
+impl Step for RemoveConsumers<'_> {
     const NAME: &'static str = "consumers";
-    const SCRIPT: &'static str = script!(" flags=allow-oom" "consumers.lua");
+    const SCRIPT: &'static str = concat!("#!lua flags=allow-oom\n", include_str!("consumers.lua"));
     /// How many were removed.
     type Reply = u64;
 
     fn call(&self, keys: &Keys) -> Call {
-        let mut call = Call::new(keys);
+        let mut call = Call::default();
+        match self.group {
+            ConsumerGroup::Workers => call.keys(ready_keys(keys)).text(GROUP),
+            ConsumerGroup::Events(group) => call.keys([keys.events()]).text(group),
+        };
         call.text(self.silent_ms);
         call
     }

@@ -34,7 +34,7 @@ pub use agent::{ActOnAgent, AgentActed, AgentAction, Rollback};
 pub use append::AppendAnyway;
 pub use cancel::{Cancel, Expire, Unrun, UnrunLimits};
 pub use collector::KeepCollector;
-pub use consumers::RemoveConsumers;
+pub use consumers::{ConsumerGroup, RemoveConsumers};
 pub use counts::{CountWork, Counts, PriorityCounts};
 pub use enqueue::{DepthLimits, Enqueue, Enqueued};
 pub use finish::{Finish, FinishAnswer, FinishLimits, LeaseKey};

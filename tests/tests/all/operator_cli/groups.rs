@@ -2,6 +2,7 @@
 
 use turnmill::operate::events::CLAIM_AFTER;
 use turnmill::schema::keys::events_group;
+use turnmill_redis::steps::{ConsumerGroup, RemoveConsumers};
 
 use super::*;
 
@@ -109,4 +110,25 @@ async fn ends_of_a_consumer_that_never_comes_back_go_to_another() {
     let last = json!(play(&worker, Outcome::Completed).await);
     assert_eq!(acme.read(&queue, "g", "three", 1).await, [last]);
     assert_eq!(acme.pending(&queue, "g").await, 0);
+}
+
+#[tokio::test]
+async fn consumers_that_are_gone_are_taken_off_the_list() {
+    let queue = RedisQueue::start();
+    let [acme, ..] = readers(&queue, 2).await;
+    let (events, group) = (queue.keys().events(), events_group(Some(&name("acme")), &name("g")));
+    acme.read(&queue, "g", "gone", 1).await;
+    let stats: String = queue.command(&["INFO", "commandstats"]).await;
+    assert!(stats.contains("cmdstat_xinfo|consumers:"), "a reader looks for them: {stats}");
+    let taken = ["XREADGROUP", "GROUP", &group, "busy", "COUNT", "1", "STREAMS", &events, ">"];
+    let _: redis::Value = queue.command(&taken).await;
+
+    let remove = |silent_ms| RemoveConsumers { group: ConsumerGroup::Events(&group), silent_ms };
+    assert_eq!(queue.run(&remove(24 * 3600 * 1000)).await, 0, "both read today");
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(queue.run(&remove(10)).await, 1);
+    let left: redis::streams::StreamInfoConsumersReply =
+        queue.command(&["XINFO", "CONSUMERS", &events, &group]).await;
+    let left: Vec<_> = left.consumers.iter().map(|consumer| (&*consumer.name, consumer.pending)).collect();
+    assert_eq!(left, [("busy", 1)], "what is pending is not dropped");
 }

@@ -338,3 +338,18 @@ async fn damaged_cut_and_foreign_files_make_no_agent() {
     done(&queue, &["agent", "import", file, "--agent", "new"]).await;
     assert_eq!(known(&queue, &worker, "new").await.0, [1, 2]);
 }
+
+#[tokio::test]
+async fn an_export_that_nobody_reads_ends_quietly() {
+    let queue = RedisQueue::start();
+    let worker = queue.worker("w").await;
+    say(&queue, &worker, "a", None).await;
+    let mut command = Command::new(program("turnmill"));
+    command.args(["agent", "export", "a", "--file", "-"]).env("TURNMILL_REDIS_URL", queue.server.url());
+    command.env("TURNMILL_QUEUE", "q").stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("starts");
+    drop(child.stdout.take());
+    let output = child.wait_with_output().await.expect("ends");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!((output.status.code(), said), (Some(0), String::new()));
+}

@@ -490,7 +490,10 @@ async fn what_expired_is_unknown_and_not_nothing() {
     finish(&worker, &claim.lease, 1, Outcome::Completed).await;
     let shown = async || done(&queue, &["turn", "show", &turn, "--json"]).await.line()["published"].clone();
     assert_eq!(shown().await, json!(1));
-    let _: u64 = queue.command(&["DEL", &queue.keys().result(claim.lease.turn)]).await;
+    let result = queue.keys().result(claim.lease.turn);
+    let _: Text = queue.command(&["XADD", &result, "*", "whose", "not ours"]).await;
+    assert_eq!(shown().await, json!(1), "somebody else's entry says nothing");
+    let _: u64 = queue.command(&["DEL", &result]).await;
     assert_eq!(shown().await, Value::Null);
     assert!(done(&queue, &["turn", "show", &turn]).await.out.contains("unknown"));
     let again = ["submit", "--agent", "a", "-m", "hi", "--idempotency-key", "k", "--wait"];
@@ -502,6 +505,28 @@ async fn what_expired_is_unknown_and_not_nothing() {
             let told = ran.lines().last().map(|line| line.get("text").cloned());
             assert!(json.is_empty() || told.is_some_and(|text| text.is_none_or(|text| text.is_null())));
         }
+    }
+}
+
+/// More than go on one page, all of the same time.
+#[tokio::test]
+async fn every_agent_with_work_is_listed_once() {
+    const AGENTS: usize = 1_100;
+    let queue = RedisQueue::start().broken();
+    let lines: String =
+        (0..AGENTS).map(|i| format!("{{\"agent\": \"a{i}\", \"message\": \"hi\"}}\n")).collect();
+    let submitted = run(&queue.server.url(), &["submit", "-"], &lines).await;
+    assert_eq!(submitted.code, Some(0), "{}", submitted.err);
+    let alike = (0..AGENTS).flat_map(|i| ["1700000000000".to_owned(), format!("default/a{i}")]);
+    let words: Vec<String> =
+        ["ZADD", &queue.keys().open(), "XX"].map(str::to_owned).into_iter().chain(alike).collect();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let _: u64 = queue.command(&words).await;
+    for limit in [AGENTS, AGENTS + 1, 1_000, 1] {
+        let listed = done(&queue, &["agent", "ls", "--json", "--limit", &limit.to_string()]).await.lines();
+        let names: std::collections::HashSet<String> =
+            listed.iter().map(|agent| text(&agent["agent"])).collect();
+        assert_eq!((listed.len(), names.len()), (limit.min(AGENTS), limit.min(AGENTS)));
     }
 }
 

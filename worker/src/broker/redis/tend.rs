@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use turnmill_redis::Fault;
 use turnmill_redis::steps::{
-    BeginSweep, Expire, Letter, Promote, Purge, Reclaim, RemoveConsumers, Repair, SilentTicket, Trim,
-    UnrunLimits,
+    BeginSweep, ConsumerGroup, Expire, Letter, Promote, Purge, Reclaim, RemoveConsumers, Repair,
+    SilentTicket, Trim, UnrunLimits,
 };
 use turnmill_schema::keys::{DeadlineEntry, Keys};
 
@@ -122,7 +122,7 @@ impl RedisBroker {
             }
         }
         let silent_ms = lease_ms.saturating_mul(CONSUMER_LEASES);
-        self.server.run(keys, &RemoveConsumers { silent_ms }).await?;
+        self.server.run(keys, &RemoveConsumers { group: ConsumerGroup::Workers, silent_ms }).await?;
         self.trim(keys).await
     }
 
