@@ -57,7 +57,6 @@ pub struct Ls {
 #[derive(Debug, Args)]
 pub struct Which {
     /// The agent's name.
-    #[arg(allow_hyphen_values = true)]
     agent: Name,
     /// One JSON object.
     #[arg(long)]
@@ -102,7 +101,7 @@ pub struct Fork {
     #[command(flatten)]
     which: Which,
     /// The new agent's name.
-    #[arg(value_name = "NEW_AGENT", allow_hyphen_values = true)]
+    #[arg(value_name = "NEW_AGENT")]
     new: Name,
     /// The last turn that the new agent knows; all, unless given.
     #[arg(long, value_name = "TURN")]

@@ -21,7 +21,6 @@ const STDOUT: &str = "-";
 #[derive(Debug, Args)]
 pub struct Export {
     /// The agent's name.
-    #[arg(allow_hyphen_values = true)]
     agent: Name,
     /// Where to write it, `-` for the standard output; AGENT.tmagent, unless given.
     #[arg(long, value_name = "FILE", allow_hyphen_values = true)]

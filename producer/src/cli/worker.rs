@@ -31,7 +31,6 @@ pub struct Ls {
 #[derive(Debug, Args)]
 pub struct Named {
     /// Its id, or its name: then all workers of that name.
-    #[arg(allow_hyphen_values = true)]
     worker: String,
     /// One JSON object a line.
     #[arg(long)]

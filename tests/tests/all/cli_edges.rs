@@ -62,8 +62,8 @@ async fn texts_may_begin_with_dashes() {
         let shown = turnmill(&line, &["agent", "show", "--json", "--", name], &[], b"");
         assert_eq!(shown.status.code(), Some(0), "{name}: {}", stderr(&shown));
     }
-    let shown = turnmill(&line, &["agent", "show", "-x", "--json"], &[], b"");
-    assert_eq!(shown.status.code(), Some(0), "{}", stderr(&shown));
+    let misspelt = turnmill(&line, &["agent", "show", "--josn"], &[], b"");
+    assert_eq!(misspelt.status.code(), Some(2), "no misspelt flag is a name: {}", stderr(&misspelt));
     let open = line.producer.lag().await.expect("counts").open_turns;
     assert_eq!(open, 19, "one turn each");
 }
