@@ -113,7 +113,8 @@ impl PayloadStore {
         let pieces = u32::try_from(bytes / PIECE_BYTES).unwrap_or(u32::MAX);
         let time = ANSWER.saturating_add(ANSWER_PER_PIECE.saturating_mul(pieces));
         tokio::time::timeout(time, answer).await.unwrap_or_else(|_| {
-            let source = format!("it gave no answer within {} s", time.as_secs()).into();
+            // It may have answered with errors of its own, and the client tries again by itself.
+            let source = format!("it gave no good answer within {} s", time.as_secs()).into();
             Err(object_store::Error::Generic { store: "remote", source })
         })
     }

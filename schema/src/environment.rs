@@ -7,11 +7,12 @@
 pub const PREFIX: &str = "TURNMILL_";
 
 /// What `turnmill-worker` reads.
-pub const WORKER: [&str; 55] = [
+pub const WORKER: [&str; 56] = [
     "TURNMILL_BATCH_TOKENS",
     "TURNMILL_BLOCK_TOKENS",
     "TURNMILL_CHAT_TEMPLATE",
     "TURNMILL_CONFIG",
+    "TURNMILL_DEAD_BYTES",
     "TURNMILL_DEVICE",
     "TURNMILL_DRAIN_MS",
     "TURNMILL_FLUSH_MS",

@@ -402,7 +402,7 @@ mod tests {
         // Hearing it again must not make it younger.
         lifecycle.set_redis_connected(false, start + Duration::from_secs(6));
         let reasons = lifecycle.ready(start + Duration::from_secs(8)).expect_err("cut off");
-        assert_eq!(reasons[0].detail, "Redis has not been reachable for 3.0 s");
+        assert_eq!(reasons[0].detail, "Redis has not served the queue for 3.0 s");
         let json = serde_json::json!(reasons[0]);
         assert_eq!(json["code"], "redis_disconnected");
         lifecycle.set_redis_connected(true, start + Duration::from_secs(9));

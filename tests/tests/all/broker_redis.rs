@@ -34,6 +34,37 @@ async fn an_undecodable_envelope_surfaces_and_the_turn_can_be_ended() {
     }
 }
 
+/// Idle workers look several times a second: a tenant that runs as many turns as it may costs a look, and no step.
+#[tokio::test]
+async fn agents_without_a_place_take_no_step_until_there_is_one() {
+    const AGENTS: usize = 20;
+    let queue = RedisQueue::start();
+    let limits = WorkerLimits { tenant_max_running: 1, ..WorkerLimits::default() };
+    let broker = queue.worker_with("w", limits).await;
+    let turns: Vec<Turn> = (0..AGENTS).map(|i| turn(Some(&format!("a{i}")), "1")).collect();
+    enqueue(&queue, &turns).await;
+    let running = claim(&broker).await;
+    for _ in 1..AGENTS {
+        let ticket = read_one(&broker).await;
+        assert!(broker.lease(&ticket).await.expect("answered").is_none(), "it is parked");
+    }
+    let steps = async || -> u64 {
+        let stats: String = queue.command(&["INFO", "commandstats"]).await;
+        let calls = stats.lines().find_map(|line| line.strip_prefix("cmdstat_evalsha:calls="));
+        calls.and_then(|calls| calls.split(',').next()?.parse().ok()).expect("steps were taken")
+    };
+    let before = steps().await;
+    for _ in 0..10 {
+        broker.promote().await.expect("answered");
+    }
+    assert_eq!(steps().await, before);
+    broker.finish(&running.lease, &ending(0, Outcome::Completed)).await.expect("ended");
+    let before = steps().await;
+    broker.promote().await.expect("answered");
+    assert_eq!(steps().await, before + 1);
+    assert_eq!(claim(&broker).await.lease.attempt, 1);
+}
+
 #[tokio::test]
 async fn a_lone_turn_leaves_its_result_and_outcome_only_and_both_expire() {
     let queue = RedisQueue::start();
