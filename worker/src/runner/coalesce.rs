@@ -13,9 +13,10 @@ const REDIS_APPENDS_PER_SECOND: f64 = 141_000.0;
 /// Below this rate tokens are published at once: a 400th of Redis's core, or 352 tokens a second. That is one turn of a small
 /// model, and 400 such workers fill the core.
 const AT_ONCE: f64 = REDIS_APPENDS_PER_SECOND / 400.0;
-/// From this rate on they wait as long as they may: a 150th of Redis's core, or 940 tokens a second. Eight turns of a small
-/// model make more.
-const LONGEST: f64 = REDIS_APPENDS_PER_SECOND / 150.0;
+/// From this rate on they wait as long as they may: a 300th of Redis's core, or 470 tokens a second. That is more than one turn
+/// makes: a worker whose machine is slow and whose turns are many saves most by waiting, because each of them makes few tokens in
+/// a tenth of a second.
+const LONGEST: f64 = REDIS_APPENDS_PER_SECOND / 300.0;
 /// How far back the rate looks: long enough to see a steady rate in steps of many tokens, short enough that the first turn
 /// after a busy time waits for no more than a few of its tokens.
 const MEMORY: Duration = Duration::from_secs(1);
@@ -99,7 +100,7 @@ mod tests {
     fn the_wait_grows_with_the_rate() {
         let begin = Instant::now();
         let wait = |tokens| last_wait(&Coalescing::new(LIMIT), steady(begin, tokens, 8));
-        let waits: Vec<Duration> = (1..=20).map(|hundreds| wait(100 * hundreds)).collect();
+        let waits: Vec<Duration> = (1..=60).map(|tens| wait(10 * tens)).collect();
         assert!(waits.is_sorted(), "{waits:?}");
         let between = waits.iter().filter(|wait| !wait.is_zero() && **wait < LIMIT).count();
         assert!(between >= 4, "it jumps: {waits:?}");
