@@ -31,6 +31,11 @@ const PROBE: Duration = Duration::from_secs(10);
 /// A shell's words that run the worker and do nothing else.
 const PLAIN: &str = "exec \"$@\"";
 
+/// The same under a terminal that can hang up, whoever runs the tests under `nohup`: no shell takes back what was ignored before
+/// it. macOS has no such flag; there run the tests without `nohup`.
+const UNDER_A_TERMINAL: &str =
+    if cfg!(target_os = "linux") { "exec env --default-signal=HUP \"$@\"" } else { PLAIN };
+
 fn worker_program() -> PathBuf {
     match std::env::var_os("TURNMILL_TEST_BIN") {
         Some(folder) => PathBuf::from(folder).join("turnmill-worker"),
@@ -211,7 +216,7 @@ fn long_turn() -> NewTurn {
 #[tokio::test]
 async fn a_closed_terminal_drains_the_worker_and_never_hurries_it() {
     let line = Line::start().await;
-    let mut worker = Worker::start(&line, PLAIN, &[]);
+    let mut worker = Worker::start(&line, UNDER_A_TERMINAL, &[]);
     let turns = line.enqueue(vec![long_turn()]).await;
     line.until_all_have_tokens(&turns).await;
     worker.signal(Signal::SIGUSR1);
