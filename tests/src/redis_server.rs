@@ -1,5 +1,5 @@
-//! A private Redis: a real `redis-server` on a free port, in a directory of its own, gone when dropped. It shares the
-//! [machine](crate::machine) with other tests'.
+//! A private Redis: a real `redis-server` on a free port, in a directory of its own, gone when dropped. Through
+//! [`crate::machine`] it shares the machine with other tests' servers.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};

@@ -31,7 +31,7 @@ pub struct Compared {
     pub rounds: Vec<[f64; 2]>,
 }
 
-/// Whether a figure is slower than [`LIMIT`] allows.
+/// Whether a figure is more than 3 % slower.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {

@@ -55,7 +55,7 @@ pub struct Report {
     pub seconds: u64,
     /// In the order they are measured.
     pub figures: Vec<Compared>,
-    /// Names of the figures that are slower than [`compare::LIMIT`] allows.
+    /// Names of the figures that are more than 3 % slower.
     pub slower: Vec<String>,
     /// Names of the figures that may be: the run cannot tell.
     pub unclear: Vec<String>,
