@@ -27,9 +27,10 @@ impl Producer {
 
     /// Enqueues turns; ids in the order given. Turns of one agent run in that order.
     ///
-    /// Nothing is written if one of them is invalid. One call to Redis takes at most [`BATCH_TURNS`] of at most [`BATCH_BYTES`]
-    /// together, all of them or none. If a later call fails, the error is [`ProducerError::Partly`], which says what became of each turn. To repeat the call without
-    /// enqueueing turns twice, use [`Producer::enqueue_prepared`].
+    /// Nothing is written if one of them is invalid. One call to Redis takes at most [`BATCH_TURNS`] turns, of at most
+    /// [`BATCH_BYTES`] together, and enqueues all of them or none. If a later call fails, the error is
+    /// [`ProducerError::Partly`], which says what became of each turn. To repeat the call without enqueueing turns twice, use
+    /// [`Producer::enqueue_prepared`].
     pub async fn enqueue_batch(&self, turns: Vec<NewTurn>) -> Result<Vec<TurnId>, ProducerError> {
         let turns: Vec<Turn> = turns.into_iter().map(|turn| self.prepare(turn)).collect();
         self.enqueue_prepared(&turns).await

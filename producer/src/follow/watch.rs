@@ -18,8 +18,8 @@ use crate::connection::{Connection, Pauses, passes};
 const BLOCK: Duration = Duration::from_millis(100);
 /// Entries of one stream in one reply at most.
 const COUNT: usize = 64;
-/// Entries in one reply at most, unless there are so many streams that each would give too few to keep up: Redis serves nobody
-/// else while it gathers them.
+/// Entries in one reply at most: Redis serves nobody else while it gathers them. With more than a thousand streams it is more,
+/// because each stream gives at least [`LEAST`].
 const ENTRIES: usize = 4096;
 /// Entries of one stream that are always asked for.
 const LEAST: usize = 4;
@@ -197,7 +197,7 @@ impl Watch {
     }
 }
 
-/// How many entries of each of so many streams go into one reply.
+/// How many entries of each stream go into one reply, if so many streams are read.
 fn entries_of_each(streams: usize) -> usize {
     (ENTRIES / streams.max(1)).clamp(LEAST, COUNT)
 }

@@ -177,7 +177,7 @@ impl<'a, L: Stream<Item = Result<Given, WrongLine>>> Feed<'a, L> {
     }
 }
 
-/// Those of the turns before which all are in the queue, under these ids.
+/// The ids of the first turns, up to the first turn that is not in the queue.
 fn first_enqueued(fates: &[Fate]) -> Vec<TurnId> {
     fates.iter().map_while(Fate::enqueued).collect()
 }
