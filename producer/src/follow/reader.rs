@@ -33,8 +33,6 @@ pub(crate) struct Reader {
     agent: Option<AgentId>,
     /// The last entry read.
     last: StreamId,
-    /// Tokens published with the last entry of ours. Ids of others' entries say nothing about tokens.
-    published: u64,
     passed_by: PassedBy,
     seen: Seen,
     /// What is told of the turn after `last`; none: nobody was asked yet.
@@ -54,7 +52,6 @@ impl Reader {
             keys: producer.keys_of(turn),
             agent: None,
             last,
-            published: last.sequence,
             passed_by: PassedBy::of_turn(turn),
             seen: if last == StreamId::START { Seen::nothing() } else { Seen::up_to(last.sequence) },
             news: None,
@@ -127,11 +124,7 @@ impl Reader {
         };
         let sequence = u64::from(reply.published());
         let id = StreamId { epoch, sequence };
-        if self.published < sequence {
-            let added = self.seen.add(reply).map_err(|misfit| self.misfit(misfit))?;
-            let followed = |delta| Followed { id: Some(id), event: Event::Delta(delta) };
-            self.ready.extend(added.map(followed));
-        }
+        self.add(id, reply)?;
         self.end(Some(StreamId { epoch: epoch + 1, sequence }), end);
         Ok(())
     }
@@ -168,15 +161,17 @@ impl Reader {
                     self.end(Some(id), event);
                     return Ok(());
                 }
-                Event::Delta(delta) => {
-                    let added = self.seen.add(delta).map_err(|misfit| self.misfit(misfit))?;
-                    let followed = |delta| Followed { id: Some(id), event: Event::Delta(delta) };
-                    self.ready.extend(added.map(followed));
-                }
+                Event::Delta(delta) => self.add(id, delta)?,
             }
-            self.published = id.sequence;
             self.last = id;
         }
+        Ok(())
+    }
+
+    /// Hands out what `delta` adds, with its entry's id.
+    fn add(&mut self, id: StreamId, delta: Delta) -> Result<(), ProducerError> {
+        let added = self.seen.add(delta).map_err(|misfit| self.misfit(misfit))?;
+        self.ready.extend(added.map(|delta| Followed { id: Some(id), event: Event::Delta(delta) }));
         Ok(())
     }
 

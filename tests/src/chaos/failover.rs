@@ -39,19 +39,28 @@ pub struct Failovers {
 }
 
 impl Failovers {
-    /// Starts a replica of `primary` with the same command-line options, and waits until it is in sync.
-    pub async fn start(primary: &RedisServer, options: &[&str]) -> Result<Self, ChaosError> {
+    /// Starts a primary and a replica of it, both with these command-line options, and waits until the replica is in sync.
+    pub async fn pair(options: &[&str]) -> Result<(RedisServer, Self), ChaosError> {
+        // A server that becomes a replica is in sync soon: its primary does not wait for others that may come.
+        let options = [options, &["--repl-diskless-sync-delay", "0"]].concat();
+        let primary = RedisServer::start_with(&options);
         let of = format!("127.0.0.1 {}", primary.address().port());
-        let replica = RedisServer::start_with(&[options, &["--replicaof", &of]].concat());
+        let replica = RedisServer::start_with(&[&options[..], &["--replicaof", &of]].concat());
         let failovers = Self { replica, open: None, times: Vec::new() };
+        failovers.until_possible(&primary).await?;
+        Ok((primary, failovers))
+    }
+
+    /// Waits until [`Self::is_possible`].
+    pub async fn until_possible(&self, primary: &RedisServer) -> Result<(), ChaosError> {
         let deadline = Instant::now() + PATIENCE;
-        while !failovers.is_possible(primary).await? {
+        while !self.is_possible(primary).await? {
             if Instant::now() > deadline {
                 return Err(ChaosError::Failover("the replica does not get in sync".to_owned()));
             }
             tokio::time::sleep(LOOK).await;
         }
-        Ok(failovers)
+        Ok(())
     }
 
     /// Whether no turn has ended since the last failover.
@@ -193,8 +202,6 @@ mod tests {
 
     use super::*;
 
-    const OPTIONS: [&str; 2] = ["--repl-diskless-sync-delay", "0"];
-
     fn report(times: &[u64], open: bool) -> FailoverReport {
         FailoverReport::new(&times.iter().copied().map(Duration::from_millis).collect::<Vec<_>>(), open)
     }
@@ -231,9 +238,8 @@ mod tests {
 
     #[tokio::test]
     async fn servers_change_roles_and_back_and_the_first_end_is_timed() {
-        let mut primary = RedisServer::start_with(&OPTIONS);
+        let (mut primary, mut failovers) = Failovers::pair(&[]).await.expect("in sync");
         let first = primary.address();
-        let mut failovers = Failovers::start(&primary, &OPTIONS).await.expect("in sync");
         let queue = Name::new("q").expect("a name");
         let events = Keys::new(&queue, 0).events();
         let mut redis = connect(&primary).await.expect("Redis answers");
@@ -250,12 +256,7 @@ mod tests {
             let took = failovers.look(&store).await.expect("answered").expect("a turn has ended");
             assert!(took >= Duration::from_millis(20), "{took:?}");
             assert_eq!(failovers.look(&store).await.expect("answered"), None, "it is told once");
-            let in_sync = async {
-                while !failovers.is_possible(&primary).await.expect("answered") {
-                    tokio::time::sleep(LOOK).await;
-                }
-            };
-            tokio::time::timeout(crate::PATIENCE, in_sync).await.expect("the old primary gets in sync");
+            failovers.until_possible(&primary).await.expect("the old primary gets in sync");
         }
         assert_eq!((failovers.report().count, failovers.report().unanswered), (2, 0));
     }

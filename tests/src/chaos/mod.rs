@@ -205,15 +205,13 @@ async fn gather(
         AppendFsync::Always => ("always", None),
         AppendFsync::Everysec => ("everysec", Some(Unsynced::default())),
     };
-    let mut options = vec!["--appendonly", "yes", "--appendfsync", appendfsync];
-    if settings.home == Home::Proxy {
-        // Whoever becomes a replica is in sync soon, and the next failover need not wait.
-        options.extend(["--repl-diskless-sync-delay", "0"]);
-    }
-    let redis = RedisServer::start_with(&options);
-    let failovers = match settings.home {
-        Home::Single => None,
-        Home::Proxy => Some(Failovers::start(&redis, &options).await?),
+    let options = ["--appendonly", "yes", "--appendfsync", appendfsync];
+    let (redis, failovers) = match settings.home {
+        Home::Single => (RedisServer::start_with(&options), None),
+        Home::Proxy => {
+            let (primary, failovers) = Failovers::pair(&options).await?;
+            (primary, Some(failovers))
+        }
     };
     let fleet = Fleet::start(redis.address(), settings.workers, folder).await?;
     let door = Arc::new(Proxy::start(redis.address()).await?);

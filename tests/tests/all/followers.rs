@@ -10,6 +10,7 @@ use turnmill::schema::keys::{FIELD_AT, FIELD_END, FIELD_EVENT, Keys};
 use turnmill::schema::{Delta, End, Event, FinishReason, Name, Outcome, Timing, TurnId, Usage, envelope};
 use turnmill::{NewTurn, Producer, ProducerError, ProducerSettings};
 use turnmill_tests::PATIENCE;
+use turnmill_tests::chaos::failover::Failovers;
 use turnmill_tests::proxy::Proxy;
 use turnmill_tests::redis_server::RedisServer;
 
@@ -70,16 +71,6 @@ async fn end(redis: &mut MultiplexedConnection, turn: TurnId, tokens: u32) {
     let mut set = redis::cmd("HSET");
     set.arg(keys().turn(turn)).arg(FIELD_END).arg(envelope::encode(&end).expect("encodes"));
     let _: u64 = set.query_async(redis).await.expect("HSET");
-}
-
-/// Waits for something to become so.
-async fn until(mut is_so: impl AsyncFnMut() -> bool) {
-    let wait = async {
-        while !is_so().await {
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, wait).await.expect("it becomes so");
 }
 
 /// How many clients are connected, the asking one included.
@@ -221,27 +212,18 @@ async fn a_turn_that_goes_while_it_is_followed_is_told() {
 /// The address moves to another server, and connections made before stay open to the old one, which becomes a replica.
 #[tokio::test]
 async fn a_producer_goes_on_after_a_failover_that_keeps_its_connections() {
-    // A replica need not wait for others to come.
-    let start = || RedisServer::start_with(&["--repl-diskless-sync-delay", "0"]);
-    let (first, second) = (start(), start());
-    let proxy = Proxy::start(first.address()).await.expect("a local port is free");
+    let (mut primary, mut failovers) = Failovers::pair(&[]).await.expect("a replica in sync");
+    let proxy = Proxy::start(primary.address()).await.expect("a local port is free");
     let producer = producer(&proxy.url()).await;
-    let (mut old, mut new) = (client(&first).await, client(&second).await);
     let turn = enqueue(&producer, 1).await[0];
     let mut events = pin!(producer.follow(turn, None));
-    say(&mut old, turn, 0).await;
+    say(&mut client(&primary).await, turn, 0).await;
     assert!(events.next().await.is_some_and(|event| event.is_ok()));
 
-    let port = first.address().port().to_string();
-    let _: String = command(&mut new, &["REPLICAOF", "127.0.0.1", &port]).await;
-    until(async || {
-        command::<String>(&mut new, &["INFO", "replication"]).await.contains("master_link_status:up")
-    })
-    .await;
-    proxy.lead_to(second.address());
-    let _: String = command(&mut old, &["FAILOVER"]).await;
-    until(async || command::<String>(&mut new, &["INFO", "replication"]).await.contains("role:master")).await;
+    assert!(failovers.fail_over(&mut primary).await.expect("both answer"));
+    proxy.lead_to(primary.address());
 
+    let mut new = client(&primary).await;
     say(&mut new, turn, 1).await;
     end(&mut new, turn, 2).await;
     let rest: Vec<_> = events.collect().await;

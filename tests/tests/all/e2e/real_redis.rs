@@ -2,12 +2,14 @@
 //!
 //! Everything here is seen from outside, so that older programs can be held against it (`TURNMILL_TEST_BIN`).
 
-use std::net::SocketAddr;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use redis::FromRedisValue;
 use tokio::process::Command;
+use turnmill_schema::Name;
+use turnmill_tests::chaos::failover::Failovers;
+use turnmill_tests::chaos::store::Store;
 use turnmill_tests::line::Line;
 use turnmill_tests::machine;
 use turnmill_tests::proxy::Proxy;
@@ -44,51 +46,28 @@ async fn turnmill(url: &str, arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).expect("text")
 }
 
-/// A primary, a replica of it that is in sync, and a proxy that leads to the primary.
-async fn pair() -> (RedisServer, RedisServer, Proxy) {
-    let primary = RedisServer::start_with(&["--repl-diskless-sync-delay", "0"]);
-    let port = primary.address().port().to_string();
-    let replica = RedisServer::start_with(&["--replicaof", &format!("127.0.0.1 {port}")]);
-    until("the replica is in sync", async || {
-        told::<String>(&replica, &["INFO", "replication"]).await.contains("master_link_status:up")
-    })
-    .await;
-    let proxy = Proxy::start(primary.address()).await.expect("a proxy");
-    (primary, replica, proxy)
-}
-
-async fn fail_over(from: &RedisServer, to: &RedisServer, proxy: &Proxy) {
-    let address: SocketAddr = to.address();
-    let _: String = told(from, &["FAILOVER", "TO", "127.0.0.1", &address.port().to_string()]).await;
-    until("the replica becomes the primary", async || {
-        told::<String>(to, &["INFO", "replication"]).await.contains("role:master")
-    })
-    .await;
-    proxy.lead_to(address);
-}
-
 // The proxy runs while the test waits for programs.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_failover_that_keeps_connections_open_is_noticed_by_everybody() {
     let _machine = machine::alone();
-    let (primary, replica, proxy) = pair().await;
+    let (mut primary, mut failovers) = Failovers::pair(&[]).await.expect("a replica in sync");
+    let proxy = Proxy::start(primary.address()).await.expect("a local port is free");
     let mut worker = Worker::launch(&proxy.url(), &["--lease-ms", "1500"]);
     worker.until_ready();
     turnmill(&proxy.url(), &["submit", "-m", "before", "--max-tokens", "2", "--wait"]).await;
 
-    fail_over(&primary, &replica, &proxy).await;
-    let began = Instant::now();
+    assert!(failovers.fail_over(&mut primary).await.expect("both answer"));
+    proxy.lead_to(primary.address());
     let said =
         turnmill(&proxy.url(), &["submit", "-m", "after", "--max-tokens", "2", "--wait", "--json"]).await;
     assert!(said.contains("completed"), "{said}");
-    println!("from the new primary to the first turn that ended: {:?}", began.elapsed());
+    let store = Store::open(&primary.url(), &Name::new("default").expect("a name")).expect("a URL of ours");
+    assert!(failovers.look(&store).await.expect("it answers").is_some(), "a turn has ended since");
 
     // And back, with nothing to do meanwhile: the first turn afterwards finds everything in order.
-    until("the old primary is in sync", async || {
-        told::<String>(&primary, &["INFO", "replication"]).await.contains("master_link_status:up")
-    })
-    .await;
-    fail_over(&replica, &primary, &proxy).await;
+    failovers.until_possible(&primary).await.expect("the old primary gets in sync");
+    assert!(failovers.fail_over(&mut primary).await.expect("both answer"));
+    proxy.lead_to(primary.address());
     until("the worker is ready again", async || {
         worker.try_get("/health/ready").is_some_and(|(status, _)| status == 200)
     })
@@ -135,7 +114,7 @@ async fn a_worker_that_starts_while_redis_loads_waits() {
 #[tokio::test]
 async fn a_full_redis_drains_whoever_was_cut_off() {
     const TURNS: usize = 40;
-    let line = Line::start_with(&["--maxmemory", "24mb"]).await;
+    let line = Line::start().await;
     let mut worker = line.worker(&["--retained-bytes", "0", "--lease-ms", "1500"]);
     assert!(line.turnmill(&["queue", "pause"]).await.status.success());
     // Each is an agent of one turn: nothing of it has to stay.
@@ -144,15 +123,12 @@ async fn a_full_redis_drains_whoever_was_cut_off() {
     let file = tempfile::NamedTempFile::new().expect("the temporary directory is writable");
     std::fs::write(file.path(), lines).expect("written");
     assert!(line.turnmill(&["submit", &file.path().to_string_lossy()]).await.status.success());
-    // Somebody else's data takes what is left.
-    let junk = "x".repeat(64 << 10);
-    let mut pieces = 0;
-    for bytes in [64 << 10, 1 << 10, 16] {
-        while ask::<String>(&line.redis, &["SET", &format!("junk-{pieces}"), &junk[..bytes]]).await.is_ok() {
-            pieces += 1;
-        }
-    }
+    // Somebody else's data takes what is there and more: whatever the turns free, Redis stays full.
+    let junk = "x".repeat(8 << 20);
+    let _: String = told(&line.redis, &["SET", "junk", &junk]).await;
     let full = used_memory(&line.redis).await;
+    let limit = full - junk.len() as u64 / 2;
+    let _: String = told(&line.redis, &["CONFIG", "SET", "maxmemory", &limit.to_string()]).await;
     let _: u64 = told(&line.redis, &["CLIENT", "KILL", "TYPE", "normal"]).await;
 
     assert!(line.turnmill(&["queue", "resume"]).await.status.success());
@@ -161,12 +137,13 @@ async fn a_full_redis_drains_whoever_was_cut_off() {
         agents.is_empty()
     })
     .await;
+    let refused = ask::<String>(&line.redis, &["SET", "one", "more"]).await.expect_err("Redis is full");
+    assert_eq!(refused.code(), Some("OOM"));
     until("memory falls", async || used_memory(&line.redis).await < full).await;
-    // What connections still hold goes a little later than what turns held.
-    until("a new turn is taken and ends", async || {
-        line.turnmill(&["submit", "-m", "one more", "--max-tokens", "2", "--wait"]).await.status.success()
-    })
-    .await;
+    assert_eq!(worker.exited(), None, "{}", worker.log());
+
+    let _: u64 = told(&line.redis, &["DEL", "junk"]).await;
+    turnmill(&line.redis.url(), &["submit", "-m", "one more", "--max-tokens", "2", "--wait"]).await;
     assert_eq!(worker.exited(), None, "{}", worker.log());
 }
 
@@ -178,27 +155,36 @@ async fn used_memory(server: &RedisServer) -> u64 {
 
 #[tokio::test]
 async fn hot_agents_starve_neither_a_dead_workers_turn_nor_a_due_one() {
+    const LEASE: [&str; 2] = ["--lease-ms", "2000"];
     let line = Line::start().await;
-    let flags = ["--max-sequences", "2", "--lease-ms", "3000"];
-    // Somebody's turn is left behind by a worker that died.
-    let mut dead = line.worker(&flags);
-    let left =
-        turnmill(&line.redis.url(), &["submit", "--agent", "left", "-m", "left", "--max-tokens", "400"])
-            .await;
+    let url = line.redis.url();
+    // Somebody's turn is in the hands of a worker that will die.
+    let mut dying = line.worker(&[&LEASE[..], &["--max-sequences", "1"]].concat());
+    let left = turnmill(&url, &["submit", "--agent", "left", "-m", "Count.", "--max-tokens", "1000"]).await;
     until("it runs", async || is_in_state(&line, left.trim(), "leased").await).await;
-    dead.kill9();
+    // Two agents with many turns take both places of the other worker, before there is anything else to do.
+    let _worker = line.worker(&[&LEASE[..], &["--max-sequences", "2"]].concat());
     let hot: String = (0..1000)
-        .map(|i| format!("{{\"agent\": \"hot-{}\", \"message\": \"Go on.\", \"new_session\": true, \"max_tokens\": 2}}\n", i % 2))
+        .map(|i| format!("{{\"agent\": \"hot-{}\", \"message\": \"Go on.\", \"new_session\": true, \"max_tokens\": 8}}\n", i % 2))
         .collect();
     let file = tempfile::NamedTempFile::new().expect("the temporary directory is writable");
     std::fs::write(file.path(), hot).expect("written");
     assert!(line.turnmill(&["submit", &file.path().to_string_lossy()]).await.status.success());
-    let due = turnmill(
-        &line.redis.url(),
-        &["submit", "--agent", "due", "-m", "due", "--delay", "1", "--max-tokens", "2"],
-    )
+    until("both places are taken", async || {
+        let hot = ["hot-0", "hot-1"].map(|agent| format!("tm:{{default.0}}:agent:default/{agent}"));
+        for agent in &hot {
+            if told::<Option<String>>(&line.redis, &["HGET", agent, "state"]).await.as_deref()
+                != Some("leased")
+            {
+                return false;
+            }
+        }
+        true
+    })
     .await;
-    let _worker = line.worker(&flags);
+    dying.kill9();
+    let due = ["submit", "--agent", "due", "-m", "due", "--delay", "1", "--max-tokens", "2"];
+    let due = turnmill(&url, &due).await;
     for turn in [left.trim(), due.trim()] {
         until("it ends while the hot agents have work", async || is_in_state(&line, turn, "ended").await)
             .await;
