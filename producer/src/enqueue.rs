@@ -92,12 +92,9 @@ impl Producer {
                 let turn = step.turns.get(place).map_or(first, |(turn, _)| turn.id);
                 Err(ProducerError::KeyTaken { turn, first })
             }
-            Enqueued::Done(ids) if ids.len() == step.turns.len() => {
-                Ok(ids.into_iter().map(|(id, _)| id).collect())
-            }
-            Enqueued::Done(ids) => Err(ProducerError::Unreadable {
+            Enqueued::Done { known } => step.ids(&known).ok_or_else(|| ProducerError::Unreadable {
                 what: "the answer to enqueue".into(),
-                reason: format!("{} ids for {} turns", ids.len(), step.turns.len()),
+                reason: format!("it names a place beyond those of {} turns", step.turns.len()),
             }),
         }
     }

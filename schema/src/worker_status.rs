@@ -85,4 +85,15 @@ mod tests {
         assert_eq!(WorkerStatus::from_fields(&fields.into()), status);
         assert_eq!(WorkerStatus::from_fields(&HashMap::new()), WorkerStatus::default());
     }
+
+    #[test]
+    fn who_misses_two_beats_is_silent() {
+        let status = WorkerStatus { beat_ms: 1000, ..WorkerStatus::default() };
+        for (heard_ms, is_silent) in
+            [(0, false), (2000, false), (2500, false), (2501, true), (u64::MAX, true)]
+        {
+            assert_eq!(status.is_silent(heard_ms), is_silent, "{heard_ms}");
+        }
+        assert!(!WorkerStatus::default().is_silent(u64::MAX), "an older worker does not tell its beat");
+    }
 }

@@ -64,7 +64,7 @@ impl Line {
         let endpoint = RedisUrl::from(self.redis.url()).into();
         let server = Server::new(&endpoint, RESPONSE_TIMEOUT).expect("a URL of ours is usable");
         let enqueued = server.run(&self.keys, &Enqueue { limits, turns: vec![(turn, stored)] }).await;
-        assert_eq!(enqueued, Ok(Enqueued::Done(vec![(turn.id, true)])));
+        assert_eq!(enqueued, Ok(Enqueued::Done { known: vec![] }));
     }
 
     /// Replaces the stored envelope of a turn that waits.

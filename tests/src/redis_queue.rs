@@ -124,8 +124,9 @@ impl RedisQueue {
         limits: DepthLimits,
     ) -> Result<Result<Vec<TurnId>, NotEnqueued>, Fault> {
         let turns = turns.iter().map(|turn| (turn, encode_turn(turn).expect("turns fit"))).collect();
-        Ok(match self.steps.run(&self.keys(), &Enqueue { limits, turns }).await? {
-            Enqueued::Done(turns) => Ok(turns.into_iter().map(|(turn, _)| turn).collect()),
+        let step = Enqueue { limits, turns };
+        Ok(match self.steps.run(&self.keys(), &step).await? {
+            Enqueued::Done { known } => Ok(step.ids(&known).expect("places are those of the turns")),
             Enqueued::Conflict { place, first } => Err(NotEnqueued::Conflict { place, first }),
             Enqueued::Full { tenant, open, limit, retry_after } => {
                 let retry_after_ms = retry_after.as_millis() as u64;

@@ -3,10 +3,10 @@
 use std::num::NonZeroU16;
 use std::time::{Duration, Instant};
 
-use turnmill_redis::steps::Enqueue;
+use turnmill_redis::steps::{Enqueue, KeepCollector, Order};
 use turnmill_redis::{Fault, RESPONSE_TIMEOUT, Server};
 use turnmill_schema::envelope::{EnvelopeError, decode, encode_turn};
-use turnmill_schema::keys::{FIELD_END, GROUP, Keys, Queue};
+use turnmill_schema::keys::{FIELD_END, GROUP, Keys, ORDER_DRAIN, Queue};
 use turnmill_schema::{AgentId, Event, Name, Outcome, Priority, Turn, TurnId, WorkerStatus};
 use turnmill_tests::broker_conformance::{
     LEASE_MS, PATIENCE, ROOM, TestQueue, WorkerLimits, claim, delta, end, ending, ending_with, enqueue,
@@ -34,6 +34,40 @@ async fn an_undecodable_envelope_surfaces_and_the_turn_can_be_ended() {
     }
 }
 
+/// Steps that the server was asked for.
+async fn steps(queue: &RedisQueue) -> u64 {
+    let stats: String = queue.command(&["INFO", "commandstats"]).await;
+    let calls = stats.lines().find_map(|line| line.strip_prefix("cmdstat_evalsha:calls="));
+    calls.and_then(|calls| calls.split(',').next()?.parse().ok()).expect("steps were taken")
+}
+
+/// Redis serves nobody else while it gathers them.
+#[tokio::test]
+async fn long_histories_are_leased_a_few_to_a_call() {
+    const AGENTS: usize = 8;
+    let (queue, said) = (RedisQueue::start(), "x".repeat(300_000));
+    let broker = queue.worker("w").await;
+    let turns = || (0..AGENTS).map(|i| turn(Some(&format!("a{i}")), "1")).collect::<Vec<Turn>>();
+    enqueue(&queue, &turns()).await;
+    for _ in 0..AGENTS {
+        let claim = claim(&broker).await;
+        let entry = entry(&claim.lease, &said, 0, &[1]);
+        broker.finish(&claim.lease, &ending_with(entry, Outcome::Completed)).await.expect("ended");
+    }
+    enqueue(&queue, &turns()).await;
+    let mut tickets = Vec::new();
+    while tickets.len() < AGENTS {
+        tickets.extend(broker.read(AGENTS - tickets.len()).await.expect("answered"));
+    }
+    let before = steps(&queue).await;
+    let claims = futures::future::join_all(tickets.iter().map(|ticket| broker.lease(ticket))).await;
+    assert!(steps(&queue).await > before + 1, "one call answered with all histories");
+    for claim in claims {
+        let claim = claim.expect("answered").expect("ours");
+        assert!(claim.history.messages[0].content == said, "its history is not whole");
+    }
+}
+
 /// Idle workers look several times a second: a tenant that runs as many turns as it may costs a look, and no step.
 #[tokio::test]
 async fn agents_without_a_place_take_no_step_until_there_is_one() {
@@ -48,20 +82,15 @@ async fn agents_without_a_place_take_no_step_until_there_is_one() {
         let ticket = read_one(&broker).await;
         assert!(broker.lease(&ticket).await.expect("answered").is_none(), "it is parked");
     }
-    let steps = async || -> u64 {
-        let stats: String = queue.command(&["INFO", "commandstats"]).await;
-        let calls = stats.lines().find_map(|line| line.strip_prefix("cmdstat_evalsha:calls="));
-        calls.and_then(|calls| calls.split(',').next()?.parse().ok()).expect("steps were taken")
-    };
-    let before = steps().await;
+    let before = steps(&queue).await;
     for _ in 0..10 {
         broker.promote().await.expect("answered");
     }
-    assert_eq!(steps().await, before);
+    assert_eq!(steps(&queue).await, before);
     broker.finish(&running.lease, &ending(0, Outcome::Completed)).await.expect("ended");
-    let before = steps().await;
+    let before = steps(&queue).await;
     broker.promote().await.expect("answered");
-    assert!(steps().await > before, "somebody has a place now");
+    assert!(steps(&queue).await > before, "somebody has a place now");
     assert_eq!(claim(&broker).await.lease.attempt, 1);
 }
 
@@ -420,6 +449,18 @@ async fn a_full_redis_drains_and_takes_nothing_new() {
     broker.requeue(&second.lease, None).await.expect("requeued");
     broker.renew().await.expect("answered");
     assert_eq!(broker.counts().await.expect("counted").open(), 1);
+
+    // Whoever comes anew finds all that it needs to drain the queue.
+    let other = queue.worker("other").await;
+    queue.pause(true).await;
+    queue.pause(false).await;
+    queue.run(&Order { worker: "other", order: ORDER_DRAIN, for_ms: 60_000 }).await;
+    assert!(other.register(&WorkerStatus::default()).await.expect("registered").drain);
+    assert_eq!(queue.run(&KeepCollector { holder: "gc", for_ms: 60_000, take: true }).await, None);
+    other.sweep().await.expect("swept");
+    let last = claim(&other).await;
+    other.finish(&last.lease, &ending(0, Outcome::Completed)).await.expect("ended");
+    assert_eq!(other.counts().await.expect("counted").open(), 0);
 }
 
 #[tokio::test]

@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::process::Command;
+use turnmill::operate::Operator;
 use turnmill::{NewTurn, Producer, ProducerSettings};
 use turnmill_schema::envelope::{MAX_INLINE_BYTES, encode};
 use turnmill_schema::keys::{FIELD_MANIFEST, Keys};
@@ -350,10 +351,15 @@ async fn gc_removes_payloads_that_no_turn_refers_to() {
     // A replay refers to the object of its letter, which is purged.
     let keys = Keys::new(&name("q"), 0);
     place.redis::<()>(redis::cmd("RENAME").arg(keys.turn(replayed)).arg(keys.turn(TurnId::new(0)))).await;
+    // Whoever cancelled this one had no store; a deadline that passes while a turn waits leaves the same.
+    let cancelled = producer.enqueue(large()).await.expect("enqueued");
+    let settings = ProducerSettings::new(name("q"), name("t"));
+    let blind = Producer::connect(&place.redis.url(), settings).await.expect("Redis answers");
+    Operator::new(blind).cancel_turn(cancelled).await.expect("cancelled");
     let payloads = place.file("payloads/q");
     let files = std::fs::read_dir(&payloads).expect("there").map(|file| file.expect("readable").path());
     let files: Vec<PathBuf> = files.collect();
-    assert_eq!(files.len(), 2);
+    assert_eq!(files.len(), 3);
     files.iter().for_each(|file| place.touch(file, 30 * DAY));
     let orphan = |turn: TurnId| PayloadReference::of(turn, b"x").path(&name("q"));
     let (ended, young) = (orphan(small), orphan(TurnId::new(0)));
@@ -364,8 +370,12 @@ async fn gc_removes_payloads_that_no_turn_refers_to() {
     let ran = place.kv(&["gc", "--delete", "--retention", "0s", "--json"]).await;
     let report = ran.last();
     let counted = |field: &str| report["payloads"][field].as_u64().expect("a number");
-    assert_eq!((counted("kept"), counted("deleted"), &report["foreign"]), (3, 1, &json!(1)), "{}", ran.out);
-    assert!(files.iter().all(|file| file.is_file()), "those of {waiting} and {replayed} are needed");
+    assert_eq!((counted("kept"), counted("deleted"), &report["foreign"]), (3, 2, &json!(1)), "{}", ran.out);
+    let is_left = |turn: TurnId| {
+        let is_its = |file: &&PathBuf| file.display().to_string().contains(&turn.to_string());
+        files.iter().find(is_its).expect("it had an object").is_file()
+    };
+    assert_eq!([waiting, replayed, cancelled].map(is_left), [true, true, false], "two are needed");
     assert!(!place.has(&ended) && place.has(&young) && place.has("payloads/q/README"));
 }
 

@@ -146,6 +146,26 @@ async fn what_fits_stays_in_redis_and_batches_may_hold_both() {
     }
 }
 
+/// Redis serves nobody else during a call: turns are weighed, and not only counted.
+#[tokio::test]
+async fn a_call_takes_a_mebibyte_of_turns() {
+    let place = Place::new();
+    let producer = place.producer(None).await;
+    let turns = |count| (0..count).map(|_| NewTurn::user("x".repeat(200_000))).collect::<Vec<_>>();
+    let calls = async || {
+        let mut redis = place.connection().await;
+        let stats = redis::cmd("INFO").arg("commandstats").query_async::<String>(&mut redis).await;
+        let stats = stats.expect("INFO");
+        let calls = stats.lines().find_map(|line| line.strip_prefix("cmdstat_evalsha:calls="));
+        calls.and_then(|calls| calls.split(',').next()?.parse::<u64>().ok()).expect("steps were taken")
+    };
+    // The first call of a step may count twice.
+    producer.enqueue_batch(turns(1)).await.expect("enqueued");
+    let before = calls().await;
+    producer.enqueue_batch(turns(12)).await.expect("enqueued");
+    assert_eq!(calls().await - before, 3, "five fit into a call");
+}
+
 #[tokio::test]
 async fn without_a_store_and_over_the_hard_limit_a_turn_is_refused_and_nothing_is_written() {
     let place = Place::new();

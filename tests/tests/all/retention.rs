@@ -69,6 +69,37 @@ async fn ended_turns_stay_under_their_cap_and_the_oldest_go_first() {
     );
 }
 
+/// With each letter go its turn and its result.
+#[tokio::test]
+async fn dead_letters_stay_under_their_cap_and_the_oldest_go_first() {
+    const CAP: u64 = 100_000;
+    // More of them go than one call looks at.
+    const LETTERS: usize = 60;
+    let queue = RedisQueue::start();
+    let settings = BrokerSettings { dead_bytes: CAP, ..queue.settings("w", WorkerLimits::default()) };
+    let broker = RedisBroker::connect(settings).await.expect("the server is suitable");
+    let turns: Vec<Turn> = (0..LETTERS).map(|_| turn(None, &"x".repeat(4000))).collect();
+    let ids = enqueue(&queue, &turns).await;
+    for _ in &ids {
+        let claim = claim(&broker).await;
+        broker.finish(&claim.lease, &ending(0, Outcome::Failed)).await.expect("ended");
+    }
+    let taken = async || queue.command::<u64>(&["HGET", &queue.keys().counters(), "dead_bytes"]).await;
+    assert!(taken().await > 2 * CAP, "there is something to forget");
+    broker.sweep().await.expect("swept");
+    let kept = taken().await;
+    assert!(kept <= CAP && kept > CAP / 2, "{kept} bytes are kept");
+    let left: Vec<TurnId> = queue.dead_letters().await.iter().map(|letter| letter.turn).collect();
+    let forgotten = LETTERS - left.len();
+    assert!(forgotten > 32, "{forgotten} are forgotten");
+    assert_eq!(left, ids[forgotten..], "the oldest go first");
+    for (place, id) in ids.iter().enumerate() {
+        let (turn, result) = (queue.keys().turn(*id), queue.keys().result(*id));
+        let there: u64 = queue.command(&["EXISTS", &turn, &result]).await;
+        assert_eq!(there, if place < forgotten { 0 } else { 2 }, "of letter {place}");
+    }
+}
+
 /// What the keys of ended turns and their indexes take, as Redis says.
 async fn measured(queue: &RedisQueue) -> u64 {
     let mut bytes = 0;

@@ -23,8 +23,7 @@ expect_shared()
 expect(PARKED, 'zset')
 expect(TRANSCRIPT, 'list')
 local agent = fields(AGENT, 'state', 'ticket', 'priority', 'hold', 'epoch')
-local head = ask('LINDEX', BACKLOG, 0)
-head = head and backlog_entry(head)
+local head = backlog_entry(ask('LINDEX', BACKLOG, 0))
 if not agent.state then
   return {'unknown'}
 end
@@ -38,8 +37,10 @@ local function why_not()
   if text ~= KNOWN_HEAD then
     return {'head', text}
   end
-  local last = head and ask('XREVRANGE', RESULT, '+', '-', 'COUNT', 1)[1]
-  local _, published = split_id(last and last[1] or '0-0')
+  local _, published = 0, 0
+  if head then
+    _, published = published_in(RESULT, tonumber(agent.epoch) or 0)
+  end
   return published > 0 and {'busy'} or nil
 end
 

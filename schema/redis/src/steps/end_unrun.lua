@@ -36,16 +36,16 @@ local function end_unrun(i)
   end
   local agent = read_agent(keys)
   local head, following = read_backlog(keys)
-  following = following and backlog_entry(following)
   local is_head = head and head.turn == entry.turn
   if too_early(turn, is_head and agent.state == 'leased') then
     return {'early'}
   end
-  local top_epoch, published = result_top(keys)
+  local last_epoch = tonumber(agent.epoch) or 0
+  local top_epoch, published = published_in(keys.result, last_epoch)
   expect(keys.parked, 'zset')
   local c = {
-    keys = keys, agent = agent_id, entry = entry, attempts = turn.attempts or 0, epoch = math.max(NOW, top_epoch + 1),
-    published = published, outcome = OUTCOME, event = ending(OUTCOME, reason_of(turn), entry.enqueued_ms),
+    keys = keys, agent = agent_id, entry = entry, has_deadline = turn.deadline_ms, attempts = turn.attempts or 0,
+    epoch = math.max(NOW, top_epoch + 1), published = published, outcome = OUTCOME, event = ending(OUTCOME, reason_of(turn), entry.enqueued_ms),
     stream_ttl_ms = RESULT_TTL_MS, outcome_ttl_ms = OUTCOME_TTL_MS,
   }
   if not is_head then
@@ -53,7 +53,7 @@ local function end_unrun(i)
     redis.call('LREM', keys.backlog, 1, entry.text)
     return {'done'}
   end
-  c.epoch = math.max(c.epoch, (tonumber(agent.epoch) or 0) + 1)
+  c.epoch = math.max(c.epoch, last_epoch + 1)
   c.found, c.following = agent, following
   -- A ticket that no worker leased stands for the turn behind as well.
   c.keep_ticket = agent.state == 'ready'

@@ -1,23 +1,27 @@
--- Enqueues turns of one shard: all of them or, where they do not fit, none. At most some thousand to a call: Lua unpacks no more.
+-- Enqueues turns of one shard: all of them or, if they do not fit, none.
 --
--- KEYS the shared ones, then for each turn: agent, backlog, turn, idem (the turn key again where it has no key)
+-- KEYS the shared ones, then for each turn: agent, backlog, turn, and its idempotency key if it has one
 -- ARGV 1 most turns that may be open in this shard  2 most that one tenant may have open in it
---      then for each turn: turn id, agent id, priority, deadline_ms (0: none), not_before_ms (0: at once),
---      new_session (1 or 0), idempotency name ('-': none), digest of what is asked ('' where there is no such name), envelope
--- Reply {'ok', id, fresh, id, fresh, …} in the order given; fresh is 0 where the id is that of a turn enqueued earlier
---      under the same idempotency key, or of this very turn enqueued before
---      {'conflict', place (from 0), turn}: the turn at that place has the idempotency key of this earlier turn, and asks for
---      something else; nothing was written
+--      then for each turn: turn id, agent id, its priority or, if there is more to say, `<priority> <deadline_ms, 0: none>
+--      <not_before_ms, 0: at once> <new_session: 1 or 0> <idempotency name, -: none> <digest of what is asked, empty if there is
+--      no such name>`, envelope
+-- Reply {'ok', place (from 0), id, place, id, …} for each turn that is not new: it has the id of a turn enqueued earlier under
+--      the same idempotency key, or is this very turn, enqueued before
+--      {'conflict', place, id}: the turn at that place has the idempotency key of this earlier turn, and asks for something
+--      else; nothing was written
 --      {'full', whose ('': everybody's, else a tenant), open turns, limit, retry_after_ms}: nothing was written
 
-local KEYS_A_TURN, ARGS_A_TURN = 4, 9
+local ARGS, ARGS_A_TURN = 2, 4
+-- To a call; Lua unpacks some thousand values and no more.
+local MOST_TURNS = 1000
 -- The end of the year 9999: later times are no times, and larger numbers lose digits.
 local MAX_TIME_MS = 253402300799999
 -- How many of the newest ends tell the pace of the queue, and bounds of what is told.
 local PACE_ENDS, MIN_RETRY_MS, MAX_RETRY_MS = 100, 100, 60000
 
+-- Without leading zeros: a backlog's entry is compared as text.
 local function is_time(text)
-  return text == '0' or (string.find(text, '^%d+$') and tonumber(text) <= MAX_TIME_MS)
+  return text == '0' or (string.find(text, '^[1-9]%d*$') and tonumber(text) <= MAX_TIME_MS)
 end
 
 -- When `room` places will be free, at the pace of the newest ends.
@@ -30,57 +34,86 @@ local function retry_after_ms(room)
   return math.max(MIN_RETRY_MS, math.min(MAX_RETRY_MS, math.ceil(since_ms / #ends * room)))
 end
 
--- Whether any of the turns is in the queue already: one question in the place of one a turn.
-local function any_known()
-  local turn_keys = {}
-  for k = SHARED + 3, #KEYS, KEYS_A_TURN do
-    turn_keys[#turn_keys + 1] = KEYS[k]
+-- What an argument says that is more than a priority.
+local function special_of(text)
+  local priority, deadline_ms, not_before_ms, new_session, idem, digest =
+    string.match(text, '^(%S+) (%S+) (%S+) ([01]) (%S+) (%S*)$')
+  if not READY[priority] then
+    error(redis.error_reply('ERR unknown priority ' .. text))
   end
-  return redis.call('EXISTS', unpack(turn_keys)) > 0
+  for _, time in ipairs({deadline_ms, not_before_ms}) do
+    if not is_time(time) then
+      error(redis.error_reply('ERR ' .. time .. ' is no time in Unix milliseconds'))
+    end
+  end
+  return {
+    priority = priority, deadline_ms = deadline_ms, not_before_ms = not_before_ms, new_session = new_session == '1',
+    idem = idem, digest = digest,
+  }
 end
 
 expect_shared()
-local look_each_up = any_known()
-local reply, fresh, seen, agents, opened, by_tenant = {'ok'}, {}, {}, {}, 0, {}
-for i = 0, (#KEYS - SHARED) / KEYS_A_TURN - 1 do
-  local k, a = SHARED + i * KEYS_A_TURN, 2 + i * ARGS_A_TURN
-  local agent_key, backlog_key, turn_key, idem_key = KEYS[k + 1], KEYS[k + 2], KEYS[k + 3], KEYS[k + 4]
-  local id, agent, priority, idem = ARGV[a + 1], ARGV[a + 2], ARGV[a + 3], ARGV[a + 7]
-  if not READY[priority] then
-    return redis.error_reply('ERR unknown priority ' .. tostring(priority))
+-- Of each turn: after which key and argument its own follow, its key, and what is special about it. Few are special, and a table
+-- for each turn would take longer than a command of Redis.
+local key_places, turn_keys, specials, turns, next_key = {}, {}, {}, 0, SHARED
+for a = ARGS, #ARGV - ARGS_A_TURN, ARGS_A_TURN do
+  turns = turns + 1
+  key_places[turns], turn_keys[turns] = next_key, KEYS[next_key + 3]
+  next_key = next_key + 3
+  if not READY[ARGV[a + 3]] then
+    local special = special_of(ARGV[a + 3])
+    specials[turns] = special
+    if special.idem ~= '-' then
+      next_key = next_key + 1
+      special.key = KEYS[next_key]
+    end
   end
-  local wrong_time = not is_time(ARGV[a + 4]) and ARGV[a + 4] or not is_time(ARGV[a + 5]) and ARGV[a + 5]
-  if wrong_time then
-    return redis.error_reply('ERR ' .. wrong_time .. ' is no time in Unix milliseconds')
-  end
-  if not agents[agent_key] then
-    ask('LLEN', backlog_key)
-    agents[agent_key] = {state = ask('HGET', agent_key, 'state') or 'idle'}
+end
+if turns > MOST_TURNS then
+  return redis.error_reply('ERR a call takes ' .. MOST_TURNS .. ' turns at most, not ' .. turns)
+end
+
+-- One question in the place of one a turn.
+local look_each_up = turns > 0 and redis.call('EXISTS', unpack(turn_keys)) > 0
+local reply, fresh, seen, states, by_tenant = {'ok'}, {}, {}, {}, {}
+local tenant, prefix = nil, '/'
+for turn = 1, turns do
+  local k, a, turn_key, special = key_places[turn], ARGS + (turn - 1) * ARGS_A_TURN, turn_keys[turn], specials[turn]
+  local id, agent, agent_key = ARGV[a + 1], ARGV[a + 2], KEYS[k + 1]
+  if not states[agent_key] then
+    -- An agent with a backlog has a ticket or waits for something, and is in the index.
+    states[agent_key] = ask('LLEN', KEYS[k + 2]) > 0 and 'busy' or ask('HGET', agent_key, 'state') or 'new'
   end
   local known = seen[turn_key]
-  if idem ~= '-' then
-    local first = seen[idem_key] or ask('GET', idem_key)
+  if special and special.key then
+    local first = seen[special.key] or ask('GET', special.key)
     if first then
-      local turn, digest = string.match(first, '^(%S+) ?(%S*)$')
-      if digest ~= '' and digest ~= ARGV[a + 8] then
-        return {'conflict', i, turn}
+      local first_id, digest = string.match(first, '^(%S+) ?(%S*)$')
+      if digest ~= '' and digest ~= special.digest then
+        return {'conflict', turn - 1, first_id}
       end
-      known = known or turn
+      known = known or first_id
     end
   end
   known = known or (look_each_up and redis.call('EXISTS', turn_key) == 1 and id)
   seen[turn_key] = known or id
-  if idem ~= '-' then
-    seen[idem_key] = seen[idem_key] or (known or id) .. ' ' .. ARGV[a + 8]
+  if special and special.key then
+    seen[special.key] = seen[special.key] or (known or id) .. ' ' .. special.digest
   end
-  if not known then
-    local tenant = tenant_of(agent)
-    opened, by_tenant[tenant] = opened + 1, (by_tenant[tenant] or 0) + 1
-    fresh[#fresh + 1] = {k = k, a = a, tenant = tenant}
+  if known then
+    reply[#reply + 1] = turn - 1
+    reply[#reply + 1] = known
+  else
+    -- Neighbours are mostly of one tenant.
+    if string.find(agent, prefix, 1, true) ~= 1 then
+      tenant = tenant_of(agent)
+      prefix = tenant .. '/'
+    end
+    by_tenant[tenant] = (by_tenant[tenant] or 0) + 1
+    fresh[#fresh + 1] = turn
   end
-  reply[#reply + 1] = known or id
-  reply[#reply + 1] = known and 0 or 1
 end
+local opened = #fresh
 if opened == 0 then
   return reply
 end
@@ -97,35 +130,44 @@ for tenant, more in pairs(by_tenant) do
   end
 end
 
-local now = whole(NOW)
+local plain, by_priority = ' ' .. NOW_TEXT .. ' 0 -', {interactive = 0, batch = 0}
 for _, turn in ipairs(fresh) do
-  local k, a = turn.k, turn.a
-  local agent_key, turn_key = KEYS[k + 1], KEYS[k + 3]
-  local id, agent, priority, deadline_ms, not_before_ms = ARGV[a + 1], ARGV[a + 2], ARGV[a + 3], ARGV[a + 4], ARGV[a + 5]
-  local entry = id .. ' ' .. priority .. ' ' .. now .. ' ' .. not_before_ms .. ' ' .. ARGV[a + 7]
-  redis.call('HSET', turn_key, 'envelope', ARGV[a + 9], 'state', 'queued', 'agent', agent, 'entry', entry)
-  if deadline_ms ~= '0' then
-    redis.call('HSET', turn_key, 'deadline_ms', deadline_ms)
-    redis.call('ZADD', DEADLINES, deadline_ms, agent .. ' ' .. entry)
+  local k, a, turn_key, special = key_places[turn], ARGS + (turn - 1) * ARGS_A_TURN, turn_keys[turn], specials[turn]
+  local id, agent, priority, agent_key = ARGV[a + 1], ARGV[a + 2], ARGV[a + 3], KEYS[k + 1]
+  local rest, not_before_ms = plain, 0
+  if special then
+    priority, not_before_ms = special.priority, tonumber(special.not_before_ms)
+    rest = ' ' .. NOW_TEXT .. ' ' .. special.not_before_ms .. ' ' .. special.idem
   end
-  if ARGV[a + 6] == '1' then
-    redis.call('HSET', turn_key, 'new_session', '1')
-  end
-  if ARGV[a + 7] ~= '-' then
-    redis.call('SET', KEYS[k + 4], id .. ' ' .. ARGV[a + 8])
+  local entry = id .. ' ' .. priority .. rest
+  redis.call('HSET', turn_key, 'envelope', ARGV[a + 4], 'state', 'queued', 'agent', agent, 'entry', entry)
+  if special then
+    if special.deadline_ms ~= '0' then
+      redis.call('HSET', turn_key, 'deadline_ms', special.deadline_ms)
+      redis.call('ZADD', DEADLINES, special.deadline_ms, agent .. ' ' .. entry)
+    end
+    if special.new_session then
+      redis.call('HSET', turn_key, 'new_session', '1')
+    end
+    if special.key then
+      redis.call('SET', special.key, id .. ' ' .. special.digest)
+    end
   end
   redis.call('RPUSH', KEYS[k + 2], entry)
-  count('open:' .. priority, 1)
-  if agents[agent_key].state == 'idle' then
-    local head = {text = entry, priority = priority, enqueued_ms = NOW, not_before_ms = tonumber(not_before_ms)}
+  by_priority[priority] = by_priority[priority] + 1
+  local state = states[agent_key]
+  if state == 'new' or state == 'idle' then
+    local head = {text = entry, priority = priority, enqueued_ms = NOW, not_before_ms = not_before_ms}
     note_head(agent, head)
     make_runnable(agent_key, agent, {}, head)
-    agents[agent_key].state = 'ready'
-  elseif agents[agent_key].state == 'paused' or agents[agent_key].state == 'halted' then
+    states[agent_key] = 'busy'
+  elseif state == 'paused' or state == 'halted' then
     -- Held agents may be without work; any other has some, and is in the index.
-    redis.call('ZADD', OPEN, 'NX', now, agent)
+    redis.call('ZADD', OPEN, 'NX', NOW_TEXT, agent)
   end
 end
+count('open:interactive', by_priority.interactive)
+count('open:batch', by_priority.batch)
 count('enqueued', opened)
 for tenant, more in pairs(by_tenant) do
   count(tenant .. ':open', more)

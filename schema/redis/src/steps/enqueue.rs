@@ -31,8 +31,12 @@ pub struct Enqueue<'a> {
 /// What came of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Enqueued {
-    /// For each turn its id, or that of the turn enqueued earlier under its idempotency key, and whether it is new.
-    Done(Vec<(TurnId, bool)>),
+    /// All are in the queue. See [`Enqueue::ids`].
+    Done {
+        /// The turns that are not new: the place of each, from 0, and the id of the turn that was enqueued earlier under its
+        /// idempotency key, or its own if it was enqueued before itself.
+        known: Vec<(usize, TurnId)>,
+    },
     /// A turn has the idempotency key of an earlier one that asks for something else. Nothing was written.
     Conflict {
         /// Its place among the turns, from 0.
@@ -53,6 +57,17 @@ pub enum Enqueued {
     },
 }
 
+impl Enqueue<'_> {
+    /// The id of each turn, or that of the turn that was enqueued in its place; none if a place is not one of these turns.
+    pub fn ids(&self, known: &[(usize, TurnId)]) -> Option<Vec<TurnId>> {
+        let mut ids: Vec<TurnId> = self.turns.iter().map(|(turn, _)| turn.id).collect();
+        for (place, id) in known {
+            *ids.get_mut(*place)? = *id;
+        }
+        Some(ids)
+    }
+}
+
 impl Step for Enqueue<'_> {
     const NAME: &'static str = "enqueue";
     const SCRIPT: &'static str = script!("" "enqueue.lua");
@@ -64,17 +79,10 @@ impl Step for Enqueue<'_> {
         for (turn, stored) in &self.turns {
             let agent = turn.agent_id();
             let idempotency = turn.idempotency_key.as_ref().map(|key| idempotency_name(&turn.tenant, key));
-            let turn_key = keys.turn(turn.id);
-            let idempotency_key =
-                idempotency.as_ref().map_or(turn_key.clone(), |name| keys.idempotency(name));
-            call.keys([keys.agent(&agent), keys.backlog(&agent), turn_key, idempotency_key]);
-            call.text(turn.id).text(&agent).text(turn.priority.as_str());
-            call.text(turn.deadline_ms.unwrap_or(0)).text(turn.not_before_ms.unwrap_or(0));
-            call.text(u8::from(turn.new_session));
-            // Nothing is compared where there is no key.
-            let digest = idempotency.as_ref().map(|_| turn.asked_digest()).unwrap_or_default();
-            call.arg(idempotency.unwrap_or_else(|| "-".into()));
-            call.text(digest).arg(stored.as_slice());
+            call.keys([keys.agent(&agent), keys.backlog(&agent), keys.turn(turn.id)]);
+            call.keys(idempotency.iter().map(|name| keys.idempotency(name)));
+            call.text(turn.id).text(&agent).text(asked_for(turn, idempotency.as_deref()));
+            call.arg(stored.as_slice());
         }
         call
     }
@@ -91,16 +99,32 @@ impl Step for Enqueue<'_> {
             "conflict" => {
                 Ok(Enqueued::Conflict { place: parts.next()?, first: parse_turn(&parts.next::<String>()?)? })
             }
-            "ok" => parts.rest().chunks(2).map(read_turn).collect::<Result<_, _>>().map(Enqueued::Done),
+            "ok" => {
+                let known = parts.rest().chunks(2).map(read_known).collect::<Result<_, _>>()?;
+                Ok(Enqueued::Done { known })
+            }
             kind => unknown(kind),
         }
     }
 }
 
-/// An id and whether it is fresh.
-fn read_turn(pair: &[Value]) -> Result<(TurnId, bool), ParsingError> {
-    let (id, fresh): (String, bool) = redis::from_redis_value(Value::Array(pair.to_vec()))?;
-    Ok((parse_turn(&id)?, fresh))
+/// The priority, and all that most turns do not have if there is anything of it, as the script takes it.
+fn asked_for(turn: &Turn, idempotency: Option<&str>) -> String {
+    let priority = turn.priority.as_str();
+    let (deadline_ms, not_before_ms) = (turn.deadline_ms.unwrap_or(0), turn.not_before_ms.unwrap_or(0));
+    if (deadline_ms, not_before_ms, turn.new_session, idempotency) == (0, 0, false, None) {
+        return priority.to_owned();
+    }
+    // Nothing is compared if there is no key.
+    let digest = idempotency.map(|_| turn.asked_digest()).unwrap_or_default();
+    let (new_session, name) = (u8::from(turn.new_session), idempotency.unwrap_or("-"));
+    format!("{priority} {deadline_ms} {not_before_ms} {new_session} {name} {digest}")
+}
+
+/// A place and the id of the turn there.
+fn read_known(pair: &[Value]) -> Result<(usize, TurnId), ParsingError> {
+    let (place, id): (usize, String) = redis::from_redis_value(Value::Array(pair.to_vec()))?;
+    Ok((place, parse_turn(&id)?))
 }
 
 fn parse_turn(id: &str) -> Result<TurnId, ParsingError> {
@@ -109,6 +133,8 @@ fn parse_turn(id: &str) -> Result<TurnId, ParsingError> {
 
 #[cfg(test)]
 mod tests {
+    use turnmill_schema::Name;
+
     use super::*;
 
     fn text(text: impl ToString) -> Value {
@@ -122,8 +148,9 @@ mod tests {
     #[test]
     fn both_answers_are_read() {
         let (a, b) = (TurnId::new(0), TurnId::new(0));
-        let ok = vec![text("ok"), text(a), Value::Int(1), text(b), Value::Int(0)];
-        assert_eq!(read(ok), Ok(Enqueued::Done(vec![(a, true), (b, false)])));
+        assert_eq!(read(vec![text("ok")]), Ok(Enqueued::Done { known: vec![] }));
+        let ok = vec![text("ok"), Value::Int(0), text(a), Value::Int(7), text(b)];
+        assert_eq!(read(ok), Ok(Enqueued::Done { known: vec![(0, a), (7, b)] }));
         for (whose, tenant) in [("", None), ("acme", Some("acme".to_owned()))] {
             let full = vec![text("full"), text(whose), Value::Int(7), Value::Int(8), Value::Int(250)];
             let retry_after = Duration::from_millis(250);
@@ -132,9 +159,20 @@ mod tests {
     }
 
     #[test]
+    fn what_was_known_stands_at_its_place() {
+        let turns: Vec<Turn> =
+            (0..3).map(|_| Turn::new(TurnId::new(0), Name::new("t").expect("a name"), vec![])).collect();
+        let limits = DepthLimits { queue: 9, tenant: 9 };
+        let step = Enqueue { limits, turns: turns.iter().map(|turn| (turn, vec![])).collect() };
+        let first = TurnId::new(0);
+        assert_eq!(step.ids(&[(1, first)]), Some(vec![turns[0].id, first, turns[2].id]));
+        assert_eq!(step.ids(&[(3, first)]), None);
+    }
+
+    #[test]
     fn any_other_answer_is_an_error() {
         for foreign in
-            [vec![], vec![text("huh")], vec![text("full")], vec![text("ok"), text("x"), Value::Int(1)]]
+            [vec![], vec![text("huh")], vec![text("full")], vec![text("ok"), Value::Int(1), text("x")]]
         {
             assert!(read(foreign.clone()).is_err(), "{foreign:?}");
         }

@@ -26,7 +26,7 @@ local function anybody_waits()
   for _, stream in pairs(READY) do
     local pending_tickets = redis.call('XPENDING', stream, GROUP)[1]
     if redis.call('XLEN', stream) > pending_tickets
-        or (pending_tickets > 0 and #redis.call('XPENDING', stream, GROUP, 'IDLE', LEASE_MS, '-', '+', 1) > 0) then
+        or (pending_tickets > 0 and #redis.call('XPENDING', stream, GROUP, 'IDLE', LEASE_MS, '-', '+', '1') > 0) then
       return true
     end
   end
@@ -68,25 +68,38 @@ local function finish(i)
   local keys, a = item_keys(i), ARGS + i * ARGS_AN_ITEM
   local agent_id, turn_id, epoch, published, outcome = ARGV[a + 1], ARGV[a + 2], ARGV[a + 3], ARGV[a + 4], ARGV[a + 5]
   local entry, whole_reply = ARGV[a + 8], ARGV[a + 9]
-  local turn = fields(keys.turn, 'state', 'epoch', 'attempts', 'new_session')
+  local values = ask('HMGET', keys.turn, 'state', 'epoch', 'attempts', 'new_session', 'deadline_ms')
+  local turn = {
+    state = there(values[1]), epoch = there(values[2]), attempts = there(values[3]), new_session = there(values[4]),
+    deadline_ms = there(values[5]),
+  }
   if turn.state == 'ended' then
     return ended_before(keys, turn, epoch)
   end
-  local agent, head, following = read_lease(keys, WORKER, turn_id, epoch)
+  local agent, head_text, following = read_lease(keys, WORKER, turn_id, epoch)
   if not agent then
     return {'fenced'}
   end
-  local top_epoch, found = result_top(keys)
-  if top_epoch > tonumber(epoch) then
-    return {'fenced'}
+  local last = ask('XREVRANGE', keys.result, '+', '-', 'COUNT', '1')[1]
+  -- Nearly always this is the worker's own last entry.
+  if not last or last[1] ~= epoch .. '-' .. published then
+    local top_epoch, there_are = split_id(last and last[1] or '0-0')
+    if top_epoch > tonumber(epoch) then
+      return {'fenced'}
+    end
+    if there_are ~= tonumber(published) then
+      return {'gap', there_are}
+    end
   end
-  if found ~= tonumber(published) then
-    return {'gap', found}
+  -- Of the head, an ending needs no more than this.
+  local head = {text = head_text, turn = turn_id, priority = string.match(head_text, '^%S+ (%S+)')}
+  if not READY[head.priority] then
+    return {'error', 'a backlog holds ' .. head_text .. ', which is no turn'}
   end
 
   local goes_on = conclude({
-    keys = keys, agent = agent_id, entry = head, attempts = turn.attempts or 0, epoch = tonumber(epoch),
-    published = found, outcome = outcome, reason = ARGV[a + 6], event = ARGV[a + 7],
+    keys = keys, agent = agent_id, entry = head, has_deadline = turn.deadline_ms, attempts = turn.attempts or 0,
+    epoch = tonumber(epoch), published = tonumber(published), outcome = outcome, reason = ARGV[a + 6], event = ARGV[a + 7],
     transcript = entry ~= '' and entry or nil, new_session = turn.new_session,
     reply = whole_reply ~= '' and whole_reply or nil, found = agent, following = following,
     keep_ticket = may_go_on(agent, following, tonumber(ARGV[a + 10]), keys.parked), continues = (tonumber(agent.continues) or 0) + 1,
@@ -97,7 +110,7 @@ local function finish(i)
     return {'done'}
   end
   -- The worker has the ticket for another whole lease.
-  redis.call('XCLAIM', READY[agent.priority], GROUP, WORKER, 0, agent.ticket, 'JUSTID')
+  redis.call('XCLAIM', READY[agent.priority], GROUP, WORKER, '0', agent.ticket, 'JUSTID')
   return {'next', following.text}
 end
 

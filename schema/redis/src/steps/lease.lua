@@ -16,36 +16,19 @@
 local WORKER, MAX_ATTEMPTS, RESULT_TTL_MS, OUTCOME_TTL_MS = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
 local TENANT_CAP = tonumber(ARGV[5])
 local ARGS, ARGS_AN_ITEM = 5, 4
--- The first pause of an agent that cannot be leased; it doubles.
-local UNLEASABLE_PAUSE_MS = 500
+-- Pauses of an agent that cannot be leased: the first one, and the longest. They double.
+local UNLEASABLE_PAUSE_MS, LONGEST_PAUSE_MS = 1000, 60000
 
 -- Bytes of histories and replies to a call, about: reading and sending more keeps the server from others for too long.
 local REPLY_BYTES = 1000000
 local answered_bytes = 0
 
--- What the turn published: all entries, the epoch of the newest one, the tokens published by then. `begun`: whether it was ever
--- leased. Entries without an event, and those of epochs above the agent's, are nobody's who had a lease: they only raise the next
--- epoch.
-local function published_before(keys, begun, last_epoch)
-  if not begun then
-    return {}, 0, 0
-  end
-  local entries = ask('XRANGE', keys.result, '-', '+')
-  local top_epoch = #entries > 0 and split_id(entries[#entries][1]) or 0
-  for i = #entries, 1, -1 do
-    local epoch, published = split_id(entries[i][1])
-    if epoch <= last_epoch and entries[i][2][1] == 'event' then
-      return entries, top_epoch, published
-    end
-  end
-  return entries, top_epoch, 0
-end
-
--- Parks the agent until one of its tenant's turns ends: see promote.lua. Agents wait in the order in which they came.
-local function park(keys, agent, stream, ticket)
+-- Parks the agent until one of its tenant's turns ends: see promote.lua. Agents wait in the order in which their heads were
+-- enqueued, so one that got a ticket and found no place does not lose its own.
+local function park(keys, agent, head, stream, ticket)
   drop_ticket(stream, ticket)
   redis.call('HSET', keys.agent, 'state', 'parked', 'ticket', '')
-  redis.call('ZADD', keys.parked, whole(NOW), agent)
+  redis.call('ZADD', keys.parked, whole(head.enqueued_ms), agent)
   redis.call('SADD', CAPPED, tenant_of(agent))
   return {'gone'}
 end
@@ -83,32 +66,42 @@ local function lease(i)
   if answered_bytes >= REPLY_BYTES then
     return {'later'}
   end
-  local agent = read_agent(keys)
-  local leasable = agent.state == 'ready' or agent.state == 'leased'
-  if agent.ticket ~= ticket or agent.priority ~= priority or not leasable then
+  local found = ask('HMGET', keys.agent, 'state', 'ticket', 'priority', 'owner', 'epoch', 'delivery', 'manifest', 'place')
+  local agent = {
+    state = there(found[1]), ticket = there(found[2]), priority = there(found[3]), owner = there(found[4]),
+    epoch = there(found[5]), delivery = there(found[6]), manifest = there(found[7]), place = there(found[8]),
+  }
+  if not stands_for(agent, ticket) or agent.priority ~= priority then
     drop_ticket(stream, ticket)
     return {'gone'}
   end
-  local head, following = read_backlog(keys)
-  if not head then
+  local texts = ask('LRANGE', keys.backlog, '0', '1')
+  if not texts[1] then
     -- An operator deleted the backlog: nothing to run.
     drop_ticket(stream, ticket)
     unlease(agent_id, agent)
     note_head(agent_id, nil)
-    make_runnable(keys.agent, agent_id, agent, nil)
+    make_runnable(keys.agent, agent_id, read_agent(keys), nil)
     return {'gone'}
   end
-  if head.text ~= known_head then
-    return {'head', head.text}
+  if texts[1] ~= known_head then
+    return {'head', backlog_entry(texts[1]).text}
   end
 
-  local turn = fields(keys.turn, 'envelope', 'attempts', 'barren', 'progress', 'new_session', 'deadline_ms',
-    'requeued')
+  found = ask('HMGET', keys.turn, 'envelope', 'attempts', 'barren', 'progress', 'new_session', 'deadline_ms', 'requeued')
+  local turn = {
+    envelope = there(found[1]), attempts = there(found[2]), barren = there(found[3]), progress = there(found[4]),
+    new_session = there(found[5]), deadline_ms = there(found[6]), requeued = there(found[7]),
+  }
   local attempts, last_epoch = tonumber(turn.attempts) or 0, tonumber(agent.epoch) or 0
-  local entries, top_epoch, published = published_before(keys, attempts > 0 or turn.requeued, last_epoch)
+  local entries, top_epoch, published = {}, 0, 0
+  if attempts > 0 or turn.requeued then
+    entries = ask('XRANGE', keys.result, '-', '+')
+    top_epoch, published = published_in(keys.result, last_epoch)
+  end
   local transcript = {}
   if not turn.new_session and not is_lone(agent_id) then
-    transcript = ask('LRANGE', keys.transcript, 0, -1)
+    transcript = ask('LRANGE', keys.transcript, '0', '-1')
   end
   -- Attempts in a row, up to the last one, that published nothing.
   local barren = tonumber(turn.barren) or 0
@@ -129,17 +122,18 @@ local function lease(i)
     return leased(last_epoch, attempts, math.max(0, barren - 1))
   end
   if must_park(keys, agent_id, agent) then
-    return park(keys, agent_id, stream, ticket)
+    return park(keys, agent_id, backlog_entry(texts[1]), stream, ticket)
   end
   local epoch = math.max(last_epoch + 1, NOW, top_epoch + 1)
   local function end_unrun(outcome, cause, reason)
+    local head, whole_agent = backlog_entry(texts[1]), read_agent(keys)
     local goes_on = conclude({
-      keys = keys, agent = agent_id, entry = head, attempts = attempts, epoch = epoch, published = published,
-      outcome = outcome, reason = cause, event = ending(outcome, reason, head.enqueued_ms), found = agent,
-      following = following and backlog_entry(following), keep_ticket = true, continues = agent.continues,
+      keys = keys, agent = agent_id, entry = head, has_deadline = turn.deadline_ms, attempts = attempts, epoch = epoch,
+      published = published, outcome = outcome, reason = cause, event = ending(outcome, reason, head.enqueued_ms),
+      found = whole_agent, following = backlog_entry(texts[2]), keep_ticket = true, continues = whole_agent.continues,
       stream_ttl_ms = RESULT_TTL_MS, outcome_ttl_ms = OUTCOME_TTL_MS,
     })
-    return goes_on and {'head', following} or {'gone'}
+    return goes_on and {'head', texts[2]} or {'gone'}
   end
   if deadline_ms > 0 and NOW >= deadline_ms then
     local late_ms = whole(NOW - deadline_ms)
@@ -152,11 +146,12 @@ local function lease(i)
 
   -- Counted before it runs, because a turn that kills its worker cannot be counted after.
   local begin = {kind = 'begin', epoch = epoch, resume_from = published, attempt = attempts + 1, worker = WORKER}
-  redis.call('XADD', keys.result, whole(epoch) .. '-' .. whole(published), 'event', envelope(begin), 'at', whole(NOW))
-  redis.call('HSET', keys.agent, 'state', 'leased', 'owner', WORKER, 'epoch', whole(epoch), 'delivery', delivery,
+  local epoch_text, published_text = whole(epoch), whole(published)
+  redis.call('XADD', keys.result, epoch_text .. '-' .. published_text, 'event', envelope(begin), 'at', NOW_TEXT)
+  redis.call('HSET', keys.agent, 'state', 'leased', 'owner', WORKER, 'epoch', epoch_text, 'delivery', whole(delivery),
     'place', '', 'unleasable', '')
-  redis.call('HSET', keys.turn, 'state', 'leased', 'epoch', whole(epoch), 'attempts', attempts + 1, 'barren',
-    barren + 1, 'progress', whole(published))
+  redis.call('HSET', keys.turn, 'state', 'leased', 'epoch', epoch_text, 'attempts', whole(attempts + 1), 'barren',
+    whole(barren + 1), 'progress', published_text)
   if agent.state == 'ready' then
     count(tenant_of(agent_id) .. ':leased', 1)
   end
@@ -174,20 +169,21 @@ local function set_aside(i, reason)
   drop_ticket(stream, ticket)
   -- An agent that cannot be read stays among those with work, and each sweep says so.
   local agent = read_agent(keys)
-  if agent.ticket ~= ticket or (agent.state ~= 'ready' and agent.state ~= 'leased') then
+  if not stands_for(agent, ticket) then
     return
   end
-  local failures = (tonumber(agent.unleasable) or 0) + 1
+  local failures = (tonumber(ask('HGET', keys.agent, 'unleasable')) or 0) + 1
   local ended = failures >= MAX_ATTEMPTS and pcall(function()
     local head, following = read_backlog(keys)
     expect(keys.turn, 'hash')
     expect(keys.result, 'stream')
-    local _, published = result_top(keys)
+    local last_epoch = tonumber(agent.epoch) or 0
+    local top_epoch, published = published_in(keys.result, last_epoch)
     conclude({
-      keys = keys, agent = agent_id, entry = head, attempts = failures, published = published, outcome = 'failed',
-      epoch = math.max((tonumber(agent.epoch) or 0) + 1, NOW, (result_top(keys)) + 1), reason = 'unreadable',
+      keys = keys, agent = agent_id, entry = head, has_deadline = true, attempts = failures, published = published,
+      outcome = 'failed', epoch = math.max(last_epoch + 1, NOW, top_epoch + 1), reason = 'unreadable',
       event = ending('failed', 'it cannot be leased: ' .. reason, head.enqueued_ms), found = agent,
-      following = following and backlog_entry(following), stream_ttl_ms = RESULT_TTL_MS, outcome_ttl_ms = OUTCOME_TTL_MS,
+      following = following, stream_ttl_ms = RESULT_TTL_MS, outcome_ttl_ms = OUTCOME_TTL_MS,
     })
   end)
   if ended then
@@ -198,7 +194,7 @@ local function set_aside(i, reason)
     redis.call('HSET', keys.agent, 'state', 'halted', 'ticket', '', 'owner', '', 'unleasable', '')
   else
     redis.call('HSET', keys.agent, 'state', 'delayed', 'ticket', '', 'owner', '', 'unleasable', failures)
-    redis.call('ZADD', DELAYED, whole(NOW + UNLEASABLE_PAUSE_MS * 2 ^ failures), agent_id)
+    redis.call('ZADD', DELAYED, whole(NOW + math.min(LONGEST_PAUSE_MS, UNLEASABLE_PAUSE_MS * 2 ^ (failures - 1))), agent_id)
   end
 end
 

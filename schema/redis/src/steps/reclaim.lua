@@ -20,22 +20,19 @@ local function reclaim(i)
   if not is_silent(stream, ticket) then
     return
   end
+  -- Even if its agent cannot be read: a ticket that stays silent would be looked at for ever.
+  drop_ticket(stream, ticket)
   if id == '' then
     -- An operator deleted the entry; what its agent needs, a repair gives.
-    drop_ticket(stream, ticket)
     return
   end
   local agent_key = KEYS[k + 1]
   local agent = fields(agent_key, 'state', 'ticket', 'hold')
-  local head = ask('LINDEX', KEYS[k + 2], 0)
-  head = head and backlog_entry(head)
-  drop_ticket(stream, ticket)
-  if agent.ticket ~= ticket or (agent.state ~= 'ready' and agent.state ~= 'leased') then
+  local head = backlog_entry(ask('LINDEX', KEYS[k + 2], 0))
+  if not stands_for(agent, ticket) then
     return
   end
-  if agent.state == 'leased' then
-    count(tenant_of(id) .. ':leased', -1)
-  end
+  unlease(id, agent)
   make_runnable(agent_key, id, agent, head, 'delivery', '')
   if not head then
     note_head(id, nil)

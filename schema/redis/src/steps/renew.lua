@@ -26,7 +26,7 @@ for i = 0, #KEYS - SHARED - 1 do
   local kept = holds(KEYS[SHARED + i + 1], ticket, priority, epoch)
   if kept then
     -- JUSTID: resets the idle time and leaves the delivery count.
-    redis.call('XCLAIM', READY[priority], GROUP, WORKER, 0, ticket, 'JUSTID')
+    redis.call('XCLAIM', READY[priority], GROUP, WORKER, '0', ticket, 'JUSTID')
   end
   reply[#reply + 1] = kept and 1 or 0
 end

@@ -50,8 +50,7 @@ local function repair(i)
   local k, id = SHARED + i * KEYS_AN_AGENT, ARGV[i + 1]
   local agent_key, parked_key = KEYS[k + 1], KEYS[k + 3]
   local agent = fields(agent_key, 'state', 'ticket', 'priority')
-  local head = ask('LINDEX', KEYS[k + 2], 0)
-  head = head and backlog_entry(head)
+  local head = backlog_entry(ask('LINDEX', KEYS[k + 2], 0))
   expect(parked_key, 'zset')
   if not head then
     redis.call('ZREM', OPEN, id)
@@ -59,9 +58,7 @@ local function repair(i)
     if READY[agent.priority] and agent.ticket then
       drop_ticket(READY[agent.priority], agent.ticket)
     end
-    if agent.state == 'leased' then
-      count(tenant_of(id) .. ':leased', -1)
-    end
+    unlease(id, agent)
     make_runnable(agent_key, id, {}, head)
     repaired = repaired + 1
   end

@@ -18,18 +18,19 @@ local function requeue(i)
   local keys, a = item_keys(i), ARGS + i * ARGS_AN_ITEM
   local agent_id, turn_id, epoch, delay_ms, cause, reason =
     ARGV[a + 1], ARGV[a + 2], ARGV[a + 3], ARGV[a + 4], ARGV[a + 5], ARGV[a + 6]
-  local turn = fields(keys.turn, 'state', 'epoch', 'attempts', 'barren', 'progress', 'requeued')
+  local turn = fields(keys.turn, 'state', 'epoch', 'attempts', 'barren', 'progress', 'requeued', 'deadline_ms')
   if turn.requeued == epoch then
     return {'done'}
   end
   if turn.state == 'ended' and turn.epoch == epoch and delay_ms ~= '' then
     return {'dead'}
   end
-  local agent, head, following = read_lease(keys, WORKER, turn_id, epoch)
+  local agent, head_text, following = read_lease(keys, WORKER, turn_id, epoch)
   if not agent then
     return {'fenced'}
   end
-  local _, published = result_top(keys)
+  local head = backlog_entry(head_text)
+  local _, published = published_in(keys.result, tonumber(epoch))
   local attempts, barren = tonumber(turn.attempts) or 1, tonumber(turn.barren) or 1
   if published > (tonumber(turn.progress) or 0) then
     barren = 0
@@ -38,7 +39,7 @@ local function requeue(i)
   if delay_ms ~= '' and barren >= MAX_ATTEMPTS then
     local text = 'gave up after ' .. barren .. ' attempts that made no progress; the last one: ' .. reason
     conclude({
-      keys = keys, agent = agent_id, entry = head, attempts = attempts, epoch = tonumber(epoch), published = published,
+      keys = keys, agent = agent_id, entry = head, has_deadline = turn.deadline_ms, attempts = attempts, epoch = tonumber(epoch), published = published,
       outcome = 'failed', reason = cause, event = ending('failed', text, head.enqueued_ms), found = agent,
       following = following, keep_ticket = false, stream_ttl_ms = RESULT_TTL_MS, outcome_ttl_ms = OUTCOME_TTL_MS,
     })

@@ -100,6 +100,11 @@ async fn draining_lets_turns_finish_and_claims_nothing() {
     for told in line.told(&running).await {
         assert_eq!((told.begins.len(), told.tokens.len()), (1, 24));
     }
+    let listed = line.turnmill(&["worker", "ls", "--json"]).await;
+    assert!(
+        listed.status.success() && listed.stdout.is_empty(),
+        "a worker that stopped is listed: {listed:?}"
+    );
 }
 
 #[tokio::test]

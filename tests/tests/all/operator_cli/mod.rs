@@ -13,10 +13,10 @@ use turnmill::schema::{
     AgentId, DeadReason, Delta, End, Name, Outcome, Priority, StoredTurn, Timing, TranscriptEntry, TurnId,
     Usage, WorkerStatus,
 };
-use turnmill_tests::broker_conformance::TestQueue;
+use turnmill_tests::broker_conformance::{TestQueue, WorkerLimits};
 use turnmill_tests::program;
 use turnmill_tests::redis_queue::RedisQueue;
-use turnmill_worker::broker::redis::RedisBroker;
+use turnmill_worker::broker::redis::{BrokerSettings, RedisBroker};
 use turnmill_worker::broker::{Broker, BrokerError, Claim, Ending, Lease, Ticket};
 
 /// Longest wait for a command; a busy machine is slow, a broken command never ends.
@@ -376,6 +376,29 @@ async fn a_worker_is_told_to_drain_and_forgotten() {
     assert!(done(&queue, &["worker", "ls", "--json"]).await.out.is_empty());
     assert!(!worker.register(&status).await.expect("registers").drain, "its order went with it");
     assert_eq!(done(&queue, &["worker", "ls", "--json"]).await.line()["name"], "box", "it lives");
+}
+
+/// Until it is heard of again; one that leaves is not listed at all.
+#[tokio::test]
+async fn a_worker_that_misses_its_beats_is_silent() {
+    let queue = RedisQueue::start();
+    // Its entry is to outlast the test.
+    let settings = BrokerSettings { lease_ms: 3_600_000, ..queue.settings("w", WorkerLimits::default()) };
+    let worker = RedisBroker::connect(settings).await.expect("the server is suitable");
+    let beating = |beat_ms| WorkerStatus { state: "ready".into(), beat_ms, ..WorkerStatus::default() };
+    let states = async || {
+        let listed = done(&queue, &["worker", "ls", "--json"]).await.lines();
+        listed.iter().map(|worker| text(&worker["state"])).collect::<Vec<_>>()
+    };
+    worker.register(&beating(3_600_000)).await.expect("registers");
+    assert_eq!(states().await, ["ready"]);
+    worker.register(&beating(1)).await.expect("registers");
+    let patience = std::time::Instant::now() + PATIENCE;
+    while states().await != ["silent"] {
+        assert!(std::time::Instant::now() < patience, "nobody minds that it is not heard of");
+    }
+    worker.leave().await.expect("leaves");
+    assert!(states().await.is_empty());
 }
 
 #[tokio::test]

@@ -75,3 +75,35 @@ fn that_fit<S: ItemStep>(items: &[(S, Answer<S>)]) -> usize {
     };
     items.iter().take_while(fits).count().max(1)
 }
+
+#[cfg(test)]
+mod tests {
+    use turnmill_redis::steps::{Finish, LeaseKey};
+    use turnmill_schema::{AgentId, TurnId};
+
+    use super::*;
+
+    /// The end of a turn that takes so many bytes.
+    fn item(bytes: usize) -> (Finish, Answer<Finish>) {
+        let agent = AgentId::from_wire("t/a".to_owned());
+        let lease = LeaseKey { agent, turn: TurnId::new(0), idempotency: None, epoch: 1 };
+        let (entry, reply, manifest) = Default::default();
+        let (outcome, reason, end) = ("completed", "", vec![0; bytes]);
+        let finish =
+            Finish { lease, published: 0, outcome, reason, end, entry, reply, continues: 0, manifest };
+        (finish, oneshot::channel().0)
+    }
+
+    #[test]
+    fn large_items_share_a_call_with_few_others() {
+        for (bytes, expected) in [
+            (vec![300; MAX_ITEMS], MAX_ITEMS),
+            (vec![400_000; 5], 2),
+            (vec![300, 300, MAX_BYTES], 2),
+            (vec![MAX_BYTES + 1, 300], 1),
+        ] {
+            let items: Vec<_> = bytes.into_iter().map(item).collect();
+            assert_eq!(that_fit(&items), expected);
+        }
+    }
+}
