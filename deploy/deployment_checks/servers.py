@@ -1,6 +1,7 @@
 """A real Redis, started as Compose starts it: it takes its configuration, keeps what it should, and lets its users do their work."""
 
 import json
+import random
 import re
 import signal
 import socket
@@ -15,9 +16,13 @@ CONFIG = "deploy/compose/redis.conf"
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port that nobody listens on, below those that the system hands out itself: between now and the server's start, another
+    check's connection could get one of those."""
+    for port in random.sample(range(20000, 30000), 100):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) != 0:
+                return port
+    raise SystemExit("error: found no free port between 20000 and 29999 on 127.0.0.1")
 
 
 class _Redis:

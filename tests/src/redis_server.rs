@@ -1,10 +1,14 @@
 //! A private Redis: a real `redis-server` on a free port, in a directory of its own, gone when dropped. Through
 //! [`crate::machine`] it shares the machine with other tests' servers.
 
+use std::hash::{BuildHasher, RandomState};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::ops::Range;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
@@ -123,8 +127,51 @@ fn spawn(port: u16, directory: &Path, options: &[String]) -> Child {
         .expect("redis-server can be run; install redis (7.0 or newer)")
 }
 
-/// A port on which nobody listens just now.
+/// Below the ports that systems hand out to outgoing connections (32768 and above on Linux). While a server is down, its clients
+/// connect again and again, and one of them could get the server's own port; then it could not start again. `free_port` of
+/// `deploy/lib.sh` chooses from the same.
+const PORTS: Range<u16> = 20_000..30_000;
+
+/// A port on which nobody listens just now. This process does not get it again for a long time, because the server that is to listen
+/// there may take a while to start.
 pub fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a local port is free");
-    listener.local_addr().expect("a bound socket has an address").port()
+    static NEXT: LazyLock<AtomicU32> = LazyLock::new(|| AtomicU32::new(somewhere()));
+    next_free(&NEXT)
+}
+
+fn next_free(next: &AtomicU32) -> u16 {
+    let count = u32::from(PORTS.end - PORTS.start);
+    for _ in 0..count {
+        let port = PORTS.start + (next.fetch_add(1, Ordering::Relaxed) % count) as u16;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+    panic!("no port from {} to {} is free on 127.0.0.1; end what listens there", PORTS.start, PORTS.end - 1);
+}
+
+/// Another number in each process, so that processes begin with different ports.
+fn somewhere() -> u32 {
+    RandomState::new().hash_one(std::process::id()) as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn no_outgoing_connection_gets_a_port_of_ours_and_no_two_servers_get_one() {
+        let ports: Vec<u16> = (0..100).map(|_| free_port()).collect();
+        assert!(ports.iter().all(|port| PORTS.contains(port)), "{ports:?}");
+        assert_eq!(ports.iter().collect::<BTreeSet<_>>().len(), ports.len(), "{ports:?}");
+        // The last port of all: after it comes the first.
+        let next = AtomicU32::new(u32::from(PORTS.end - PORTS.start) - 1);
+        let first = next_free(&next);
+        let _taken = TcpListener::bind(("127.0.0.1", first)).expect("it is free");
+        next.store(u32::from(first - PORTS.start), Ordering::Relaxed);
+        let second = next_free(&next);
+        assert!(second != first && PORTS.contains(&second), "{first} {second}");
+    }
 }
