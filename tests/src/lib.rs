@@ -14,6 +14,7 @@ pub mod observability;
 pub mod otlp_server;
 pub mod prometheus_server;
 pub mod proxy;
+pub mod redis_link;
 pub mod redis_queue;
 pub mod redis_server;
 pub mod s3_server;

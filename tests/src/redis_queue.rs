@@ -5,9 +5,9 @@ use std::num::NonZeroU16;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use redis::FromRedisValue;
 use redis::aio::MultiplexedConnection;
 use redis::streams::{StreamId, StreamRangeReply};
+use redis::{FromRedisValue, Pipeline, Value};
 use turnmill_redis::steps::{
     ActOnAgent, AgentActed, AgentAction, Cancel, DepthLimits, Enqueue, Enqueued, Pause, Unrun, UnrunLimits,
 };
@@ -21,6 +21,7 @@ use turnmill_worker::broker::redis::{BrokerSettings, RedisBroker};
 
 use crate::broker_conformance::{LEASE_MS, PATIENCE, TestQueue, WorkerLimits};
 use crate::leftovers;
+use crate::redis_link::RedisLink;
 use crate::redis_server::RedisServer;
 
 /// How long these queues keep result streams.
@@ -36,6 +37,8 @@ pub const RETAINED_BYTES: u64 = 100_000_000;
 pub struct RedisQueue {
     /// The server.
     pub server: RedisServer,
+    /// The test's own way to it.
+    link: RedisLink,
     /// The ways to it of producers and operators.
     steps: Arc<Server>,
     queue: Queue,
@@ -59,8 +62,9 @@ impl RedisQueue {
         let server = RedisServer::start_with(options);
         let endpoint = RedisUrl::from(server.url()).into();
         let steps = Server::new(&endpoint, RESPONSE_TIMEOUT).expect("a URL of ours is usable");
+        let link = RedisLink::new(server.url());
         let (scripts, holdings) = Default::default();
-        Self { server, steps, queue, scripts, holdings, is_broken: false }
+        Self { server, link, steps, queue, scripts, holdings, is_broken: false }
     }
 
     /// The same queue, whose workers take these steps with other scripts than the protocol's.
@@ -101,15 +105,17 @@ impl RedisQueue {
 
     /// A connection of its own.
     pub async fn raw(&self) -> MultiplexedConnection {
-        let client = redis::Client::open(self.server.url()).expect("a URL");
-        client.get_multiplexed_async_connection().await.expect("the server answers")
+        self.link.connect().await
     }
 
     /// One command.
     pub async fn command<T: FromRedisValue>(&self, words: &[&str]) -> T {
-        let mut command = redis::cmd(words[0]);
-        command.arg(&words[1..]);
-        command.query_async(&mut self.raw().await).await.expect("the command works")
+        self.link.command(words).await
+    }
+
+    /// The answers to commands, in their order and over one round trip.
+    pub async fn ask(&self, commands: &Pipeline) -> Vec<Value> {
+        self.link.ask(commands).await
     }
 
     /// A step as a producer or an operator takes it.
@@ -163,6 +169,34 @@ impl RedisQueue {
     }
 }
 
+/// The events of a result stream.
+pub fn events_of(stream: StreamRangeReply) -> Vec<Event> {
+    let read = |entry: &StreamId| {
+        let event: Vec<u8> = entry.get(FIELD_EVENT).expect("every entry has an event");
+        decode(&event).expect("events can be read")
+    };
+    stream.ids.iter().map(read).collect()
+}
+
+/// The reply that a turn's key keeps.
+pub fn reply_of(stored: Option<Vec<u8>>) -> Option<Delta> {
+    stored.filter(|reply| !reply.is_empty()).map(|reply| decode(&reply).expect("replies can be read"))
+}
+
+/// The dead letters of their stream.
+pub fn dead_letters_of(stream: StreamRangeReply) -> Vec<DeadLetter> {
+    let read = |entry: StreamId| {
+        let text = |field| entry.get::<String>(field).expect("dead letters have their fields");
+        DeadLetter {
+            turn: text("turn").parse().expect("a turn id"),
+            agent: AgentId::from_wire(text("agent")),
+            reason: text("reason"),
+            attempts: text("attempts").parse().expect("a number"),
+        }
+    };
+    stream.ids.into_iter().map(read).collect()
+}
+
 fn outcome_of(name: &str) -> Outcome {
     let all = [Outcome::Completed, Outcome::Failed, Outcome::Cancelled, Outcome::Expired];
     all.into_iter().find(|outcome| outcome.as_str() == name).expect("an outcome")
@@ -187,17 +221,11 @@ impl TestQueue for RedisQueue {
     }
 
     async fn events(&self, turn: TurnId) -> Vec<Event> {
-        let entries: StreamRangeReply = self.command(&["XRANGE", &self.keys().result(turn), "-", "+"]).await;
-        let read = |entry: &StreamId| {
-            let event: Vec<u8> = entry.get(FIELD_EVENT).expect("every entry has an event");
-            decode(&event).expect("events can be read")
-        };
-        entries.ids.iter().map(read).collect()
+        events_of(self.command(&["XRANGE", &self.keys().result(turn), "-", "+"]).await)
     }
 
     async fn short_reply(&self, turn: TurnId) -> Option<Delta> {
-        let reply: Option<Vec<u8>> = self.command(&["HGET", &self.keys().turn(turn), FIELD_REPLY]).await;
-        reply.filter(|reply| !reply.is_empty()).map(|reply| decode(&reply).expect("replies can be read"))
+        reply_of(self.command(&["HGET", &self.keys().turn(turn), FIELD_REPLY]).await)
     }
 
     async fn cancel(&self, turn: TurnId) -> Cancelled {
@@ -238,17 +266,7 @@ impl TestQueue for RedisQueue {
     }
 
     async fn dead_letters(&self) -> Vec<DeadLetter> {
-        let entries: StreamRangeReply = self.command(&["XRANGE", &self.keys().dead(), "-", "+"]).await;
-        let read = |entry: StreamId| {
-            let text = |field| entry.get::<String>(field).expect("dead letters have their fields");
-            DeadLetter {
-                turn: text("turn").parse().expect("a turn id"),
-                agent: AgentId::from_wire(text("agent")),
-                reason: text("reason"),
-                attempts: text("attempts").parse().expect("a number"),
-            }
-        };
-        entries.ids.into_iter().map(read).collect()
+        dead_letters_of(self.command(&["XRANGE", &self.keys().dead(), "-", "+"]).await)
     }
 
     async fn now_ms(&self) -> u64 {

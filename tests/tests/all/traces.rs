@@ -9,17 +9,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use redis::Pipeline;
 use redis::streams::{StreamPendingCountReply, StreamRangeReply};
 use turnmill_redis::steps::{AgentAction, Reclaim, SilentTicket};
-use turnmill_schema::keys::{FIELD_AGENT, GROUP};
+use turnmill_schema::keys::{FIELD_AGENT, FIELD_REPLY, GROUP};
 use turnmill_schema::{AgentId, DeadReason, Delta, Event, Manifest, Outcome, Priority, Turn, TurnId};
 use turnmill_tests::broker_conformance::{
     TestQueue, WorkerLimits, claim, delta, ending, entry, manifest as some_manifest, room_for, turn,
 };
 use turnmill_tests::memory_queue::settings;
-use turnmill_tests::redis_queue::RedisQueue;
+use turnmill_tests::redis_link::answer;
+use turnmill_tests::redis_queue::{RedisQueue, dead_letters_of, events_of, reply_of};
 use turnmill_tests::simulation::Dice;
-use turnmill_worker::broker::memory::{Clock, MemoryBroker, MemoryQueue, NotEnqueued};
+use turnmill_worker::broker::memory::{AgentState, Clock, MemoryBroker, MemoryQueue, NotEnqueued};
 use turnmill_worker::broker::redis::RedisBroker;
 use turnmill_worker::broker::{Broker, BrokerError, Ending, Lease, Ticket};
 
@@ -350,24 +352,41 @@ impl Trace {
             (of_memory.priorities, of_memory.delayed, of_memory.dead, of_memory.oldest_ms.is_some()),
             (of_redis.priorities, of_redis.delayed, of_redis.dead, of_redis.oldest_ms.is_some())
         );
-        assert_eq!(self.memory.dead_letters(), self.redis.dead_letters().await);
-        for (agent, state) in self.memory.agents() {
-            let key = self.redis.keys().agent(&agent);
-            let of_redis: Option<String> = self.redis.command(&["HGET", &key, "state"]).await;
-            assert_eq!(Some(state.as_str()), of_redis.as_deref(), "{agent}");
-            let key = self.redis.keys().backlog(&agent);
-            let backlog: Vec<String> = self.redis.command(&["LRANGE", &key, "0", "-1"]).await;
+        for (_, lease, _) in &self.leases {
+            assert_eq!(lease.memory.is_lost(), lease.redis.is_lost(), "{:?}", lease.memory);
+        }
+        let agents = self.memory.agents();
+        let mut answers = self.redis.ask(&self.look(&agents)).await.into_iter();
+        let mut next = || answers.next().expect("every command has an answer");
+        assert_eq!(self.memory.dead_letters(), dead_letters_of(answer(next())));
+        for (agent, state) in agents {
+            assert_eq!(Some(state.as_str()), answer::<Option<String>>(next()).as_deref(), "{agent}");
+            let backlog: Vec<String> = answer(next());
             let ids = self.memory.backlog(&agent);
             let is_same = ids.iter().zip(&backlog).all(|(id, entry)| entry.starts_with(&id.to_string()));
             assert!(is_same && ids.len() == backlog.len(), "{agent}: {ids:?} {backlog:?}");
         }
-        for (_, lease, _) in &self.leases {
-            assert_eq!(lease.memory.is_lost(), lease.redis.is_lost(), "{:?}", lease.memory);
+        for turn in &self.turns {
+            assert_eq!(shown(self.memory.events(*turn)), shown(events_of(answer(next()))), "{turn}");
+            assert_eq!(self.memory.short_reply(*turn), reply_of(answer(next())));
+        }
+    }
+
+    /// Asks for dead letters, for each agent's state and backlog, and for each turn's events and reply. All at once, because it is asked
+    /// after every step.
+    fn look(&self, agents: &[(AgentId, AgentState)]) -> Pipeline {
+        let keys = self.redis.keys();
+        let mut look = redis::pipe();
+        look.cmd("XRANGE").arg(keys.dead()).arg(&["-", "+"]);
+        for (agent, _) in agents {
+            look.cmd("HGET").arg(keys.agent(agent)).arg("state");
+            look.cmd("LRANGE").arg(keys.backlog(agent)).arg(&["0", "-1"]);
         }
         for turn in &self.turns {
-            assert_eq!(shown(self.memory.events(*turn)), shown(self.redis.events(*turn).await), "{turn}");
-            assert_eq!(self.memory.short_reply(*turn), self.redis.short_reply(*turn).await);
+            look.cmd("XRANGE").arg(keys.result(*turn)).arg(&["-", "+"]);
+            look.cmd("HGET").arg(keys.turn(*turn)).arg(FIELD_REPLY);
         }
+        look
     }
 }
 
