@@ -1,23 +1,27 @@
 //! The whole line for one test: a private Redis, a producer, workers, and a look at what is stored.
 //!
 //! A line has the machine to itself among the tests of its process: workers that share two cores would starve each
-//! other, and waits would get long. A test starts its line before any other server.
+//! other, and waits would get long. A test starts its line before any other server. A line [without
+//! workers](Line::without_workers) shares the machine.
 
+use std::num::NonZeroU16;
 use std::process::{Output, Stdio};
 use std::time::{Duration, Instant};
 
-use redis::FromRedisValue;
-use redis::streams::StreamRangeReply;
 use tokio::process::Command;
 use tokio::time::timeout;
 use turnmill::{NewTurn, Producer, ProducerSettings, TurnResult};
 use turnmill_redis::steps::{DepthLimits, Enqueue, Enqueued};
 use turnmill_redis::{RESPONSE_TIMEOUT, RedisUrl, Server};
-use turnmill_schema::keys::{FIELD_EVENT, FIELD_MANIFEST, Keys};
+use turnmill_schema::keys::{FIELD_MANIFEST, Keys};
 use turnmill_schema::{AgentId, Event, Manifest, Name, Sampling, Turn, TurnId, envelope};
+use turnmill_worker::broker::redis::BrokerSettings;
 
 use crate::machine::{self, Alone};
+use crate::redis_link::RedisLink;
+use crate::redis_queue::{RETAINED_BYTES, events_of};
 use crate::redis_server::RedisServer;
+use crate::scripted_worker::ScriptedWorker;
 use crate::told::Told;
 use crate::worker::Worker;
 use crate::{PATIENCE, program};
@@ -29,7 +33,10 @@ pub struct Line {
     /// Puts turns into it.
     pub producer: Producer,
     keys: Keys,
-    _machine: Alone,
+    /// The test's own way to Redis.
+    link: RedisLink,
+    /// None: its server shares the machine.
+    machine: Option<Alone>,
 }
 
 impl Line {
@@ -40,16 +47,48 @@ impl Line {
 
     /// An empty queue in a Redis with more command-line options.
     pub async fn start_with(options: &[&str]) -> Self {
-        let machine = machine::alone();
+        Self::on(Some(machine::alone()), options).await
+    }
+
+    /// An empty queue for a test that starts no worker with a model: it may run beside others.
+    pub async fn without_workers() -> Self {
+        Self::on(None, &[]).await
+    }
+
+    async fn on(machine: Option<Alone>, options: &[&str]) -> Self {
         let redis = RedisServer::start_with(options);
         let settings = ProducerSettings::new(name("default"), name("default"));
         let producer = Producer::connect(&redis.url(), settings).await.expect("Redis answers");
-        Self { redis, producer, keys: Keys::new(&name("default"), 0), _machine: machine }
+        let link = RedisLink::new(redis.url());
+        Self { redis, producer, keys: Keys::new(&name("default"), 0), link, machine }
     }
 
     /// A worker of this queue, ready.
     pub fn worker(&self, flags: &[&str]) -> Worker {
+        assert!(self.machine.is_some(), "this line is without workers, since it shares the machine");
         Worker::start(&self.redis, flags)
+    }
+
+    /// A worker of this queue without a model.
+    pub async fn scripted_worker(&self) -> ScriptedWorker {
+        const HOUR_MS: u64 = 3_600_000;
+        ScriptedWorker::start(BrokerSettings {
+            redis: RedisUrl::from(self.redis.url()).into(),
+            queue: name("default"),
+            shards: NonZeroU16::MIN,
+            worker: "scripted".to_owned(),
+            // Longer than any test, since it renews nothing.
+            lease_ms: HOUR_MS,
+            max_attempts: 3,
+            tenant_max_running: 0,
+            max_continues: 0,
+            result_ttl_ms: HOUR_MS,
+            outcome_ttl_ms: HOUR_MS,
+            keep_stream_ms: HOUR_MS,
+            retained_bytes: RETAINED_BYTES,
+            dead_bytes: RETAINED_BYTES,
+        })
+        .await
     }
 
     /// Enqueues turns; ids in their order.
@@ -69,9 +108,9 @@ impl Line {
 
     /// Replaces the stored envelope of a turn that waits.
     pub async fn overwrite(&self, turn: TurnId, envelope: &[u8]) {
-        let mut command = redis::cmd("HSET");
-        command.arg(self.keys.turn(turn)).arg("envelope").arg(envelope);
-        let new: u64 = command.query_async(&mut self.connection().await).await.expect("HSET");
+        let mut command = redis::pipe();
+        command.cmd("HSET").arg(self.keys.turn(turn)).arg("envelope").arg(envelope);
+        let new: u64 = self.link.one(&command).await;
         assert_eq!(new, 0, "the turn had an envelope");
     }
 
@@ -99,12 +138,7 @@ impl Line {
 
     /// The raw entries of a result stream.
     pub async fn events(&self, turn: TurnId) -> Vec<Event> {
-        let entries: StreamRangeReply = self.command(&["XRANGE", &self.keys.result(turn), "-", "+"]).await;
-        let read = |entry: &redis::streams::StreamId| {
-            let event: Vec<u8> = entry.get(FIELD_EVENT).expect("every entry has an event");
-            envelope::decode(&event).expect("events can be read")
-        };
-        entries.ids.iter().map(read).collect()
+        events_of(self.link.command(&["XRANGE", &self.keys.result(turn), "-", "+"]).await)
     }
 
     /// Waits until each of the turns has published tokens.
@@ -121,13 +155,14 @@ impl Line {
     /// Entries of an agent's transcript, as stored.
     pub async fn transcript(&self, agent: &str) -> Vec<Vec<u8>> {
         let agent = AgentId::named(&name("default"), &name(agent));
-        self.command(&["LRANGE", &self.keys.transcript(&agent), "0", "-1"]).await
+        self.link.command(&["LRANGE", &self.keys.transcript(&agent), "0", "-1"]).await
     }
 
     /// What the agent's manifest says is stored.
     pub async fn manifest(&self, agent: &str) -> Option<Manifest> {
         let agent = AgentId::named(&name("default"), &name(agent));
-        let bytes: Option<Vec<u8>> = self.command(&["HGET", &self.keys.agent(&agent), FIELD_MANIFEST]).await;
+        let bytes: Option<Vec<u8>> =
+            self.link.command(&["HGET", &self.keys.agent(&agent), FIELD_MANIFEST]).await;
         let bytes = bytes.filter(|bytes| !bytes.is_empty());
         bytes.map(|bytes| envelope::decode(&bytes).expect("manifests can be read"))
     }
@@ -147,7 +182,7 @@ impl Line {
 
     /// Every key of the queue.
     pub async fn all_keys(&self) -> Vec<String> {
-        self.command(&["KEYS", "*"]).await
+        self.link.command(&["KEYS", "*"]).await
     }
 
     /// Runs `turnmill` on this queue to its end.
@@ -162,17 +197,6 @@ impl Line {
         command.args(arguments).env("TURNMILL_REDIS_URL", self.redis.url()).stdin(Stdio::null());
         let output = timeout(PATIENCE, command.kill_on_drop(true).output()).await;
         output.expect("the command ends").expect("the command can be run")
-    }
-
-    async fn command<T: FromRedisValue>(&self, words: &[&str]) -> T {
-        let mut command = redis::cmd(words[0]);
-        command.arg(&words[1..]);
-        command.query_async(&mut self.connection().await).await.expect("the command works")
-    }
-
-    async fn connection(&self) -> redis::aio::MultiplexedConnection {
-        let client = redis::Client::open(self.redis.url()).expect("a URL");
-        client.get_multiplexed_async_connection().await.expect("Redis answers")
     }
 }
 

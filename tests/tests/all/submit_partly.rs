@@ -35,7 +35,7 @@ fn said(output: &Output) -> (u64, String) {
 
 #[tokio::test]
 async fn a_wrong_line_is_named_and_what_stands_before_it_is_in_the_queue() {
-    let line = Line::start().await;
+    let line = Line::without_workers().await;
     for (instead, says) in [
         (json!({"massage": "a"}), "unknown key \"massage\""),
         (json!({"message": "a", "max_tokens": 0}), "max_tokens is 0"),
@@ -63,7 +63,7 @@ async fn a_wrong_line_is_named_and_what_stands_before_it_is_in_the_queue() {
 
 #[tokio::test]
 async fn a_full_queue_is_told_with_what_is_in_it() {
-    let line = Line::start().await;
+    let line = Line::without_workers().await;
     let file = lines(600, 0, &Value::Null);
     let output = line.turnmill(&["submit", &file.path().to_string_lossy(), "--max-depth", "450"]).await;
     let (printed, stderr) = said(&output);
@@ -76,7 +76,7 @@ async fn a_full_queue_is_told_with_what_is_in_it() {
 
 #[tokio::test]
 async fn a_batch_that_ends_half_way_says_so_of_each_turn_and_can_be_repeated() {
-    let line = Line::start().await;
+    let line = Line::without_workers().await;
     let limited = async |max_depth| {
         let settings =
             ProducerSettings { max_depth, ..ProducerSettings::new(name("default"), name("default")) };
@@ -104,11 +104,11 @@ async fn a_batch_that_ends_half_way_says_so_of_each_turn_and_can_be_repeated() {
 
 #[tokio::test]
 async fn a_batch_without_an_answer_is_unknown_not_absent() {
-    let line = Line::start().await;
+    let line = Line::without_workers().await;
     let proxy = Proxy::start(line.redis.address()).await.expect("a port is free");
     let settings = ProducerSettings {
-        response_timeout: Duration::from_millis(200),
-        retry_for: Duration::from_millis(500),
+        response_timeout: Duration::from_millis(500),
+        retry_for: Duration::from_secs(2),
         ..ProducerSettings::new(name("default"), name("default"))
     };
     let producer = Producer::connect(&proxy.url(), settings).await.expect("Redis answers");

@@ -2,15 +2,17 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use tempfile::NamedTempFile;
+use tokio::time::{sleep, timeout};
 use turnmill::NewTurn;
 use turnmill::operate::agent::AgentQuery;
 use turnmill::operate::{Operator, Scope};
 use turnmill::schema::TurnId;
 use turnmill_tests::line::{Line, exactly, name};
-use turnmill_tests::program;
+use turnmill_tests::{PATIENCE, program};
 
 fn lines(count: usize, max_tokens: u32) -> NamedTempFile {
     let mut file = NamedTempFile::new().expect("the temporary directory is writable");
@@ -24,17 +26,36 @@ fn lines(count: usize, max_tokens: u32) -> NamedTempFile {
     file
 }
 
+/// A running command; killed on drop, because a test that fails must not wait for it.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Nothing to be done about a failure here: it has already exited.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// The command, with both of its outputs where the caller wants them.
-fn turnmill(line: &Line, arguments: &[&str], stdout: impl Into<Stdio>, stderr: impl Into<Stdio>) -> Child {
+fn turnmill(line: &Line, arguments: &[&str], stdout: impl Into<Stdio>, stderr: impl Into<Stdio>) -> Running {
     let mut command = Command::new(program("turnmill"));
     command.args(arguments).env("TURNMILL_REDIS_URL", line.redis.url());
-    command.stdin(Stdio::null()).stdout(stdout).stderr(stderr).spawn().expect("the command can be run")
+    command.stdin(Stdio::null()).stdout(stdout).stderr(stderr);
+    Running(command.spawn().expect("the command can be run"))
 }
 
 /// Waits for its end without holding up the test's runtime.
-async fn exit_code(mut child: Child) -> Option<i32> {
-    let ended = tokio::task::spawn_blocking(move || child.wait());
-    ended.await.expect("no panic").expect("our own child can be waited for").code()
+async fn exit_code(mut child: Running) -> Option<i32> {
+    let ended = async {
+        loop {
+            if let Some(status) = child.0.try_wait().expect("our own child can be waited for") {
+                return status.code();
+            }
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(PATIENCE, ended).await.expect("the command ends")
 }
 
 async fn open_turns(line: &Line) -> u64 {
@@ -43,8 +64,8 @@ async fn open_turns(line: &Line) -> u64 {
 
 #[tokio::test]
 async fn a_file_larger_than_the_queue_goes_through_it() {
-    let line = Line::start().await;
-    let _worker = line.worker(&[]);
+    let line = Line::without_workers().await;
+    let _worker = line.scripted_worker().await;
     // Calls hold 200 turns: queues with room for one turn, for less than a call, and for one call.
     for (depth, count) in [("1", 40), ("50", 120), ("200", 250)] {
         let file = lines(count, 1);
@@ -61,7 +82,7 @@ async fn a_file_larger_than_the_queue_goes_through_it() {
 #[tokio::test]
 async fn large_turns_wait_for_room_too() {
     const DEPTH: u64 = 7;
-    let line = Line::start().await;
+    let line = Line::without_workers().await;
     let (mut file, printed) = (lines(0, 1), lines(0, 1));
     for i in 0..12 {
         let message = "x".repeat(200 << 10);
@@ -75,7 +96,7 @@ async fn large_turns_wait_for_room_too() {
     let code = loop {
         tokio::select! {
             code = &mut ended => break code,
-            () = tokio::time::sleep(std::time::Duration::from_millis(5)) => {}
+            () = sleep(Duration::from_millis(5)) => {}
         }
         if open_turns(&line).await == DEPTH {
             // There is no worker: room comes from here.
@@ -100,27 +121,29 @@ async fn what_is_in_the_queue_is_shown_while_the_rest_waits_for_room() {
     let mut child =
         turnmill(&line, &[&["submit", &path], &flags[..]].concat(), Stdio::piped(), Stdio::null());
     let operator = Operator::new(line.producer.clone());
-    let first = loop {
-        match operator.agent(&name("agent-0")).await {
-            Ok(agent) if agent.head.is_some() => break agent.head.expect("just seen"),
-            _ => tokio::time::sleep(std::time::Duration::from_millis(2)).await,
+    let enqueued = async {
+        loop {
+            match operator.agent(&name("agent-0")).await {
+                Ok(agent) if agent.head.is_some() => return agent.head.expect("just seen"),
+                _ => sleep(Duration::from_millis(2)).await,
+            }
         }
     };
+    let first = timeout(PATIENCE, enqueued).await.expect("the first turn is enqueued");
     line.until_all_have_tokens(&[first]).await;
     // It neither ends nor makes room from here on.
     worker.sigstop();
     let end = operator.turn(first).await.expect("it is there").end;
     assert!(end.is_none(), "the first turn has ended already");
-    let printed = BufReader::new(child.stdout.take().expect("piped"));
+    let printed = BufReader::new(child.0.stdout.take().expect("piped"));
     let shown = tokio::task::spawn_blocking(move || {
         let mut lines = printed.lines().map(|line| line.expect("text"));
         let is_text = |line: &String| serde_json::from_str::<Value>(line).expect("JSON")["text"].is_string();
         lines.find(is_text).is_some()
     });
-    let shown = tokio::time::timeout(turnmill_tests::PATIENCE / 4, shown).await;
+    let shown = timeout(PATIENCE / 4, shown).await;
     worker.sigcont();
-    child.kill().expect("our own child can be killed");
-    exit_code(child).await;
+    drop(child);
     assert!(shown.expect("it is shown while the second waits").expect("no panic"));
 }
 
@@ -131,9 +154,10 @@ async fn read_one_of(line: &Line, count: usize, flags: &[&str]) {
     writeln!(file, "{}", json!({"agent": last, "message": "hi", "max_tokens": 1})).expect("written");
     let path = file.path().to_string_lossy();
     let mut child = turnmill(line, &[&["submit", &path], flags].concat(), Stdio::piped(), Stdio::piped());
-    let mut stdout = BufReader::new(child.stdout.take().expect("piped"));
+    let mut stdout = BufReader::new(child.0.stdout.take().expect("piped"));
     let first = tokio::task::spawn_blocking(move || stdout.read_line(&mut String::new()));
-    assert!(first.await.expect("no panic").expect("text") > 0, "{flags:?}");
+    let first = timeout(PATIENCE, first).await.expect("a line is printed");
+    assert!(first.expect("no panic").expect("text") > 0, "{flags:?}");
     assert_eq!(exit_code(child).await, Some(0), "{flags:?}");
     let found = Operator::new(line.producer.clone()).agent(&last).await;
     assert!(found.is_ok(), "{flags:?}: the last line is not in the queue");
@@ -141,7 +165,7 @@ async fn read_one_of(line: &Line, count: usize, flags: &[&str]) {
 
 #[tokio::test]
 async fn a_reader_that_goes_away_costs_no_line() {
-    let line = Line::start().await;
+    let line = Line::without_workers().await;
     // More ids than a pipe holds.
     for flags in [&[][..], &["--json"]] {
         read_one_of(&line, 3000, flags).await;
@@ -150,17 +174,17 @@ async fn a_reader_that_goes_away_costs_no_line() {
 
 #[tokio::test]
 async fn a_reader_of_results_that_goes_away_costs_no_line() {
-    let line = Line::start().await;
-    let _worker = line.worker(&[]);
+    let line = Line::without_workers().await;
+    let _worker = line.scripted_worker().await;
     // More results than a pipe holds.
     for flags in [&["--wait", "--json"], &["--stream", "--json"]] {
-        read_one_of(&line, 400, flags).await;
+        read_one_of(&line, 1000, flags).await;
     }
 }
 
 #[tokio::test]
 async fn nobody_who_reads_errors_costs_no_line_either() {
-    let line = Line::start().await;
+    let line = Line::without_workers().await;
     let mut file = lines(300, 1);
     writeln!(file, "nonsense").expect("written");
     let (reader, writer) = std::io::pipe().expect("a pipe");
@@ -173,7 +197,7 @@ async fn nobody_who_reads_errors_costs_no_line_either() {
 
 #[tokio::test]
 async fn cancelling_and_replaying_do_not_stop_half_way_because_nobody_reads() {
-    let line = Line::start().await;
+    let line = Line::without_workers().await;
     let turn = |i| NewTurn::user("hi").agent(name(&format!("agent-{i}"))).sampling(exactly(1));
     let turns: Vec<TurnId> = line.enqueue((0..5).map(turn).collect()).await;
     let named: Vec<String> = turns.iter().map(TurnId::to_string).collect();

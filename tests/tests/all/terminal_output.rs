@@ -1,6 +1,7 @@
 //! What a terminal gets of texts from outside: control characters are shown, never sent.
 
 use std::io::Read;
+use std::sync::mpsc;
 
 use pty_process::blocking::{Command, open};
 use redis::AsyncCommands;
@@ -8,7 +9,7 @@ use turnmill::NewTurn;
 use turnmill::schema::keys::{FIELD_AT, FIELD_END, FIELD_EVENT, Keys};
 use turnmill::schema::{Delta, End, Event, Outcome, Timing, TurnId, Usage, envelope};
 use turnmill_tests::line::{Line, name};
-use turnmill_tests::program;
+use turnmill_tests::{PATIENCE, program};
 
 /// Clears the screen, sets the title, and asks the terminal to answer; the last is one byte in Latin-1 and two in UTF-8.
 const HOSTILE: &str = "\x1b[2J\x1b]0;owned\x07\u{9b}6n";
@@ -43,16 +44,24 @@ fn on_a_terminal(line: &Line, arguments: &[&str]) -> String {
     let command =
         Command::new(program("turnmill")).args(arguments).env("TURNMILL_REDIS_URL", line.redis.url());
     let mut child = command.spawn(end).expect("the command can be run");
-    let mut written = Vec::new();
-    // The read fails once the other end is closed.
-    let _ = terminal.read_to_end(&mut written);
+    let (tell, told) = mpsc::channel();
+    std::thread::spawn(move || {
+        let mut written = Vec::new();
+        // The read fails once the other end is closed.
+        let _ = terminal.read_to_end(&mut written);
+        // Nobody listens any more if it took too long.
+        let _ = tell.send(written);
+    });
+    let written = told.recv_timeout(PATIENCE);
+    // It has closed its terminal, so it has said everything; or it hangs.
+    let _ = child.kill();
     child.wait().expect("our own child can be waited for");
-    String::from_utf8(written).expect("text")
+    String::from_utf8(written.expect("the command ends")).expect("text")
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn control_characters_from_outside_reach_no_terminal() {
-    let line = Line::start().await;
+    let line = Line::without_workers().await;
     let said = line.enqueue(vec![NewTurn::user("hi"), NewTurn::user("hi")]).await;
     answer(&line, said[0], Outcome::Completed).await;
     answer(&line, said[1], Outcome::Failed).await;

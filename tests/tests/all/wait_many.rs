@@ -52,8 +52,10 @@ async fn next(ends: &mut WaitMany) -> (TurnId, String) {
 
 #[tokio::test]
 async fn all_ends_come_over_one_more_connection_while_their_taker_does_other_things() {
-    let line = Line::start().await;
-    let _worker = line.worker(&[]);
+    let line = Line::without_workers().await;
+    let _worker = line.scripted_worker().await;
+    // The worker has its connections.
+    line.run(NewTurn::user("first")).await;
     let mut redis = connection(&line).await;
     let before = clients(&mut redis).await;
     let turn = |i| NewTurn::user("hi").agent(name(&format!("agent-{}", i % 60))).sampling(exactly(1));
@@ -78,7 +80,7 @@ async fn all_ends_come_over_one_more_connection_while_their_taker_does_other_thi
 
 #[tokio::test]
 async fn ends_that_no_event_tells_of_are_found() {
-    let line = Line::start().await;
+    let line = Line::without_workers().await;
     let mut redis = connection(&line).await;
     let turns = line.enqueue((0..3).map(|i| NewTurn::user(format!("{i}"))).collect()).await;
     let mut ends = line.producer.wait_many();
@@ -101,7 +103,7 @@ async fn ends_that_no_event_tells_of_are_found() {
 
 #[tokio::test]
 async fn what_is_not_there_and_a_redis_that_stays_away_are_told_of_each_turn() {
-    let line = Line::start().await;
+    let line = Line::without_workers().await;
     let settings = ProducerSettings {
         retry_for: Duration::from_millis(300),
         ..ProducerSettings::new(name("default"), name("default"))

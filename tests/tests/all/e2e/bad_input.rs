@@ -86,7 +86,7 @@ async fn an_evicting_redis_is_refused_by_worker_and_producer() {
 
 #[tokio::test]
 async fn producers_refuse_what_can_never_run_and_write_nothing() {
-    let line = Line::start().await;
+    let line = Line::without_workers().await;
     let zero = NewTurn::user("hi").sampling(greedy(0));
     let error = line.producer.enqueue(zero).await.expect_err("must be refused");
     assert_eq!(error.to_string(), "max_tokens is 0; it must be at least 1");
