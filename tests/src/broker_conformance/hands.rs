@@ -43,7 +43,9 @@ pub async fn a_renewal_while_a_turn_ends_loses_nothing<Q: TestQueue>(queue: &Q) 
     let first = claim(&broker).await;
     let going_on = Ending { continues: true, ..ending(0, Outcome::Completed) };
     let mut answer = unheard(broker.finish(&first.lease, &going_on)).await;
+    let patience = Instant::now() + PATIENCE;
     while ends(&queue.events(ids[0]).await).is_empty() {
+        assert!(Instant::now() < patience, "the turn never ends");
         tokio::task::yield_now().await;
     }
     broker.renew().await.expect("answered");
@@ -57,7 +59,9 @@ pub async fn a_renewal_while_a_turn_ends_loses_nothing<Q: TestQueue>(queue: &Q) 
     assert_eq!(second.lease.turn, ids[1]);
 
     let requeued = unheard(broker.requeue(&second.lease, None)).await;
+    let patience = Instant::now() + PATIENCE;
     while broker.counts().await.expect("counted").runnable() == 0 {
+        assert!(Instant::now() < patience, "the turn is never requeued");
         tokio::task::yield_now().await;
     }
     broker.renew().await.expect("answered");
