@@ -20,10 +20,10 @@ use serde_json::Value;
 use tempfile::{NamedTempFile, TempDir};
 use turnmill::NewTurn;
 use turnmill_schema::Outcome;
-use turnmill_tests::PATIENCE;
 use turnmill_tests::line::{Line, exactly};
 use turnmill_tests::redis_server::{RedisServer, free_port};
 use turnmill_tests::worker::model;
+use turnmill_tests::{PATIENCE, machine};
 
 /// How long a probe may take. The promise is a second; a machine that builds something meanwhile is slower.
 const PROBE: Duration = Duration::from_secs(10);
@@ -414,6 +414,7 @@ fn refusal(name: &str, value: &str) -> Option<String> {
 
 #[test]
 fn every_number_is_taken_or_refused_in_one_sentence() {
+    let _machine = machine::share();
     for (name, default) in settings(&[], &[]) {
         for number in NUMBERS {
             let Some(said) = refusal(&name, number) else {
