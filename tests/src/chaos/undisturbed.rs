@@ -20,7 +20,8 @@ pub async fn undisturbed(ledger: &[Acknowledged], queue: &Name) -> Result<Undist
     let producer = Producer::connect(&redis.url(), settings).await?;
     let requests = ledger.iter().map(|known| known.request.clone()).collect();
     let turns = producer.enqueue_batch(requests).await?;
-    let flags = ["--queue", queue.as_str(), "--threads", "1"];
+    // With every core: nothing else runs by now, and words depend on no number of threads.
+    let flags = ["--queue", queue.as_str()];
     let mut worker = tokio::task::block_in_place(|| Worker::start(&redis, &flags));
     for turn in &turns {
         producer.wait(*turn).await?;
