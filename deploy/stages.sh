@@ -13,6 +13,9 @@ NAMES=""
 WANTED=""
 ANYWAY=false
 TIMES=""
+# What runs now, and since when; tell_times says it.
+RUNNING=""
+BEGAN=0
 READS=""
 TOOLS=""
 
@@ -61,11 +64,29 @@ stage() {
 }
 
 timed() {
-    local began=$SECONDS what=$1
+    RUNNING=$1 BEGAN=$SECONDS
     shift
     "$@" </dev/null
-    TIMES="$TIMES$(printf '%6d s  %s' $((SECONDS - began)) "$what")"$'\n'
+    TIMES="$TIMES$(printf '%6d s  %s' $((SECONDS - BEGAN)) "$RUNNING")"$'\n'
+    RUNNING=""
 }
+
+# tell_times: of what has run, and of what was running if the script ends in the middle of it.
+tell_times() {
+    if [ -n "$RUNNING" ]; then TIMES="$TIMES$(printf '%6d s  %s: did not pass' $((SECONDS - BEGAN)) "$RUNNING")"$'\n'; fi
+    if [ -n "$TIMES" ]; then printf '%s%6d s  in all\n' "$TIMES" "$SECONDS"; fi
+}
+
+# ended: as clean_up of lib.sh, after the times. A stage that fails took time, too.
+ended() {
+    local status=$?
+    # clean_up takes the status of the command before it, and must run whatever that is.
+    set +e
+    tell_times
+    (exit "$status")
+    clean_up
+}
+trap ended EXIT
 
 unless_passed() {
     local name=$1 what=$2 files
