@@ -3,7 +3,7 @@
 //! Invariants:
 //! * a [`Ticket`] and the [`Lease`] made of it stand for one entry of a ready stream; it is renewed for as long as either is
 //!   alive, and left to others when both are dropped;
-//! * a lease that was lost is never renewed again, and says so at once to whoever waits for it;
+//! * a lease that was lost is never renewed again, and says so at once to every task that waits for it;
 //! * while a lease is being ended, no renewal calls it lost: the answer to the ending says what became of it.
 
 use std::collections::HashMap;
@@ -159,11 +159,9 @@ impl Holdings {
     /// Says that the turn is not this worker's any more: somebody cancelled it.
     pub(super) fn lose_turn(&self, cancelled: TurnId) {
         for holding in self.all() {
-            let is_it = matches!(&lock(&holding.state).held,
-                Held::Lease { turn, ending: false, .. } if *turn == cancelled);
-            if is_it {
-                holding.lose();
-            }
+            holding.lose_if(
+                |held| matches!(held, Held::Lease { turn, ending: false, .. } if *turn == cancelled),
+            );
         }
     }
 
@@ -185,21 +183,30 @@ impl Renewable {
 
     /// A renewal found the entry to be another's. A ticket that is not leased stays: its lease says what it is by then.
     pub(super) fn is_lost(&self) {
-        let is_it = matches!(&lock(&self.holding.state).held,
-            Held::Lease { epoch, ending: false, .. } if Some(*epoch) == self.epoch);
-        if is_it {
-            self.holding.lose();
-        }
+        self.holding.lose_if(
+            |held| matches!(held, Held::Lease { epoch, ending: false, .. } if Some(*epoch) == self.epoch),
+        );
     }
 }
 
 impl Holding {
-    /// The entry is not this worker's any more. It may come again, as another ticket.
-    fn lose(&self) {
-        if let Held::Lease { lost, .. } = std::mem::replace(&mut lock(&self.state).held, Held::Lost) {
+    /// The entry is not this worker's any more if it is held for what `is_it` says. It may come again, as another ticket.
+    fn lose_if(&self, is_it: impl FnOnce(&Held) -> bool) {
+        if let Some(Held::Lease { lost, .. }) = self.release_if(is_it) {
             lost.cancel();
         }
-        self.leave();
+    }
+
+    /// Holds the entry for nothing any more if it is held for what `is_it` says; what it was held for. One lock for the question
+    /// and the change: between two, the worker could go on with the agent's next turn, and that would be released.
+    fn release_if(&self, is_it: impl FnOnce(&Held) -> bool) -> Option<Held> {
+        let mut state = lock(&self.state);
+        let released = is_it(&state.held).then(|| std::mem::replace(&mut state.held, Held::Lost));
+        drop(state);
+        if released.is_some() {
+            self.leave();
+        }
+        released
     }
 
     /// Takes it off the list, unless another ticket of the same entry stands there.
@@ -248,7 +255,7 @@ impl Ticket {
 
     /// It is not this worker's any more.
     pub(super) fn forget(&self) {
-        self.holding.lose();
+        self.holding.lose_if(|_| true);
     }
 }
 
@@ -288,11 +295,6 @@ impl Lease {
         self.lost.is_cancelled()
     }
 
-    /// Whether its last call is under way, or was taken: only that call's answer says what became of the lease.
-    pub fn is_ending(&self) -> bool {
-        !matches!(&lock(&self.holding.state).held, Held::Lease { epoch, ending: false, .. } if *epoch == self.epoch)
-    }
-
     /// Whether the turn's top was known on the way `generation`. It is not again until [`Self::know_top`].
     pub(super) fn forget_top(&self, generation: u64) -> bool {
         lock(&self.holding.state).top.take() == Some(generation)
@@ -314,19 +316,16 @@ impl Lease {
 
     /// The lease is over, and was not lost.
     pub(super) fn over(&self) {
-        if self.is_current() {
-            lock(&self.holding.state).held = Held::Lost;
-            self.holding.leave();
-        }
+        self.holding.release_if(|held| self.is_this(held));
     }
 
     /// The lease is over, and its ticket stands for the agent's next turn, `head`. None if the worker lost the ticket
     /// meanwhile.
     pub(super) fn continued(&self, head: Option<BacklogEntry>) -> Option<Ticket> {
-        if !self.is_current() {
+        let mut state = lock(&self.holding.state);
+        if !self.is_this(&state.held) {
             return None;
         }
-        let mut state = lock(&self.holding.state);
         *state = State { held: Held::Ticket, head, top: None };
         drop(state);
         let (id, agent) = (self.holding.id.clone(), self.agent.clone());
@@ -335,15 +334,13 @@ impl Lease {
 
     /// Another worker has the turn, or it was ended elsewhere.
     pub(super) fn lose(&self) {
-        if self.is_current() {
-            self.holding.lose();
-        }
+        self.holding.lose_if(|held| self.is_this(held));
         self.lost.cancel();
     }
 
-    /// Whether the entry is still held for this lease.
-    fn is_current(&self) -> bool {
-        matches!(&lock(&self.holding.state).held, Held::Lease { epoch, .. } if *epoch == self.epoch)
+    /// Whether an entry is held for this lease.
+    fn is_this(&self, held: &Held) -> bool {
+        matches!(held, Held::Lease { epoch, .. } if *epoch == self.epoch)
     }
 }
 
@@ -434,6 +431,47 @@ mod tests {
         listed.iter().for_each(Renewable::is_lost);
         assert!(!new.is_lost());
         assert_eq!(holdings.renewable()[0].epoch, Some(8));
+    }
+
+    #[test]
+    fn what_an_entry_is_held_for_cannot_change_between_the_question_and_the_loss() {
+        let holdings = Holdings::default();
+        let lease = take(&holdings, "1-1").expect("free").leased(head(), 7, 1);
+        let mut asked = false;
+        lease.holding.lose_if(|_| {
+            asked = true;
+            assert!(
+                lease.holding.state.try_lock().is_err(),
+                "another thread could continue with the next turn"
+            );
+            false
+        });
+        assert!(asked && !lease.is_lost());
+    }
+
+    #[test]
+    fn a_late_answer_about_a_lease_leaves_the_next_one_of_its_agent_alone() {
+        let holdings = Holdings::default();
+        let mut lease = take(&holdings, "1-1").expect("free").leased(head(), 0, 1);
+        for epoch in 1..2000 {
+            let listed = holdings.renewable();
+            std::thread::scope(|scope| {
+                // A renewal that does not know the lease any more is answered while the turn ends.
+                scope.spawn(|| listed.iter().for_each(Renewable::is_lost));
+                lease.begin_to_end();
+                if let Some(next) = lease.continued(None) {
+                    lease = next.leased(head(), epoch, 1);
+                    return;
+                }
+                // The renewal came first: the entry is read again.
+                lease = loop {
+                    if let Some(ticket) = take(&holdings, "1-1") {
+                        break ticket.leased(head(), epoch, 1);
+                    }
+                };
+            });
+            assert!(!lease.is_lost(), "lease {epoch}");
+        }
     }
 
     #[test]
