@@ -6,6 +6,7 @@
 //! * every call may be repeated after a lost reply and then answers the same.
 
 mod error;
+mod fairness;
 mod held;
 pub mod memory;
 pub mod redis;
@@ -25,9 +26,9 @@ pub use references::{Manifests, PayloadsInUse, References, Root};
 /// A leased turn with everything needed to run it.
 #[derive(Debug)]
 pub struct Claim {
-    /// The right to run it; shared by whoever publishes and ends the turn.
+    /// The right to run it; shared by everything that publishes and ends the turn.
     pub lease: Arc<Lease>,
-    /// The turn, or where it is; an error where its envelope cannot be read, which ends the turn.
+    /// The turn, or where it is; an error if its envelope cannot be read, which ends the turn.
     pub turn: Result<StoredTurn, EnvelopeError>,
     /// The agent's finished conversation.
     pub history: History,
@@ -37,11 +38,11 @@ pub struct Claim {
     pub published: Vec<Delta>,
     /// Milliseconds from enqueue to this lease, by the queue's clock.
     pub queued_ms: u64,
-    /// Time left until the turn's deadline, where it has one.
+    /// Time left until the turn's deadline, if it has one.
     pub expires_in: Option<Duration>,
-    /// Milliseconds from enqueue to the first published token of earlier attempts, where there was one.
+    /// Milliseconds from enqueue to the first published token of earlier attempts, if there was one.
     pub first_token_ms: Option<u64>,
-    /// The epoch of the attempt before this one, where there was one.
+    /// The epoch of the attempt before this one, if there was one.
     pub earlier_epoch: Option<u64>,
     /// The last two attempts made no token: run it alone in its steps, so that it takes no neighbours down.
     pub alone: bool,
@@ -56,7 +57,7 @@ pub struct Ending {
     pub end: End,
     /// What a completed turn of an agent adds to its history.
     pub entry: Option<TranscriptEntry>,
-    /// The whole reply, where it is short: kept with the outcome, so that the result stream may go soon.
+    /// The whole reply, if it is short: kept with the outcome, so that the result stream may go soon.
     pub reply: Option<Delta>,
     /// Why it is a dead letter; for failed turns.
     pub reason: Option<DeadReason>,
@@ -109,7 +110,7 @@ pub struct QueueCounts {
     pub enqueued: u64,
     /// Turns ever ended, by outcome, in the order of [`turnmill_schema::Outcome::ALL`].
     pub ended: [u64; 4],
-    /// Redis's own count of the runnable, a cross-check; none where it does not know.
+    /// Redis's own count of the runnable, a cross-check; none if it does not know.
     pub lag: Option<u64>,
     /// No turn is leased until somebody resumes the queue.
     pub paused: bool,

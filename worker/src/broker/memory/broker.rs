@@ -7,9 +7,10 @@ use tokio::sync::{Mutex, broadcast};
 use turnmill_schema::{AgentId, DeadReason, Delta, Manifest, TurnId, WorkerStatus};
 
 use super::link::Link;
-use super::ready::{Held, TicketKey};
+use super::ready::{LeaseKey, TicketKey};
 use super::state::State;
 use super::{MemoryQueue, MemorySettings};
+use crate::broker::fairness::Fairness;
 use crate::broker::held::Renewable;
 use crate::broker::{
     Broker, BrokerError, Claim, Ending, Fence, Holdings, Lease, Orders, QueueCounts, Retry, Ticket, TicketId,
@@ -17,9 +18,9 @@ use crate::broker::{
 
 /// How long a read waits.
 const READ_WAIT_MS: u64 = 2000;
-/// Look again after so long, if nobody waits: ends of turns and other workers wake nobody.
+/// Time to the next look, if nobody waits: ends of turns and other workers wake nobody.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
-/// A worker that was silent for so many leases is not listed any more.
+/// A worker that was silent for this many leases is not listed any more.
 const SILENT_LEASES: u64 = 3;
 
 /// The [`Broker`] over a [`MemoryQueue`].
@@ -41,15 +42,14 @@ type Delivered = Vec<(TicketKey, AgentId)>;
 struct Reader {
     /// Tickets may be pending to us that we did not hear of.
     recovering: bool,
-    /// Interactive tickets since the last one of a batch agent.
-    since_batch: usize,
+    fairness: Fairness,
 }
 
 impl MemoryBroker {
     pub(super) fn new(queue: MemoryQueue, settings: MemorySettings, link: Arc<dyn Link>) -> Self {
         let notices = Mutex::new(queue.step(|state| state.notices.subscribe()));
         // An earlier process of this name may have held tickets.
-        let reader = Mutex::new(Reader { recovering: true, since_batch: 0 });
+        let reader = Mutex::new(Reader { recovering: true, fairness: Fairness::default() });
         Self { queue, settings, link, reader, notices, holdings: Holdings::default() }
     }
 
@@ -81,8 +81,8 @@ impl MemoryBroker {
         answer
     }
 
-    /// What is to be read now; otherwise when to look again at the latest.
-    fn try_read(&self, reader: &mut Reader, room: usize, until_ms: u64) -> Result<Delivered, u64> {
+    /// What is to be read now; nothing if it is `until_ms`. None: wait.
+    fn try_read(&self, reader: &mut Reader, room: usize, until_ms: u64) -> Option<Delivered> {
         let worker = &self.settings.worker;
         self.queue.step(|state| {
             let mut tickets = Vec::new();
@@ -93,10 +93,10 @@ impl MemoryBroker {
                 reader.recovering = tickets.len() == room;
             }
             if !state.paused {
-                tickets.extend(state.read(worker, room - tickets.len(), &mut reader.since_batch));
+                tickets.extend(state.read(worker, room - tickets.len(), &mut reader.fairness));
             }
             let is_over = !tickets.is_empty() || state.now_ms >= until_ms;
-            if is_over { Ok(tickets) } else { Err(until_ms) }
+            is_over.then_some(tickets)
         })
     }
 
@@ -107,13 +107,11 @@ impl MemoryBroker {
             let mut changed = std::pin::pin!(readable.notified());
             // From here on nothing that becomes readable is missed.
             changed.as_mut().enable();
-            match self.try_read(reader, room, until_ms) {
-                Ok(tickets) => return tickets,
-                Err(look_again_ms) => {
-                    let timer = self.queue.clock.until(look_again_ms);
-                    tokio::select! { biased; () = changed => {} () = timer => {} }
-                }
+            if let Some(tickets) = self.try_read(reader, room, until_ms) {
+                return tickets;
             }
+            let timer = self.queue.clock.until(until_ms);
+            tokio::select! { biased; () = changed => {} () = timer => {} }
         }
     }
 }
@@ -126,7 +124,7 @@ impl Broker for MemoryBroker {
         let mut reader = self.reader.lock().await;
         let was_recovering = std::mem::replace(&mut reader.recovering, true);
         self.link.request("read").await?;
-        let mut reading = Reader { recovering: was_recovering, since_batch: reader.since_batch };
+        let mut reading = Reader { recovering: was_recovering, fairness: reader.fairness };
         let tickets = self.read_or_wait(&mut reading, room).await;
         self.link.reply("read").await?;
         *reader = reading;
@@ -144,15 +142,15 @@ impl Broker for MemoryBroker {
     }
 
     async fn append(&self, lease: &Lease, delta: &Delta) -> Result<(), BrokerError> {
-        let held = Held::from(lease);
-        let appended = self.call("append", |state, _| state.append(&held, delta)).await?;
+        let key = LeaseKey::from(lease);
+        let appended = self.call("append", |state, _| state.append(&key, delta)).await?;
         self.note_fenced(lease, appended)
     }
 
     async fn finish(&self, lease: &Lease, ending: &Ending) -> Result<Option<Ticket>, BrokerError> {
         lease.begin_to_end();
-        let held = Held::from(lease);
-        let finished = self.call("finish", |state, settings| state.finish(settings, &held, ending)).await?;
+        let key = LeaseKey::from(lease);
+        let finished = self.call("finish", |state, settings| state.finish(settings, &key, ending)).await?;
         if self.note_fenced(lease, finished)? {
             return Ok(lease.continued(None));
         }
@@ -162,9 +160,9 @@ impl Broker for MemoryBroker {
 
     async fn requeue(&self, lease: &Lease, manifest: Option<&Manifest>) -> Result<(), BrokerError> {
         lease.begin_to_end();
-        let (held, manifest) = (Held::from(lease), manifest.copied());
+        let (key, manifest) = (LeaseKey::from(lease), manifest.copied());
         let requeued =
-            self.call("requeue", |state, settings| state.requeue(settings, &held, manifest)).await?;
+            self.call("requeue", |state, settings| state.requeue(settings, &key, manifest)).await?;
         self.note_fenced(lease, requeued)?;
         lease.over();
         Ok(())
@@ -178,9 +176,9 @@ impl Broker for MemoryBroker {
         text: &str,
     ) -> Result<Retry, BrokerError> {
         lease.begin_to_end();
-        let held = Held::from(lease);
+        let key = LeaseKey::from(lease);
         let retried =
-            self.call("retry", |state, settings| state.retry(settings, &held, delay, (reason, text))).await?;
+            self.call("retry", |state, settings| state.retry(settings, &key, delay, (reason, text))).await?;
         let retried = self.note_fenced(lease, retried)?;
         lease.over();
         Ok(retried)

@@ -51,7 +51,7 @@ impl Conclusion {
 }
 
 impl State {
-    /// Ends the head of its agent's backlog. True where the caller's worker goes on with the agent's next turn under
+    /// Ends the head of its agent's backlog. True if the caller's worker goes on with the agent's next turn under
     /// the same ticket, if `keep_ticket` asks for that.
     pub(super) fn conclude(&mut self, conclusion: Conclusion, keep_ticket: bool) -> bool {
         let turn = &self.turns[&conclusion.turn];

@@ -1,4 +1,4 @@
-//! Enqueueing: all turns of a call or, where they do not fit, none.
+//! Enqueueing: all turns of a call, or no turn if they do not fit.
 
 use std::collections::{BTreeMap, HashMap};
 

@@ -12,7 +12,7 @@ use super::state::{Place, State};
 use super::{MemorySettings, Mutation};
 use crate::broker::{Claim, Ticket};
 
-/// An attempt that is told it runs alone when so many before it published nothing.
+/// Attempts in a row that published nothing, after which the next one is told that it runs alone.
 const BARREN_BEFORE_ALONE: u32 = 2;
 
 /// A lease that was granted, with everything its run needs.
@@ -94,7 +94,7 @@ impl State {
         }
     }
 
-    /// How often the ticket was delivered, where it is this worker's.
+    /// How often the ticket was delivered, if it is this worker's.
     fn delivery(&self, worker: &MemorySettings, ticket: TicketKey) -> Option<u32> {
         let pending = self.ready(ticket.priority).pending(ticket.number);
         if self.mutation == Mutation::NoTicketCheck {

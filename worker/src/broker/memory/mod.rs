@@ -169,7 +169,7 @@ impl MemoryQueue {
         })
     }
 
-    /// The whole reply that is kept with the outcome of a turn, where it was short.
+    /// The whole reply that is kept with the outcome of a turn, if it was short.
     pub fn short_reply(&self, turn: TurnId) -> Option<Delta> {
         self.step(|state| state.turns.get(&turn)?.ended.as_ref()?.reply.clone())
     }
@@ -201,7 +201,7 @@ impl MemoryQueue {
         self.step(|state| state.counts())
     }
 
-    /// Panics where the queue's indexes and counters do not add up.
+    /// Panics if the queue's indexes and counters do not add up.
     pub fn check_integrity(&self) {
         self.step(|state| state.check());
     }

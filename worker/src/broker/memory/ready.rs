@@ -37,14 +37,14 @@ impl From<TicketKey> for TicketId {
 
 /// A lease as its holder names it.
 #[derive(Clone, Debug)]
-pub(super) struct Held {
+pub(super) struct LeaseKey {
     pub(super) turn: TurnId,
     pub(super) agent: AgentId,
     pub(super) epoch: u64,
     pub(super) ticket: TicketKey,
 }
 
-impl From<&Lease> for Held {
+impl From<&Lease> for LeaseKey {
     fn from(lease: &Lease) -> Self {
         Self {
             turn: lease.turn,

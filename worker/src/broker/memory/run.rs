@@ -8,13 +8,13 @@ use turnmill_schema::envelope::EnvelopeError;
 use turnmill_schema::{AgentId, DeadReason, Delta, Event, Manifest, Outcome, Priority};
 
 use super::conclude::{Conclusion, Retention};
-use super::ready::Held;
+use super::ready::LeaseKey;
 use super::state::{Place, State};
 use super::{MemorySettings, Mutation};
 use crate::broker::{BrokerError, Ending, Fence, Retry};
 
 impl State {
-    pub(super) fn append(&mut self, lease: &Held, delta: &Delta) -> Result<(), BrokerError> {
+    pub(super) fn append(&mut self, lease: &LeaseKey, delta: &Delta) -> Result<(), BrokerError> {
         if delta.tokens.is_empty() {
             let reason = "a delta without tokens has no place of its own; publish its text with a token";
             return Err(EnvelopeError::Encode(reason.into()).into());
@@ -40,7 +40,7 @@ impl State {
     pub(super) fn finish(
         &mut self,
         worker: &MemorySettings,
-        lease: &Held,
+        lease: &LeaseKey,
         ending: &Ending,
     ) -> Result<bool, BrokerError> {
         let fenced = BrokerError::Fenced { turn: lease.turn };
@@ -84,7 +84,7 @@ impl State {
     }
 
     /// Whether the worker may go on with the agent: within its budget, or while nobody else waits.
-    fn may_go_on(&self, worker: &MemorySettings, lease: &Held) -> bool {
+    fn may_go_on(&self, worker: &MemorySettings, lease: &LeaseKey) -> bool {
         let continues = self.agents[&lease.agent].continues;
         worker.max_continues > 0
             && (continues < worker.max_continues || !self.others_wait(worker, &lease.agent))
@@ -100,7 +100,7 @@ impl State {
     }
 
     /// Repeated after a lost reply: whether the worker still has the ticket it continued with.
-    fn has_continued(&self, worker: &MemorySettings, lease: &Held) -> bool {
+    fn has_continued(&self, worker: &MemorySettings, lease: &LeaseKey) -> bool {
         let ticket = lease.ticket;
         let kept = self.agents.get(&lease.agent).is_some_and(|agent| {
             agent.continues > 0 && agent.epoch == lease.epoch + 1 && agent.place == Place::Ready(ticket)
@@ -110,7 +110,7 @@ impl State {
     }
 
     /// Whether the lease is the newest of its agent and the turn its head.
-    fn is_held(&self, worker: &MemorySettings, lease: &Held) -> bool {
+    fn is_held(&self, worker: &MemorySettings, lease: &LeaseKey) -> bool {
         let Some(agent) = self.agents.get(&lease.agent) else { return false };
         let is_head = agent.backlog.front() == Some(&lease.turn);
         if self.mutation == Mutation::NoFence {
@@ -123,7 +123,7 @@ impl State {
     pub(super) fn requeue(
         &mut self,
         worker: &MemorySettings,
-        lease: &Held,
+        lease: &LeaseKey,
         manifest: Option<Manifest>,
     ) -> Result<(), BrokerError> {
         if self.was_requeued(lease) {
@@ -155,7 +155,7 @@ impl State {
     pub(super) fn retry(
         &mut self,
         worker: &MemorySettings,
-        lease: &Held,
+        lease: &LeaseKey,
         delay: Duration,
         (reason, text): (DeadReason, &str),
     ) -> Result<Retry, BrokerError> {
@@ -183,12 +183,12 @@ impl State {
         Ok(Retry::Dead)
     }
 
-    fn was_requeued(&self, lease: &Held) -> bool {
+    fn was_requeued(&self, lease: &LeaseKey) -> bool {
         self.turns.get(&lease.turn).is_some_and(|turn| turn.requeued == Some(lease.epoch))
     }
 
     /// The turn stays the head of its agent's backlog; its agent waits with it, so order holds.
-    fn requeue_at(&mut self, lease: &Held, due_ms: u64) {
+    fn requeue_at(&mut self, lease: &LeaseKey, due_ms: u64) {
         let turn = self.turn_mut(lease.turn);
         turn.progress = turn.top().1;
         turn.requeued = Some(lease.epoch);

@@ -183,7 +183,7 @@ pub(super) struct State {
     pub(super) paused: bool,
     pub(super) registry: Registry,
     pub(super) notices: broadcast::Sender<TurnId>,
-    /// Somebody may find something to read.
+    /// A ticket may be read, or the queue was resumed.
     pub(super) readable: Arc<Notify>,
 }
 
@@ -238,7 +238,7 @@ impl State {
         self.agents.get(id)?.backlog.front().copied()
     }
 
-    /// The agent's next place, where no worker has it: a ticket for its head, waiting until the head is due, held, or
+    /// The agent's next place, when no worker has it any more: a ticket for its head, waiting until the head is due, held, or
     /// nothing to do.
     pub(super) fn make_runnable(&mut self, id: &AgentId) {
         let due_ms = self.head(id).map_or(0, |head| self.turns[&head].not_before_ms);
@@ -258,8 +258,6 @@ impl State {
         } else if due_ms > now_ms {
             agent.place = Place::Delayed { due_ms };
             self.delayed.insert((due_ms, id.clone()));
-            // Readers wait until the first one is due.
-            self.readable.notify_waiters();
         } else {
             self.add_ticket(id);
         }
@@ -299,8 +297,6 @@ impl State {
     pub(super) fn unlease(&mut self, id: &AgentId) {
         if matches!(self.agent_mut(id).place, Place::Leased { .. }) {
             self.tenant(id, |tenant| tenant.leased -= 1);
-            // An agent of the tenant may wait for the place.
-            self.readable.notify_waiters();
         }
     }
 

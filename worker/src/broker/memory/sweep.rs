@@ -51,7 +51,7 @@ impl State {
         self.registry.forget_silent(now_ms);
     }
 
-    /// Panics where indexes and counters do not say what agents and turns say.
+    /// Panics if indexes and counters do not say what agents and turns say.
     pub(super) fn check(&self) {
         let mut tenants: BTreeMap<String, Tenant> = BTreeMap::new();
         let (mut open, mut delayed) = (BTreeSet::new(), BTreeSet::new());

@@ -9,20 +9,18 @@ use super::conclude::Retention;
 use super::ready::TicketKey;
 use super::state::{Place, State};
 use super::{MemorySettings, Mutation};
-
-/// After so many tickets of interactive agents one of a batch agent comes first, where one waits: so neither starves.
-const INTERACTIVE_A_BATCH: usize = 3;
+use crate::broker::fairness::Fairness;
 
 impl State {
-    /// At most `room` tickets; `since_batch` counts the interactive ones since the last one of a batch agent.
+    /// At most `room` tickets, in the order that `fairness` asks for.
     pub(super) fn read(
         &mut self,
         worker: &str,
         room: usize,
-        since_batch: &mut usize,
+        fairness: &mut Fairness,
     ) -> Vec<(TicketKey, AgentId)> {
         let now_ms = self.now_ms;
-        let share = (*since_batch + room) / (INTERACTIVE_A_BATCH + 1);
+        let share = fairness.batch_share(room);
         let turns = [(Priority::Batch, share), (Priority::Interactive, room), (Priority::Batch, room)];
         let mut tickets = Vec::new();
         for (priority, most) in turns {
@@ -32,9 +30,7 @@ impl State {
                 tickets.push((TicketKey { priority, number }, agent));
             }
         }
-        let has_batch = tickets.iter().any(|(ticket, _)| ticket.priority == Priority::Batch);
-        let since = if has_batch { 0 } else { *since_batch + tickets.len() };
-        *since_batch = since.min(INTERACTIVE_A_BATCH);
+        fairness.note(tickets.iter().map(|(ticket, _)| ticket.priority));
         tickets
     }
 
