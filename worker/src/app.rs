@@ -31,7 +31,7 @@ use crate::observe::http::{self, HttpState};
 use crate::observe::logs::{self, LogControl};
 use crate::observe::{ObserveError, QueueGauges, Traces, metrics};
 use crate::runner::{
-    Backoff, Coalescing, Intake, Keeper, Link, Prompting, RestoreSettings, Restorer, Retries, Runner,
+    Backoff, Coalescing, Intake, Keeper, Prompting, QueueHealth, RestoreSettings, Restorer, Retries, Runner,
     RunnerSettings, Tender, trim,
 };
 use crate::schedule::{Limits, Speculation};
@@ -90,16 +90,16 @@ pub enum AppError {
     Panicked(#[from] JoinError),
 }
 
-/// What goes on before a worker is ready, for who waits.
+/// What goes on before a worker is ready, to be shown to people who wait.
 #[derive(Clone, Copy, Debug)]
 pub enum Loading<'a> {
     /// A file of the model is downloaded.
     Fetching(Fetching<'a>),
     /// Layers of the model are loaded.
     Layers {
-        /// So many.
+        /// Layers loaded so far.
         done: usize,
-        /// Of so many.
+        /// Layers in the model.
         all: usize,
     },
 }
@@ -146,7 +146,7 @@ pub fn open_payloads(settings: &Settings) -> Result<Option<Payloads>, StoreError
     settings.store.named().map(|url| Payloads::open(url, &settings.queue)).transpose()
 }
 
-/// Where K and V of blocks of `shape` are kept, from settings; none where they are not to be kept, or have no place.
+/// Where K and V of blocks of `shape` are kept, from settings; none if they are not to be kept, or have no place.
 pub fn open_blocks(settings: &Settings, shape: BlockShape) -> Result<Option<BlockStore>, StoreError> {
     let Some(url) = settings.store.for_kv() else {
         if settings.store == StoreSetting::Auto {
@@ -232,7 +232,6 @@ pub async fn serve(
         }
     };
     let worker = outcome?;
-    lifecycle.advance(Phase::Ready);
     info!(addr = %http.addr, queue = %settings.queue, "ready");
     let ended = tokio::select! {
         signal = signals.stop() => {
@@ -317,7 +316,7 @@ impl Worker {
         let lifecycle = http.lifecycle.clone();
         let payloads = open_payloads(settings)?;
         let broker = Arc::new(connect(settings, &lifecycle).await?);
-        let link = Link::new(lifecycle.clone());
+        let health = QueueHealth::new(lifecycle.clone());
         let model = load_model(settings, progress).await?;
         let pool_tokens = model.blocks as u32 * settings.block_tokens;
         let store = open_blocks(settings, model.block_shape)?;
@@ -356,7 +355,7 @@ impl Worker {
             }),
             payloads,
             keeper,
-            link: link.clone(),
+            health: health.clone(),
             coalescing: Arc::new(Coalescing::new(Duration::from_millis(settings.flush_ms))),
             traces,
             settings: RunnerSettings {
@@ -380,17 +379,19 @@ impl Worker {
             worker.turns.clone(),
             worker.stop_claiming.clone(),
         );
-        worker.turns.spawn(intake.run());
         let stop = worker.stop_background.clone();
         let tender = Tender {
             broker: broker.clone(),
-            link,
-            lifecycle,
+            health,
+            lifecycle: lifecycle.clone(),
             lease: Duration::from_millis(settings.lease_ms),
             about: about(settings)?,
             drain: worker.drain.clone(),
             stop: stop.clone(),
         };
+        // Before anything tells the queue about this worker, or takes from it.
+        lifecycle.advance(Phase::Ready);
+        worker.turns.spawn(intake.run());
         tender.start(&worker.background);
         if let Some(store) = folder {
             worker.background.spawn(trim(store, stop.clone()));
@@ -457,7 +458,6 @@ fn about(settings: &Settings) -> Result<WorkerStatus, AppError> {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         started_ms: started.as_millis() as u64,
         capacity: u64::from(settings.max_sequences),
-        beat_ms: settings.renew_ms(),
         ..WorkerStatus::default()
     })
 }

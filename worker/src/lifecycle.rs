@@ -62,7 +62,7 @@ pub enum ReasonCode {
     Draining,
     /// [`Phase::Stopped`].
     Stopped,
-    /// The queue cannot be reached.
+    /// Redis cannot be reached, or refuses to serve the queue to this worker.
     RedisDisconnected,
     /// Too few KV blocks are free.
     PoolHeadroomLow,
@@ -179,7 +179,7 @@ impl Readiness {
     }
 }
 
-/// Whether the engine moves. One word, written by whoever gives the engine work and by the engine's thread.
+/// Whether the engine moves. One word, written by the tasks that give the engine work and by the engine's thread.
 #[derive(Debug)]
 pub struct EngineProgress {
     /// Milliseconds since `origin` of the last sign of life, or [`IDLE`]. One word for both, so that no
@@ -234,7 +234,7 @@ pub struct Lifecycle {
     readiness: Mutex<Readiness>,
     engine: EngineProgress,
     stall: Duration,
-    /// Where there is an object store: what is wrong with it. It has no part in readiness, so it is kept apart from it.
+    /// What is wrong with the object store, if there is one. It has no part in readiness, so it is kept apart from it.
     store_trouble: Mutex<Option<Option<String>>>,
 }
 
@@ -277,9 +277,9 @@ impl Lifecycle {
         }
     }
 
-    /// Says that Redis serves the queue, or that it has not been heard of.
-    pub fn set_redis_connected(&self, connected: bool, now: Instant) {
-        self.lock().redis.set(connected, None, now);
+    /// Says that Redis serves the queue.
+    pub fn set_redis_connected(&self, now: Instant) {
+        self.lock().redis.set(true, None, now);
     }
 
     /// Says that Redis does not serve the queue, and why.
@@ -287,7 +287,7 @@ impl Lifecycle {
         self.lock().redis.set(false, Some(why), now);
     }
 
-    /// Whether Redis answered when it was last asked.
+    /// Whether Redis served the queue when it was last asked.
     pub fn redis_connected(&self) -> bool {
         self.lock().redis.up
     }
@@ -316,7 +316,7 @@ impl Lifecycle {
         *self.store_trouble.lock().unwrap_or_else(PoisonError::into_inner) = Some(trouble);
     }
 
-    /// Whether the object store does what it is asked; none where there is none.
+    /// Whether the object store does what it is asked; none without a store.
     pub fn store_up(&self) -> Option<bool> {
         let trouble = self.store_trouble.lock().unwrap_or_else(PoisonError::into_inner);
         trouble.as_ref().map(Option::is_none)
@@ -364,7 +364,7 @@ mod tests {
     fn ready_worker(now: Instant) -> Lifecycle {
         let lifecycle = Lifecycle::new(LIMITS, STALL, now);
         lifecycle.advance(Phase::Ready);
-        lifecycle.set_redis_connected(true, now);
+        lifecycle.set_redis_connected(now);
         lifecycle
     }
 
@@ -398,14 +398,14 @@ mod tests {
     fn a_lost_connection_is_told_with_its_age() {
         let start = Instant::now();
         let lifecycle = ready_worker(start);
-        lifecycle.set_redis_connected(false, start + Duration::from_secs(5));
+        lifecycle.set_redis_trouble("cannot reach it".into(), start + Duration::from_secs(5));
         // Hearing it again must not make it younger.
-        lifecycle.set_redis_connected(false, start + Duration::from_secs(6));
+        lifecycle.set_redis_trouble("it refuses".into(), start + Duration::from_secs(6));
         let reasons = lifecycle.ready(start + Duration::from_secs(8)).expect_err("cut off");
-        assert_eq!(reasons[0].detail, "Redis has not served the queue for 3.0 s");
+        assert_eq!(reasons[0].detail, "Redis has not served the queue for 3.0 s: it refuses");
         let json = serde_json::json!(reasons[0]);
         assert_eq!(json["code"], "redis_disconnected");
-        lifecycle.set_redis_connected(true, start + Duration::from_secs(9));
+        lifecycle.set_redis_connected(start + Duration::from_secs(9));
         assert_eq!(codes(&lifecycle, start + Duration::from_secs(9)), []);
     }
 

@@ -70,13 +70,13 @@ mod tests {
         assert!(!text.contains("store_up"), "there is no store: {text}");
 
         lifecycle.advance(Phase::Ready);
-        lifecycle.set_redis_connected(true, now);
+        lifecycle.set_redis_connected(now);
         lifecycle.set_store_trouble(None);
         has(&["worker_phase{phase=\"starting\"} 0", "worker_phase{phase=\"ready\"} 1", "worker_ready 1"]);
         has(&["redis_up 1", "store_up 1"]);
 
         lifecycle.set_store_trouble(Some("no route".into()));
-        lifecycle.set_redis_connected(false, now);
+        lifecycle.set_redis_trouble("no route".into(), now);
         lifecycle.advance(Phase::Draining);
         has(&["worker_phase{phase=\"draining\"} 1", "worker_ready 0", "redis_up 0", "store_up 0"]);
     }

@@ -8,12 +8,15 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::warn;
 
-use super::link::Backoff;
-use super::publish::persist;
-use super::{Link, Runner};
-use crate::broker::{Broker, Ticket};
+use super::health::{Backoff, until_answered};
+use super::{QueueHealth, Runner};
+use crate::broker::{Broker, Claim, Ticket};
 use crate::lifecycle::Lifecycle;
 use crate::observe::{Claimed, metrics};
+
+/// How long a stopping worker waits for the answer to a lease that is under way: it may have been granted, and a lease that nobody
+/// knows of keeps its turn waiting until it runs out. Less than the time in which turns are requeued.
+const LAST_ANSWER: Duration = Duration::from_secs(2);
 
 /// Takes turns from the queue and starts a task for each.
 pub struct Intake<B> {
@@ -39,6 +42,7 @@ impl<B: Broker> Intake<B> {
     /// Runs until stopped. Tickets read and not leased by then are returned.
     pub async fn run(self) {
         let mut backoff = Backoff::default();
+        let mut read = self.runner.health.repeated("read", "no tickets were read");
         while !self.stop.is_cancelled() {
             let Some(room) = self.wait_for_room().await else { return };
             if self.lifecycle.engine_stalled(Instant::now()) {
@@ -47,7 +51,7 @@ impl<B: Broker> Intake<B> {
                 continue;
             }
             // Not cut short by `stop`: tickets may be on their way, and nobody would read them again.
-            match self.link().note(self.broker().read(room).await) {
+            match read.note(self.runner.broker.read(room).await) {
                 Err(_) => backoff.pause().await,
                 Ok(tickets) => {
                     backoff = Backoff::default();
@@ -76,14 +80,6 @@ impl<B: Broker> Intake<B> {
             let runner = self.runner.clone();
             self.tasks.spawn(run_agent(runner, ticket, permit, self.stop.clone()));
         }
-    }
-
-    fn broker(&self) -> &B {
-        &self.runner.broker
-    }
-
-    fn link(&self) -> &Link {
-        &self.runner.link
     }
 }
 
@@ -119,26 +115,100 @@ async fn lease_and_run<B: Broker>(
     stop: &CancellationToken,
 ) -> Option<Ticket> {
     let from = Instant::now();
+    let claim = lease(&*runner.broker, &runner.health, &ticket, stop).await?;
+    let first = claim.lease.attempt == 1;
+    metrics::turn_claimed(first.then(|| Duration::from_millis(claim.queued_ms)));
+    metrics::turns_held(runner.broker.leases());
+    let next = runner.run(claim, Claimed { from, to: Instant::now() }, ticket).await;
+    metrics::turns_held(runner.broker.leases());
+    next
+}
+
+/// Leases the head of the ticket's agent. None: there is nothing to run.
+async fn lease<B: Broker>(
+    broker: &B,
+    health: &QueueHealth,
+    ticket: &Ticket,
+    stop: &CancellationToken,
+) -> Option<Claim> {
     let leased = tokio::select! {
-        leased = persist(&runner.link, || runner.broker.lease(&ticket)) => leased,
-        // The queue does not answer, and the worker stops: the ticket is free after a lease.
-        () = stop.cancelled() => return None,
+        leased = until_answered(health, "lease", || broker.lease(ticket)) => leased,
+        // The queue does not answer: the ticket is free after a lease.
+        () = after(stop, LAST_ANSWER) => return None,
     };
-    match leased {
-        Ok(Some(claim)) => {
-            let first = claim.lease.attempt == 1;
-            metrics::turn_claimed(first.then(|| Duration::from_millis(claim.queued_ms)));
-            metrics::turns_held(runner.broker.leases());
-            let next = runner.run(claim, Claimed { from, to: Instant::now() }, ticket).await;
-            metrics::turns_held(runner.broker.leases());
-            next
+    leased.unwrap_or_else(|error| {
+        let agent = &ticket.agent;
+        let error = error.without_content();
+        warn!(error, agent = agent.own(), tenant = agent.tenant(), "the turn could not be leased");
+        None
+    })
+}
+
+/// Waits until `wait` after `stop`.
+async fn after(stop: &CancellationToken, wait: Duration) {
+    stop.cancelled().await;
+    tokio::time::sleep(wait).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::Notify;
+    use turnmill_redis::steps::DepthLimits;
+    use turnmill_schema::{Message, Name, Role, Turn, TurnId};
+
+    use super::*;
+    use crate::broker::memory::{Link, MemoryQueue, MemorySettings, Passage, TokioClock};
+    use crate::lifecycle::HeadroomLimits;
+
+    /// Answers to leases wait until they are let through.
+    #[derive(Debug, Default)]
+    struct Gate {
+        asked: Notify,
+        open: Arc<Notify>,
+    }
+
+    impl Link for Gate {
+        fn request(&self, _step: &'static str) -> Passage<u32> {
+            Box::pin(std::future::ready(Ok(1)))
         }
-        Ok(None) => None,
-        Err(error) => {
-            let agent = &ticket.agent;
-            let error = error.without_content();
-            warn!(error, agent = agent.own(), tenant = agent.tenant(), "the turn could not be leased");
-            None
+
+        fn reply(&self, step: &'static str) -> Passage<()> {
+            if step != "lease" {
+                return Box::pin(std::future::ready(Ok(())));
+            }
+            self.asked.notify_one();
+            let open = Arc::clone(&self.open);
+            Box::pin(async move {
+                open.notified().await;
+                Ok(())
+            })
+        }
+    }
+
+    #[tokio::test]
+    async fn a_lease_under_way_is_waited_for_when_the_worker_stops_but_not_for_ever() {
+        for answers in [true, false] {
+            let queue = MemoryQueue::new(Arc::new(TokioClock::start()));
+            let gate = Arc::new(Gate::default());
+            let broker = queue.worker_over(MemorySettings::example("w"), gate.clone());
+            let tenant = Name::new("default").expect("a name");
+            let turn = Turn::new(TurnId::new(0), tenant, vec![Message::new(Role::User, "hi")]);
+            queue.enqueue(&[turn], DepthLimits { queue: 10, tenant: 10 }).expect("there is room");
+            let ticket = broker.read(1).await.expect("answered").pop().expect("a ticket");
+            let limits = HeadroomLimits { low: 0.0, high: 0.1 };
+            let lifecycle = Lifecycle::new(limits, Duration::from_secs(60), Instant::now());
+            let health = QueueHealth::new(Arc::new(lifecycle));
+            let stop = CancellationToken::new();
+            let stops = async {
+                gate.asked.notified().await;
+                stop.cancel();
+                tokio::task::yield_now().await;
+                if answers {
+                    gate.open.notify_one();
+                }
+            };
+            let (claim, ()) = tokio::join!(lease(&broker, &health, &ticket, &stop), stops);
+            assert_eq!(claim.is_some(), answers, "the queue leased it");
         }
     }
 }

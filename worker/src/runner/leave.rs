@@ -6,9 +6,10 @@ use std::time::Duration;
 use tracing::{debug, info, warn};
 use turnmill_schema::{DeadReason, End, Manifest, Message, Outcome, Role, Timing, TranscriptEntry, Usage};
 
+use super::health::until_answered;
 use super::keep::Late;
 use super::payload;
-use super::publish::{Publisher, persist};
+use super::publish::Publisher;
 use super::turn::{Attempt, Kept, Runner};
 use crate::broker::{Advice, Broker, BrokerError, Ending, Lease, Retry, Ticket};
 use crate::engine::Reply;
@@ -109,7 +110,7 @@ impl<B: Broker> Runner<B> {
 
     async fn finish(&self, attempt: &Attempt, ending: &Ending, late: Option<Late>) -> Option<Ticket> {
         let lease = &attempt.lease;
-        let finished = persist(&self.link, || self.broker.finish(lease, ending)).await;
+        let finished = until_answered(&self.health, "finish", || self.broker.finish(lease, ending)).await;
         match finished {
             Ok(next) => {
                 let End { outcome, usage, timing, .. } = &ending.end;
@@ -153,7 +154,9 @@ impl<B: Broker> Runner<B> {
         let delay = self.settings.retries.delay(lease.attempt);
         let Failure { dead, reason } = failure;
         let logged = reason.logged(self.settings.log_content);
-        let retried = persist(&self.link, || self.broker.retry(lease, delay, dead, &reason.text)).await;
+        let retried =
+            until_answered(&self.health, "retry", || self.broker.retry(lease, delay, dead, &reason.text))
+                .await;
         match retried {
             Ok(Retry::Later) => {
                 attempt.span.left("retried");
@@ -215,7 +218,10 @@ impl<B: Broker> Runner<B> {
             // The turn may be what ended it: the lease runs out, and the attempt counts.
             return None;
         }
-        let requeued = persist(&self.link, || self.broker.requeue(&attempt.lease, manifest.as_ref())).await;
+        let requeued = until_answered(&self.health, "requeue", || {
+            self.broker.requeue(&attempt.lease, manifest.as_ref())
+        })
+        .await;
         match requeued {
             Ok(()) => {
                 attempt.span.left("requeued");

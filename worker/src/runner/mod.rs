@@ -15,17 +15,17 @@
 //! | `coalesce` | how long tokens wait for others that are published with them |
 //! | `retries` | pauses before another attempt |
 //! | `trim` | the folder with K and V keeps to its limit |
-//! | `link` | whether Redis answers, said once |
+//! | `health` | whether Redis serves the queue, said once; calls through outages |
 //!
 //! Invariant: what this worker has in its hands are [`crate::broker::Ticket`]s and [`crate::broker::Lease`]s, which the broker
 //! renews for as long as they live; a task that dies drops its own, and after a lease another worker takes the turn.
 
 mod coalesce;
 mod conversation;
+mod health;
 mod intake;
 mod keep;
 mod leave;
-mod link;
 mod payload;
 mod prepare;
 mod publish;
@@ -37,12 +37,12 @@ mod turn;
 
 pub use coalesce::Coalescing;
 pub use conversation::Conversation;
+pub use health::{Backoff, QueueHealth};
 pub use intake::Intake;
 pub use keep::Keeper;
-pub use link::{Backoff, Link};
 pub use prepare::Prompting;
 pub use restore::{RestoreSettings, Restored, Restorer};
 pub use retries::Retries;
-pub use tend::{RENEWALS_A_LEASE, Tender};
+pub use tend::Tender;
 pub use trim::trim;
 pub use turn::{Runner, RunnerSettings};

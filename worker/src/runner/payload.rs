@@ -6,8 +6,8 @@ use tracing::warn;
 use turnmill_schema::{DeadReason, Outcome, PayloadReference, StoredTurn, Turn};
 
 use super::Runner;
+use super::health::Backoff;
 use super::leave::{Leaving, Reason};
-use super::link::Backoff;
 use crate::broker::{Broker, Lease};
 use crate::store::{Payloads, StoreError};
 

@@ -5,16 +5,16 @@ use std::time::{Duration, Instant};
 
 use turnmill_schema::Delta;
 
-use super::Link;
+use super::QueueHealth;
 use super::coalesce::Coalescing;
-use super::link::Backoff;
-use crate::broker::{Advice, Broker, BrokerError, Lease};
+use super::health::until_answered;
+use crate::broker::{Broker, BrokerError, Lease};
 use crate::engine::MadeToken;
 
 /// The unpublished end of a reply.
 pub struct Publisher<B> {
     broker: Arc<B>,
-    link: Link,
+    health: QueueHealth,
     lease: Arc<Lease>,
     /// A delta whose append may or may not have happened: repeated exactly as it is until it has.
     sending: Option<Delta>,
@@ -36,7 +36,7 @@ impl<B: Broker> Publisher<B> {
     /// Goes on after what earlier attempts published; later tokens wait for others as `coalescing` says.
     pub fn new(
         broker: Arc<B>,
-        link: Link,
+        health: QueueHealth,
         lease: Arc<Lease>,
         published: &[Delta],
         coalescing: Arc<Coalescing>,
@@ -46,7 +46,7 @@ impl<B: Broker> Publisher<B> {
         let short_reply = Some(Delta::default());
         let mut publisher = Self {
             broker,
-            link,
+            health,
             lease,
             sending: None,
             pending,
@@ -109,25 +109,11 @@ impl<B: Broker> Publisher<B> {
                 let next = Delta { index: self.pending.published(), ..Delta::default() };
                 std::mem::replace(&mut self.pending, next)
             });
-            persist(&self.link, || self.broker.append(&self.lease, sending)).await?;
+            until_answered(&self.health, "append", || self.broker.append(&self.lease, sending)).await?;
             self.sending = None;
             self.first_published.get_or_insert_with(Instant::now);
         }
         Ok(())
-    }
-}
-
-/// Calls until it works or trying again cannot help.
-pub async fn persist<T, F>(link: &Link, mut call: impl FnMut() -> F) -> Result<T, BrokerError>
-where
-    F: Future<Output = Result<T, BrokerError>>,
-{
-    let mut backoff = Backoff::default();
-    loop {
-        match link.note(call().await) {
-            Err(error) if error.advice() == Advice::Retry => backoff.pause().await,
-            result => return result,
-        }
     }
 }
 
@@ -150,17 +136,7 @@ mod tests {
     impl Setting {
         fn new() -> Self {
             let queue = MemoryQueue::new(Arc::new(TokioClock::start()));
-            let broker = queue.worker(MemorySettings {
-                worker: "w".into(),
-                lease_ms: 60_000,
-                max_attempts: 5,
-                result_ttl_ms: 60_000,
-                outcome_ttl_ms: 60_000,
-                keep_stream_ms: 60_000,
-                retained_bytes: 1 << 20,
-                tenant_max_running: 0,
-                max_continues: 0,
-            });
+            let broker = queue.worker(MemorySettings::example("w"));
             let (turn, tenant) = (TurnId::new(0), Name::new("default").expect("a name"));
             let turns = [Turn::new(turn, tenant, vec![Message::new(Role::User, "hi")])];
             let room = DepthLimits { queue: 10, tenant: 10 };
@@ -177,8 +153,8 @@ mod tests {
             let limits = HeadroomLimits { low: 0.0, high: 0.0 };
             let lifecycle = Lifecycle::new(limits, Duration::from_secs(60), Instant::now());
             let coalescing = Arc::new(Coalescing::new(Duration::from_millis(100)));
-            let (broker, link) = (Arc::clone(&self.broker), Link::new(Arc::new(lifecycle)));
-            Publisher::new(broker, link, Arc::clone(&claim.lease), &claim.published, coalescing)
+            let (broker, health) = (Arc::clone(&self.broker), QueueHealth::new(Arc::new(lifecycle)));
+            Publisher::new(broker, health, Arc::clone(&claim.lease), &claim.published, coalescing)
         }
     }
 

@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{debug, error, info};
+use tracing::{error, info};
 use turnmill_schema::WorkerStatus;
 
-use super::Link;
-use super::link::Backoff;
-use crate::broker::{Broker, BrokerError};
+use super::QueueHealth;
+use super::health::Backoff;
+use crate::broker::Broker;
 use crate::lifecycle::Lifecycle;
 use crate::observe::metrics;
 
@@ -20,14 +20,14 @@ const RECLAIMS_A_LEASE: u32 = 4;
 /// Sweeps in one lease; another worker's count too.
 const SWEEPS_A_LEASE: u32 = 2;
 /// Renewals in one lease. Two may be lost before the lease is.
-pub const RENEWALS_A_LEASE: u32 = 3;
+const RENEWALS_A_LEASE: u32 = 3;
 
 /// Looks after the queue and this worker's part of it.
 pub struct Tender<B> {
     /// The queue.
     pub broker: Arc<B>,
     /// Whether the queue answers.
-    pub link: Link,
+    pub health: QueueHealth,
     /// How the worker does.
     pub lifecycle: Arc<Lifecycle>,
     /// A worker silent for this long loses its turns.
@@ -60,10 +60,6 @@ impl<B: Broker> Tender<B> {
         }
     }
 
-    fn note<T>(&self, answer: Result<T, BrokerError>) -> Result<T, BrokerError> {
-        self.link.note(answer)
-    }
-
     fn every(&self, times_a_lease: u32) -> tokio::time::Interval {
         let mut ticks = tokio::time::interval(self.lease / times_a_lease);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -75,6 +71,7 @@ impl<B: Broker> Tender<B> {
             state: self.lifecycle.phase().as_str().to_owned(),
             running: self.broker.leases() as u64,
             headroom_percent: (self.lifecycle.headroom() * 100.0).round() as u64,
+            beat_ms: (self.lease / RENEWALS_A_LEASE).as_millis() as u64,
             ..self.about.clone()
         }
     }
@@ -83,6 +80,7 @@ impl<B: Broker> Tender<B> {
 /// Keeps what this worker has. A hung engine's is left to other workers.
 async fn renew<B: Broker>(tender: Arc<Tender<B>>) {
     let mut ticks = tender.every(RENEWALS_A_LEASE);
+    let mut call = tender.health.repeated("renew", "no lease was renewed; one that runs out is lost");
     let mut hung = false;
     loop {
         ticks.tick().await;
@@ -91,8 +89,8 @@ async fn renew<B: Broker>(tender: Arc<Tender<B>>) {
             error!("the engine has work and makes no steps; its turns are left to other workers");
         }
         hung = hangs;
-        if !hangs && let Err(error) = tender.note(tender.broker.renew().await) {
-            debug!(%error, "nothing was renewed");
+        if !hangs {
+            let _ = call.note(tender.broker.renew().await);
         }
     }
 }
@@ -100,13 +98,11 @@ async fn renew<B: Broker>(tender: Arc<Tender<B>>) {
 /// Drops running turns that somebody cancelled, as soon as the queue says so.
 async fn hear<B: Broker>(tender: Arc<Tender<B>>) {
     let mut backoff = Backoff::default();
+    let mut call = tender.health.repeated("hear", "cancelled turns are found by renewals only");
     loop {
-        match tender.note(tender.broker.hear().await) {
+        match call.note_optional(tender.broker.hear().await) {
             Ok(()) => backoff = Backoff::default(),
-            Err(error) => {
-                debug!(%error, "cancellations are found by renewals only");
-                backoff.pause().await;
-            }
+            Err(_) => backoff.pause().await,
         }
     }
 }
@@ -114,16 +110,14 @@ async fn hear<B: Broker>(tender: Arc<Tender<B>>) {
 /// Makes agents runnable that waited for a time or a place.
 async fn promote<B: Broker>(tender: Arc<Tender<B>>) {
     let mut backoff = Backoff::default();
+    let mut call = tender.health.repeated("promote", "agents that wait for a time or a place go on waiting");
     loop {
-        match tender.note(tender.broker.promote().await) {
+        match call.note(tender.broker.promote().await) {
             Ok(look_again) => {
                 backoff = Backoff::default();
                 tokio::time::sleep(look_again).await;
             }
-            Err(error) => {
-                debug!(%error, "nobody was promoted");
-                backoff.pause().await;
-            }
+            Err(_) => backoff.pause().await,
         }
     }
 }
@@ -131,11 +125,11 @@ async fn promote<B: Broker>(tender: Arc<Tender<B>>) {
 /// Makes agents of silent workers runnable again.
 async fn reclaim<B: Broker>(tender: Arc<Tender<B>>) {
     let mut ticks = tender.every(RECLAIMS_A_LEASE);
+    let mut call = tender.health.repeated("reclaim", "turns of silent workers go on waiting");
     loop {
         ticks.tick().await;
-        match tender.note(tender.broker.reclaim().await) {
-            Ok(count) => metrics::turns_reclaimed(count as usize),
-            Err(error) => debug!(%error, "nothing was reclaimed"),
+        if let Ok(count) = call.note(tender.broker.reclaim().await) {
+            metrics::turns_reclaimed(count as usize);
         }
     }
 }
@@ -143,20 +137,20 @@ async fn reclaim<B: Broker>(tender: Arc<Tender<B>>) {
 /// Keeps the queue whole and small.
 async fn sweep<B: Broker>(tender: Arc<Tender<B>>) {
     let mut ticks = tender.every(SWEEPS_A_LEASE);
+    let mut call = tender.health.repeated("sweep", "the queue was not swept");
     loop {
         ticks.tick().await;
-        if let Err(error) = tender.note(tender.broker.sweep().await) {
-            debug!(%error, "the queue was not swept");
-        }
+        let _ = call.note(tender.broker.sweep().await);
     }
 }
 
 /// Tells the queue who this worker is and how it does, and hears what an operator wants of it.
 async fn register<B: Broker>(tender: Arc<Tender<B>>) {
     let mut ticks = tender.every(RENEWALS_A_LEASE);
+    let mut call = tender.health.repeated("register", "this worker is not listed");
     loop {
         ticks.tick().await;
-        let registered = tender.note(tender.broker.register(&tender.status()).await);
+        let registered = call.note(tender.broker.register(&tender.status()).await);
         if registered.is_ok_and(|orders| orders.drain) && !tender.drain.is_cancelled() {
             info!("an operator ordered this worker to drain");
             tender.drain.cancel();

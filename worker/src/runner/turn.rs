@@ -11,7 +11,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::{Instrument, debug, warn};
 use turnmill_schema::{DeadReason, Message, PayloadReference, StoredTurn, Turn, Usage};
 
-use super::Link;
+use super::QueueHealth;
 use super::coalesce::Coalescing;
 use super::conversation::Conversation;
 use super::keep::Keeper;
@@ -52,7 +52,7 @@ pub struct Runner<B> {
     /// Where K and V are kept outside the pool.
     pub keeper: Option<Arc<Keeper>>,
     /// Whether the queue answers.
-    pub link: Link,
+    pub health: QueueHealth,
     /// How long tokens wait for others.
     pub coalescing: Arc<Coalescing>,
     /// Makes turns' spans.
@@ -129,7 +129,7 @@ impl<B: Broker> Runner<B> {
         };
         let mut publisher = Publisher::new(
             self.broker.clone(),
-            self.link.clone(),
+            self.health.clone(),
             Arc::clone(&attempt.lease),
             &claim.published,
             self.coalescing.clone(),

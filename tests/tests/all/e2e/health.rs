@@ -92,3 +92,22 @@ async fn a_pool_that_fills_makes_the_worker_unready_until_it_empties() {
     line.told(&long).await;
     worker.until_ready_says(None).await;
 }
+
+#[tokio::test]
+async fn a_new_worker_is_listed_as_ready_from_the_first() {
+    let line = Line::start().await;
+    // The next time it says something of itself is twenty seconds later.
+    let _worker = line.worker(&["--lease-ms", "60000"]);
+    let deadline = std::time::Instant::now() + turnmill_tests::PATIENCE;
+    let listed = loop {
+        let output = line.turnmill(&["worker", "ls", "--json"]).await;
+        let listed = String::from_utf8(output.stdout).expect("text");
+        if !listed.is_empty() {
+            break listed;
+        }
+        assert!(std::time::Instant::now() < deadline, "the worker is not listed");
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    };
+    let worker: serde_json::Value = serde_json::from_str(&listed).expect("a worker a line");
+    assert_eq!(worker["state"], "ready", "{listed}");
+}

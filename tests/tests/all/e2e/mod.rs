@@ -11,6 +11,7 @@ mod metrics;
 mod payloads;
 mod queue;
 mod real_redis;
+mod refusals;
 mod rolling;
 mod same_words;
 mod store_faults;

@@ -68,6 +68,24 @@ pub struct MemorySettings {
     pub max_continues: u32,
 }
 
+#[cfg(test)]
+impl MemorySettings {
+    /// Those of a worker named `worker`, for tests to which none of them matters.
+    pub(crate) fn example(worker: &str) -> Self {
+        Self {
+            worker: worker.to_owned(),
+            lease_ms: 60_000,
+            max_attempts: 5,
+            result_ttl_ms: 60_000,
+            outcome_ttl_ms: 60_000,
+            keep_stream_ms: 60_000,
+            retained_bytes: 1 << 20,
+            tenant_max_running: 0,
+            max_continues: 0,
+        }
+    }
+}
+
 impl From<&MemorySettings> for Retention {
     fn from(settings: &MemorySettings) -> Self {
         Self { result_ttl_ms: settings.result_ttl_ms, outcome_ttl_ms: settings.outcome_ttl_ms }

@@ -117,7 +117,7 @@ fn health_follows_the_workers_life() {
     assert_eq!(server.health("ready"), fail(&["starting", "redis_disconnected"]));
 
     lifecycle.advance(Phase::Ready);
-    lifecycle.set_redis_connected(true, Instant::now());
+    lifecycle.set_redis_connected(Instant::now());
     assert_eq!(server.health("startup"), pass());
     assert_eq!(server.health("ready"), pass());
     lifecycle.set_headroom(0.01);
@@ -135,7 +135,7 @@ fn a_worker_without_its_store_is_ready_and_says_what_it_lacks() {
     let server = Server::start();
     let lifecycle = &server.state.lifecycle;
     lifecycle.advance(Phase::Ready);
-    lifecycle.set_redis_connected(true, Instant::now());
+    lifecycle.set_redis_connected(Instant::now());
     let degraded = || {
         let body: Value = serde_json::from_str(&server.get("/health/ready").2).expect("JSON");
         body["degraded"].clone()
