@@ -12,6 +12,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::task::JoinError;
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, error, info, warn};
@@ -19,7 +20,7 @@ use turnmill_redis::Fault;
 use turnmill_schema::WorkerStatus;
 
 use crate::broker::redis::{BrokerSettings, RedisBroker};
-use crate::broker::{Broker as _, BrokerError};
+use crate::broker::{Broker, BrokerError};
 use crate::config::{AutoByteSize, ConfigError, KvDtype, Settings, StoreSetting};
 use crate::descriptors;
 use crate::engine::{self, EngineGone, EngineHandle, EngineSettings, SegmentSink};
@@ -31,8 +32,8 @@ use crate::observe::http::{self, HttpState};
 use crate::observe::logs::{self, LogControl};
 use crate::observe::{ObserveError, QueueGauges, Traces, metrics};
 use crate::runner::{
-    Backoff, Coalescing, Intake, Keeper, Prompting, QueueHealth, RestoreSettings, Restorer, Retries, Runner,
-    RunnerSettings, Tender, trim,
+    Alarm, Backoff, Coalescing, Intake, Keeper, Prompting, QueueHealth, RestoreSettings, Restorer, Retries,
+    Runner, RunnerSettings, Tender, trim,
 };
 use crate::schedule::{Limits, Speculation};
 use crate::signals::Signals;
@@ -46,7 +47,8 @@ const REQUEUE: Duration = Duration::from_secs(5);
 const REQUEUE_PERSIST: Duration = Duration::from_secs(3);
 /// After the last turn: time to store what is on its way, and to note it.
 const FLUSH: Duration = Duration::from_secs(5);
-
+/// Once nothing runs: time for the background's tasks to end.
+const BACKGROUND: Duration = Duration::from_secs(1);
 /// At the very end: time to take this worker out of the registry.
 const LEAVE: Duration = Duration::from_secs(1);
 
@@ -84,6 +86,12 @@ pub enum AppError {
         what: &'static str,
         /// Its words.
         source: std::io::Error,
+    },
+    /// A part of the worker ended that should go on.
+    #[error("the worker's task for {what} ended by itself: a bug; restart the worker and report its log")]
+    PartEnded {
+        /// What it did.
+        what: &'static str,
     },
     /// A task of the worker's own panicked.
     #[error("a part of the worker panicked: {0}; please report the log")]
@@ -240,6 +248,7 @@ pub async fn serve(
         }
         () = worker.drain.cancelled() => Ok(()),
         () = worker.engine.ended() => Err(AppError::from(EngineGone)),
+        what = worker.alarm.raised() => Err(AppError::PartEnded { what }),
     };
     lifecycle.advance(Phase::Draining);
     info!(window_ms = settings.drain_ms, "draining: running turns finish, nothing more is claimed");
@@ -304,6 +313,8 @@ struct Worker {
     stop_background: CancellationToken,
     /// Cancelled when an operator orders a drain.
     drain: CancellationToken,
+    /// Raised if a part ends that should go on.
+    alarm: Alarm,
 }
 
 impl Worker {
@@ -341,6 +352,7 @@ impl Worker {
             requeue: CancellationToken::new(),
             stop_background: CancellationToken::new(),
             drain: CancellationToken::new(),
+            alarm: Alarm::default(),
         };
         let runner = Arc::new(Runner {
             broker: broker.clone(),
@@ -379,7 +391,7 @@ impl Worker {
             worker.turns.clone(),
             worker.stop_claiming.clone(),
         );
-        let stop = worker.stop_background.clone();
+        let (alarm, stop) = (&worker.alarm, worker.stop_background.clone());
         let tender = Tender {
             broker: broker.clone(),
             health,
@@ -388,15 +400,18 @@ impl Worker {
             about: about(settings)?,
             drain: worker.drain.clone(),
             stop: stop.clone(),
+            alarm: alarm.clone(),
         };
         // Before anything tells the queue about this worker, or takes from it.
         lifecycle.advance(Phase::Ready);
-        worker.turns.spawn(intake.run());
+        worker.turns.spawn(alarm.watch("claiming turns", worker.stop_claiming.clone(), intake.run()));
         tender.start(&worker.background);
         if let Some(store) = folder {
-            worker.background.spawn(trim(store, stop.clone()));
+            let trim = trim(store, stop.clone());
+            worker.background.spawn(alarm.watch("trimming the folder with K and V", stop.clone(), trim));
         }
-        worker.background.spawn(count(broker, http.queue.clone(), stop));
+        let count = count(broker, http.queue.clone(), stop.clone());
+        worker.background.spawn(alarm.watch("counting the queue", stop, count));
         Ok(worker)
     }
 
@@ -421,7 +436,9 @@ impl Worker {
         }
         self.stop_background.cancel();
         self.background.close();
-        self.background.wait().await;
+        if tokio::time::timeout(BACKGROUND, self.background.wait()).await.is_err() {
+            warn!("a background task does not end; the process ends without waiting for it");
+        }
         // A server that does not answer forgets this worker by itself.
         match tokio::time::timeout(LEAVE, self.broker.leave()).await {
             Ok(Ok(())) => {}
@@ -484,16 +501,60 @@ async fn load_model(
 }
 
 /// Keeps the queue's gauges fresh; while the queue cannot be asked they are absent.
-async fn count(broker: Arc<RedisBroker>, gauges: Arc<QueueGauges>, stop: CancellationToken) {
+async fn count<B: Broker>(broker: Arc<B>, gauges: Arc<QueueGauges>, stop: CancellationToken) {
     let mut ticks = tokio::time::interval(COUNTS_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
             _ = ticks.tick() => {}
         }
-        match broker.counts().await {
+        let counts = tokio::select! {
+            () = stop.cancelled() => return,
+            counts = broker.counts() => counts,
+        };
+        match counts {
             Ok(counts) => gauges.set(counts, Instant::now()),
             Err(_) => gauges.clear(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::Notify;
+
+    use super::*;
+    use crate::broker::memory::{Link, MemoryQueue, MemorySettings, Passage, TokioClock};
+
+    /// No call is ever answered.
+    #[derive(Debug, Default)]
+    struct Silence {
+        asked: Arc<Notify>,
+    }
+
+    impl Link for Silence {
+        fn request(&self, _step: &'static str) -> Passage<u32> {
+            self.asked.notify_one();
+            Box::pin(std::future::pending())
+        }
+
+        fn reply(&self, _step: &'static str) -> Passage<()> {
+            Box::pin(std::future::pending())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_count_that_is_never_answered_does_not_keep_the_worker_from_stopping() {
+        let silence = Silence::default();
+        let (asked, stop) = (Arc::clone(&silence.asked), CancellationToken::new());
+        let queue = MemoryQueue::new(Arc::new(TokioClock::start()));
+        let broker = queue.worker_over(MemorySettings::example("w"), Arc::new(silence));
+        let gauges = Arc::new(QueueGauges::new(COUNTS_EVERY));
+        let counting = tokio::spawn(count(Arc::new(broker), gauges, stop.clone()));
+        asked.notified().await;
+        stop.cancel();
+        let ended = tokio::time::timeout(Duration::from_secs(60), counting).await;
+        ended.expect("it stops").expect("it does not panic");
     }
 }

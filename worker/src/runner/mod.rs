@@ -16,10 +16,12 @@
 //! | `retries` | pauses before another attempt |
 //! | `trim` | the folder with K and V keeps to its limit |
 //! | `health` | whether Redis serves the queue, said once; calls through outages |
+//! | `alarm` | a part of the worker ended that should go on |
 //!
 //! Invariant: what this worker has in its hands are [`crate::broker::Ticket`]s and [`crate::broker::Lease`]s, which the broker
 //! renews for as long as they live; a task that dies drops its own, and after a lease another worker takes the turn.
 
+mod alarm;
 mod coalesce;
 mod conversation;
 mod health;
@@ -35,6 +37,7 @@ mod tend;
 mod trim;
 mod turn;
 
+pub use alarm::Alarm;
 pub use coalesce::Coalescing;
 pub use conversation::Conversation;
 pub use health::{Backoff, QueueHealth};

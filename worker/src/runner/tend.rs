@@ -9,8 +9,8 @@ use tokio_util::task::TaskTracker;
 use tracing::{error, info};
 use turnmill_schema::WorkerStatus;
 
-use super::QueueHealth;
 use super::health::Backoff;
+use super::{Alarm, QueueHealth};
 use crate::broker::Broker;
 use crate::lifecycle::Lifecycle;
 use crate::observe::metrics;
@@ -38,26 +38,35 @@ pub struct Tender<B> {
     pub drain: CancellationToken,
     /// Ends everything here.
     pub stop: CancellationToken,
+    /// Raised if anything here ends before.
+    pub alarm: Alarm,
 }
 
 impl<B: Broker> Tender<B> {
     /// Starts everything as tasks of `tasks`.
     pub fn start(self, tasks: &TaskTracker) {
         let tender = Arc::new(self);
-        tasks.spawn(Arc::clone(&tender).until_stopped(renew));
-        tasks.spawn(Arc::clone(&tender).until_stopped(hear));
-        tasks.spawn(Arc::clone(&tender).until_stopped(promote));
-        tasks.spawn(Arc::clone(&tender).until_stopped(reclaim));
-        tasks.spawn(Arc::clone(&tender).until_stopped(sweep));
-        tasks.spawn(tender.until_stopped(register));
+        tasks.spawn(Arc::clone(&tender).until_stopped("renewing leases", renew));
+        tasks.spawn(Arc::clone(&tender).until_stopped("hearing of cancelled turns", hear));
+        tasks.spawn(Arc::clone(&tender).until_stopped("promoting agents", promote));
+        tasks.spawn(Arc::clone(&tender).until_stopped("reclaiming turns", reclaim));
+        tasks.spawn(Arc::clone(&tender).until_stopped("sweeping the queue", sweep));
+        tasks.spawn(tender.until_stopped("registering", register));
     }
 
-    async fn until_stopped<F: Future<Output = ()>>(self: Arc<Self>, work: impl FnOnce(Arc<Self>) -> F) {
-        let stop = self.stop.clone();
-        tokio::select! {
-            () = stop.cancelled() => {}
-            () = work(self) => {}
-        }
+    fn until_stopped<F: Future<Output = ()> + Send>(
+        self: Arc<Self>,
+        what: &'static str,
+        work: impl FnOnce(Arc<Self>) -> F + Send,
+    ) -> impl Future<Output = ()> + Send {
+        let (alarm, stop) = (self.alarm.clone(), self.stop.clone());
+        let stopped = stop.clone();
+        alarm.watch(what, stop, async move {
+            tokio::select! {
+                () = stopped.cancelled() => {}
+                () = work(self) => {}
+            }
+        })
     }
 
     fn every(&self, times_a_lease: u32) -> tokio::time::Interval {
