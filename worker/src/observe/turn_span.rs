@@ -128,7 +128,7 @@ impl TurnSpan {
         self.trace = Some(trace);
     }
 
-    /// Stored K and V of so many tokens came back.
+    /// Stored K and V of `tokens` tokens came back.
     pub fn restored(&self, from: Instant, outcome: &'static str, tokens: usize) {
         let Some(trace) = &self.trace else { return };
         let attributes =
@@ -179,7 +179,7 @@ impl TurnSpan {
         span.set_attribute(KeyValue::new("turnmill.outcome", outcome));
         span.set_attribute(KeyValue::new("gen_ai.usage.input_tokens", i64::from(usage.prompt_tokens)));
         span.set_attribute(KeyValue::new("gen_ai.usage.output_tokens", i64::from(trace.tokens)));
-        if ["failed", "dead", "retried"].contains(&outcome) {
+        if ["failed", "dead", "retried", "abandoned"].contains(&outcome) {
             // What went wrong is in the turn's result: it may quote what the turn says.
             span.set_status(Status::error(outcome));
         }
@@ -210,7 +210,7 @@ fn remote(trace: TraceId, span: SpanId, sampled: bool, state: TraceState) -> Spa
     SpanContext::new(trace, span, TraceFlags::default().with_sampled(sampled), true, state)
 }
 
-/// The context that the turn was enqueued in, where it says so.
+/// The context that the turn was enqueued in, if it says so.
 fn parent(turn: &Turn) -> Option<Context> {
     let parent = turn.traceparent?;
     let state = turn.tracestate.as_ref().and_then(|state| state.as_str().parse().ok()).unwrap_or_default();

@@ -141,10 +141,7 @@ impl<B: Broker> Runner<B> {
                 self.requeue(attempt, None).await
             }
             Err(BrokerError::Fenced { .. }) => self.lose(attempt),
-            Err(error) => {
-                warn!(%error, "the turn could not be ended; it goes on after a lease");
-                self.lose(attempt)
-            }
+            Err(error) => abandon(attempt, &error, "the turn could not be ended; it goes on after a lease"),
         }
     }
 
@@ -170,11 +167,18 @@ impl<B: Broker> Runner<B> {
                 warn!(reason = logged, "the last attempt failed; the turn is a dead letter");
             }
             Err(BrokerError::Fenced { .. }) => return self.lose(attempt),
-            Err(error) => warn!(%error, "the failed turn could not be requeued; it goes on after a lease"),
+            Err(error) => {
+                return abandon(
+                    attempt,
+                    &error,
+                    "the failed turn could not be requeued; it goes on after a lease",
+                );
+            }
         }
         None
     }
 
+    /// Another worker has the turn, or it ended elsewhere.
     fn lose(&self, attempt: &Attempt) -> Option<Ticket> {
         attempt.span.left("lost");
         metrics::turn_fenced();
@@ -216,6 +220,7 @@ impl<B: Broker> Runner<B> {
     async fn requeue(&self, attempt: &Attempt, manifest: Option<Manifest>) -> Option<Ticket> {
         if self.engine.is_gone() {
             // The turn may be what ended it: the lease runs out, and the attempt counts.
+            attempt.span.left("abandoned");
             return None;
         }
         let requeued = until_answered(&self.health, "requeue", || {
@@ -229,7 +234,9 @@ impl<B: Broker> Runner<B> {
                 info!("the turn was requeued");
             }
             Err(BrokerError::Fenced { .. }) => return self.lose(attempt),
-            Err(error) => warn!(%error, "the turn could not be requeued; it goes on after a lease"),
+            Err(error) => {
+                return abandon(attempt, &error, "the turn could not be requeued; it goes on after a lease");
+            }
         }
         None
     }
@@ -263,17 +270,55 @@ fn entry(lease: &Lease, kept: Kept, reply: &Reply) -> TranscriptEntry {
     TranscriptEntry { turn: lease.turn, messages, keep: prompt.kept as u32, tokens }
 }
 
-/// What an error that trying again does not mend means for a turn that publishes.
-pub(super) fn lost_to(error: &BrokerError) -> Leaving {
-    match error {
-        BrokerError::Gap { .. } => {
-            warn!(%error, "published tokens are gone; the turn is requeued to go on before them");
+/// Lets go of a turn whose last call was refused: it stays this worker's until the lease runs out.
+fn abandon(attempt: &Attempt, error: &BrokerError, text: &'static str) -> Option<Ticket> {
+    attempt.span.left("abandoned");
+    warn!(error = error.without_content(), "{text}");
+    None
+}
+
+/// What an error means for a turn that publishes, if trying again does not mend it.
+pub(super) fn unpublished(error: &BrokerError) -> Leaving {
+    let text = error.without_content();
+    match (error, error.advice()) {
+        (BrokerError::Fenced { .. }, _) => Leaving::Lost,
+        (BrokerError::Gap { .. }, _) => {
+            warn!(error = text, "published tokens are gone; the turn is requeued to go on before them");
             Leaving::Requeued
         }
-        error if error.advice() == Advice::Reject => Leaving::Lost,
-        error => {
-            warn!(%error, "tokens could not be published");
+        // It is about this turn. Requeued, it would fail for ever; attempts are counted.
+        (_, Advice::Reject) => {
+            warn!(error = text, "tokens could not be published");
+            let text = format!("its tokens could not be published: {text}");
+            Leaving::failed(DeadReason::Attempts, Reason::plain(text))
+        }
+        (_, Advice::Retry | Advice::Stop) => {
+            warn!(error = text, "tokens could not be published; the turn is requeued");
             Leaving::Requeued
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use turnmill_redis::Fault;
+    use turnmill_schema::TurnId;
+    use turnmill_schema::envelope::EnvelopeError;
+
+    use super::*;
+
+    #[test]
+    fn a_turn_is_lost_to_another_lease_alone() {
+        let turn = TurnId::new(0);
+        let fault = |fault: Fault| unpublished(&fault.into());
+        assert!(matches!(unpublished(&BrokerError::Fenced { turn }), Leaving::Lost));
+        assert!(matches!(unpublished(&BrokerError::Gap { turn, expected: 2, found: 1 }), Leaving::Requeued));
+        assert!(matches!(fault(Fault::Unsuitable("NOAUTH".into())), Leaving::Requeued));
+        let wrong_type = Fault::Refused { step: "append", passing: false, reason: "WRONGTYPE".into() };
+        assert!(matches!(fault(wrong_type), Leaving::Failed(_)));
+        let unreadable = Fault::Unreadable { step: "append", reason: "a word too many".into() };
+        assert!(matches!(fault(unreadable), Leaving::Failed(_)));
+        let malformed = EnvelopeError::Encode("no place".into());
+        assert!(matches!(unpublished(&malformed.into()), Leaving::Failed(_)));
     }
 }

@@ -1,13 +1,15 @@
-//! Where a claimed turn is not in Redis: fetching it before it runs, and removing its object once it has ended.
+//! A claimed turn that is not in Redis: fetching it before it runs, and removing its object once it has ended.
 
 use std::time::{Duration, Instant};
 
+use tokio_util::sync::CancellationToken;
 use tracing::warn;
 use turnmill_schema::{DeadReason, Outcome, PayloadReference, StoredTurn, Turn};
 
 use super::Runner;
 use super::health::Backoff;
 use super::leave::{Leaving, Reason};
+use super::turn::{Attempt, until};
 use crate::broker::{Broker, Lease};
 use crate::store::{Payloads, StoreError};
 
@@ -18,18 +20,29 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const REMOVAL: Duration = Duration::from_secs(5);
 
 impl<B: Broker> Runner<B> {
-    /// The turn that was stored, wherever that is. Where it cannot be had the attempt
-    /// fails, and the last one makes it a dead letter.
-    pub(super) async fn fetch(&self, stored: StoredTurn, lease: &Lease) -> Result<Turn, Leaving> {
-        let resolved = tokio::select! {
-            resolved = resolve(self.payloads.as_ref(), stored) => resolved,
-            () = lease.lost() => return Err(Leaving::Lost),
-            () = self.requeue.cancelled() => return Err(Leaving::Requeued),
-        };
+    /// The turn that was stored, wherever that is. If it cannot be had the attempt fails, and the last one makes it a dead letter.
+    pub(super) async fn fetch(&self, stored: StoredTurn, attempt: &Attempt) -> Result<Turn, Leaving> {
+        let resolved = resolve(self.payloads.as_ref(), stored);
+        let resolved = while_wanted(resolved, &attempt.lease, &self.requeue, attempt.deadline).await?;
         resolved.map_err(|error| {
             // Whether it may pass or not: another worker may reach the store, and an operator may mend it meanwhile.
             Leaving::failed(DeadReason::Unreadable, Reason::quoting(error))
         })
+    }
+}
+
+/// What comes of `work`, unless its turn has to leave before.
+async fn while_wanted<T>(
+    work: impl Future<Output = T>,
+    lease: &Lease,
+    requeue: &CancellationToken,
+    deadline: Option<Instant>,
+) -> Result<T, Leaving> {
+    tokio::select! {
+        done = work => Ok(done),
+        () = lease.lost() => Err(Leaving::Lost),
+        () = requeue.cancelled() => Err(Leaving::Requeued),
+        () = until(deadline) => Err(Leaving::Expired),
     }
 }
 
@@ -69,7 +82,7 @@ pub(super) async fn remove(
 #[cfg(test)]
 mod tests {
     use turnmill_schema::envelope::MAX_INLINE_BYTES;
-    use turnmill_schema::{EncodedTurn, Message, Name, Role, TurnId};
+    use turnmill_schema::{AgentId, EncodedTurn, Message, Name, Role, TurnId};
 
     use super::*;
     use crate::config::StoreUrl;
@@ -107,6 +120,17 @@ mod tests {
         assert_eq!(resolved.expect("stored"), large);
         let error = resolve(None, StoredTurn::Reference(reference)).await.expect_err("no store");
         assert!(error.to_string().contains("TURNMILL_STORE") && !error.may_pass(), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_turn_that_has_to_leave_does_not_wait_for_its_payload() {
+        let lease = Lease::example(TurnId::new(0), AgentId::from_wire("t/a".to_owned()), 7);
+        let (pending, requeue) = (std::future::pending::<()>, CancellationToken::new());
+        let late = while_wanted(pending(), &lease, &requeue, Some(Instant::now())).await;
+        assert!(matches!(late, Err(Leaving::Expired)));
+        requeue.cancel();
+        let requeued = while_wanted(pending(), &lease, &requeue, None).await;
+        assert!(matches!(requeued, Err(Leaving::Requeued)));
     }
 
     #[tokio::test]

@@ -15,7 +15,7 @@ use super::QueueHealth;
 use super::coalesce::Coalescing;
 use super::conversation::Conversation;
 use super::keep::Keeper;
-use super::leave::{Leaving, Reason, lost_to};
+use super::leave::{Leaving, Reason, unpublished};
 use super::prepare::{Leased, Prompting, Work};
 use super::publish::Publisher;
 use super::restore::Restored;
@@ -74,8 +74,8 @@ pub(super) struct Attempt {
     pub(super) payload: Option<PayloadReference>,
     pub(super) queued_ms: u64,
     pub(super) leased: Instant,
-    deadline: Option<Instant>,
-    /// Milliseconds from enqueue to the first token, where an earlier attempt published it.
+    pub(super) deadline: Option<Instant>,
+    /// Milliseconds from enqueue to the first token, if an earlier attempt published it.
     pub(super) first_token_ms: Option<u64>,
     pub(super) usage: Usage,
     /// Prompt and reply so far.
@@ -84,6 +84,13 @@ pub(super) struct Attempt {
 }
 
 impl Attempt {
+    /// The engine made a token.
+    fn take<B: Broker>(&mut self, token: &MadeToken, publisher: &mut Publisher<B>) {
+        self.span.token(token.at);
+        self.tokens.push(token.id);
+        publisher.push(token);
+    }
+
     /// Time since the turn was enqueued.
     pub(super) fn age(&self) -> Duration {
         Duration::from_millis(self.queued_ms) + self.leased.elapsed()
@@ -97,7 +104,7 @@ pub(super) struct Kept {
     pub(super) conversation: Option<Conversation>,
 }
 
-/// A turn that has no room in the pool for so long gets its stored segments read into the host cache.
+/// A turn that has had no room in the pool for this long gets its stored segments read into the host cache.
 const PREFETCH_AFTER: Duration = Duration::from_millis(20);
 
 impl<B: Broker> Runner<B> {
@@ -163,7 +170,7 @@ impl<B: Broker> Runner<B> {
     /// What is to be done: the turn is read, wherever it is, and its prompt made. From here on its span is known.
     async fn work(&self, attempt: &mut Attempt, claim: Claim, claimed: Claimed) -> Result<Work, Leaving> {
         let turn = match claim.turn {
-            Ok(stored) => self.fetch(stored, &attempt.lease).await,
+            Ok(stored) => self.fetch(stored, attempt).await,
             // Another worker may be of a version that reads it.
             Err(error) => Err(Leaving::failed(DeadReason::Unreadable, Reason::quoting(error))),
         };
@@ -178,7 +185,7 @@ impl<B: Broker> Runner<B> {
         self.prepare(turn?, leased).await
     }
 
-    /// What is asked, where the log may say it.
+    /// What is asked, if the log may say it.
     fn log_asked(&self, turn: &Turn) {
         if self.settings.log_content {
             debug!(messages = ?turn.messages, "the turn's new messages");
@@ -233,8 +240,8 @@ impl<B: Broker> Runner<B> {
             () = until(expires) => Leaving::Expired,
         };
         guard.disarm();
-        if matches!(leaving, Leaving::Requeued | Leaving::Lost | Leaving::Expired) {
-            // An engine that is gone needs no stopping.
+        if !matches!(leaving, Leaving::Completed(_) | Leaving::Rejected(_)) {
+            // Of a turn that failed in the engine nothing is left there. An engine that is gone needs no stopping.
             let _ = self.engine.stop(id, matches!(leaving, Leaving::Requeued)).await;
         }
         if matches!(leaving, Leaving::Requeued | Leaving::Expired | Leaving::Failed(_)) {
@@ -243,7 +250,7 @@ impl<B: Broker> Runner<B> {
         leaving
     }
 
-    /// Publishes tokens as they come, until the turn is over. Before the first one the `stored` segments come back, where the
+    /// Publishes tokens as they come, until the turn is over. Before the first one the `stored` segments come back, if the
     /// pool lacks them.
     async fn receive(
         &self,
@@ -260,7 +267,7 @@ impl<B: Broker> Runner<B> {
                 next = progress.recv() => next,
                 () = flush => match publisher.flush().await {
                     Ok(()) => continue,
-                    Err(error) => return lost_to(&error),
+                    Err(error) => return unpublished(&error),
                 },
             };
             match next {
@@ -281,13 +288,11 @@ impl<B: Broker> Runner<B> {
                     attempt.usage.cached_tokens = cached_tokens;
                 }
                 Some(Progress::Token(token)) => {
-                    attempt.span.token(token.at);
-                    attempt.tokens.push(token.id);
-                    publisher.push(&token);
+                    attempt.take(&token, publisher);
                     let MadeToken { reply: Some(reply), .. } = token else { continue };
                     return match publisher.flush().await {
                         Ok(()) => Leaving::Completed(reply),
-                        Err(error) => lost_to(&error),
+                        Err(error) => unpublished(&error),
                     };
                 }
                 Some(Progress::Refused(text)) => return Leaving::Rejected(Reason::plain(text)),
@@ -319,21 +324,19 @@ impl<B: Broker> Runner<B> {
     ) {
         while let Some(next) = progress.recv().await {
             if let Progress::Token(token) = next {
-                attempt.span.token(token.at);
-                attempt.tokens.push(token.id);
-                publisher.push(&token);
+                attempt.take(&token, publisher);
             }
         }
         tokio::select! {
             flushed = publisher.flush() => if let Err(error) = flushed {
-                warn!(%error, "the last tokens were not published; the next worker makes them again");
+                warn!(error = error.without_content(), "the last tokens were not published; the next worker makes them again");
             },
             () = attempt.lease.lost() => {}
         }
     }
 }
 
-/// Takes a turn whose task dies out of the engine, where it would wait for its blocks for ever.
+/// Takes a turn whose task dies out of the engine: it would wait there for its blocks for ever.
 struct StopOnDrop {
     engine: Option<EngineHandle>,
     id: SequenceId,
@@ -355,8 +358,8 @@ impl Drop for StopOnDrop {
     }
 }
 
-/// Waits for a time; for ever where there is none.
-async fn until(time: Option<Instant>) {
+/// Waits for a time; for ever if there is none.
+pub(super) async fn until(time: Option<Instant>) {
     match time {
         Some(time) => tokio::time::sleep_until(time.into()).await,
         None => std::future::pending().await,

@@ -4,9 +4,10 @@ use std::time::{Duration, Instant};
 
 use redis::FromRedisValue;
 use turnmill::NewTurn;
-use turnmill_schema::Outcome;
+use turnmill_schema::keys::Keys;
+use turnmill_schema::{AgentId, Outcome};
 use turnmill_tests::PATIENCE;
-use turnmill_tests::line::{Line, exactly};
+use turnmill_tests::line::{Line, exactly, name};
 use turnmill_tests::worker::Worker;
 
 /// A connection that stays logged in, whatever password is asked of later ones.
@@ -75,4 +76,22 @@ async fn a_worker_that_redis_refuses_is_not_ready_until_it_is_allowed_again() {
     let result = line.run(NewTurn::user("Still there?").sampling(exactly(2))).await;
     assert_eq!(result.outcome, Outcome::Completed);
     assert_eq!(worker.exited(), None);
+}
+
+#[tokio::test]
+async fn a_turn_whose_end_is_refused_is_not_called_lost() {
+    let line = Line::start().await;
+    let worker = line.worker(&[]);
+    let turn = NewTurn::user("Count.").agent(name("ada")).sampling(exactly(300));
+    let turns = line.enqueue(vec![turn]).await;
+    line.until_all_have_tokens(&turns).await;
+    // Somebody's data lies where the agent's history belongs.
+    let agent = AgentId::named(&name("default"), &name("ada"));
+    let transcript = Keys::new(&name("default"), 0).transcript(&agent);
+    Operator::new(&line).await.tell(&["SET", &transcript, "x"]).await;
+
+    let is_told = || told(&worker, "the turn could not be ended") > 0;
+    until("the log says that the turn was not ended", &worker, is_told).await;
+    assert_eq!(worker.metric("turnmill_turns_fenced_total", &[]), 0.0);
+    assert_eq!(told(&worker, "the turn is not ours any more"), 0, "{}", worker.log());
 }
