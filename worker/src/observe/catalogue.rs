@@ -56,11 +56,11 @@ const GROUPS: [(&str, &str, &[Described]); 4] = [
     (
         "Queue",
         "Read from Redis every two seconds. Every worker tells the same numbers about the whole queue: take the `max`, never the \
-         `sum`. While Redis cannot be asked all of them but `turnmill_queue_source_up` are absent; a number nobody can read is \
+         `sum`. While Redis cannot be asked, all of them but `turnmill_queue_source_up` are absent; a number nobody can read is \
          never 0.",
-        queue::GAUGES,
+        queue::METRICS,
     ),
-    ("Worker", "Computed at each scrape.", state::GAUGES),
+    ("Worker", "Computed at each scrape.", state::METRICS),
     (
         "Work",
         "This worker's own. Counters and histograms begin at 0 when it starts, all label values included, so that a rate misses no first event; \
@@ -70,7 +70,7 @@ const GROUPS: [(&str, &str, &[Described]); 4] = [
     (
         "Process",
         "The names every Prometheus client uses. Read from the system at each scrape, on Linux; elsewhere they are absent.",
-        process::GAUGES,
+        process::METRICS,
     ),
 ];
 
@@ -103,8 +103,78 @@ pub fn document() -> String {
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;
+    use std::time::{Duration, Instant};
 
+    use super::super::QueueGauges;
+    use super::super::metrics::tests::{every_event, recorded};
     use super::*;
+    use crate::broker::QueueCounts;
+    use crate::lifecycle::{HeadroomLimits, Lifecycle};
+
+    /// What a scrape tells of a worker to which everything has happened.
+    fn scrape() -> String {
+        let now = Instant::now();
+        let queue = QueueGauges::new(Duration::from_secs(60));
+        queue.set(QueueCounts { lag: Some(0), ..QueueCounts::default() }, now);
+        let lifecycle = Lifecycle::new(HeadroomLimits { low: 0.05, high: 0.1 }, Duration::from_secs(60), now);
+        lifecycle.set_store_trouble(None);
+        let work = recorded(|| {
+            process::describe();
+            process::collect();
+            every_event();
+        });
+        queue.render(now) + &state::render(&lifecycle, now) + &work.render()
+    }
+
+    /// The labels of a sample, each with its value.
+    fn labels(sample: &str) -> Vec<(&str, &str)> {
+        let Some((_, rest)) = sample.split_once('{') else { return Vec::new() };
+        let (labels, _) = rest.rsplit_once('}').expect("a brace for each");
+        labels
+            .split(',')
+            .map(|label| {
+                let (name, value) = label.split_once('=').expect("a label has a value");
+                (name, value.trim_matches('"'))
+            })
+            .collect()
+    }
+
+    #[test]
+    fn a_scrape_tells_what_the_catalogue_says_and_nothing_else() {
+        let (text, mut told) = (scrape(), HashSet::new());
+        let mut current: Option<Described> = None;
+        for line in text.lines().filter(|line| !line.is_empty() && !line.starts_with("# HELP ")) {
+            if let Some(declared) = line.strip_prefix("# TYPE ") {
+                let (name, kind) = declared.split_once(' ').expect("name and kind");
+                let metric = catalogue().find(|metric| metric.name == name);
+                let metric = metric.unwrap_or_else(|| panic!("the catalogue lacks {name}"));
+                assert_eq!(kind, metric.kind.as_str(), "{name}");
+                assert!(told.insert(name), "{name} is told twice");
+                current = Some(metric);
+                continue;
+            }
+            let metric = current.unwrap_or_else(|| panic!("{line} has no head"));
+            let name = line.split(['{', ' ']).next().unwrap_or_default();
+            let suffix =
+                name.strip_prefix(metric.name).unwrap_or_else(|| panic!("{line} under {}", metric.name));
+            let is_histogram = matches!(metric.kind, Kind::Histogram(_));
+            let suffixes = if is_histogram { &["_bucket", "_sum", "_count"][..] } else { &[""] };
+            assert!(suffixes.contains(&suffix), "{line}");
+            for (label, value) in
+                labels(line).into_iter().filter(|(label, _)| !is_histogram || *label != "le")
+            {
+                assert!(metric.labels.contains(&label), "{line}");
+                assert!(metric.values.is_empty() || metric.values.contains(&value), "{line}");
+            }
+        }
+        // What the system does not say of the process is absent.
+        let is_certain = |metric: &Described| !metric.name.starts_with("process_");
+        let untold: Vec<&str> = catalogue()
+            .filter(|metric| is_certain(metric) && !told.contains(metric.name))
+            .map(|metric| metric.name)
+            .collect();
+        assert!(untold.is_empty(), "{untold:?}");
+    }
 
     #[test]
     fn names_are_unique_and_end_as_their_kind_asks() {

@@ -11,7 +11,7 @@ pub(super) fn head(text: &mut String, metric: &Described) {
     let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {}", kind.as_str());
 }
 
-/// Adds a metric of one sample; nothing, where nobody knows its value.
+/// Adds a metric of one sample; nothing, if nobody knows its value.
 pub(super) fn sample(text: &mut String, metric: &Described, value: Option<impl Display>) {
     if let Some(value) = value {
         head(text, metric);

@@ -3,16 +3,19 @@
 #[cfg(target_os = "linux")]
 use metrics_process::Collector;
 
-use super::catalogue::Described;
+use super::catalogue::{Described, Kind};
 
-pub(super) const GAUGES: &[Described] = &[
-    Described::gauge("process_cpu_seconds_total", "Seconds of processor time that the process used."),
+pub(super) const METRICS: &[Described] = &[
+    Described {
+        kind: Kind::Counter,
+        ..Described::gauge("process_cpu_seconds_total", "Seconds of processor time that the process used.")
+    },
     Described::gauge("process_start_time_seconds", "When the process started, in seconds since 1970."),
     Described::gauge("process_resident_memory_bytes", "Memory that the process has in RAM."),
     Described::gauge("process_virtual_memory_bytes", "Address space that the process has."),
     Described::gauge(
         "process_virtual_memory_max_bytes",
-        "Address space that it may have; absent where there is no limit.",
+        "Address space that it may have; absent if there is no limit.",
     ),
     Described::gauge("process_open_fds", "Files and sockets that the process has open."),
     Described::gauge("process_max_fds", "Files and sockets that it may have open."),

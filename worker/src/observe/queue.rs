@@ -57,10 +57,10 @@ const OLDEST: Described = Described::gauge(
     "Age of the oldest turn at the head of an agent's backlog, running or not; 0 without one.",
 );
 
-pub(super) const GAUGES: &[Described] =
+pub(super) const METRICS: &[Described] =
     &[SOURCE_UP, RUNNABLE, LEASED, LAG, TURNS, DELAYED, DEAD, RETAINED, PAUSED, ENQUEUED, ENDED, OLDEST];
 
-/// The queue's last answer. Whoever asks the queue writes it; every scrape reads it.
+/// The queue's last answer. The task that asks the queue writes it; every scrape reads it.
 ///
 /// These gauges are written out here, and not kept by the recorder, because a gauge of the recorder stays for
 /// ever: its last value would pass for the present one while Redis is away, and autoscaling would act on it.

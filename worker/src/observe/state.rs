@@ -23,14 +23,16 @@ const READY: Described = Described::gauge(
     "turnmill_worker_ready",
     "Whether `/health/ready` passes: the worker is to be given work.",
 );
-const REDIS_UP: Described =
-    Described::gauge("turnmill_redis_up", "Whether Redis answered this worker when it was last asked.");
+const REDIS_UP: Described = Described::gauge(
+    "turnmill_redis_up",
+    "Whether Redis served the queue to this worker when it was last asked.",
+);
 const STORE_UP: Described = Described::gauge(
     "turnmill_store_up",
     "Whether the object store does what it is asked; absent without a store.",
 );
 
-pub(super) const GAUGES: &[Described] = &[PHASE, READY, REDIS_UP, STORE_UP];
+pub(super) const METRICS: &[Described] = &[PHASE, READY, REDIS_UP, STORE_UP];
 
 /// The worker's state in Prometheus's text format.
 pub(super) fn render(lifecycle: &Lifecycle, now: Instant) -> String {
