@@ -51,7 +51,7 @@ impl Finding {
     }
 }
 
-/// Runs the command; exit status 1 where something failed.
+/// Runs the command; exit status 1 if something failed.
 pub fn run(args: &CheckArgs, matches: &ArgMatches) -> Result<ExitCode, CommandError> {
     let findings = match Settings::load(matches) {
         Err(error) => vec![Finding::new("settings", Err(error))],
@@ -100,7 +100,7 @@ async fn check_queue(settings: &Settings) -> Vec<Finding> {
     }
 }
 
-/// Whether the store takes and gives back an object; nothing where there is none.
+/// Whether the store takes and gives back an object; nothing if there is none.
 async fn check_store(settings: &Settings) -> Option<Finding> {
     let url = settings.store.for_kv()?;
     // What blocks look like is of no matter to a probe.
@@ -158,7 +158,7 @@ fn check_model(settings: &Settings) -> Vec<Finding> {
     findings
 }
 
-/// Kernels of our own that are compiled on the machine itself; nothing where there are none. Without them attention is
+/// Kernels of our own that are compiled on the machine itself; nothing if there are none. Without them attention is
 /// slower and right.
 fn check_kernels(device: &ComputeDevice, head_dim: usize) -> Vec<Finding> {
     let finding = |kernel: CompiledKernel| {

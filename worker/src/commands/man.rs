@@ -21,7 +21,7 @@ const SECTION: &str = "8";
 /// Write manual pages, one a command.
 #[derive(Args)]
 pub struct ManArgs {
-    /// The folder to write them into; made where there is none.
+    /// The folder to write them into; made if there is none.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
 }

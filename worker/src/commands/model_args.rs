@@ -28,7 +28,7 @@ pub struct ModelArgs {
 }
 
 impl ModelArgs {
-    /// The same, with where the model lies; fetched first where it is on the hub.
+    /// The same, with where the model lies; fetched first if it is on the hub.
     pub fn choice(&self) -> Result<ModelChoice, HubError> {
         let bar = LoadingBar::new();
         let path = hub::resolve(&self.model, &|fetching| bar.show(Loading::Fetching(fetching)))?;

@@ -22,7 +22,7 @@ pub struct VerifyArgs {
     json: bool,
 }
 
-/// Runs the command; exit status 1 where something differs more than rounding explains.
+/// Runs the command; exit status 1 if something differs more than rounding explains.
 pub fn run(args: VerifyArgs) -> Result<ExitCode, CommandError> {
     let options = Options { model: args.model.choice()?, references: args.reference };
     let bar = progress_bar("verifying", "chats");

@@ -41,7 +41,7 @@ pub enum Source {
 pub struct Effective {
     /// Its name, which is also its key in the file.
     pub name: &'static str,
-    /// Its value; null where it has none.
+    /// Its value; null if it has none.
     pub value: Value,
     /// Where that came from.
     pub source: Source,

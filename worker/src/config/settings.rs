@@ -33,7 +33,7 @@ macro_rules! settings {
         }
 
         impl Settings {
-            /// Takes the file's values where neither flag nor variable gave one, and says for every
+            /// Takes the file's value if neither flag nor variable gave one, and says for every
             /// setting what is in force and where it came from.
             pub(super) fn merge(
                 &mut self,
@@ -55,11 +55,11 @@ macro_rules! settings {
 
 settings! {
     /// The model: a GGUF file, a folder with safetensors, or a name on Hugging Face's hub: hf:OWNER/NAME, with @REVISION
-    /// and /FILE.gguf where they are needed.
+    /// and /FILE.gguf if they are needed.
     ["TURNMILL_MODEL"] model: Option<PathBuf>;
     /// SHA-256 that the model file must have; of a folder: its safetensors files one after another.
     ["TURNMILL_MODEL_SHA256"] model_sha256: Option<ModelDigest>;
-    /// What computes: auto is the GPU that this worker was built for, where there is one, and else the CPU.
+    /// What computes: auto is the GPU that this worker was built for, if there is one, and else the CPU.
     ["TURNMILL_DEVICE"] device: DeviceKind = "auto";
     /// A file with the chat template (Jinja) to use in place of the model's own.
     ["TURNMILL_CHAT_TEMPLATE"] chat_template: Option<PathBuf>;
@@ -100,7 +100,7 @@ settings! {
     /// Tokens that are proposed for a turn in a step, at most.
     ["TURNMILL_SPECULATION_TOKENS"] speculation_tokens: u32 = "7";
 
-    /// How K and V are kept: f16 is exact where the pool is in f16 too; q8 and q4 are smaller and change words.
+    /// How K and V are kept: f16 is exact if the pool is in f16 too; q8 and q4 are smaller and change words.
     ["TURNMILL_KV_CODEC"] kv_codec: KvCodec = "f16";
     /// A folder with a file TENANT.key a tenant, 64 hexadecimal digits: K and V are kept encrypted, and only those of
     /// tenants with a key.
@@ -115,7 +115,8 @@ settings! {
     ["TURNMILL_OFFLOAD_BYTES"] offload_bytes: ByteSize = "64MiB";
     /// Bytes copied between pool and memory between two steps, at most.
     ["TURNMILL_TRANSFER_BYTES"] transfer_bytes: ByteSize = "8MiB";
-    /// Bytes of K and V that a queue keeps in a folder; beyond it the oldest go. 0 is no limit; buckets have their own.
+    /// Bytes of K and V that a queue keeps in a folder; beyond that, those used longest ago go first, and of a conversation its
+    /// end. 0 is no limit; buckets have their own.
     ["TURNMILL_STORE_MAX_BYTES"] store_max_bytes: ByteSize = "16GiB";
     /// Objects of the store that are read at once.
     ["TURNMILL_STORE_PARALLEL"] store_parallel: u32 = "8";
@@ -146,22 +147,22 @@ settings! {
     /// Turns in a row that a worker may take of one agent while others wait.
     #[arg(alias = "max-handovers")]
     ["TURNMILL_MAX_CONTINUES"] max_continues: u32 = "4";
-    /// Turns of one tenant that may run at once in the whole fleet; 0 is no limit. The same for all workers.
+    /// Turns of one tenant that may run at once in the whole fleet, per shard; 0 is no limit. Give all workers the same.
     ["TURNMILL_TENANT_MAX_RUNNING"] tenant_max_running: u64 = "0";
     /// How long result streams are kept after the end of their turn.
     ["TURNMILL_RESULT_TTL_MS"] result_ttl_ms: u64 = "3600000";
-    /// The same where the reply is short and kept with the outcome: readers that follow need it no longer.
+    /// How long result streams are kept whose reply is short and kept with the outcome: readers that follow need no more.
     ["TURNMILL_KEEP_STREAM_MS"] keep_stream_ms: u64 = "10000";
     /// How long outcomes and idempotency keys are kept.
     ["TURNMILL_OUTCOME_TTL_MS"] outcome_ttl_ms: u64 = "86400000";
-    /// Memory that ended turns may take in Redis; beyond it the oldest are forgotten early.
+    /// Memory that ended turns may take in Redis, per shard; beyond that the oldest are forgotten early.
     ["TURNMILL_RETAINED_BYTES"] retained_bytes: ByteSize = "256MiB";
-    /// What dead letters may take in Redis, per shard; beyond it the oldest are forgotten
+    /// Memory that dead letters may take in Redis, per shard; beyond that the oldest are forgotten.
     ["TURNMILL_DEAD_BYTES"] dead_bytes: ByteSize = "64MiB";
 
     /// Address of the health and metrics server.
     ["TURNMILL_HTTP_ADDR"] http_addr: SocketAddr = "127.0.0.1:9470";
-    /// Record nothing of the work: `/metrics` tells about queue, worker and process alone.
+    /// Record nothing of the work or the process: `/metrics` tells about the queue and the worker's state alone.
     ["TURNMILL_NO_METRICS"] no_metrics: bool = "false";
     /// Share of free blocks under which the worker is not ready.
     ["TURNMILL_HEADROOM_LOW"] headroom_low: f64 = "0.05";
@@ -187,10 +188,5 @@ impl Settings {
     /// Where Redis is, and who says that it is that one.
     pub fn redis(&self) -> RedisEndpoint {
         RedisEndpoint { url: self.redis_url.clone(), ca: self.redis_ca.clone() }
-    }
-
-    /// Time between renewals. Two may be lost before the lease is.
-    pub fn renew_ms(&self) -> u64 {
-        self.lease_ms / 3
     }
 }

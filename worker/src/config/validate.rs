@@ -13,7 +13,7 @@ const MOST_BYTES: ByteSize = ByteSize::new(1 << 50);
 const MOST_WAIT_MS: u64 = 7 * 24 * 60 * 60 * 1000;
 /// Redis refuses times to live near the end of its range, and a script that is refused there has written half.
 const MAX_TTL_MS: u64 = 10 * 366 * 24 * 60 * 60 * 1000;
-/// Whoever wants no limit on attempts, turns or the like can write this.
+/// The highest limit on attempts, turns or the like: as good as none.
 const MOST: u32 = 1_000_000_000;
 
 #[derive(Default)]
@@ -105,12 +105,12 @@ impl Settings {
     fn check_queue(&self, problems: &mut Problems) {
         problems.0.extend(self.redis_url.problem().map(|problem| format!("redis_url {problem}")));
         if let Some(file) = &self.redis_ca {
-            // Who names authorities believes that the connection is encrypted.
+            // An operator who names authorities believes that the connection is encrypted.
             let rule = "left out unless redis_url starts with rediss://";
             problems.require(self.redis_url.is_tls(), "redis_ca", file.display(), rule);
         }
         problems.within("shards", self.shards.get(), 1..=1024);
-        // A third of it is the renewal, which one slow answer of Redis must not outlast.
+        // Leases are renewed three times each: at less than 100 ms apart, one slow answer of Redis would cost them.
         problems.wait("lease_ms", self.lease_ms, 300);
         problems.wait("drain_ms", self.drain_ms, 0);
         problems.within("flush_ms", self.flush_ms, 1..=1000);

@@ -25,7 +25,7 @@ pub enum WeightsMode {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum DeviceKind {
-    /// The GPU that this worker was built for, where the machine has one; else the CPU.
+    /// The GPU that this worker was built for, if the machine has one; else the CPU.
     Auto,
     /// The CPU, with kernels of our own.
     Cpu,
@@ -63,7 +63,7 @@ pub enum KvCodec {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum SpeculationMode {
-    /// Lookup on a CPU, where it is measured to be faster on agents' text and changes no word; off elsewhere.
+    /// Lookup on a CPU: there it is measured to be faster on agents' text and changes no word; off elsewhere.
     Auto,
     /// A step makes one token of a turn.
     Off,

@@ -49,7 +49,7 @@ pub struct Start {
     pub priority: Priority,
     /// Give it steps of its own.
     pub alone: bool,
-    /// So many of its first blocks may come from elsewhere. Where fewer are in the pool when it is admitted,
+    /// How many of its first blocks may come from elsewhere. If fewer are in the pool when it is admitted,
     /// [`Progress::Room`] says so, and it is computed after [`EngineHandle::end_restore`].
     pub restorable_blocks: usize,
     /// What of its blocks is kept outside the pool; none: nothing.
@@ -65,7 +65,7 @@ pub enum Progress {
         /// How many were found in the pool.
         blocks: usize,
     },
-    /// It was admitted; so many prompt tokens were found in the pool.
+    /// It was admitted.
     Admitted {
         /// Prompt tokens that were not computed again.
         cached_tokens: u32,

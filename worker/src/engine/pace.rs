@@ -18,7 +18,7 @@ pub(super) struct Pace {
 }
 
 impl Pace {
-    /// A step over so many rows took so long.
+    /// A step over `rows` rows was made.
     pub fn step(&self, rows: usize, took: Duration) {
         if rows < LEAST_ROWS || took.is_zero() {
             return;

@@ -51,7 +51,7 @@ struct Turn {
     saving: Option<Saving>,
     /// Its blocks before this one were offered to be saved, in final segments.
     offered: usize,
-    /// So many of its blocks were computed when that was last looked at.
+    /// How many of its blocks were computed when that was last looked at.
     computed: usize,
     last_token: Option<Instant>,
     /// What log lines about it are written in.

@@ -17,7 +17,7 @@ use super::{Fetching, HubError, HubModel, HubSettings, Progress};
 
 /// A server that takes longer to accept a connection is taken to be unreachable.
 const CONNECT: Duration = Duration::from_secs(10);
-/// A download from which nothing comes for so long broke off.
+/// A download from which nothing comes for this long broke off.
 const SILENCE: Duration = Duration::from_secs(60);
 /// How often a download may break off without getting further.
 const FAILURES: u32 = 5;

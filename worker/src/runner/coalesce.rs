@@ -78,7 +78,7 @@ mod tests {
 
     const LIMIT: Duration = Duration::from_millis(100);
 
-    /// When `tokens` a second are made from `from` on, for so many seconds.
+    /// When `tokens` a second are made from `from` on, for `seconds` seconds.
     fn steady(from: Instant, tokens: u32, seconds: u32) -> impl Iterator<Item = Instant> {
         (0..tokens * seconds).map(move |i| from + Duration::from_secs(1) * i / tokens)
     }

@@ -16,7 +16,7 @@ pub struct Conversation {
     pub grid: SegmentGrid,
     /// The segments that may be stored, first to last.
     pub stored: Vec<Arc<Segment>>,
-    /// What the agent's manifest says, where it is about these tokens.
+    /// What the agent's manifest says, if it is about these tokens.
     pub manifest: Option<Manifest>,
 }
 

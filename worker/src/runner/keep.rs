@@ -1,5 +1,5 @@
 //! What becomes of a turn's K and V when it leaves: the manifest that its end or its requeue commits, and the one that
-//! follows where the store takes longer.
+//! follows if the store takes longer.
 //!
 //! Invariant: a manifest names only segments that the store has acknowledged, from the first one on.
 
@@ -55,7 +55,7 @@ impl Segments {
         Self { conversation: conversation.clone(), ids, ends }
     }
 
-    /// What to say now that the first `stored` segments are stored; none where nothing new is to be said.
+    /// What to say now that the first `stored` segments are stored; none if nothing new is to be said.
     fn manifest(&self, stored: usize) -> Option<Manifest> {
         let last = stored.checked_sub(1)?;
         let manifest = self.conversation.manifest_of(&self.ids[last], self.ends[last]);

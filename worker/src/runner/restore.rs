@@ -1,4 +1,4 @@
-//! Brings a turn's stored segments back into the pool, where that is expected to be faster than computing them.
+//! Brings a turn's stored segments back into the pool, if that is expected to be faster than computing them.
 //!
 //! Invariants: segments come into the pool in order, and the first one that is missing is the last that is asked for; at most
 //! `parallel` segments of all turns together are in memory at once; every restore ends by its deadline; what did not come is

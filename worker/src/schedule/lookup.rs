@@ -2,7 +2,7 @@
 //!
 //! An index of n-grams over the sequence's own tokens, prompt and reply alike. Agents' replies repeat what their prompts
 //! hold: names, paths, arguments, JSON, code. The longest earlier occurrence of the last tokens counts, the latest among
-//! equals, because of two versions of a text a reply goes on with the newer one. So many tokens are proposed as occurred
+//! equals, because of two versions of a text a reply goes on with the newer one. As many tokens are proposed as occurred
 //! before: short matches are often chance, and copying makes matches longer with every token that is accepted.
 //!
 //! Invariants: proposals are a function of the tokens and the bound alone; taking a token in costs the same however many

@@ -28,7 +28,7 @@ pub struct NewSequence {
     pub priority: Priority,
     /// Give it steps of its own, so that whatever it does to a step hurts no other turn.
     pub alone: bool,
-    /// So many of its first blocks may come from elsewhere: where fewer are in the pool when it is admitted, it waits for
+    /// How many of its first blocks may come from elsewhere: if fewer are in the pool when it is admitted, it waits for
     /// the rest until [`super::Scheduler::end_restore`]. 0: none.
     pub restorable_blocks: usize,
 }

@@ -22,7 +22,7 @@ pub struct Speculation {
 
 impl Speculation {
     /// Rows of a step at which a further one stops being almost free on a CPU: its weights are read once for all of them, and
-    /// products take about so many rows in one pass.
+    /// products take about this many rows in one pass.
     const ROWS: usize = 16;
 
     /// At most `tokens` for a sequence.
@@ -32,7 +32,7 @@ impl Speculation {
 }
 
 impl Scheduler {
-    /// From now on decoding sequences get so many proposals, or none.
+    /// From now on decoding sequences get proposals as `speculation` says, or none.
     pub fn speculate(&mut self, speculation: Option<Speculation>) {
         self.speculation = speculation;
     }

@@ -32,12 +32,12 @@ impl Default for Trust {
 }
 
 impl Trust {
-    /// Whether a sequence of so many tokens gets proposals.
+    /// Whether a sequence of `tokens` tokens gets proposals.
     pub fn allows(&self, tokens: usize) -> bool {
         tokens >= self.resumes_at
     }
 
-    /// Of `proposed` rows `accepted` were right, and the sequence now has so many `tokens`.
+    /// Of `proposed` rows `accepted` were right, and the sequence now has `tokens` tokens.
     pub fn verified(&mut self, proposed: usize, accepted: usize, tokens: usize) {
         let rejected = proposed - accepted;
         self.balance = (self.balance + ACCEPTED * accepted as i32 - rejected as i32).min(BALANCE);

@@ -89,7 +89,7 @@ async fn enqueue_evenly(bench: &Bench, fleet: &Fleet, turns: usize, per_s: f64) 
     Ok(())
 }
 
-/// Workers that run so many turns and then stop.
+/// Workers that run a number of turns and then stop.
 struct Fleet {
     shared: Arc<Shared>,
 }

@@ -14,7 +14,7 @@ use turnmill_worker::store::inventory::Inventory;
 use super::super::{CommandError, print_json, spinner};
 use super::{duration, print_table};
 
-/// Exit status where another process collects garbage.
+/// Exit status if another process collects garbage.
 const TAKEN: u8 = 3;
 
 /// Find stored segments that no agent's manifest reaches and payloads that no turn refers to, and remove them.
@@ -46,7 +46,7 @@ struct Report<'a> {
     collected: &'a Collected,
 }
 
-/// Runs the command; exit status 1 where something could not be removed, 3 where another process is at it.
+/// Runs the command; exit status 1 if something could not be removed, 3 if another process is at it.
 pub async fn run(
     args: &GcArgs,
     settings: &Settings,

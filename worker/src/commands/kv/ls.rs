@@ -41,7 +41,7 @@ struct Row {
 struct Figures {
     #[serde(flatten)]
     count: NamespaceCount,
-    /// Agents whose manifests point there; none where Redis does not say.
+    /// Agents whose manifests point there; none if Redis does not say.
     agents: Option<u64>,
 }
 

@@ -10,7 +10,7 @@ use turnmill_worker::store::keys::Keys;
 
 use super::super::{CommandError, print_json, progress_bar};
 
-/// Read all stored segments back and check header, tokens and checksums; exit status 1 where one is damaged.
+/// Read all stored segments back and check header, tokens and checksums; exit status 1 if one is damaged.
 #[derive(Args)]
 pub struct VerifyArgs {
     #[command(flatten)]

@@ -43,7 +43,7 @@ impl Room {
         taken
     }
 
-    /// So many spans were exported, or not.
+    /// `count` spans were exported, or not.
     fn exported(&self, count: usize, result: &OTelSdkResult) {
         // After `abandon` they are counted already.
         let left = |waiting: usize| waiting.checked_sub(count);
@@ -71,7 +71,7 @@ impl Room {
     }
 }
 
-/// Lets a span through to `inner` where there is room for it.
+/// Lets a span through to `inner` if there is room for it.
 #[derive(Debug)]
 pub(super) struct Bounded<P> {
     inner: P,

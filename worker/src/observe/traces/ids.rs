@@ -1,4 +1,4 @@
-//! Ids of spans: chosen ones, where the next attempt has to find them again, and random ones otherwise.
+//! Ids of spans: chosen ones, if the next attempt has to find them again, and random ones otherwise.
 
 use std::cell::Cell;
 

@@ -38,7 +38,7 @@ const QUEUE_SPANS: usize = 2048;
 /// What the service is called unless `OTEL_SERVICE_NAME` or `OTEL_RESOURCE_ATTRIBUTES` says otherwise.
 const SERVICE: &str = "turnmill-worker";
 
-/// Makes spans, or none where traces are off. Clones make the same.
+/// Makes spans, or none if traces are off. Clones make the same.
 #[derive(Clone, Debug, Default)]
 pub struct Traces(Option<Arc<Recorder>>);
 
@@ -56,7 +56,7 @@ impl Traces {
         Self::default()
     }
 
-    /// Spans go where `settings` or the environment say; off where neither does.
+    /// Spans go where `settings` or the environment say; off if neither does.
     pub fn start(settings: &Settings) -> Result<Self, ObserveError> {
         let Some(endpoint) = endpoint(settings) else { return Ok(Self::off()) };
         // The client may speak TLS.
@@ -101,12 +101,12 @@ impl Traces {
         recorder.room.abandon();
     }
 
-    /// The queue that spans are about; none where traces are off.
+    /// The queue that spans are about; none if traces are off.
     pub(super) fn queue(&self) -> Option<&str> {
         self.0.as_deref().map(|recorder| recorder.queue.as_str())
     }
 
-    /// Starts a span; none where traces are off. `ids`: those that it has to have, of which the trace's counts where `parent`
+    /// Starts a span; none if traces are off. `ids`: those that it has to have, of which the trace's counts where `parent`
     /// has none.
     pub(super) fn span(
         &self,
@@ -123,7 +123,7 @@ impl Traces {
     }
 }
 
-/// Where spans are posted; none where traces are off.
+/// Where spans are posted; none if traces are off.
 fn endpoint(settings: &Settings) -> Option<String> {
     let variable = |name: &str| env::var(name).ok().filter(|value| !value.is_empty());
     if variable("OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true")) {

@@ -145,7 +145,7 @@ mod tests {
 
     const BLOCK: usize = 16;
 
-    /// A plan of sequences with so many rows, so much context, and blocks of which the first `common` are everybody's.
+    /// A plan of sequences, each with its rows, its context, and how many of its first blocks all sequences share.
     fn plan(sequences: &[(u32, u32, u32)]) -> StepPlan {
         let planned = sequences.iter().zip(1..).map(|((rows, context, common), index)| PlannedSequence {
             id: SequenceId(index),

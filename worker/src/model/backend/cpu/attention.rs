@@ -85,7 +85,7 @@ struct Task<'a> {
 enum HeadPartials {
     /// Nobody sees it.
     Unseen,
-    /// So many vectors of each head, one head after the other.
+    /// `vectors` vectors of each head, one head after the other.
     Together {
         partial: Partial,
         vectors: usize,

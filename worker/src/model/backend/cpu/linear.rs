@@ -34,7 +34,7 @@ enum Weights {
     Candle(Vec<CandleMatrix>),
 }
 
-/// Whether a matrix with so many inputs can be packed.
+/// Whether a matrix with `inputs` inputs can be packed.
 pub fn packs(inputs: usize) -> bool {
     inputs.is_multiple_of(GROUP)
 }

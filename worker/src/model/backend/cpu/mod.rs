@@ -32,7 +32,7 @@ use pool::Pool;
 
 pub use memory::Rows;
 
-/// Rows of which one thread takes so many at a time; for fewer, sharing out costs more than it brings.
+/// Rows that one thread takes at a time; with fewer, sharing out costs more than it brings.
 const ROWS_A_TASK: usize = 16;
 
 /// Weights, pool and scratch on the CPU.
