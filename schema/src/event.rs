@@ -110,7 +110,7 @@ pub struct Usage {
 pub struct Timing {
     /// Until the lease of the attempt that ended it.
     pub queued_ms: u64,
-    /// Until the first token of the reply was published; absent where none was.
+    /// Until the first token of the reply was published; absent if none was.
     pub first_token_ms: Option<u64>,
     /// Until the end.
     pub total_ms: u64,

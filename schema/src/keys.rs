@@ -21,7 +21,7 @@ pub const FIELD_AGENT: &str = "agent";
 /// Field of ready streams that holds the head of the agent's backlog, as a [`BacklogEntry`]: which turn the ticket was
 /// made for. The head may be another by the time the ticket is read.
 pub const FIELD_HEAD: &str = "head";
-/// Field of a turn's hash that holds the whole reply as one [`crate::Delta`] in its envelope, where it is short: then the
+/// Field of a turn's hash that holds the whole reply as one [`crate::Delta`] in its envelope, if it is short: then the
 /// result stream goes soon after the end.
 pub const FIELD_REPLY: &str = "reply";
 /// Field of a turn's hash that holds the turn, or a reference to it; empty once it ended, but for dead letters.
@@ -160,7 +160,8 @@ impl Keys {
         format!("{}:capped", self.prefix)
     }
 
-    /// Stream: dead letters, one entry for each turn that ended as failed, until it is replayed or purged.
+    /// Stream: dead letters, one entry for each turn that ended as failed, until it is replayed, purged, or
+    /// forgotten as the oldest because dead letters take too much.
     pub fn dead(&self) -> String {
         format!("{}:dead", self.prefix)
     }
@@ -237,13 +238,13 @@ pub fn turns_pattern(queue: &Name) -> String {
     format!("tm:{{{queue}.*}}:turn:*")
 }
 
-/// The shard of the agent's hash whose key `key` is; none where it is another key, or another queue's, whose name may
+/// The shard of the agent's hash whose key `key` is; none if it is another key, or another queue's, whose name may
 /// start like this one's.
 pub fn agent_shard(queue: &Name, key: &str) -> Option<u16> {
     own_key(queue, key, ":agent:").map(|(shard, _)| shard)
 }
 
-/// The turn whose hash `key` is; none where it is another key, or another queue's.
+/// The turn whose hash `key` is; none if it is another key, or another queue's.
 pub fn turn_of(queue: &Name, key: &str) -> Option<TurnId> {
     own_key(queue, key, ":turn:")?.1.parse().ok()
 }
@@ -272,21 +273,14 @@ pub fn idempotency_name(tenant: &Name, key: &Name) -> String {
 pub mod counter {
     use crate::turn::Priority;
 
-    /// What the outcomes and results of ended turns take, roughly, in bytes.
+    /// What the outcomes and results of ended turns take, in bytes: their keys as measured, and their entries in indexes estimated.
     pub const RETAINED_BYTES: &str = "retained_bytes";
     /// Turns ever enqueued.
     pub const ENQUEUED: &str = "enqueued";
-    /// What the names of the counters of turns ever ended begin with; the outcome follows.
-    pub const ENDED_PREFIX: &str = "ended:";
 
     /// Turns of a priority that have not ended.
     pub fn open(priority: Priority) -> String {
         format!("open:{}", priority.as_str())
-    }
-
-    /// Turns of a tenant that have not ended.
-    pub fn tenant_open(tenant: &str) -> String {
-        format!("{tenant}:open")
     }
 
     /// Turns of a tenant that run.
@@ -307,12 +301,12 @@ pub struct BacklogEntry {
     pub enqueued_ms: u64,
     /// Not to be run before, in Unix milliseconds; 0: at once.
     pub not_before_ms: u64,
-    /// Its idempotency key with its tenant (see [`idempotency_name`]), where it has one.
+    /// Its idempotency key with its tenant (see [`idempotency_name`]), if it has one.
     pub idempotency: Option<String>,
 }
 
 impl BacklogEntry {
-    /// Reads an entry; none where `text` is not one.
+    /// Reads an entry; none if `text` is not one.
     pub fn parse(text: &str) -> Option<Self> {
         let mut parts = text.split(' ');
         let entry = Self {

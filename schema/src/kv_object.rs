@@ -1,8 +1,8 @@
 //! Objects that hold K and V: where they are, and the start of their header, which is never encrypted.
 //!
-//! Whoever moves, lists or collects objects needs no more than this; what follows the start is their reader's own.
+//! Moving, listing and collecting objects needs no more than this; what follows the start is their reader's own.
 //!
-//! Invariants: an object's name is the hash in its header, so a chain of runs can be walked from its last one without
+//! Invariants: an object's name is the hash in its header, so a chain of segments can be walked from its last one without
 //! the history; a path is computed, never read from an object.
 //!
 //! | bytes | what |
@@ -11,7 +11,7 @@
 //! | 4..6 | version, 1, little endian |
 //! | 6..8 | flags, little endian |
 //! | 8..40 | namespace |
-//! | 40..72 | the name of the run before; zeros: this is the first |
+//! | 40..72 | the name of the segment before; zeros: this is the first |
 //! | 72..104 | its own name: the hash of its last block |
 
 use crate::ids::Name;
@@ -33,14 +33,14 @@ pub struct HeaderStart {
     pub flags: u16,
     /// What else than tokens the blocks depend on.
     pub namespace: Digest,
-    /// The run before; none for the first one.
+    /// The segment before; none for the first one.
     pub parent: Option<Digest>,
     /// Its own name.
     pub hash: Digest,
 }
 
 impl HeaderStart {
-    /// Reads the start of `object`, or of as much of it as was read; none where it is no object of this version.
+    /// Reads the start of `object`, or of as much of it as was read; none if it is no object of this version.
     pub fn read(object: &[u8]) -> Option<Self> {
         let start = object.first_chunk::<HEADER_START_BYTES>()?;
         let u16_at = |at: usize| u16::from_le_bytes([start[at], start[at + 1]]);
@@ -57,7 +57,7 @@ impl HeaderStart {
     }
 }
 
-/// The name of the run before `object`; none where it is the first one, or no object of this version.
+/// The name of the segment before `object`; none if it is the first one, or no object of this version.
 pub fn parent_of(object: &[u8]) -> Option<Digest> {
     HeaderStart::read(object)?.parent
 }

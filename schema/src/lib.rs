@@ -1,6 +1,6 @@
 //! What travels between Turnmill's producers, Redis and workers. No I/O happens here.
 //!
-//! * [`turn`]: the job: an agent's next messages and how to sample.
+//! * [`turn`]: an agent's next messages and how to sample.
 //! * [`event`]: what a result stream says about a turn: Begin, Delta*, End.
 //! * [`delta`]: some tokens of a reply, and where they can be cut.
 //! * [`transcript`]: the exact history of an agent, one entry a completed turn.

@@ -1,8 +1,8 @@
 //! What an agent's K and V in the object store consist of: a few bytes in the agent's hash.
 //!
 //! A manifest is a hint. Everything it names is verified when it is loaded, so one that is stale, of another history or
-//! unreadable costs prefill and never a wrong word. It names the last run only: each run's header names the one before
-//! (see [`crate::kv_object`]).
+//! unreadable costs prefill and never a wrong word. It names the last segment only: each segment's header names the one
+//! before (see [`crate::kv_object`]).
 //!
 //! Invariant: it is written after the store acknowledged everything it names.
 
@@ -28,7 +28,7 @@ pub struct Manifest {
     pub tokens: u32,
     /// How many of them are the system prompt's, after which the grid of segments starts anew; whole blocks.
     pub shared_tokens: u32,
-    /// The hash of the last block, which names the last run.
+    /// The hash of the last block, which names the last segment.
     pub last: Digest,
 }
 

@@ -1,4 +1,4 @@
-//! The job: an agent's next messages and how to sample the reply.
+//! The turn: an agent's next messages and how to sample the reply.
 //!
 //! A turn carries new messages only; the agent's history lives with the system (see [`crate::transcript`]).
 //! [`Turn::validate`] is called by producers before anything is written and by workers before anything
@@ -142,7 +142,7 @@ pub const MAX_STOP_STRINGS: usize = 16;
 /// Most entries of a turn's logit bias (OpenAI's limit is 300; a bias costs work each step).
 pub const MAX_LOGIT_BIAS: usize = 1024;
 
-/// One job: what an agent says next.
+/// One turn: what is said to an agent next, and how it is to answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Turn {
     /// Its id, made by the producer.

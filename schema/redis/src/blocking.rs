@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use redis::aio::{MultiplexedConnection, PubSub};
-use redis::{Cmd, FromRedisValue, Pipeline};
+use redis::{Cmd, FromRedisValue, Pipeline, RedisResult};
 use tokio::sync::watch;
 
 use crate::fault::Fault;
@@ -42,10 +42,14 @@ impl Server {
         let eras = self.eras();
         // A subscription cannot ask who the server is; this can.
         drop(self.shared_link().await?);
-        let made = tokio::time::timeout(self.response_timeout(), self.client.get_async_pubsub()).await;
-        let made = made.map_err(|error| self.unreachable(&error))?;
-        let mut inner = made.map_err(|error| self.classify("subscribe", &error))?;
-        inner.subscribe(channels).await.map_err(|error| self.classify("subscribe", &error))?;
+        let subscribe = async {
+            let mut inner = self.client.get_async_pubsub().await?;
+            inner.subscribe(channels).await?;
+            Ok(inner)
+        };
+        let made = tokio::time::timeout(self.response_timeout(), subscribe).await;
+        let made: RedisResult<_> = made.map_err(|error| self.unreachable(&error))?;
+        let inner = made.map_err(|error| self.classify("subscribe", &error))?;
         Ok(Subscription { server: Arc::clone(self), inner, eras })
     }
 }

@@ -315,10 +315,11 @@ impl Server {
     /// The connection for the steps of turns.
     pub(crate) async fn shared_link(&self) -> Result<Link, Fault> {
         let mut shared = self.shared.lock().await;
-        if let Some(mut link) = shared.take()
+        // It stays in its place meanwhile: a caller that goes away must not take a good connection with it.
+        if let Some(link) = &mut *shared
             && link.recheck(self).await.is_ok()
         {
-            return Ok(shared.insert(link).clone());
+            return Ok(link.clone());
         }
         let config = timeouts(self.response_timeout).set_pipeline_buffer_size(SHARED_IN_FLIGHT);
         Ok(shared.insert(Link::open(self, &config).await?).clone())

@@ -78,16 +78,6 @@ impl Server {
         read.map_err(|error| of_turn(turn, &error))
     }
 
-    /// Whose turn it is; none if there is no such turn.
-    ///
-    /// # Errors
-    /// See [`Fault`].
-    pub async fn turn_agent(&self, keys: &Keys, turn: TurnId) -> Result<Option<AgentId>, Fault> {
-        let mut get = redis::cmd("HGET");
-        get.arg(keys.turn(turn)).arg(FIELD_AGENT);
-        Ok(self.ask::<Option<String>>(STEP, &get).await?.map(AgentId::from_wire))
-    }
-
     /// The turn as it is now; none if there is no such turn.
     ///
     /// # Errors

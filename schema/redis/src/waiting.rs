@@ -34,7 +34,8 @@ pub struct CappedTenant {
 }
 
 impl Server {
-    /// Looks at who waits: at most `agents` that are due, and `tenants` at their limit.
+    /// Looks at who waits: about `agents` that are due and as many turns
+    /// that are overdue, and `tenants` at their limit.
     ///
     /// # Errors
     /// See [`Fault`].

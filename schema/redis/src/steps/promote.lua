@@ -12,7 +12,8 @@ local KEYS_AN_AGENT = 3
 -- Tickets given to parked agents in this call, by tenant: more than there are places would be parked again.
 local given = {}
 
-local function may_run(agent, id, parked_key)
+-- Whether the agent's time has come, or its tenant has a place; forgets it where it does not wait any more.
+local function is_due(agent, id, parked_key)
   if agent.state == 'delayed' then
     local due_ms = tonumber(redis.call('ZSCORE', DELAYED, id))
     return due_ms and (NOW_DUE or due_ms <= NOW)
@@ -33,7 +34,7 @@ local function promote(i)
   local agent = fields(agent_key, 'state')
   local head = ask('LINDEX', KEYS[k + 2], 0)
   expect(parked_key, 'zset')
-  if may_run(agent, id, parked_key) then
+  if is_due(agent, id, parked_key) then
     stop_waiting(id, parked_key)
     if head then
       if agent.state == 'parked' then

@@ -77,7 +77,7 @@ impl State {
                 return Some(self.granted(id, head));
             }
             if self.is_at_cap(worker, id) {
-                self.park(id, number);
+                self.park(id, head, number);
                 return None;
             }
             match self.verdict(worker, head) {
@@ -126,14 +126,13 @@ impl State {
         max_running == 0 || leased + more < max_running
     }
 
-    /// The agent waits until one of its tenant's turns ends. Agents wait in the order in which they came.
-    fn park(&mut self, id: &AgentId, ticket: TicketKey) {
+    /// The agent waits until one of its tenant's turns ends. Agents wait in the order in which their heads were enqueued.
+    fn park(&mut self, id: &AgentId, head: TurnId, ticket: TicketKey) {
         self.drop_ticket(ticket);
-        self.last_parked += 1;
-        let order = self.last_parked;
-        self.agent_mut(id).place = Place::Parked { order };
+        let since_ms = self.turns[&head].enqueued_ms;
+        self.agent_mut(id).place = Place::Parked { since_ms };
         self.tenant(id, |tenant| {
-            tenant.parked.insert((order, id.clone()));
+            tenant.parked.insert((since_ms, id.clone()));
         });
     }
 

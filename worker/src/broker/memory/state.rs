@@ -36,7 +36,7 @@ pub(super) enum Place {
     /// Its head is not due.
     Delayed { due_ms: u64 },
     /// Its tenant runs as many turns as it may.
-    Parked { order: u64 },
+    Parked { since_ms: u64 },
     /// It waits for an operator.
     Held(Hold),
 }
@@ -163,8 +163,6 @@ pub(super) struct State {
     pub(super) idempotency: HashMap<String, Keyed>,
     ready: [Ready; 2],
     last_ticket: u64,
-    /// Grows with every agent that waits for a place.
-    pub(super) last_parked: u64,
     /// Agents with work, by when their heads were enqueued.
     pub(super) open: BTreeSet<(u64, AgentId)>,
     pub(super) delayed: BTreeSet<(u64, AgentId)>,
@@ -197,7 +195,6 @@ impl State {
             idempotency: HashMap::new(),
             ready: Default::default(),
             last_ticket: 0,
-            last_parked: 0,
             open: BTreeSet::new(),
             delayed: BTreeSet::new(),
             tenants: BTreeMap::new(),
@@ -286,8 +283,8 @@ impl State {
             Place::Delayed { due_ms } => {
                 self.delayed.remove(&(due_ms, id.clone()));
             }
-            Place::Parked { order } => self.tenant(id, |tenant| {
-                tenant.parked.remove(&(order, id.clone()));
+            Place::Parked { since_ms } => self.tenant(id, |tenant| {
+                tenant.parked.remove(&(since_ms, id.clone()));
             }),
             _ => {}
         }

@@ -70,8 +70,8 @@ impl State {
                     tickets += 1;
                 }
                 (Place::Delayed { due_ms }, _) => assert!(delayed.insert((*due_ms, id.clone()))),
-                (Place::Parked { order }, Some(_)) => {
-                    assert!(tenant.parked.insert((*order, id.clone())));
+                (Place::Parked { since_ms }, Some(_)) => {
+                    assert!(tenant.parked.insert((*since_ms, id.clone())));
                 }
                 _ => assert!(head.is_none() || agent.is_held(), "{id} has work and waits for nothing"),
             }
