@@ -1,8 +1,10 @@
 //! `chaos`: kills, stops, drains and cuts off everything for some minutes, then says what broke. `deploy/chaos` builds
 //! what it needs and runs it; docs/CHAOS.md tells how to read it.
 //!
-//! Exit status: 0 nothing broke, 1 something did or a failover took too long (named on standard error), 2 there is no result.
+//! Exit status: 0 nothing broke; 1 something did, a failover took too long, or something never happened, so that the run shows nothing
+//! about it (named on standard error); 2 there is no result.
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -82,16 +84,19 @@ fn seed_of_the_clock() -> u64 {
 fn tell(outcome: &Outcome, json: bool) -> ExitCode {
     let Outcome { report, findings, logs } = outcome;
     let told = if json { serde_json::to_string(report) } else { report.for_people() };
-    match told {
-        Ok(text) => println!("{text}"),
-        Err(error) => eprintln!("chaos: the report cannot be written: {error}"),
-    }
+    let written = told.map_err(std::io::Error::from).and_then(|text| writeln!(std::io::stdout(), "{text}"));
     let complaints = report.complaints(findings);
-    if complaints.is_empty() {
-        return ExitCode::SUCCESS;
+    if !complaints.is_empty() {
+        complain(report.seed, &complaints, logs);
+        return ExitCode::FAILURE;
     }
-    complain(report.seed, &complaints, logs);
-    ExitCode::FAILURE
+    match written {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("chaos: the report cannot be written: {error} (seed {})", report.seed);
+            ExitCode::from(2)
+        }
+    }
 }
 
 fn complain(seed: u64, complaints: &[String], logs: &[(String, String)]) {

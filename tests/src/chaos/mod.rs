@@ -179,18 +179,19 @@ pub async fn run(settings: ChaosSettings) -> Result<Outcome, ChaosError> {
     let mut findings = audit::audit(&turns, &stored, &kept, &undisturbed);
     findings.extend(leaked);
     let resumed = audit::resumed(&turns, &stored);
-    let mut report = Report::new(settings.seed, turns.len(), resumed, tally).with(&findings);
+    let mut report =
+        Report::new(settings.seed, turns.len(), resumed, kept.objects.len(), tally).with(&findings);
     report.re_enqueued = forgetful.then(|| ledger.re_enqueued());
     report.failover = failovers.map(|failovers| failovers.report());
     report.seconds = began.elapsed().as_secs();
     Ok(Outcome { report, findings, logs })
 }
 
-/// What Redis and the object store hold. How much is kept is said, since nothing kept is nothing broken.
+/// What Redis and the object store hold. How many manifests there are is said: an agent may have none.
 async fn left(store: &Store, folder: &Path, queue: &Name) -> Result<(Stored, Kept), ChaosError> {
     let (stored, kept) = (store.snapshot().await?, Kept::read(folder, queue).await?);
     let manifests = stored.agents.values().filter(|agent| agent.manifest.is_some()).count();
-    eprintln!("{manifests} agents have a manifest; {} objects are in the store", kept.objects.len());
+    eprintln!("{manifests} of {} agents have a manifest", stored.agents.len());
     Ok((stored, kept))
 }
 

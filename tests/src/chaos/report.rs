@@ -28,6 +28,8 @@ pub struct Report {
     pub drains: u32,
     /// Turns that another attempt went on with after published tokens.
     pub resumed: usize,
+    /// Objects in the store with K and V when all was over.
+    pub objects: usize,
     /// See [`Violation::Lost`].
     pub lost: usize,
     /// See [`Violation::Duplicated`].
@@ -52,7 +54,7 @@ pub struct Report {
 
 impl Report {
     /// A report of what was done; nothing is found yet.
-    pub fn new(seed: u64, turns: usize, resumed: usize, tally: Tally) -> Self {
+    pub fn new(seed: u64, turns: usize, resumed: usize, objects: usize, tally: Tally) -> Self {
         let Tally { kills, stops, redis_restarts, drains, cuts: _ } = tally;
         Self {
             seed,
@@ -63,6 +65,7 @@ impl Report {
             redis_restarts,
             drains,
             resumed,
+            objects,
             lost: 0,
             duplicated: 0,
             out_of_order: 0,
@@ -91,7 +94,23 @@ impl Report {
         self
     }
 
-    /// Why the run fails, with these findings counted; empty if it does not.
+    /// What did not happen, so that the run shows nothing about it.
+    fn unshown(&self) -> impl Iterator<Item = String> {
+        // With two servers there are failovers instead, which complain themselves.
+        let redis = self.failover.is_none().then_some((self.redis_restarts as usize, "Redis was not killed"));
+        let counts = [
+            (self.turns, "no turn was acknowledged"),
+            (self.kills as usize, "no worker was killed"),
+            (self.stops as usize, "no worker was stopped past its lease"),
+            (self.drains as usize, "no worker was drained"),
+            (self.resumed, "no turn was resumed by another attempt"),
+            (self.objects, "no object was kept in the store"),
+        ];
+        let nothing = counts.into_iter().chain(redis).filter(|(count, _)| *count == 0);
+        nothing.map(|(_, what)| format!("{what}: the run shows nothing about it; give it more minutes"))
+    }
+
+    /// Why the run fails, with these findings counted; empty if it does not. A run that hurt nobody fails, too.
     pub fn complaints(&self, findings: &[Finding]) -> Vec<String> {
         let is_leftover = |finding: &&Finding| finding.violation == Violation::Leftover;
         let others = findings.iter().filter(|finding| !is_leftover(finding));
@@ -101,6 +120,7 @@ impl Report {
             complaints.push(format!("left over: {} more", self.leftovers - NAMED_LEFTOVERS));
         }
         complaints.extend(self.failover.and_then(|failover| failover.complaint()));
+        complaints.extend(self.unshown());
         complaints
     }
 
@@ -147,8 +167,8 @@ mod tests {
             Violation::Leftover,
         ];
         let finding = |violation| Finding { violation, subject: "t".into(), detail: "d".into() };
-        let mut report = Report::new(7, 40, 6, tally).with(&kinds.map(finding));
-        let expected = r#"{"seed":7,"seconds":0,"turns":40,"kills":1,"stops":2,"redis_restarts":3,"drains":4,"resumed":6,"lost":1,"duplicated":2,"out_of_order":3,"diverged":1,"post_fence_writes":2,"broken_manifests":4,"leftovers":3}"#;
+        let mut report = Report::new(7, 40, 6, 9, tally).with(&kinds.map(finding));
+        let expected = r#"{"seed":7,"seconds":0,"turns":40,"kills":1,"stops":2,"redis_restarts":3,"drains":4,"resumed":6,"objects":9,"lost":1,"duplicated":2,"out_of_order":3,"diverged":1,"post_fence_writes":2,"broken_manifests":4,"leftovers":3}"#;
         assert_eq!(serde_json::to_string(&report).expect("JSON"), expected);
         report.re_enqueued = Some(1);
         assert!(serde_json::to_string(&report).expect("JSON").ends_with(r#","re_enqueued":1}"#));
@@ -159,7 +179,7 @@ mod tests {
 
     #[test]
     fn people_get_a_field_a_line() {
-        let mut report = Report::new(7, 40, 6, Tally::default());
+        let mut report = Report::new(7, 40, 6, 9, Tally::default());
         let told = report.for_people().expect("text");
         assert!(
             told.starts_with("seed: 7\nseconds: 0\nturns: 40\n") && told.ends_with("\nleftovers: 0"),
@@ -176,7 +196,7 @@ mod tests {
         let finding = |violation| Finding::new(violation, "t", "d");
         let mut findings = vec![finding(Violation::Leftover); NAMED_LEFTOVERS];
         findings.push(finding(Violation::Lost));
-        let mut report = Report::new(7, 40, 6, Tally::default());
+        let mut report = eventful();
         assert_eq!(report.complaints(&[]), [""; 0]);
         report.failover = Some(failover());
         assert_eq!(report.complaints(&[]), [""; 0]);
@@ -187,6 +207,35 @@ mod tests {
         assert_eq!((told.len(), told[6].as_str()), (7, "left over: 2 more"));
         report.failover = Some(FailoverReport::new(&[BAR], false));
         assert_eq!(report.complaints(&[]).len(), 1);
+    }
+
+    /// Of a run in which something of everything happened.
+    fn eventful() -> Report {
+        Report::new(7, 40, 6, 9, Tally { kills: 1, stops: 1, redis_restarts: 1, drains: 1, cuts: 1 })
+    }
+
+    #[test]
+    fn what_did_not_happen_is_a_complaint() {
+        type Change = fn(&mut Report);
+        let cases: [(Change, &str); 7] = [
+            (|report| report.turns = 0, "no turn was acknowledged: "),
+            (|report| report.kills = 0, "no worker was killed: "),
+            (|report| report.stops = 0, "no worker was stopped past its lease: "),
+            (|report| report.drains = 0, "no worker was drained: "),
+            (|report| report.resumed = 0, "no turn was resumed by another attempt: "),
+            (|report| report.objects = 0, "no object was kept in the store: "),
+            (|report| report.redis_restarts = 0, "Redis was not killed: "),
+        ];
+        for (change, says) in cases {
+            let mut report = eventful();
+            change(&mut report);
+            let told = report.complaints(&[]);
+            assert!(told.len() == 1 && told[0].starts_with(says), "{says}: {told:?}");
+        }
+        // Two servers fail over instead.
+        let mut proxied = eventful();
+        (proxied.redis_restarts, proxied.failover) = (0, Some(failover()));
+        assert_eq!(proxied.complaints(&[]), [""; 0]);
     }
 
     fn failover() -> FailoverReport {
