@@ -3,19 +3,19 @@
 //! Reads only, straight from Redis and past every proxy. [`Store::snapshot`] is for a queue at rest: it is not one
 //! transaction.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
-use redis::streams::{StreamId, StreamInfoGroupsReply, StreamRangeReply};
+use redis::streams::{StreamId, StreamRangeReply};
 use redis::{AsyncCommands, AsyncConnectionConfig, RedisResult};
 use turnmill_schema::envelope::decode;
-use turnmill_schema::keys::{BacklogEntry, FIELD_EVENT, FIELD_MANIFEST, GROUP, Keys, counter};
-use turnmill_schema::{AgentId, Name, Priority, TranscriptEntry, TurnId};
+use turnmill_schema::keys::{BacklogEntry, FIELD_EVENT, FIELD_MANIFEST, Keys};
+use turnmill_schema::{AgentId, Name, TranscriptEntry, TurnId};
 
 use super::ChaosError;
-use super::stored::{Entry, Stored, StoredAgent, StoredQueue, StoredTurn};
+use super::stored::{Entry, Stored, StoredAgent, StoredTurn};
 
 /// Reading a long stream from a Redis on a busy machine takes a while.
 const TIMEOUT: Duration = Duration::from_secs(20);
@@ -36,6 +36,13 @@ pub struct Holding {
     pub owner: String,
     /// How many of its tokens are published.
     pub published: u64,
+}
+
+impl Holding {
+    /// Whether the worker called `name` holds it.
+    pub fn is_of(&self, name: &str) -> bool {
+        self.owner.split(':').next() == Some(name)
+    }
 }
 
 impl fmt::Display for Holding {
@@ -95,7 +102,7 @@ impl Store {
     pub async fn snapshot(&self) -> Result<Stored, ChaosError> {
         let mut redis = self.connection().await?;
         let (turns, agents) = self.names(&mut redis).await?;
-        let mut stored = Stored { queue: self.queue(&mut redis).await?, ..Stored::default() };
+        let mut stored = Stored::default();
         for turn in turns {
             stored.turns.insert(turn, self.turn(&mut redis, turn).await?);
         }
@@ -160,27 +167,6 @@ impl Store {
         })
     }
 
-    async fn queue(&self, redis: &mut MultiplexedConnection) -> Result<StoredQueue, ChaosError> {
-        let mut counters: BTreeMap<String, i64> = redis.hgetall(self.keys.counters()).await?;
-        let lasts = |field: &str| {
-            field.starts_with(counter::ENDED_PREFIX)
-                || [counter::RETAINED_BYTES, counter::ENQUEUED].contains(&field)
-        };
-        counters.retain(|field, count| !lasts(field) && *count != 0);
-        let open = redis.zcard(self.keys.open()).await?;
-        let (delayed, capped): (usize, usize) =
-            (redis.zcard(self.keys.delayed()).await?, redis.scard(self.keys.capped()).await?);
-        let mut queue = StoredQueue { counters, open, waiting: delayed + capped, ..StoredQueue::default() };
-        for priority in Priority::ALL {
-            let ready = self.keys.ready(priority);
-            queue.tickets += redis.xlen::<_, usize>(&ready).await?;
-            let StreamInfoGroupsReply { groups } = redis.xinfo_groups(&ready).await?;
-            let workers = groups.iter().filter(|group| group.name == GROUP);
-            queue.pending += workers.map(|group| group.pending).sum::<usize>();
-        }
-        Ok(queue)
-    }
-
     async fn connection(&self) -> RedisResult<MultiplexedConnection> {
         let config = AsyncConnectionConfig::new().set_response_timeout(Some(TIMEOUT));
         self.client.get_multiplexed_async_connection_with_config(&config).await
@@ -217,17 +203,9 @@ mod tests {
         let event = Event::Begin(Begin { epoch: 5, resume_from: 7, attempt: 2, worker: "w1:x".into() });
         let (keys, mut setup) = (&store.keys, redis::pipe());
         setup.hset_multiple(keys.agent(&agent), &[("state", "leased"), ("owner", "w1:x"), ("epoch", "5")]);
-        setup.hset(keys.turn(turn), "state", "leased").hincr(
-            keys.counters(),
-            counter::open(Priority::Batch),
-            1,
-        );
+        setup.hset(keys.turn(turn), "state", "leased");
         setup.rpush(keys.backlog(&agent), format!("{turn} batch 1 0 -")).zadd(keys.open(), agent.as_str(), 1);
         setup.xadd(keys.result(turn), "5-7", &[(FIELD_EVENT, encode(&event).expect("encodes"))]);
-        for priority in Priority::ALL {
-            setup.xgroup_create_mkstream(keys.ready(priority), GROUP, 0);
-        }
-        setup.xadd(keys.ready(Priority::Batch), "*", &[("agent", agent.as_str())]);
         let mut connection = store.connection().await.expect("Redis answers");
         let () = setup.query_async(&mut connection).await.expect("it is written");
         (redis, store, agent, turn)
@@ -246,7 +224,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_snapshot_has_turns_agents_and_counts_and_whoever_has_any_key() {
+    async fn a_snapshot_has_turns_and_agents_and_whoever_has_any_key() {
         let (_redis, store, agent, turn) = leased().await;
         let mut redis = store.connection().await.expect("Redis answers");
         let stray = AgentId::from_wire("t/stray".into());
@@ -258,9 +236,6 @@ mod tests {
         // Empty is none.
         let _new: u64 = redis.hset(store.keys.agent(&stray), FIELD_MANIFEST, "").await.expect("HSET");
         let stored = store.snapshot().await.expect("read");
-        let counters = BTreeMap::from([(counter::open(Priority::Batch), 1)]);
-        let queue = StoredQueue { counters, open: 1, tickets: 1, ..StoredQueue::default() };
-        assert_eq!(stored.queue, queue);
         assert_eq!(stored.turns.keys().collect::<Vec<_>>(), [&turn]);
         assert_eq!(stored.turns[&turn].begins().next().map(|begin| begin.resume_from), Some(7));
         let (agent, stray) = (&stored.agents[&agent], &stored.agents[&stray]);

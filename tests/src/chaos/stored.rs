@@ -13,8 +13,6 @@ pub struct Stored {
     pub turns: BTreeMap<TurnId, StoredTurn>,
     /// Everything that has an agent's key.
     pub agents: BTreeMap<AgentId, StoredAgent>,
-    /// What is counted for all of them.
-    pub queue: StoredQueue,
 }
 
 /// A turn's hash and result stream.
@@ -52,21 +50,6 @@ pub struct StoredAgent {
     pub transcript: Vec<TranscriptEntry>,
     /// What the object store has of its K and V.
     pub manifest: Option<Manifest>,
-}
-
-/// Counts of the whole queue.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct StoredQueue {
-    /// Turns that have not ended or run, by priority and tenant, as the queue counts them; those that are not 0.
-    pub counters: BTreeMap<String, i64>,
-    /// Agents with work.
-    pub open: usize,
-    /// Agents that wait for a due time, and tenants with agents that wait for a place.
-    pub waiting: usize,
-    /// Tickets in ready streams.
-    pub tickets: usize,
-    /// Tickets that some worker holds.
-    pub pending: usize,
 }
 
 impl StoredTurn {

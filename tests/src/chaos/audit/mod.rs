@@ -35,7 +35,7 @@ pub enum Violation {
     Diverged,
     /// Written by a worker that had lost its lease, or after the End; or keys that contradict the end.
     PostFence,
-    /// Names a run that is not in the store, or leads nowhere; or an object that is no whole run.
+    /// Names a segment that is not in the store, or leads nowhere; or an object that is no whole segment.
     Manifest,
     /// Held or kept, and nobody's, once every turn has ended and every worker has left.
     Leftover,
