@@ -70,6 +70,11 @@ impl Proxy {
         format!("redis://{}", self.address)
     }
 
+    /// Whether it lets everybody in and holds nothing back.
+    pub fn is_clear(&self) -> bool {
+        *self.shared.hold.borrow() == Hold::Nothing && !self.shared.lock().refusing
+    }
+
     /// How many clients are connected.
     pub fn connections(&self) -> usize {
         self.shared.lock().connections.len()

@@ -147,6 +147,11 @@ impl Fleet {
         }
     }
 
+    /// The names of the processes that run: they are not stopped, drained or gone.
+    pub fn running(&self) -> impl Iterator<Item = String> {
+        self.slots.iter().filter(|slot| slot.state == State::Running).map(Slot::name)
+    }
+
     /// The running worker that `choice`, a random number, falls on among those for which `qualifies` says yes.
     pub fn choose(&self, choice: u64, qualifies: impl Fn(&str) -> bool) -> Option<usize> {
         let fit = |slot: &&Slot| slot.state == State::Running && qualifies(&slot.name());

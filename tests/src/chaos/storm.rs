@@ -168,20 +168,22 @@ impl Storm {
     async fn holder(&self, choice: u64) -> Result<Option<(usize, Holding)>, ChaosError> {
         let mut holdings = self.store.holdings().await?;
         holdings.retain(|holding| holding.published > 0);
-        let of = |name: &str, holding: &Holding| holding.owner.split(':').next() == Some(name);
-        let slot = self.fleet.choose(choice, |name| holdings.iter().any(|holding| of(name, holding)));
+        let slot = self.fleet.choose(choice, |name| holdings.iter().any(|holding| holding.is_of(name)));
         let found = |slot: usize| {
             let name = self.fleet.name(slot);
-            holdings.into_iter().find(|holding| of(&name, holding)).map(|holding| (slot, holding))
+            holdings.into_iter().find(|holding| holding.is_of(&name)).map(|holding| (slot, holding))
         };
         Ok(slot.and_then(found))
     }
 
-    /// The other server becomes the primary, and whoever connects from now on gets there. False where the replica is not in sync,
-    /// or no turn runs whose end could be timed.
+    /// The other server becomes the primary, and everybody who connects from now on gets there. False if the replica is not in sync,
+    /// or if no turn runs whose end would show how long the failover alone takes.
     async fn fail_over(&mut self) -> Result<bool, ChaosError> {
         let Some(failovers) = &mut self.failovers else { return Ok(false) };
-        if self.store.holdings().await?.is_empty() || !failovers.is_possible(&self.redis).await? {
+        let holdings = self.store.holdings().await?;
+        let running: Vec<String> = self.fleet.running().collect();
+        let ways = self.fleet.proxies().chain([&self.door]);
+        if !is_timeable(&holdings, &running, ways) || !failovers.is_possible(&self.redis).await? {
             return Ok(false);
         }
         let began = Instant::now();
@@ -208,5 +210,54 @@ impl Storm {
         self.redis_back = Some(Instant::now() + away);
         self.tally.redis_restarts += 1;
         Ok(())
+    }
+}
+
+/// Whether the time from a failover to the end of a turn would be the failover's: a worker that runs has a turn, and nobody's
+/// connections are hurt already. A turn of a worker that is stopped or cut off ends late by itself.
+fn is_timeable<'a>(
+    holdings: &[Holding],
+    running: &[String],
+    mut ways: impl Iterator<Item = &'a Arc<Proxy>>,
+) -> bool {
+    let is_held = |name: &String| holdings.iter().any(|holding| holding.is_of(name));
+    running.iter().any(is_held) && ways.all(|way| way.is_clear())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use turnmill_schema::TurnId;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_failover_waits_for_a_running_workers_turn_and_for_clear_connections() {
+        let nobody = SocketAddr::from(([127, 0, 0, 1], 1));
+        let mut ways = Vec::new();
+        for _ in 0..2 {
+            ways.push(Arc::new(Proxy::start(nobody).await.expect("a local port is free")));
+        }
+        let holding = |owner: &str| Holding { turn: TurnId::new(0), owner: owner.into(), published: 0 };
+        let timeable = |owners: &[&str], running: &[&str]| {
+            let holdings: Vec<Holding> = owners.iter().map(|owner| holding(owner)).collect();
+            let running: Vec<String> = running.iter().map(ToString::to_string).collect();
+            is_timeable(&holdings, &running, ways.iter())
+        };
+        let held = || timeable(&["w0-1:x", "w1-1:x"], &["w1-1", "w2-1"]);
+        assert!(held());
+        assert!(!timeable(&[], &["w1-1"]), "no turn runs");
+        // Its worker is stopped; or another process has the slot by now.
+        assert!(!timeable(&["w0-1:x"], &["w1-1"]) && !timeable(&["w1-1:x"], &["w1-10", "w1-2"]));
+        for hurt in [Hold::Replies, Hold::Everything] {
+            ways[1].hold(hurt);
+            assert!(!held(), "{hurt:?}");
+            ways[1].hold(Hold::Nothing);
+        }
+        ways[0].refuse(true);
+        assert!(!held(), "nobody is let in");
+        ways[0].refuse(false);
+        assert!(held());
     }
 }
