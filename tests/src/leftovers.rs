@@ -12,13 +12,13 @@ use turnmill_redis::{Call, ItemStep};
 use turnmill_schema::keys::{BacklogEntry, EndedEntry, GROUP, Keys};
 use turnmill_schema::{AgentId, Priority};
 
-/// Cancels every open turn of the shard, and panics if anything is left that belongs to nobody.
+/// Cancels every open turn of the shard, and panics if anything is left that belongs to nobody, or if nobody may look: a test that
+/// locks itself out, or breaks keys on purpose, says so and does not come here (see [`crate::redis_queue::RedisQueue::broken`]).
 pub fn check(url: &str, keys: &Keys) {
     let client = redis::Client::open(url).expect("a URL");
     let mut redis = client.get_connection().expect("the server answers");
-    if redis::cmd("PING").query::<String>(&mut redis).is_err() {
-        // The test gave the server a password, and nobody can look.
-        return;
+    if let Err(error) = redis::cmd("PING").query::<String>(&mut redis) {
+        panic!("nobody can look what is left ({error}); a test that means this says so with broken()");
     }
     cancel_all(&mut redis, keys);
     let left = of(&mut redis, keys).expect("the server answers");
@@ -108,8 +108,13 @@ fn expires(redis: &mut Connection, key: &str) -> RedisResult<bool> {
 /// Entries of a ready stream, read or not.
 fn of_stream(redis: &mut Connection, ready: &str) -> RedisResult<Option<String>> {
     let entries: u64 = redis.xlen(ready)?;
-    // Without a group nothing is pending.
-    let pending = redis.xpending(ready, GROUP).map_or(0, |pending: StreamPendingReply| pending.count());
+    let pending: RedisResult<StreamPendingReply> = redis.xpending(ready, GROUP);
+    let pending = match pending {
+        Ok(pending) => pending.count(),
+        // Nobody ever read the stream.
+        Err(error) if error.code() == Some("NOGROUP") => 0,
+        Err(error) => return Err(error),
+    };
     Ok((entries > 0 || pending > 0).then(|| format!("{ready}: {entries} entries, {pending} pending")))
 }
 
@@ -214,6 +219,22 @@ mod tests {
         ];
         expected.sort();
         assert_eq!(shard.left(), expected);
+    }
+
+    #[test]
+    fn what_nobody_may_look_at_is_an_error() {
+        let (shard, _) = Shard::at_rest();
+        shard.write(redis::pipe().cmd("ACL").arg(&["SETUSER", "default", "-xpending"]));
+        let error = left(&shard.redis.url(), &shard.keys).expect_err("it may not ask what is pending");
+        assert_eq!(error.code(), Some("NOPERM"), "{error}");
+    }
+
+    #[test]
+    #[should_panic(expected = "nobody can look what is left")]
+    fn a_server_that_lets_nobody_in_is_not_without_leftovers() {
+        let (shard, _) = Shard::at_rest();
+        shard.write(redis::pipe().cmd("CONFIG").arg(&["SET", "requirepass", "secret"]));
+        check(&shard.redis.url(), &shard.keys);
     }
 
     #[test]

@@ -538,6 +538,8 @@ async fn who_may_not_ask_for_the_leased_is_not_told_that_there_are_none() {
     let _: String = queue.command(&["ACL", "SETUSER", "default", "-xpending"]).await;
     let error = broker.counts().await.expect_err("it may not ask").to_string();
     assert!(error.contains("XPENDING"), "{error}");
+    // Who looks for what is left has to ask, too.
+    let _: String = queue.command(&["ACL", "SETUSER", "default", "+xpending"]).await;
 }
 
 #[tokio::test]
