@@ -23,16 +23,22 @@ fn without(script: &str, checks: &[(&str, &str)]) -> String {
     })
 }
 
-/// The suite's function passes with the protocol's scripts and fails with `script` in place of that of the step `name`.
+/// The suite's function passes with the protocol's scripts. With `script` in place of that of the step `name` it fails, and says
+/// `complaint`: anything else would be a fault of the cut, not the lack of the check.
 async fn is_missed<F: Future<Output = ()> + Send + 'static>(
     function: fn(Arc<RedisQueue>) -> F,
-    name: &'static str,
-    script: String,
+    (name, script): (&'static str, String),
+    complaint: &str,
 ) {
-    let (whole, broken) = (RedisQueue::start(), RedisQueue::start().with_scripts(vec![(name, script)]));
+    let whole = RedisQueue::start();
+    let compiled: String = whole.command(&["SCRIPT", "LOAD", &script]).await;
+    assert!(!compiled.is_empty(), "a script that was cut has to compile");
+    let broken = RedisQueue::start().with_scripts(vec![(name, script)]);
     tokio::spawn(function(Arc::new(whole))).await.expect("the protocol passes");
-    let missed = tokio::spawn(function(Arc::new(broken))).await;
-    assert!(missed.is_err_and(|e| e.is_panic()), "nobody misses the check");
+    let missed = tokio::spawn(function(Arc::new(broken))).await.expect_err("nobody misses the check");
+    let panic = missed.into_panic();
+    let said = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+    assert!(said.is_some_and(|said| said.contains(complaint)), "not for want of {complaint:?}: {said:?}");
 }
 
 #[tokio::test]
@@ -46,14 +52,15 @@ async fn the_fence() {
     );
     let function =
         |queue: Arc<RedisQueue>| async move { a_lease_taken_over_fences_the_old_worker(&*queue).await };
-    is_missed(function, Finish::NAME, script).await;
+    is_missed(function, (Finish::NAME, script), "expected Fenced, not ").await;
 }
 
 #[tokio::test]
 async fn renewing() {
     let keep = "redis.call('XCLAIM', READY[priority], GROUP, WORKER, 0, ticket, 'JUSTID')";
     let function = |queue: Arc<RedisQueue>| async move { renewing_keeps_leases(&*queue).await };
-    is_missed(function, Renew::NAME, without(Renew::SCRIPT, &[(keep, "")])).await;
+    let script = without(Renew::SCRIPT, &[(keep, "")]);
+    is_missed(function, (Renew::NAME, script), "taken over from a worker that renews").await;
 }
 
 /// The suite sees no keys.
@@ -64,7 +71,7 @@ async fn a_late_manifest_brings_no_agent_back(queue: Arc<RedisQueue>) {
     worker.finish(&lease, &ending(0, Outcome::Completed)).await.expect("ended");
     worker.advance(&lease.fence(), &manifest(16)).await.expect("answered");
     let left: u64 = queue.command(&["EXISTS", &queue.keys().agent(&lease.agent)]).await;
-    assert_eq!(left, 0);
+    assert_eq!(left, 0, "the agent is back");
 }
 
 #[tokio::test]
@@ -73,34 +80,36 @@ async fn the_fence_of_manifests() {
     let function = |queue: Arc<RedisQueue>| async move {
         a_late_manifest_is_taken_unless_a_newer_lease_said_something(&*queue).await;
     };
-    is_missed(function, Advance::NAME, script).await;
+    is_missed(function, (Advance::NAME, script), "tokens: 999").await;
     let script = without(Advance::SCRIPT, &[("not found[1] or ", "")]);
-    is_missed(a_late_manifest_brings_no_agent_back, Advance::NAME, script).await;
+    is_missed(a_late_manifest_brings_no_agent_back, (Advance::NAME, script), "the agent is back").await;
 }
 
 /// A ticket that its worker had for too long is not its any more, and its agent has another.
 #[tokio::test]
 async fn the_ticket_check_in_lease() {
     let checks = [
-        ("if consumer ~= WORKER then", "if false then"),
+        ("local consumer, delivery = pending(stream, ticket)", "local consumer, delivery = WORKER, 1"),
         ("agent.ticket ~= ticket or agent.priority", "agent.priority"),
     ];
     let function = |queue: Arc<RedisQueue>| async move {
         a_worker_that_slept_between_read_and_lease_gets_nothing(&*queue).await;
     };
-    is_missed(function, LeaseHead::NAME, without(LeaseHead::SCRIPT, &checks)).await;
+    let script = without(LeaseHead::SCRIPT, &checks);
+    is_missed(function, (LeaseHead::NAME, script), "sleeper.lease(&ticket)").await;
 }
 
 #[tokio::test]
 async fn who_waits_while_a_worker_continues() {
     let script = without(Finish::SCRIPT, &[("or not others_wait(parked_key)", "or true")]);
     let function = |queue: Arc<RedisQueue>| async move { nobody_starves_behind_a_hot_agent(&*queue).await };
-    is_missed(function, Finish::NAME, script).await;
+    is_missed(function, (Finish::NAME, script), "the others waited until").await;
 }
 
 #[tokio::test]
 async fn setting_aside_what_cannot_be_leased() {
     let script = without(LeaseHead::SCRIPT, &[("pcall(set_aside, i, reason)", "")]);
     let function = |queue: Arc<RedisQueue>| async move { a_broken_history_keeps_nobody_busy(&queue).await };
-    is_missed(function, LeaseHead::NAME, script).await;
+    // Whose ticket is read again and again.
+    is_missed(function, (LeaseHead::NAME, script), "test/poison").await;
 }
