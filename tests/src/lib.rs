@@ -26,7 +26,8 @@ pub mod until_signal;
 pub mod worker;
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::process::Command;
+use std::time::{Duration, Instant};
 
 /// Longest wait for a condition before a test fails: a busy machine is slow, a broken worker never gets there.
 pub const PATIENCE: Duration = Duration::from_secs(240);
@@ -44,4 +45,28 @@ pub fn program(name: &str) -> PathBuf {
     let mut found = running.ancestors().skip(1).take(2).map(|folder| folder.join(name));
     let missing = || panic!("{name} is not beside {}; cargo build --release --bins", running.display());
     found.find(|program| program.is_file()).unwrap_or_else(missing)
+}
+
+/// A program of this workspace, to be run without any setting of this machine.
+pub fn command(name: &str) -> Command {
+    without_settings(Command::new(program(name)))
+}
+
+/// `command` without this process's `TURNMILL_*` variables: programs take them for settings, and refuse those that they do not know.
+pub fn without_settings(mut command: Command) -> Command {
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("TURNMILL_") {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+/// Waits until `holds`. Panics if it does not in [`PATIENCE`].
+pub async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds().await {
+        assert!(Instant::now() < deadline, "waited in vain until {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }

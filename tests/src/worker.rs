@@ -3,7 +3,6 @@
 //! Its environment holds no `TURNMILL_*` variable but ours, since a worker refuses those it does not know. Ours
 //! give what every worker needs, so that flags can override any of it.
 
-use std::ffi::OsString;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -15,7 +14,7 @@ use serde_json::Value;
 use tempfile::NamedTempFile;
 
 use crate::redis_server::{RedisServer, free_port};
-use crate::{PATIENCE, program};
+use crate::{PATIENCE, command};
 
 /// How long a worker may take to load its model.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
@@ -66,13 +65,20 @@ impl Worker {
     }
 
     fn spawn(url: &str, flags: &[&str], variables: &[(&str, &str)]) -> Self {
+        Self::launch_by(command("turnmill-worker"), url, flags, variables, None)
+    }
+
+    /// Starts one by `command`, which is the worker's program or ends with running it, and does not wait for it. What it says goes
+    /// to `stderr`; none: to its log.
+    pub fn launch_by(
+        mut command: Command,
+        url: &str,
+        flags: &[&str],
+        variables: &[(&str, &str)],
+        stderr: Option<Stdio>,
+    ) -> Self {
         let http = SocketAddr::from(([127, 0, 0, 1], free_port()));
         let log = NamedTempFile::new().expect("the temporary directory is writable");
-        let mut command = Command::new(program("turnmill-worker"));
-        let ours = |name: &OsString| name.to_string_lossy().starts_with("TURNMILL_");
-        for name in std::env::vars_os().map(|(name, _)| name).filter(ours) {
-            command.env_remove(name);
-        }
         command.env("TURNMILL_MODEL", model()).env("TURNMILL_REDIS_URL", url);
         // A store is what a test is about, or nothing of this machine.
         command.env("TURNMILL_STORE", "none");
@@ -80,7 +86,8 @@ impl Worker {
         command.env("TURNMILL_KEEP_STREAM_MS", "3600000");
         command.env("TURNMILL_HTTP_ADDR", http.to_string()).envs(variables.iter().copied());
         command.arg("serve").args(flags).stdin(Stdio::null()).stdout(Stdio::null());
-        command.stderr(log.reopen().expect("a file just made can be opened"));
+        let to_log = || log.reopen().expect("a file just made can be opened").into();
+        command.stderr(stderr.unwrap_or_else(to_log));
         let child = command.spawn().expect("the worker can be run");
         Self { child, http, log }
     }
@@ -189,7 +196,8 @@ impl Worker {
         self.child.try_wait().expect("our own child can be waited for")
     }
 
-    fn signal(&self, signal: Signal) {
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
         let pid = Pid::from_raw(i32::try_from(self.child.id()).expect("pids fit"));
         kill(pid, signal).expect("our own child can be signalled");
     }

@@ -10,7 +10,7 @@ use tokio::process::Command;
 
 use super::BenchError;
 use super::command::{json, output};
-use crate::program;
+use crate::{program, without_settings};
 
 const WORKER: &str = "turnmill-worker";
 const CLIENT: &str = "turnmill";
@@ -69,12 +69,6 @@ impl Build {
 
     /// A program that no setting of this machine reaches.
     fn command(&self, program: &str) -> Command {
-        let mut command = Command::new(self.folder.join(program));
-        for (name, _) in std::env::vars_os() {
-            if name.to_string_lossy().starts_with("TURNMILL_") {
-                command.env_remove(name);
-            }
-        }
-        command
+        without_settings(std::process::Command::new(self.folder.join(program))).into()
     }
 }

@@ -1,6 +1,5 @@
 //! `turnmill-worker kv`, over a real Redis and a store of files. No model: objects are made as a worker makes them.
 
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
@@ -15,7 +14,7 @@ use turnmill_schema::envelope::{MAX_INLINE_BYTES, encode};
 use turnmill_schema::keys::{FIELD_MANIFEST, Keys};
 use turnmill_schema::{AgentId, Digest, Manifest, Name, PayloadReference, TurnId, kv_object};
 use turnmill_tests::redis_server::RedisServer;
-use turnmill_tests::{PATIENCE, program};
+use turnmill_tests::{PATIENCE, command};
 use turnmill_worker::broker::redis::{Collector, HoldError, RedisReferences};
 use turnmill_worker::config::{KvCodec, KvDtype, RedisUrl};
 use turnmill_worker::kv::{BlockShape, Namespace, PrefixHash, Segment, SegmentData, SegmentId};
@@ -58,12 +57,7 @@ impl Ran {
 
 /// `turnmill-worker` without settings from outside.
 fn worker() -> Command {
-    let mut command = Command::new(program("turnmill-worker"));
-    let ours = |variable: &OsString| variable.to_string_lossy().starts_with("TURNMILL_");
-    for variable in std::env::vars_os().map(|(variable, _)| variable).filter(ours) {
-        command.env_remove(variable);
-    }
-    command
+    command("turnmill-worker").into()
 }
 
 /// A queue, and a store of files.
@@ -228,7 +222,7 @@ async fn verify_finds_a_flipped_byte() {
 }
 
 #[tokio::test]
-async fn verify_opens_encrypted_runs_with_their_keys() {
+async fn verify_opens_encrypted_segments_with_their_keys() {
     let place = Place::new();
     place.segment(1, None, 0, TenantKey::from_hex(HEX_KEY).as_ref());
     let ran = place.kv(&["verify", "--json"]).await;

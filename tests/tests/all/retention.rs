@@ -4,6 +4,7 @@ use turnmill_schema::keys::{FIELD_END, counter};
 use turnmill_schema::{Delta, Name, Outcome, TokenLogprobs, Turn, TurnId};
 use turnmill_tests::broker_conformance::{TestQueue, WorkerLimits, claim, delta, ending, enqueue, turn};
 use turnmill_tests::redis_queue::RedisQueue;
+use turnmill_tests::until;
 use turnmill_worker::broker::redis::{BrokerSettings, RedisBroker};
 use turnmill_worker::broker::{Broker, Ending};
 
@@ -125,11 +126,8 @@ async fn what_is_counted_is_what_redis_says() {
     let queue = RedisQueue::start();
     let broker = worker(&queue, u64::MAX / 2).await;
     run_turns(&queue, &broker, 200).await;
-    let patience = std::time::Instant::now() + turnmill_tests::broker_conformance::PATIENCE;
-    while !queue.command::<Vec<String>>(&["KEYS", "*result:*"]).await.is_empty() {
-        assert!(std::time::Instant::now() < patience, "streams of short replies stay");
-        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-    }
+    let streams = async || queue.command::<Vec<String>>(&["KEYS", "*result:*"]).await;
+    until("streams of short replies are gone", async || streams().await.is_empty()).await;
     broker.sweep().await.expect("swept");
     assert_near(retained(&queue).await, measured(&queue).await);
 }
@@ -161,11 +159,9 @@ async fn a_result_stream_goes_and_its_reply_stays() {
     let queue = RedisQueue::start();
     let broker = worker(&queue, u64::MAX / 2).await;
     let id = run_turns(&queue, &broker, 1).await[0];
-    let patience = std::time::Instant::now() + turnmill_tests::broker_conformance::PATIENCE;
-    while queue.command::<u64>(&["EXISTS", &queue.keys().result(id)]).await == 1 {
-        assert!(std::time::Instant::now() < patience, "the stream of a short reply stays");
-        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
-    }
+    let stream = queue.keys().result(id);
+    let is_gone = async || queue.command::<u64>(&["EXISTS", &stream]).await == 0;
+    until("the stream of a short reply is gone", is_gone).await;
     let reply = queue.short_reply(id).await.expect("the reply is kept with the outcome");
     assert_eq!((reply.index, reply.tokens.len()), (0, 40));
 }

@@ -3,7 +3,6 @@
 //! Everything here is seen from outside, so that older programs can be held against it (`TURNMILL_TEST_BIN`).
 
 use std::process::Stdio;
-use std::time::{Duration, Instant};
 
 use redis::FromRedisValue;
 use tokio::process::Command;
@@ -15,7 +14,7 @@ use turnmill_tests::machine;
 use turnmill_tests::proxy::Proxy;
 use turnmill_tests::redis_server::RedisServer;
 use turnmill_tests::worker::Worker;
-use turnmill_tests::{PATIENCE, program};
+use turnmill_tests::{PATIENCE, command, until};
 
 async fn ask<T: FromRedisValue>(server: &RedisServer, words: &[&str]) -> redis::RedisResult<T> {
     let client = redis::Client::open(server.url()).expect("a URL");
@@ -27,18 +26,9 @@ async fn told<T: FromRedisValue>(server: &RedisServer, words: &[&str]) -> T {
     ask(server, words).await.expect("the command works")
 }
 
-/// Waits until `is_so`.
-async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !is_so().await {
-        assert!(Instant::now() < deadline, "{what}");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-}
-
 /// Runs `turnmill` on the queue at `url` to its end; what it printed.
 async fn turnmill(url: &str, arguments: &[&str]) -> String {
-    let mut command = Command::new(program("turnmill"));
+    let mut command = Command::from(command("turnmill"));
     command.args(arguments).env("TURNMILL_REDIS_URL", url).stdin(Stdio::null()).kill_on_drop(true);
     let output =
         tokio::time::timeout(2 * PATIENCE, command.output()).await.expect("it ends").expect("it runs");

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use turnmill::NewTurn;
 use turnmill_schema::{Outcome, TurnId};
-use turnmill_tests::PATIENCE;
 use turnmill_tests::line::{Line, exactly, name};
+use turnmill_tests::until;
 use turnmill_tests::worker::{Worker, is_ready};
 
 const AGENTS: usize = 8;
@@ -44,11 +44,8 @@ impl Talk {
 
     /// Waits until as many more turns ended as there are agents.
     async fn goes_on(&self) {
-        let (before, deadline) = (self.ended.load(Ordering::Relaxed), Instant::now() + PATIENCE);
-        while self.ended.load(Ordering::Relaxed) < before + AGENTS {
-            assert!(Instant::now() < deadline, "the agents wait in vain");
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        let before = self.ended.load(Ordering::Relaxed);
+        until("more turns end", async || self.ended.load(Ordering::Relaxed) >= before + AGENTS).await;
     }
 }
 

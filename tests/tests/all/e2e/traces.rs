@@ -7,6 +7,7 @@ use turnmill::NewTurn;
 use turnmill_schema::{Outcome, TraceParent};
 use turnmill_tests::line::{Line, exactly, greedy, name};
 use turnmill_tests::otlp_server::{OtlpServer, Received};
+use turnmill_tests::until;
 use turnmill_tests::worker::Worker;
 
 const CALLER: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
@@ -190,15 +191,9 @@ async fn a_dead_receiver_costs_spans_and_nothing_else() {
         for told in line.told(&line.enqueue(turns).await).await {
             assert_eq!(told.end.outcome, Outcome::Completed);
         }
-        let deadline = std::time::Instant::now() + turnmill_tests::PATIENCE;
-        while worker.metric("turnmill_spans_dropped_total", &[&format!("reason=\"{reason}\"")]) < 1.0 {
-            assert!(
-                std::time::Instant::now() < deadline,
-                "no span was counted as {reason}:\n{}",
-                worker.log()
-            );
-            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-        }
+        let reason_is = format!("reason=\"{reason}\"");
+        let dropped = || worker.metric("turnmill_spans_dropped_total", &[&reason_is]);
+        until(&format!("a span is counted as {reason}"), async || dropped() >= 1.0).await;
         worker.sigterm();
         assert_eq!(worker.wait_exit().code(), Some(0), "{}", worker.log());
         let told = worker.log().matches("spans cannot be exported").count();

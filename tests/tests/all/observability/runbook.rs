@@ -1,11 +1,11 @@
 //! What the runbook's entries name: metrics, commands and flags.
 
 use std::collections::BTreeMap;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
+use turnmill_tests::command;
 use turnmill_tests::observability::rules::Rules;
 use turnmill_tests::observability::runbook;
-use turnmill_tests::program;
 
 use super::{catalogue, none};
 
@@ -51,11 +51,7 @@ fn the_runbook_names_commands_and_flags_that_exist() {
 
 /// What a command says of itself; none where it does not exist.
 fn help(name: &str, words: &[String]) -> Option<String> {
-    let mut command = Command::new(program(name));
-    // A worker refuses variables of ours that it does not know.
-    for (variable, _) in std::env::vars().filter(|(variable, _)| variable.starts_with("TURNMILL_")) {
-        command.env_remove(variable);
-    }
-    let output = command.args(words).arg("--help").stdin(Stdio::null()).output().expect("it can be run");
+    let output =
+        command(name).args(words).arg("--help").stdin(Stdio::null()).output().expect("it can be run");
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
 }
