@@ -1,6 +1,7 @@
-//! The whole line: command line, queue, worker, model, and back.
+//! The whole line: command line, queue, worker, model, and back. One worker with default settings is enough for all of it.
 
 use std::process::Output;
+use std::time::Duration;
 
 use serde_json::Value;
 use turnmill::NewTurn;
@@ -27,10 +28,20 @@ fn keys(object: &Value) -> Vec<&str> {
 }
 
 #[tokio::test]
-async fn the_command_line_prints_results_and_agents_have_history() {
+async fn a_line_keeps_what_it_promises() {
     let line = Line::start().await;
     let _worker = line.worker(&["--worker-name", "w1"]);
-    let first = submit(&line, &["--agent", "a", "--message", QUESTION]).await;
+    // First, because nothing may be in the worker's pool.
+    the_command_line_prints_results_and_agents_have_history(&line).await;
+    a_lone_turn_streams_can_be_tailed_and_leaves_no_agent(&line).await;
+    sampling_and_stop_rules_hold(&line).await;
+    turns_of_an_agent_run_in_order_and_chain(&line).await;
+    a_deadline_passes_between_steps(&line).await;
+    a_scheduled_turn_waits_for_its_time_in_its_place(&line).await;
+}
+
+async fn the_command_line_prints_results_and_agents_have_history(line: &Line) {
+    let first = submit(line, &["--agent", "a", "--message", QUESTION]).await;
     let mut expected = ["turn", "agent", "outcome", "finish", "text", "usage", "timing", "worker"];
     expected.sort_unstable();
     assert_eq!(keys(&first), expected);
@@ -43,22 +54,19 @@ async fn the_command_line_prints_results_and_agents_have_history() {
     assert!(timing[0].is_some() && timing.is_sorted(), "{timing:?}");
 
     let tokens = |result: &Value, what: &str| result["usage"][what].as_u64().expect("a count");
-    let second = submit(&line, &["--agent", "a", "--message", "And of Italy?"]).await;
+    let second = submit(line, &["--agent", "a", "--message", "And of Italy?"]).await;
     let history = tokens(&first, "prompt_tokens") + tokens(&first, "completion_tokens");
     assert!(tokens(&second, "prompt_tokens") > history, "{second}");
     assert!(tokens(&second, "cached_tokens") > 0, "{second}");
     assert_eq!(line.transcript("a").await.len(), 2);
 
-    let anew = submit(&line, &["--agent", "a", "--new-session", "--message", QUESTION]).await;
+    let anew = submit(line, &["--agent", "a", "--new-session", "--message", QUESTION]).await;
     assert_eq!(anew["text"], ANSWER);
     assert_eq!(tokens(&anew, "prompt_tokens"), tokens(&first, "prompt_tokens"));
     assert_eq!(line.transcript("a").await.len(), 1);
 }
 
-#[tokio::test]
-async fn a_lone_turn_streams_can_be_tailed_and_leaves_no_agent() {
-    let line = Line::start().await;
-    let _worker = line.worker(&[]);
+async fn a_lone_turn_streams_can_be_tailed_and_leaves_no_agent(line: &Line) {
     let streamed = line.turnmill(&["submit", "-m", QUESTION, "--temperature", "0", "--stream"]).await;
     assert_eq!(printed(&streamed), format!("{ANSWER}\n"));
 
@@ -78,10 +86,7 @@ async fn a_lone_turn_streams_can_be_tailed_and_leaves_no_agent() {
     assert_eq!(left, Vec::<String>::new(), "a lone turn leaves its result, not an agent");
 }
 
-#[tokio::test]
-async fn sampling_and_stop_rules_hold() {
-    let line = Line::start().await;
-    let _worker = line.worker(&[]);
+async fn sampling_and_stop_rules_hold(line: &Line) {
     let plain = line.run(NewTurn::user(QUESTION).sampling(greedy(20))).await;
     assert_eq!((plain.text.as_deref(), plain.finish), (Some(ANSWER), Some(FinishReason::Stop)));
     let made = plain.tokens;
@@ -124,16 +129,13 @@ async fn sampling_and_stop_rules_hold() {
     assert_ne!(biased.tokens[0], made[0]);
 }
 
-#[tokio::test]
-async fn turns_of_an_agent_run_in_order_and_chain() {
-    let line = Line::start().await;
+async fn turns_of_an_agent_run_in_order_and_chain(line: &Line) {
     let says = ["My name is Ada.", "I like mills.", "What do I like?", "Thank you."];
     let turns = |agent: &'static str| {
         // A reply cut short lacks its end marker; the next prompt must go on from it all the same.
         says.map(|text| NewTurn::user(text).agent(name(agent)).sampling(greedy(12)))
     };
     let waiting = line.enqueue(turns("together").into()).await;
-    let _worker = line.worker(&[]);
     let together = line.told(&waiting).await;
     for pair in together.windows(2) {
         let (before, after) = (&pair[0], &pair[1]);
@@ -156,4 +158,26 @@ async fn turns_of_an_agent_run_in_order_and_chain() {
     for (turn, told) in turns("singly").into_iter().zip(&together) {
         assert_eq!(line.run(turn).await.tokens, told.tokens, "waiting in line changes no word");
     }
+}
+
+async fn a_deadline_passes_between_steps(line: &Line) {
+    let late = NewTurn::user("Go on.").agent(name("late")).sampling(endless());
+    let late = line.enqueue(vec![late.deadline_in(Duration::from_secs(2))]).await[0];
+    let result = line.wait(late).await;
+    assert_eq!(result.outcome, Outcome::Expired, "{result:?}");
+    assert!(!result.tokens.is_empty(), "it ran, and what it made is there");
+    assert!(result.error.is_some_and(|error| error.contains("deadline passed while it ran")));
+}
+
+async fn a_scheduled_turn_waits_for_its_time_in_its_place(line: &Line) {
+    let say = |text: &str| NewTurn::user(text).agent(name("scheduled")).sampling(greedy(2));
+    let ids = line.enqueue(vec![say("one").delay(Duration::from_millis(700)), say("two")]).await;
+    let told = line.told(&ids).await;
+    assert!(told[0].end.timing.queued_ms >= 700, "{:?}", told[0].end.timing);
+    assert!(told[1].begins[0].epoch > told[0].begins[0].epoch, "the one behind waits for it");
+}
+
+/// For as long as the context allows.
+fn endless() -> Sampling {
+    Sampling { ignore_eos: true, temperature: 0.0, ..Sampling::default() }
 }

@@ -132,10 +132,12 @@ async fn crowd(line: &Line, worker: &Worker, moved: &mut Moved) {
 
 /// Turns that end in every other way.
 async fn unhappy(line: &Line, worker: &Worker, moved: &mut Moved) {
-    let poison = NewTurn::user("x").agent(name("poison")).delay(Duration::from_secs(3));
+    // It waits for as long as it takes to spoil its envelope and to count it.
+    let poison = NewTurn::user("x").agent(name("poison")).delay(Duration::from_secs(3600));
     let poison: TurnId = line.enqueue(vec![poison]).await[0];
     line.overwrite(poison, &[9, 1]).await;
     moved.until_some(worker, &["turnmill_queue_delayed_agents"]).await;
+    assert!(line.turnmill(&["turn", "retry", &poison.to_string()]).await.status.success());
     let late = endless("late").deadline_in(Duration::from_millis(700));
     let too_long = NewTurn::user("word ".repeat(3000)).sampling(greedy(1));
     let ends = line.enqueue(vec![late, too_long]).await;

@@ -1,5 +1,5 @@
-//! End to end: real Redis, real model, real workers in processes of their own. One program, so that it is linked
-//! once and its tests take turns on the machine (see [`turnmill_tests::line`]).
+//! End to end: real Redis, real model, real workers in processes of their own. These tests take turns on the machine
+//! (see [`turnmill_tests::line`]); a worker loads the model for seconds, so tests that need the same flags share one.
 
 mod against;
 mod bad_input;

@@ -1,32 +1,17 @@
-//! What the queue does with turns of real workers: cancelling, deadlines, schedules, continuing, dead letters.
+//! What the queue does with turns of real workers: cancelling, continuing, dead letters. Deadlines and schedules are in `line.rs`.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use turnmill::NewTurn;
 use turnmill_schema::{Event, Outcome, Sampling, TurnId, envelope};
-use turnmill_tests::PATIENCE;
 use turnmill_tests::line::{Line, exactly, greedy, name};
-use turnmill_tests::worker::Worker;
+use turnmill_tests::scrape::Scrape;
+use turnmill_tests::until;
 
 /// A turn that goes on for as long as the context allows.
 fn endless(agent: &str) -> NewTurn {
     let sampling = Sampling { ignore_eos: true, temperature: 0.0, ..Sampling::default() };
     NewTurn::user("Go on.").agent(name(agent)).sampling(sampling)
-}
-
-/// A metric's value.
-fn metric(worker: &Worker, wanted: &str) -> f64 {
-    let (_, text) = worker.get("/metrics");
-    let line = text.lines().find_map(|line| line.strip_prefix(wanted)?.strip_prefix(' '));
-    line.unwrap_or_else(|| panic!("{wanted} is missing: {text}")).parse().expect("a number")
-}
-
-async fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !holds() {
-        assert!(Instant::now() < deadline, "{what} never happens");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
 }
 
 fn begins(events: &[Event]) -> Vec<String> {
@@ -52,32 +37,10 @@ async fn a_running_turn_is_cancelled_its_blocks_are_freed_and_the_next_one_runs(
     println!("cancelled after {:?}", asked.elapsed());
     assert_eq!(result.outcome, Outcome::Cancelled);
     assert_eq!(line.wait(next).await.outcome, Outcome::Completed);
-    until("the engine drops the turn", || metric(&worker, "turnmill_engine_running_sequences") == 0.0).await;
-    assert_eq!(metric(&worker, "turnmill_pool_blocks{state=\"held\"}"), 0.0);
+    let says = |series: &str, value| Scrape::of(&worker).series(series) == Some(value);
+    until("the engine drops the turn", async || says("turnmill_engine_running_sequences", 0.0)).await;
+    assert!(says("turnmill_pool_blocks{state=\"held\"}", 0.0));
     assert_eq!(line.transcript("a").await.len(), 1, "a cancelled turn was never part of the conversation");
-}
-
-#[tokio::test]
-async fn a_deadline_passes_between_steps() {
-    let line = Line::start().await;
-    let _worker = line.worker(&[]);
-    let late = endless("a").deadline_in(Duration::from_secs(2));
-    let late = line.enqueue(vec![late]).await[0];
-    let result = line.wait(late).await;
-    assert_eq!(result.outcome, Outcome::Expired, "{result:?}");
-    assert!(!result.tokens.is_empty(), "it ran, and what it made is there");
-    assert!(result.error.is_some_and(|error| error.contains("deadline passed while it ran")));
-}
-
-#[tokio::test]
-async fn a_scheduled_turn_waits_for_its_time_in_its_place() {
-    let line = Line::start().await;
-    let _worker = line.worker(&[]);
-    let say = |text: &str| NewTurn::user(text).agent(name("a")).sampling(greedy(2));
-    let ids = line.enqueue(vec![say("one").delay(Duration::from_millis(700)), say("two")]).await;
-    let told = line.told(&ids).await;
-    assert!(told[0].end.timing.queued_ms >= 700, "{:?}", told[0].end.timing);
-    assert!(told[1].begins[0].epoch > told[0].begins[0].epoch, "the one behind waits for it");
 }
 
 #[tokio::test]
@@ -104,14 +67,13 @@ async fn an_agents_turns_stay_with_the_worker_that_has_its_blocks() {
 #[tokio::test]
 async fn a_poisonous_turn_is_tried_again_and_ends_as_a_dead_letter() {
     let line = Line::start().await;
-    let _worker = line.worker(&["--max-attempts", "3", "--retry-base-ms", "50"]);
-    // It waits until its envelope is spoilt.
-    let poison = NewTurn::user("x").agent(name("a")).delay(Duration::from_secs(2));
-    let poison: TurnId = line.enqueue(vec![poison]).await[0];
+    let poison: TurnId = line.enqueue(vec![NewTurn::user("x").agent(name("a"))]).await[0];
     let mut future = envelope::encode(&1_u8).expect("encodes");
     future[0] = 9;
     line.overwrite(poison, &future).await;
     let next = line.enqueue(vec![NewTurn::user("Hi").agent(name("a")).sampling(greedy(2))]).await[0];
+    // Only now, so that it finds the envelope spoilt.
+    let _worker = line.worker(&["--max-attempts", "3", "--retry-base-ms", "50"]);
     let result = line.wait(poison).await;
     assert_eq!(result.outcome, Outcome::Failed);
     let error = result.error.unwrap_or_default();

@@ -2,14 +2,13 @@
 //! and computes only what nobody computed before.
 
 use std::path::Path;
-use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 use turnmill::{NewTurn, Producer, ProducerSettings, TurnResult};
 use turnmill_schema::{Message, Outcome, Role, Sampling, TurnId};
-use turnmill_tests::PATIENCE;
 use turnmill_tests::line::{Line, exactly, greedy, name};
 use turnmill_tests::proxy::Proxy;
+use turnmill_tests::until;
 use turnmill_tests::worker::Worker;
 
 /// Tokens a block.
@@ -35,11 +34,8 @@ fn objects(folder: &Path) -> usize {
 
 /// Waits until nothing waits to be stored.
 async fn until_saved(worker: &Worker) {
-    let deadline = Instant::now() + PATIENCE;
-    while worker.metric("turnmill_store_save_queue_bytes", &[]) > 0.0 {
-        assert!(Instant::now() < deadline, "the store takes nothing");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    let queued = || worker.metric("turnmill_store_save_queue_bytes", &[]);
+    until("the store has taken everything", async || queued() == 0.0).await;
 }
 
 /// About a thousand tokens.
@@ -211,7 +207,7 @@ async fn a_tenant_finds_nothing_of_another() {
 
 #[tokio::test]
 async fn a_turn_that_does_not_fit_the_drain_window_goes_on_elsewhere_where_it_was() {
-    const TOKENS: u32 = 1500;
+    const TOKENS: u32 = 300;
     // Rows for proposed tokens would count as rows that made none.
     const ALONE: [&str; 2] = ["--speculation", "off"];
     let line = Line::start().await;
@@ -221,7 +217,7 @@ async fn a_turn_that_does_not_fit_the_drain_window_goes_on_elsewhere_where_it_wa
     };
     let (_folder, store) = folder();
     let flags = |more: &[&'static str]| [&["--store", store.as_str()][..], &ALONE, more].concat();
-    let mut first = line.worker(&flags(&["--drain-ms", "1000", "--worker-name", "first"]));
+    let mut first = line.worker(&flags(&["--drain-ms", "100", "--worker-name", "first"]));
     let moved = line.enqueue(vec![turn("moved")]).await;
     line.until_all_have_tokens(&moved).await;
     first.sigterm();
@@ -243,12 +239,14 @@ async fn a_turn_that_does_not_fit_the_drain_window_goes_on_elsewhere_where_it_wa
 
 #[tokio::test]
 async fn a_long_turn_that_was_killed_finds_what_was_stored_while_it_ran() {
+    const TOKENS: u32 = 300;
     let line = Line::start().await;
     let (folder, store) = folder();
-    let flags = [&SHORT_LEASE[..], &["--store", &store]].concat();
+    // Proposals would let the turn end before the store has taken everything.
+    let flags = [&SHORT_LEASE[..], &["--store", &store, "--speculation", "off"]].concat();
     let mut first = line.worker(&flags);
     let words: String = (0..600).map(|i| format!("{} ", i * 7)).collect();
-    let turn = line.enqueue(vec![NewTurn::user(words).agent(name("a")).sampling(exactly(1200))]).await;
+    let turn = line.enqueue(vec![NewTurn::user(words).agent(name("a")).sampling(exactly(TOKENS))]).await;
     line.until_all_have_tokens(&turn).await;
     until_saved(&first).await;
     first.kill9();
@@ -256,7 +254,8 @@ async fn a_long_turn_that_was_killed_finds_what_was_stored_while_it_ran() {
     assert_eq!(line.manifest("a").await, None, "no manifest names them");
     let second = line.worker(&flags);
     let result: TurnResult = line.wait(turn[0]).await;
-    assert_eq!((result.outcome, result.tokens.len()), (Outcome::Completed, 1200), "{:?}", result.error);
+    let told = (result.outcome, result.tokens.len());
+    assert_eq!(told, (Outcome::Completed, TOKENS as usize), "{:?}", result.error);
     assert!(result.usage.cached_tokens + 256 > result.usage.prompt_tokens, "{:?}", result.usage);
     assert!(second.metric("turnmill_restored_tokens_total", &[]) >= 1024.0);
 }
