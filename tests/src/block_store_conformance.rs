@@ -67,7 +67,7 @@ macro_rules! block_store_conformance {
             the_queue_has_room_again_once_a_segment_is_written
             the_host_cache_keeps_to_its_budget
             only_leading_segments_are_counted
-            waiting_ends_in_time
+            who_does_not_wait_loses_nothing
             a_segment_that_cannot_be_encoded_fails_alone
             flushing_waits_for_everything
             dropping_it_with_a_full_queue_is_clean

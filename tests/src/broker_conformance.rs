@@ -108,7 +108,7 @@ macro_rules! broker_conformance {
             a_repeated_append_adds_nothing
             finish_refuses_missing_tokens
             an_append_over_a_gap_is_refused
-            a_released_turn_is_first_again_and_lost_no_attempt
+            a_requeued_turn_is_first_again_and_lost_no_attempt
             a_returned_ticket_is_read_by_another
             a_turn_past_its_deadline_expires_and_the_next_runs
             history_grows_by_completed_turns_only
@@ -137,7 +137,7 @@ macro_rules! broker_conformance {
             renewing_keeps_leases
             a_waiting_turn_is_cancelled_at_once
             a_turn_cancelled_between_read_and_lease_is_passed_over
-            a_delayed_or_held_turn_can_be_cancelled
+            a_delayed_or_paused_turn_can_be_cancelled
             a_running_turn_is_cancelled_and_its_worker_fenced
             a_paused_agent_runs_nothing_new
             a_paused_queue_leases_nothing
@@ -145,7 +145,7 @@ macro_rules! broker_conformance {
             workers_are_told_of_cancelled_turns
             a_waiting_turn_that_published_keeps_its_history
             a_manifest_is_committed_with_the_end
-            a_released_turn_carries_its_manifest
+            a_requeued_turn_carries_its_manifest
             a_late_manifest_is_taken_unless_a_newer_lease_said_something
             a_new_session_forgets_the_manifest_when_it_completes
             a_reset_forgets_the_manifest_and_late_ones
@@ -497,7 +497,7 @@ pub async fn an_append_over_a_gap_is_refused<Q: TestQueue>(queue: &Q) {
 }
 
 /// Drain: another worker goes on at once, with what was published.
-pub async fn a_released_turn_is_first_again_and_lost_no_attempt<Q: TestQueue>(queue: &Q) {
+pub async fn a_requeued_turn_is_first_again_and_lost_no_attempt<Q: TestQueue>(queue: &Q) {
     let ids = enqueue(queue, &[turn(Some("a"), "1"), turn(Some("a"), "2")]).await;
     let (draining, other) = (queue.worker("draining").await, queue.worker("other").await);
     let requeued = claim(&draining).await;

@@ -52,8 +52,8 @@ pub async fn only_leading_segments_are_counted(place: &impl TestPlace) {
     assert_eq!(worker.saved(&[], PATIENCE).await, 0);
 }
 
-/// However much is queued.
-pub async fn waiting_ends_in_time(place: &impl TestPlace) {
+/// Without any time to wait: an answer comes, and everything is written all the same. That a wait ends in time is not shown here.
+pub async fn who_does_not_wait_loses_nothing(place: &impl TestPlace) {
     let (worker, segments) = (worker(place), segments(1, 256));
     assert!(segments.iter().all(|segment| worker.save(segment.clone())));
     assert!(worker.saved(&ids(&segments), Duration::ZERO).await <= segments.len());

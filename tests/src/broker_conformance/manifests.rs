@@ -54,7 +54,7 @@ pub async fn a_manifest_is_committed_with_the_end<Q: TestQueue>(queue: &Q) {
 }
 
 /// Drain: the next worker finds what this one stored in the middle of the turn.
-pub async fn a_released_turn_carries_its_manifest<Q: TestQueue>(queue: &Q) {
+pub async fn a_requeued_turn_carries_its_manifest<Q: TestQueue>(queue: &Q) {
     let (draining, other) = (queue.worker("draining").await, queue.worker("other").await);
     let requeued = next(queue, &draining).await;
     for _ in 0..2 {

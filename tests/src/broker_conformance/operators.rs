@@ -53,7 +53,7 @@ pub async fn a_turn_cancelled_between_read_and_lease_is_passed_over<Q: TestQueue
 }
 
 /// One that waits for a time or for an operator: what is behind it takes its place there.
-pub async fn a_delayed_or_held_turn_can_be_cancelled<Q: TestQueue>(queue: &Q) {
+pub async fn a_delayed_or_paused_turn_can_be_cancelled<Q: TestQueue>(queue: &Q) {
     let later_ms = queue.now_ms().await + 3_600_000;
     let scheduled = Turn { not_before_ms: Some(later_ms), ..turn(Some("a"), "1") };
     let turns = [scheduled, turn(Some("a"), "2"), turn(Some("b"), "1"), turn(Some("b"), "2")];

@@ -24,7 +24,7 @@ pub struct SessionTurn {
     pub waits: bool,
 }
 
-/// Every so many sessions one is a turn that stands alone.
+/// One session in this many is a turn that stands alone.
 const LONE_EVERY: u32 = 4;
 
 const TOPICS: [&str; 12] = [

@@ -60,7 +60,7 @@ async fn eight_turns_survive_a_worker_killed_with_9() {
 }
 
 #[tokio::test]
-async fn draining_gives_back_what_does_not_finish() {
+async fn draining_requeues_what_does_not_finish() {
     let line = Line::start().await;
     // The default lease: a turn that another worker runs at once was requeued, not reclaimed.
     let mut first = line.worker(&["--drain-ms", "50"]);
