@@ -19,7 +19,7 @@ use tempfile::{NamedTempFile, TempDir};
 use turnmill::NewTurn;
 use turnmill_schema::Outcome;
 use turnmill_tests::line::{Line, exactly};
-use turnmill_tests::redis_server::{RedisServer, free_port};
+use turnmill_tests::redis_server::RedisServer;
 use turnmill_tests::worker::{Worker, model};
 use turnmill_tests::{PATIENCE, machine, program, until, without_settings};
 
