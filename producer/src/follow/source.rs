@@ -56,18 +56,23 @@ async fn catch_up(
     mut read: ReadUpTo,
     news: &mpsc::Sender<News>,
 ) -> Result<Option<ReadUpTo>, ProducerError> {
-    let state = {
-        let _turn = waiters.catching_up().await;
-        connection.ask(async |server| only(server.turn_states(keys, &[read.turn]).await?)).await?
-    };
+    // Leave is taken for each try, and not kept while it pauses: in an outage everybody's time runs from their own start.
+    let state = connection
+        .ask(async |server| {
+            let _leave = waiters.catching_up().await;
+            only(server.turn_states(keys, &[read.turn]).await?)
+        })
+        .await?;
     if news.send(News::State(state)).await.is_err() {
         return Ok(None);
     }
     loop {
-        let entries = {
-            let _turn = waiters.catching_up().await;
-            connection.ask(async |server| only(server.results_after(keys, &[read], COUNT).await?)).await?
-        };
+        let entries = connection
+            .ask(async |server| {
+                let _leave = waiters.catching_up().await;
+                only(server.results_after(keys, &[read], COUNT).await?)
+            })
+            .await?;
         let Some(last) = entries.last() else { return Ok(Some(read)) };
         read.last = id_of(last)?;
         if news.send(News::Entries(entries)).await.is_err() {

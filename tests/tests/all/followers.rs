@@ -2,7 +2,7 @@
 //! gives way to another one, or a broken key, costs them nothing. The worker is played by the test.
 
 use std::pin::pin;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::{FutureExt, StreamExt};
 use redis::aio::MultiplexedConnection;
@@ -230,4 +230,22 @@ async fn a_producer_goes_on_after_a_failover_that_keeps_its_connections() {
     assert!(matches!(&rest[..], [Ok(delta), Ok(_)] if matches!(delta.event, Event::Delta(_))), "{rest:?}");
     enqueue(&producer, 1).await;
     assert_eq!(producer.lag().await.expect("counts").open_turns, 2);
+}
+
+/// Each gives up when its own time is over, however many of them catch up at once.
+#[tokio::test]
+async fn an_outage_ends_the_waits_of_many_together() {
+    const RETRY_FOR: Duration = Duration::from_secs(2);
+    let server = RedisServer::start();
+    let proxy = Proxy::start(server.address()).await.expect("a local port is free");
+    let settings = ProducerSettings { retry_for: RETRY_FOR, ..ProducerSettings::new(name("q"), name("t")) };
+    let producer = Producer::connect(&proxy.url(), settings).await.expect("Redis answers");
+    let turns = enqueue(&producer, 320).await;
+    proxy.refuse(true);
+    proxy.cut_all();
+    let start = Instant::now();
+    for result in futures::future::join_all(turns.iter().map(|turn| producer.wait(*turn))).await {
+        assert!(result.as_ref().is_err_and(ProducerError::is_outage), "{result:?}");
+    }
+    assert!(start.elapsed() < RETRY_FOR * 5, "one wave after the other: {:?}", start.elapsed());
 }
