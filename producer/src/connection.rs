@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use turnmill_redis::{Advice, Blocking, Endpoint, Fault, RedisUrl, Scan, Server, Step};
 use turnmill_schema::keys::Keys;
 
-use crate::error::ProducerError;
+use crate::error::{ProducerError, may_be_done};
 use crate::settings::ProducerSettings;
 
 /// A Redis that was reached at least once.
@@ -59,7 +59,7 @@ impl Connection {
         self.server.address()
     }
 
-    /// How long a blocking read waits.
+    /// See [`ProducerSettings::block`].
     pub(crate) fn block(&self) -> Duration {
         self.block
     }
@@ -77,17 +77,24 @@ impl Connection {
     /// Asks a question that may be asked again.
     pub(crate) async fn ask<'a, T, F>(
         &'a self,
-        mut question: impl FnMut(&'a Server) -> F,
+        question: impl FnMut(&'a Server) -> F,
     ) -> Result<T, ProducerError>
     where
         F: Future<Output = Result<T, Fault>>,
     {
-        let mut patience = self.patience();
+        Ok(self.try_on(question).await.answer?)
+    }
+
+    /// As [`Self::ask`], for a caller who must know what the earlier tries may have done.
+    async fn try_on<'a, T, F>(&'a self, mut question: impl FnMut(&'a Server) -> F) -> Tried<T>
+    where
+        F: Future<Output = Result<T, Fault>>,
+    {
+        let (mut patience, mut unsure) = (self.patience(), false);
         loop {
             match question(&self.server).await {
-                Ok(answer) => return Ok(answer),
-                Err(fault) if passes(&fault) && patience.pause().await => {}
-                Err(fault) => return Err(fault.into()),
+                Err(fault) if passes(&fault) && patience.pause().await => unsure |= may_be_done(&fault),
+                answer => return Tried { answer, unsure },
             }
         }
     }
@@ -95,6 +102,11 @@ impl Connection {
     /// Takes a step; every step may be repeated.
     pub(crate) async fn run<S: Step>(&self, keys: &Keys, step: &S) -> Result<S::Reply, ProducerError> {
         self.ask(|server| server.run(keys, step)).await
+    }
+
+    /// As [`Self::run`], for a caller who must know what the earlier tries may have done.
+    pub(crate) async fn try_step<S: Step>(&self, keys: &Keys, step: &S) -> Tried<S::Reply> {
+        self.try_on(|server| server.run(keys, step)).await
     }
 
     /// The next page of a scan; none: that was all.
@@ -128,27 +140,52 @@ fn unusable(fault: Fault) -> ProducerError {
     ProducerError::InvalidUrl(fault.to_string())
 }
 
+/// What came of a question that was asked until it was answered.
+#[derive(Debug)]
+pub(crate) struct Tried<T> {
+    /// Of the last try.
+    pub(crate) answer: Result<T, Fault>,
+    /// An earlier try had no answer: what was asked for may be done, or be done yet.
+    pub(crate) unsure: bool,
+}
+
+/// The answers about many things, unless the server could not answer just then: that is told of single ones too, and asking
+/// again helps all of them.
+pub(crate) fn unless_passing<T>(answers: Vec<Result<T, Fault>>) -> Result<Vec<Result<T, Fault>>, Fault> {
+    let mut faults = answers.iter().filter_map(|answer| answer.as_ref().err());
+    match faults.find(|fault| passes(fault)).cloned() {
+        Some(fault) => Err(fault),
+        None => Ok(answers),
+    }
+}
+
 /// Whether trying again can help, soon. A full Redis gets room when turns have ended: the caller knows better when to come back.
 pub(crate) fn passes(fault: &Fault) -> bool {
     fault.advice() == Advice::Retry && !matches!(fault, Fault::Full { .. })
 }
 
-/// Pauses that double from 25 ms to 2 s.
+/// Pauses that double.
 #[derive(Debug)]
-pub(crate) struct Pauses(Duration);
+pub(crate) struct Pauses {
+    next: Duration,
+    longest: Duration,
+}
 
 impl Default for Pauses {
+    /// From 25 ms to 2 s.
     fn default() -> Self {
-        Self(Duration::from_millis(25))
+        Self::between(Duration::from_millis(25), Duration::from_secs(2))
     }
 }
 
 impl Pauses {
-    const LONGEST: Duration = Duration::from_secs(2);
+    pub(crate) fn between(first: Duration, longest: Duration) -> Self {
+        Self { next: first, longest }
+    }
 
     pub(crate) fn next(&mut self) -> Duration {
-        let longer = (self.0 * 2).min(Self::LONGEST);
-        std::mem::replace(&mut self.0, longer)
+        let longer = (self.next * 2).min(self.longest);
+        std::mem::replace(&mut self.next, longer)
     }
 }
 
@@ -168,5 +205,62 @@ impl Patience {
         }
         tokio::time::sleep(pause).await;
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use turnmill_schema::Name;
+
+    use super::*;
+
+    fn unreachable() -> Fault {
+        Fault::Unreachable { address: "h:1".to_owned(), reason: "no answer".to_owned() }
+    }
+
+    fn stale() -> Fault {
+        Fault::Stale { address: "h:1".to_owned(), reason: "LOADING".to_owned() }
+    }
+
+    fn busy() -> Fault {
+        Fault::Refused { step: "step", passing: true, reason: "BUSY".to_owned() }
+    }
+
+    fn full() -> Fault {
+        Fault::Full { step: "step", reason: "OOM".to_owned() }
+    }
+
+    #[tokio::test]
+    async fn a_try_without_an_answer_is_remembered_whatever_the_last_one_says() {
+        let name = || Name::new("default").expect("a name");
+        let connection = Connection::unconnected(&ProducerSettings::new(name(), name()));
+        for (tries, expected) in [
+            (vec![Ok(())], (Ok(()), false)),
+            (vec![Err(stale()), Err(busy()), Ok(())], (Ok(()), false)),
+            (vec![Err(unreachable()), Ok(())], (Ok(()), true)),
+            (vec![Err(unreachable()), Err(stale()), Err(full())], (Err(full()), true)),
+            (vec![Err(stale()), Err(full())], (Err(full()), false)),
+        ] {
+            let answers = RefCell::new(tries.clone().into_iter());
+            let question = |_: &_| std::future::ready(answers.borrow_mut().next().expect("not asked again"));
+            let Tried { answer, unsure } = connection.try_on(question).await;
+            assert_eq!((answer, unsure), expected, "{tries:?}");
+        }
+    }
+
+    #[test]
+    fn a_fault_that_passes_is_that_of_the_whole_call() {
+        let refused = || Fault::Refused { step: "step", passing: false, reason: "WRONGTYPE".to_owned() };
+        for (answers, expected) in [
+            (vec![], None),
+            (vec![Ok(1), Err(refused())], None),
+            (vec![Ok(1), Err(refused()), Err(busy()), Err(stale())], Some(busy())),
+            (vec![Err(stale())], Some(stale())),
+        ] {
+            let expected = expected.map_or_else(|| Ok(answers.clone()), Err);
+            assert_eq!(unless_passing(answers), expected);
+        }
     }
 }

@@ -4,8 +4,10 @@ use turnmill_redis::steps::{DepthLimits, Enqueue, Enqueued};
 use turnmill_schema::keys::Keys;
 use turnmill_schema::{EncodedTurn, Turn, TurnId};
 
+use crate::connection::Tried;
 use crate::error::{Fate, ProducerError};
 use crate::new_turn::NewTurn;
+use crate::packed::PackedTurn;
 use crate::pieces::{Bounds, pieces};
 use crate::producer::Producer;
 
@@ -19,10 +21,14 @@ const BATCH: Bounds = Bounds { items: BATCH_TURNS, weight: BATCH_BYTES };
 
 impl Producer {
     /// Enqueues one turn. Its id, or that of the turn enqueued earlier under the same idempotency key.
+    ///
+    /// If an error leaves the turn's fate unknown ([`ProducerError::fates`]), calling this again is safe only for a turn with an
+    /// idempotency key.
     pub async fn enqueue(&self, turn: NewTurn) -> Result<TurnId, ProducerError> {
         let turn = self.prepare(turn);
-        let ids = self.enqueue_prepared(std::slice::from_ref(&turn)).await?;
-        Ok(ids.first().copied().unwrap_or(turn.id))
+        let id = turn.id;
+        let ids = self.enqueue_new(vec![turn.into()]).await?;
+        Ok(ids.first().copied().unwrap_or(id))
     }
 
     /// Enqueues turns; ids in the order given. Turns of one agent run in that order.
@@ -32,33 +38,54 @@ impl Producer {
     /// [`ProducerError::Partly`], which says what became of each turn. To repeat the call without enqueueing turns twice, use
     /// [`Producer::enqueue_prepared`].
     pub async fn enqueue_batch(&self, turns: Vec<NewTurn>) -> Result<Vec<TurnId>, ProducerError> {
-        let turns: Vec<Turn> = turns.into_iter().map(|turn| self.prepare(turn)).collect();
-        self.enqueue_prepared(&turns).await
+        self.enqueue_new(turns.into_iter().map(|turn| self.prepare(turn).into()).collect()).await
+    }
+
+    /// Enqueues turns that nobody else knows of: what is certainly not in the queue then leaves nothing in the store.
+    pub(crate) async fn enqueue_new(
+        &self,
+        mut turns: Vec<PackedTurn<'_>>,
+    ) -> Result<Vec<TurnId>, ProducerError> {
+        let enqueued = self.enqueue_packed(&mut turns).await;
+        if enqueued.is_err() {
+            self.discard(turns).await;
+        }
+        enqueued
     }
 
     /// Enqueues turns that have their ids. Repeating the call with the same turns enqueues none of them twice.
     pub async fn enqueue_prepared(&self, turns: &[Turn]) -> Result<Vec<TurnId>, ProducerError> {
-        turns.iter().try_for_each(Turn::validate)?;
-        let mut envelopes = self.envelopes(turns).await?;
+        // The objects of turns that are refused stay: an earlier call may have enqueued them.
+        self.enqueue_packed(&mut turns.iter().map(PackedTurn::from).collect::<Vec<_>>()).await
+    }
+
+    /// As [`Producer::enqueue_prepared`], for one who tries the same turns again, such as until a full queue has room: a turn is
+    /// encoded once, and its object is written to the store once. [`Producer::discard`] those that are given up.
+    pub async fn enqueue_packed(&self, turns: &mut [PackedTurn<'_>]) -> Result<Vec<TurnId>, ProducerError> {
+        self.pack(turns).await?;
         let mut fates = vec![Fate::NotEnqueued; turns.len()];
         for keys in self.queue.all_keys() {
             let places: Vec<usize> =
-                (0..turns.len()).filter(|i| turns[*i].id.shard() == keys.shard()).collect();
-            for places in pieces(&places, BATCH, |i| envelopes.bytes[*i].len()) {
-                let stored = places.iter().map(|i| (&turns[*i], std::mem::take(&mut envelopes.bytes[*i])));
-                match self.enqueue_step(&keys, stored.collect()).await {
-                    Ok(ids) => ids.iter().zip(places).for_each(|(id, i)| fates[*i] = Fate::Enqueued(*id)),
-                    Err(error) => {
-                        let these = error.fates(places.len());
-                        these.iter().zip(places).for_each(|(fate, i)| fates[*i] = *fate);
+                (0..turns.len()).filter(|i| turns[*i].turn().id.shard() == keys.shard()).collect();
+            for places in pieces(&places, BATCH, |i| turns[*i].bytes().len()) {
+                // If this future is dropped, nobody knows.
+                let before: Vec<bool> = places.iter().map(|i| turns[*i].set_may_be_enqueued(true)).collect();
+                match self.enqueue_step(&keys, turns, places).await {
+                    Ok(ids) => {
+                        ids.iter().zip(places).for_each(|(id, i)| fates[*i] = Fate::Enqueued(*id));
+                        self.remove_unused(turns, places, &ids).await;
+                    }
+                    Err((error, these)) => {
+                        for ((fate, i), before) in these.iter().zip(places).zip(before) {
+                            fates[*i] = *fate;
+                            turns[*i].set_may_be_enqueued(before || *fate != Fate::NotEnqueued);
+                        }
                         return Err(error.after(fates));
                     }
                 }
             }
         }
-        let ids: Vec<TurnId> = fates.iter().filter_map(Fate::enqueued).collect();
-        self.remove_unused(&envelopes, &ids).await;
-        Ok(ids)
+        Ok(fates.iter().filter_map(Fate::enqueued).collect())
     }
 
     /// Whether the turn could be enqueued, as far as that can be said without Redis: [`Turn::validate`], and its size.
@@ -76,27 +103,60 @@ impl Producer {
         DepthLimits { queue: self.settings.max_depth, tenant: self.settings.tenant_max_depth }
     }
 
-    /// Enqueues turns of one shard, all of them or none; their ids, in order.
+    /// Enqueues the turns at some places, which are of one shard: all of them or none. Their ids, in order; or why they are not
+    /// in the queue, as far as that is known.
     async fn enqueue_step(
         &self,
         keys: &Keys,
-        turns: Vec<(&Turn, Vec<u8>)>,
+        turns: &[PackedTurn<'_>],
+        places: &[usize],
+    ) -> Result<Vec<TurnId>, (ProducerError, Vec<Fate>)> {
+        let stored = places.iter().map(|i| (turns[*i].turn(), turns[*i].bytes().to_vec()));
+        let step = Enqueue { limits: self.depth_limits(), turns: stored.collect() };
+        let Tried { answer, unsure } = self.connection.try_step(keys, &step).await;
+        let ids = match answer {
+            Ok(enqueued) => self.ids_of(enqueued, &step, places),
+            Err(fault) => Err(fault.into()),
+        };
+        ids.map_err(|error| {
+            // What the last try says does not hold for one before it that had no answer: that may be carried out yet.
+            let fates = if unsure { vec![Fate::Unknown; places.len()] } else { error.fates(places.len()) };
+            (error, fates)
+        })
+    }
+
+    fn ids_of(
+        &self,
+        enqueued: Enqueued,
+        step: &Enqueue<'_>,
+        places: &[usize],
     ) -> Result<Vec<TurnId>, ProducerError> {
-        let step = Enqueue { limits: self.depth_limits(), turns };
-        match self.connection.run(keys, &step).await? {
+        let unreadable =
+            |reason: String| ProducerError::Unreadable { what: "the answer to enqueue".into(), reason };
+        match enqueued {
             Enqueued::Full { tenant, open, limit, retry_after } => {
                 let queue = self.queue.name.to_string();
                 Err(ProducerError::QueueFull { queue, tenant, open, limit, retry_after })
             }
             Enqueued::Conflict { place, first } => {
-                let turn = step.turns.get(place).map_or(first, |(turn, _)| turn.id);
-                Err(ProducerError::KeyTaken { turn, first })
+                let found = step.turns.get(place).zip(places.get(place));
+                let keyed = found.and_then(|((turn, _), place)| {
+                    let key = turn.idempotency_key.clone()?;
+                    Some(ProducerError::KeyTaken { key, turn: turn.id, place: *place, first })
+                });
+                Err(keyed.unwrap_or_else(|| unreadable(format!("no turn with a key is at place {place}"))))
             }
-            Enqueued::Done { known } => step.ids(&known).ok_or_else(|| ProducerError::Unreadable {
-                what: "the answer to enqueue".into(),
-                reason: format!("it names a place beyond those of {} turns", step.turns.len()),
+            Enqueued::Done { known } => step.ids(&known).ok_or_else(|| {
+                unreadable(format!("it names a place beyond those of {} turns", step.turns.len()))
             }),
         }
+    }
+
+    /// Removes the objects of those turns that were enqueued before, as another turn, under their idempotency key.
+    async fn remove_unused(&self, turns: &[PackedTurn<'_>], places: &[usize], ids: &[TurnId]) {
+        let is_other = |(i, id): &(&usize, &TurnId)| turns[**i].turn().id != **id;
+        let unused = places.iter().zip(ids).filter(is_other).filter_map(|(i, _)| turns[*i].object());
+        self.remove_objects(&unused.collect::<Vec<_>>()).await;
     }
 }
 

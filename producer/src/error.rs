@@ -5,7 +5,7 @@ use std::time::Duration;
 use turnmill_redis::{Advice, Fault};
 use turnmill_schema::agent_file::AgentFileError;
 use turnmill_schema::envelope::{EnvelopeError, MAX_INLINE_BYTES};
-use turnmill_schema::{InvalidTurn, TurnId};
+use turnmill_schema::{InvalidTurn, Name, TurnId};
 
 /// What became of a turn in a call of many that failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,22 +67,27 @@ pub enum ProducerError {
         /// When there should be room, at the pace at which turns ended lately.
         retry_after: Duration,
     },
-    /// Another turn was enqueued under the idempotency key.
+    /// A turn that asks for something else was enqueued under the idempotency key before, or stands before this turn in the call.
     #[error(
-        "turn {turn} has the idempotency key of turn {first}, which asks for something else; give it another key, or ask the same"
+        "idempotency key {key} of turn {turn} is that of turn {first}, which asks for something else; give another key, or ask \
+         the same"
     )]
     KeyTaken {
+        /// The key.
+        key: Name,
         /// The turn that is not in the queue.
         turn: TurnId,
-        /// The one that is.
+        /// Its place among the turns of the call, from 0. Those before it have no such conflict.
+        place: usize,
+        /// The turn whose key it is.
         first: TurnId,
     },
-    /// Some turns of a call of many are in the queue and others are not.
+    /// Some turns of a call are in the queue, or may be, and others are not.
     #[error("{}: {source}", partly(fates))]
     Partly {
         /// What became of each turn, in the order given.
         fates: Vec<Fate>,
-        /// Why the others are not in the queue.
+        /// Why not all of them are in the queue.
         source: Box<ProducerError>,
     },
     /// The turn can never run.
@@ -113,8 +118,7 @@ pub enum ProducerError {
     },
     /// The object store did not take a turn.
     #[error(
-        "cannot write to the object store {url}: {reason}; nothing was enqueued; check that the store runs and can be \
-         reached, then try again"
+        "cannot write to the object store {url}: {reason}; check that the store runs and can be reached, then try again"
     )]
     Store {
         /// Where, without the password.
@@ -250,7 +254,16 @@ fn partly(fates: &[Fate]) -> String {
         0 => String::new(),
         unknown => format!(", {unknown} may be"),
     };
-    format!("{enqueued} of {} turns are in the queue{unknown}; the others are not", fates.len())
+    let others = match count(|fate| *fate == Fate::NotEnqueued) {
+        0 => "",
+        _ => "; the others are not",
+    };
+    format!("{enqueued} of {} turns are in the queue{unknown}{others}", fates.len())
+}
+
+/// Whether a step that ended with this fault may have been taken: it may have arrived, and only its answer is missing.
+pub(crate) fn may_be_done(fault: &Fault) -> bool {
+    matches!(fault, Fault::Unreachable { .. } | Fault::Unreadable { .. })
 }
 
 fn whose(queue: &str, tenant: Option<&str>) -> String {
@@ -261,14 +274,12 @@ fn whose(queue: &str, tenant: Option<&str>) -> String {
 }
 
 impl ProducerError {
-    /// What became of the turns of a call of so many that ended with this error.
+    /// What became of the turns of a call that ended with this error; `turns` is how many it had.
     pub fn fates(&self, turns: usize) -> Vec<Fate> {
         match self {
             Self::Partly { fates, .. } => fates.clone(),
-            // The command may have arrived; only its answer is missing.
-            Self::Queue(Fault::Unreachable { .. } | Fault::Unreadable { .. }) | Self::Unreadable { .. } => {
-                vec![Fate::Unknown; turns]
-            }
+            Self::Queue(fault) if may_be_done(fault) => vec![Fate::Unknown; turns],
+            Self::Unreadable { .. } => vec![Fate::Unknown; turns],
             _ => vec![Fate::NotEnqueued; turns],
         }
     }
@@ -280,7 +291,11 @@ impl ProducerError {
 
     /// Whether Redis is away, or is not the queue's now: whoever asks it anything is told the same.
     pub fn is_outage(&self) -> bool {
-        matches!(self, Self::Queue(fault) if fault.is_outage())
+        match self {
+            Self::Partly { source, .. } => source.is_outage(),
+            Self::Queue(fault) => fault.is_outage(),
+            _ => false,
+        }
     }
 
     /// Retry, reject or stop. Enqueueing again needs an idempotency key, or prepared turns, to be safe.

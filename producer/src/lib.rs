@@ -19,8 +19,9 @@
 //! # }
 //! ```
 //!
-//! Promises: a turn is checked before anything is written; every call may be repeated after a lost reply;
-//! [`Producer::follow`] gives every token once, across dropped connections and workers that died.
+//! Promises: a turn is checked before anything is written; [`Producer::follow`] gives every token once, across dropped connections
+//! and workers that died. After a lost reply a turn with an idempotency key may be enqueued again, and
+//! [`Producer::enqueue_prepared`] may be called again with the same turns: no turn is enqueued twice.
 
 mod connection;
 mod enqueue;
@@ -30,6 +31,7 @@ mod kv_objects;
 mod lag;
 mod new_turn;
 pub mod operate;
+mod packed;
 mod passed_by;
 mod payload;
 mod pieces;
@@ -47,7 +49,8 @@ pub use error::{Fate, ProducerError};
 pub use follow::Followed;
 pub use lag::{Lag, PriorityLag};
 pub use new_turn::NewTurn;
+pub use packed::PackedTurn;
 pub use producer::Producer;
 pub use settings::ProducerSettings;
-pub use turn_result::{Reply, TurnResult};
+pub use turn_result::TurnResult;
 pub use wait_many::WaitMany;

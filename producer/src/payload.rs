@@ -8,22 +8,22 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::{StreamExt, stream};
 use object_store::local::LocalFileSystem;
 use object_store::prefix::PrefixStore;
 use object_store::{ObjectStore, ObjectStoreExt, parse_url_opts};
 use tracing::warn;
 use turnmill_redis::Fault;
-use turnmill_schema::envelope::EnvelopeError;
 use turnmill_schema::keys::FIELD_ENVELOPE;
-use turnmill_schema::{EncodedTurn, Name, PayloadReference, StoredTurn, Turn, TurnId};
+use turnmill_schema::{Name, PayloadReference, StoredTurn, Turn, TurnId};
 use url::Url;
 
+use crate::connection::unless_passing;
 use crate::error::ProducerError;
 use crate::producer::Producer;
 
 /// Objects written at once.
-const PUTS_AT_ONCE: usize = 8;
+pub(crate) const PUTS_AT_ONCE: usize = 8;
 
 /// How long a store may take for an answer, and how much longer for each piece of what is sent or read. Its client
 /// tries again by itself, which this bounds too.
@@ -46,14 +46,6 @@ pub(crate) struct PayloadStore {
     /// For messages: without a password.
     pub(crate) url: Url,
     pub(crate) queue: Name,
-}
-
-/// Turns as they go to Redis.
-pub(crate) struct Envelopes {
-    /// One for each turn, in order.
-    pub(crate) bytes: Vec<Vec<u8>>,
-    /// Those that went by reference.
-    references: Vec<PayloadReference>,
 }
 
 impl PayloadStore {
@@ -152,23 +144,6 @@ fn store_variables() -> impl Iterator<Item = (String, String)> {
 }
 
 impl Producer {
-    /// Encodes turns, and writes the objects of those that are too large for Redis. Nothing is written where one of
-    /// them is over the hard limit.
-    pub(crate) async fn envelopes(&self, turns: &[Turn]) -> Result<Envelopes, ProducerError> {
-        let mut objects = Vec::new();
-        let mut envelope = |turn| match EncodedTurn::new(turn)? {
-            EncodedTurn::Inline(bytes) => Ok(bytes),
-            EncodedTurn::Large { reference, object } => {
-                objects.push((reference, object));
-                reference.encode()
-            }
-        };
-        let bytes = turns.iter().map(&mut envelope).collect::<Result<_, EnvelopeError>>()?;
-        let references = objects.iter().map(|(reference, _)| *reference).collect();
-        self.put_all(objects).await?;
-        Ok(Envelopes { bytes, references })
-    }
-
     /// The turn that `stored` is or refers to.
     pub(crate) async fn load(&self, stored: StoredTurn) -> Result<Turn, ProducerError> {
         match stored {
@@ -180,22 +155,14 @@ impl Producer {
         }
     }
 
-    async fn put_all(&self, objects: Vec<(PayloadReference, Vec<u8>)>) -> Result<(), ProducerError> {
-        let Some((first, _)) = objects.first() else {
-            return Ok(());
-        };
-        let none = ProducerError::NoStore { turn: first.turn, bytes: first.bytes };
-        let store = self.payloads.as_ref().ok_or(none)?;
-        let puts =
-            objects.into_iter().map(|(reference, object)| async move { store.put(&reference, object).await });
-        stream::iter(puts).buffer_unordered(PUTS_AT_ONCE).try_collect().await
-    }
-
-    /// Removes the objects of turns that were enqueued before, as another turn, under their idempotency key.
-    /// `enqueued` are the turns that are in the queue.
-    pub(crate) async fn remove_unused(&self, envelopes: &Envelopes, enqueued: &[TurnId]) {
-        let unused = envelopes.references.iter().filter(|reference| !enqueued.contains(&reference.turn));
-        self.remove_objects(&unused.cloned().collect::<Vec<_>>()).await;
+    /// Writes the object of a large turn.
+    pub(crate) async fn put_object(
+        &self,
+        reference: &PayloadReference,
+        object: Vec<u8>,
+    ) -> Result<(), ProducerError> {
+        let none = || ProducerError::NoStore { turn: reference.turn, bytes: reference.bytes };
+        self.payloads.as_ref().ok_or_else(none)?.put(reference, object).await
     }
 
     /// Removes objects that no turn needs any more. Without a store they stay, until `kv gc` collects them.
@@ -210,8 +177,12 @@ impl Producer {
             return Ok(Vec::new());
         }
         let keys: Vec<String> = turns.iter().map(|turn| self.keys_of(*turn).turn(*turn)).collect();
-        let bytes =
-            self.connection.ask(|server| server.fields_of::<u64>("HSTRLEN", &keys, FIELD_ENVELOPE)).await?;
+        let bytes = self
+            .connection
+            .ask(async |server| {
+                unless_passing(server.fields_of::<u64>("HSTRLEN", &keys, FIELD_ENVELOPE).await?)
+            })
+            .await?;
         // One that cannot be read is left to `kv gc`, as without a store.
         let is_short = |(_, bytes): &(String, Result<u64, Fault>)| {
             bytes.as_ref().is_ok_and(|bytes| (1..=MAX_REFERENCE_BYTES).contains(bytes))
@@ -219,7 +190,9 @@ impl Producer {
         let short: Vec<String> = keys.into_iter().zip(bytes).filter(is_short).map(|(key, _)| key).collect();
         let stored = self
             .connection
-            .ask(|server| server.fields_of::<Option<Vec<u8>>>("HGET", &short, FIELD_ENVELOPE))
+            .ask(async |server| {
+                unless_passing(server.fields_of::<Option<Vec<u8>>>("HGET", &short, FIELD_ENVELOPE).await?)
+            })
             .await?;
         let stored: Vec<Vec<u8>> = stored.into_iter().filter_map(|stored| stored.ok().flatten()).collect();
         Ok(stored.iter().filter_map(|stored| reference(stored)).collect())

@@ -3,13 +3,15 @@
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::process::Output;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tempfile::NamedTempFile;
 use turnmill::{Advice, Fate, NewTurn, Producer, ProducerError, ProducerSettings};
+use turnmill_tests::PATIENCE;
 use turnmill_tests::line::{Line, name};
 use turnmill_tests::proxy::{Hold, Proxy};
+use turnmill_tests::redis_server::RedisServer;
 
 /// Lines of which the `wrong`th, if there is such, is `instead`.
 fn lines(count: usize, wrong: usize, instead: &Value) -> NamedTempFile {
@@ -36,8 +38,11 @@ fn said(output: &Output) -> (u64, String) {
 #[tokio::test]
 async fn a_wrong_line_is_named_and_what_stands_before_it_is_in_the_queue() {
     let line = Line::without_workers().await;
+    let keyed = NewTurn { idempotency_key: Some(name("taken")), ..NewTurn::user("first") };
+    line.enqueue(vec![keyed]).await;
     for (instead, says) in [
         (json!({"massage": "a"}), "unknown key \"massage\""),
+        (json!({"message": "other", "idempotency_key": "taken"}), "idempotency key taken of turn "),
         (json!({"message": "a", "max_tokens": 0}), "max_tokens is 0"),
         (json!({"message": "x".repeat(300 * 1024)}), "it goes through an object store"),
     ] {
@@ -122,4 +127,39 @@ async fn a_batch_without_an_answer_is_unknown_not_absent() {
     assert_eq!(error.advice(), Advice::Retry);
     // They are there.
     assert_eq!(open_turns(&line).await, 201);
+}
+
+/// The first try is carried out and its answer is lost; the server that answers the later ones refuses them. Who then enqueues
+/// the turns again, under other ids, would have them twice.
+#[tokio::test]
+async fn a_lost_answer_is_not_forgotten_because_a_later_try_is_refused() {
+    let (first, second) = (RedisServer::start(), RedisServer::start());
+    let proxy = Proxy::start(first.address()).await.expect("a port is free");
+    let settings = ProducerSettings {
+        response_timeout: Duration::from_millis(200),
+        retry_for: Duration::from_secs(3),
+        ..ProducerSettings::new(name("default"), name("default"))
+    };
+    let producer = Producer::connect(&proxy.url(), settings.clone()).await.expect("Redis answers");
+    let direct = Producer::connect(&first.url(), settings).await.expect("Redis answers");
+    let replica = redis::Client::open(second.url()).expect("a URL");
+    let mut replica = replica.get_multiplexed_async_connection().await.expect("Redis answers");
+    let mut follow = redis::cmd("REPLICAOF");
+    follow.arg("127.0.0.1").arg(1);
+    let () = follow.query_async(&mut replica).await.expect("it is a replica now");
+
+    producer.enqueue(NewTurn::user("first")).await.expect("enqueued");
+    proxy.hold(Hold::Replies);
+    let turns = (0..3).map(|i| NewTurn::user(format!("{i}"))).collect();
+    let enqueued = tokio::spawn(async move { producer.enqueue_batch(turns).await });
+    let deadline = Instant::now() + PATIENCE;
+    while direct.lag().await.expect("counts").open_turns < 4 {
+        assert!(Instant::now() < deadline, "the first try is not carried out");
+    }
+    proxy.lead_to(second.address());
+    proxy.cut_all();
+    proxy.hold(Hold::Nothing);
+    let error = enqueued.await.expect("no panic").expect_err("a replica takes no turns");
+    assert_eq!(error.fates(3), [Fate::Unknown; 3], "{error}");
+    assert!(error.is_outage() && error.advice() == Advice::Retry, "{error}");
 }

@@ -10,8 +10,8 @@ use std::time::Duration;
 use futures::stream::ReadyChunks;
 use futures::{Stream, StreamExt, stream};
 use serde::Serialize;
-use turnmill::schema::{Name, Turn, TurnId};
-use turnmill::{BATCH_TURNS, Fate, Producer, ProducerError};
+use turnmill::schema::{Name, TurnId};
+use turnmill::{BATCH_TURNS, Fate, PackedTurn, Producer, ProducerError};
 
 use crate::cli::Exit;
 use crate::cli::input::{Given, WrongLine};
@@ -48,10 +48,11 @@ pub struct Feed<'a, L: Stream> {
     traces: &'a Traces,
     /// If the queue is full, wait for room.
     wait_for_room: bool,
-    /// How many turns the queue has room for, as far as is known.
+    /// How many turns the next call may hold: the queue has room for no more, or the turn behind them is not to be enqueued.
     room: usize,
     lines: Pin<Box<ReadyChunks<L>>>,
-    turns: Vec<Turn>,
+    /// What was written to the store for them stays there from one try to the next.
+    turns: Vec<PackedTurn<'static>>,
     /// One for each of `turns`.
     marks: VecDeque<Mark>,
     /// What ends the feed, once `turns` are in the queue.
@@ -95,22 +96,25 @@ impl<'a, L: Stream<Item = Result<Given, WrongLine>>> Feed<'a, L> {
         }
         loop {
             let tried = self.turns.len().min(self.room);
-            let error = match self.producer.enqueue_prepared(&self.turns[..tried]).await {
+            let error = match self.producer.enqueue_packed(&mut self.turns[..tried]).await {
                 Ok(ids) => {
                     self.room = BATCH_TURNS;
                     return Ok(Some(self.enqueued(&ids)));
                 }
                 Err(error) => error,
             };
-            let Some((room, retry_after)) = room_in(&error).filter(|_| self.wait_for_room) else {
-                return self.failed(error, tried);
-            };
-            // Large turns take several calls, and the first ones may have found room.
+            let (full, taken) = (room_in(&error).filter(|_| self.wait_for_room), taken_in(&error));
+            // Large turns take several calls, and the first ones may have gone through.
             let ids = first_enqueued(&error.fates(tried));
-            if !ids.is_empty() {
+            if (full.is_some() || taken.is_some()) && !ids.is_empty() {
                 return Ok(Some(self.enqueued(&ids)));
             }
-            self.make_room(room, tried, retry_after).await;
+            match (full, taken) {
+                (Some((room, retry_after)), _) => self.make_room(room, tried, retry_after).await,
+                // A conflict refuses the whole call; the turns in front of it have none.
+                (None, Some(place @ 1..)) => self.room = place,
+                (None, _) => return self.failed(error, tried).await,
+            }
         }
     }
 
@@ -141,7 +145,7 @@ impl<'a, L: Stream<Item = Result<Given, WrongLine>>> Feed<'a, L> {
             None => Stopped { why: error.into(), unsure: Vec::new(), line },
         })?;
         let span = self.traces.enqueue(std::slice::from_mut(&mut turn));
-        self.turns.push(turn);
+        self.turns.push(turn.into());
         self.marks.push_back(Mark { line, span });
         Ok(())
     }
@@ -150,15 +154,19 @@ impl<'a, L: Stream<Item = Result<Given, WrongLine>>> Feed<'a, L> {
     fn enqueued(&mut self, ids: &[TurnId]) -> Vec<Submitted> {
         let marks = self.marks.drain(..ids.len());
         let turns = self.turns.drain(..ids.len()).zip(marks).zip(ids);
-        let submitted = |((turn, Mark { line, span }), id): ((Turn, Mark), &TurnId)| {
+        let submitted = |((turn, Mark { line, span }), id): ((PackedTurn<'_>, Mark), &TurnId)| {
             span.enqueued(std::slice::from_ref(id));
-            Submitted { turn: *id, agent: turn.agent, line }
+            Submitted { turn: *id, agent: turn.turn().agent.clone(), line }
         };
         turns.map(submitted).collect()
     }
 
     /// Ends the feed, after those of the turns tried that are in the queue all the same.
-    fn failed(&mut self, error: ProducerError, tried: usize) -> Result<Option<Vec<Submitted>>, Stopped> {
+    async fn failed(
+        &mut self,
+        error: ProducerError,
+        tried: usize,
+    ) -> Result<Option<Vec<Submitted>>, Stopped> {
         let fates = error.fates(tried);
         let ids = first_enqueued(&fates);
         let certain = fates.iter().rev().take_while(|fate| **fate == Fate::NotEnqueued).count();
@@ -166,9 +174,21 @@ impl<'a, L: Stream<Item = Result<Given, WrongLine>>> Feed<'a, L> {
         // Between those that are in and those that are not, none is taken for either.
         let unsure = tried - ids.len() - certain;
         let line = self.marks.get(unsure).and_then(|mark| mark.line);
-        let rest = self.turns.drain(..).zip(self.marks.drain(..)).take(unsure);
-        let unsure = rest.map(|(turn, mark)| Submitted { turn: turn.id, agent: turn.agent, line: mark.line });
-        let stopped = Stopped { why: error.into(), unsure: unsure.collect(), line };
+        // A conflict is only told of the first turn.
+        let wrong = taken_in(&error).and_then(|_| self.marks.front()).and_then(|mark| mark.line);
+        let why = match wrong {
+            Some(line) => Exit::bad_input(WrongLine { line, reason: error.to_string() }),
+            None => error.into(),
+        };
+        let (rest, marks) = (std::mem::take(&mut self.turns), std::mem::take(&mut self.marks));
+        let unsure = rest.iter().map(PackedTurn::turn).zip(marks).take(unsure);
+        let unsure = unsure.map(|(turn, mark)| Submitted {
+            turn: turn.id,
+            agent: turn.agent.clone(),
+            line: mark.line,
+        });
+        let stopped = Stopped { why, unsure: unsure.collect(), line };
+        self.producer.discard(rest).await;
         if submitted.is_empty() {
             return Err(stopped);
         }
@@ -189,6 +209,15 @@ fn room_in(error: &ProducerError) -> Option<(u64, Duration)> {
         ProducerError::QueueFull { open, limit: limit @ 1.., retry_after, .. } => {
             Some((limit.saturating_sub(*open), *retry_after))
         }
+        _ => None,
+    }
+}
+
+/// The place of the turn whose idempotency key is another turn's.
+fn taken_in(error: &ProducerError) -> Option<usize> {
+    match error {
+        ProducerError::Partly { source, .. } => taken_in(source),
+        ProducerError::KeyTaken { place, .. } => Some(*place),
         _ => None,
     }
 }
