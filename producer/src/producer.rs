@@ -24,8 +24,8 @@ impl Producer {
     /// Connects to `url` (`redis://[user:password@]host[:port][/database]`, `rediss://` for TLS, `unix://`; `valkey://` and
     /// `valkeys://` mean the same). Characters of user and password that have a meaning in URLs are percent-encoded.
     ///
-    /// Fails at once if Redis cannot be reached, is older than 7.0, may evict what it holds or is a replica, and if the store of
-    /// `settings` is none.
+    /// Fails at once if Redis cannot be reached, is older than 7.0, may evict what it holds or is a replica, and if
+    /// [`ProducerSettings::store`] is not the URL of a store.
     pub async fn connect(url: &str, settings: ProducerSettings) -> Result<Self, ProducerError> {
         settings.validate()?;
         let payloads = payloads(&settings)?;
@@ -61,6 +61,11 @@ impl Producer {
     pub fn prepare(&self, turn: NewTurn) -> Turn {
         let id = self.queue.new_turn_id(&self.settings.tenant, turn.agent.as_ref());
         turn.into_turn(id, self.settings.tenant.clone())
+    }
+
+    /// No trace of the turn is left.
+    pub(crate) fn unknown_turn(&self, turn: TurnId) -> ProducerError {
+        ProducerError::UnknownTurn { turn, queue: self.queue.name.to_string() }
     }
 
     /// The key names of the turn's shard.

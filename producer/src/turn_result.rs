@@ -6,7 +6,7 @@ use turnmill_schema::{
 };
 
 use crate::error::ProducerError;
-use crate::follow::Reader;
+use crate::follow::{Followed, Reader};
 use crate::producer::Producer;
 
 /// What became of a turn.
@@ -43,32 +43,38 @@ pub struct TurnResult {
 }
 
 /// The reply so far.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Reply(Delta);
+#[derive(Debug, Default)]
+pub(crate) struct Reply(Delta);
 
 impl Reply {
-    /// Appends what [`Producer::follow`] gave.
-    pub fn push(&mut self, delta: Delta) {
-        self.0.extend(delta);
+    /// Takes what comes next of the turn; its End, once that is there, and whether the reply is whole: the stream may have expired
+    /// before it was read to its end.
+    pub(crate) fn take(&mut self, followed: Followed) -> Option<(End, bool)> {
+        match followed.event {
+            Event::Begin(_) => None,
+            Event::Delta(delta) => {
+                self.0.extend(delta);
+                None
+            }
+            Event::End(end) => Some((end, followed.id.is_some())),
+        }
     }
 
-    /// What there is of it, as one delta.
-    pub fn so_far(&self) -> &Delta {
-        &self.0
-    }
-
-    /// The result. `kept` is false if the stream expired before it was read to its end: what was read may be a part of the
-    /// reply, and a part is not told as the whole.
-    pub fn ended(self, turn: TurnId, agent: Option<Name>, end: End, kept: bool) -> TurnResult {
-        let Delta { tokens, text, lengths, logprobs, .. } = if kept { self.0 } else { Delta::default() };
-        let text = kept.then_some(text);
+    /// The result. A part of a reply is not told as the whole.
+    pub(crate) fn ended(
+        self,
+        turn: TurnId,
+        agent: Option<&AgentId>,
+        (end, is_whole): (End, bool),
+    ) -> TurnResult {
+        let Delta { tokens, text, lengths, logprobs, .. } = if is_whole { self.0 } else { Delta::default() };
         let End { outcome, finish, error, usage, timing, worker } = end;
         TurnResult {
             turn,
-            agent,
+            agent: agent.and_then(AgentId::agent),
             outcome,
             finish,
-            text,
+            text: is_whole.then_some(text),
             tokens,
             lengths,
             logprobs,
@@ -86,15 +92,10 @@ impl Producer {
         let mut reader = Reader::new(self, turn, None);
         let mut reply = Reply::default();
         while let Some(followed) = reader.next().await? {
-            match followed.event {
-                Event::Begin(_) => {}
-                Event::Delta(delta) => reply.push(delta),
-                Event::End(end) => {
-                    let agent = reader.agent().and_then(AgentId::agent);
-                    return Ok(reply.ended(turn, agent, end, followed.id.is_some()));
-                }
+            if let Some(end) = reply.take(followed) {
+                return Ok(reply.ended(turn, reader.agent(), end));
             }
         }
-        Err(ProducerError::UnknownTurn { turn, queue: self.queue.name.to_string() })
+        Err(self.unknown_turn(turn))
     }
 }

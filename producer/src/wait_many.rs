@@ -3,9 +3,9 @@
 //! The queue's stream of events has an entry for every turn that ends. One reader of it says which turns to look at, and
 //! they are looked at in pages over the shared connection.
 //!
-//! Invariants: the reader has its place in the stream before the first turn is looked at, so that no end falls between;
-//! turns are looked at again now and then, since events can be trimmed or lost. Commands are awaited by a task that
-//! does nothing else meanwhile: whoever takes the results may await what they like.
+//! Invariants: the reader has its place in the stream before a turn is looked at, and all turns are looked at again once it has
+//! another place, so that no end falls between; turns are looked at again now and then, since events can be trimmed or lost.
+//! Commands are awaited by a task that does nothing else meanwhile: whoever takes the results may await what they like.
 
 use std::collections::{HashSet, VecDeque};
 use std::time::Duration;
@@ -13,17 +13,17 @@ use std::time::Duration;
 use futures::stream::BoxStream;
 use futures::{FutureExt, Stream, StreamExt, stream};
 use tokio::sync::mpsc;
-use tokio::time::{Interval, MissedTickBehavior, interval};
+use tokio::time::{Instant, sleep, sleep_until};
 use turnmill_redis::steps::ResultEntry;
 use turnmill_redis::{Fault, ReadUpTo, TurnState};
 use turnmill_schema::keys::Keys;
-use turnmill_schema::{AgentId, Event, StreamId, TurnId, envelope};
+use turnmill_schema::{StreamId, TurnId};
 
+use crate::connection::{Pauses, unless_passing};
 use crate::error::ProducerError;
-use crate::follow::{Misfit, Seen, event_of};
-use crate::operate::events::{EndedTurn, EventsQuery};
+use crate::follow::{Assembly, Followed};
+use crate::operate::events::{Events, EventsQuery};
 use crate::operate::{Operator, Scope};
-use crate::passed_by::PassedBy;
 use crate::pieces::{Bounds, pieces};
 use crate::producer::Producer;
 use crate::turn_result::{Reply, TurnResult};
@@ -37,17 +37,22 @@ const REPLIES: Bounds = Bounds { items: 32, weight: 4096 };
 const ENTRIES: usize = 1 << 20;
 /// Results that wait for somebody to take them; behind them the task stands still.
 const RESULTS: usize = 32;
-/// How often turns are looked at that no event told of.
+/// How often turns are looked at that no event told of, if there are few.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 /// The same if events cannot be read.
 const LOOK_WITHOUT_EVENTS: Duration = Duration::from_millis(500);
+/// Turns that are looked at in a second without an event, at most.
+const LOOKS_A_SECOND: usize = 1000;
+/// The first pause before events are read again that could not be read, and the longest.
+const REOPEN: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(60));
 
 /// The ends of many turns, in the order in which they come; see [`Producer::wait_many`].
 #[derive(Debug)]
 pub struct WaitMany {
     turns: mpsc::UnboundedSender<TurnId>,
     results: mpsc::Receiver<Waited>,
-    waiting: usize,
+    /// Each has one result to come.
+    waiting: HashSet<TurnId>,
 }
 
 /// A turn and its result, or why that cannot be read.
@@ -60,75 +65,108 @@ impl Producer {
         let (turns, named) = mpsc::unbounded_channel();
         let (sender, results) = mpsc::channel(RESULTS);
         tokio::spawn(run(self.clone(), named, sender));
-        WaitMany { turns, results, waiting: 0 }
-    }
-
-    /// Ends of turns from now on.
-    async fn ends(
-        &self,
-    ) -> Result<impl Stream<Item = Result<EndedTurn, ProducerError>> + use<>, ProducerError> {
-        let keys = self.queue.keys(0);
-        let place = self.connection.ask(|server| server.newest_event(&keys)).await?;
-        let query = EventsQuery { scope: Scope::AllTenants, from: Some(place), ..EventsQuery::default() };
-        let events = Operator::new(self.clone()).events(query);
-        Ok(stream::unfold(events, async |mut events| Some((events.next().await.transpose()?, events))))
+        WaitMany { turns, results, waiting: HashSet::new() }
     }
 }
 
 /// Waits for turns from the first that is named on.
 async fn run(producer: Producer, mut named: mpsc::UnboundedReceiver<TurnId>, results: mpsc::Sender<Waited>) {
     let Some(first) = named.recv().await else { return };
-    let ends = producer.ends().await;
-    let mut task = Task {
-        producer,
-        ends: stream::empty().boxed(),
-        again: every(LOOK_AGAIN),
-        waiting: HashSet::new(),
-        look: VecDeque::new(),
-    };
-    match ends {
-        Ok(ends) => task.ends = ends.boxed(),
-        Err(error) => task.told(Err(error)),
-    }
+    let mut ends = Ends::of(producer.clone()).into_stream().boxed();
+    let told = ends.next().await;
+    let (waiting, look) = (HashSet::new(), VecDeque::new());
+    let mut task = Task { producer, ends, is_told: true, again: Instant::now(), waiting, look };
     task.add(first);
+    told.into_iter().for_each(|told| task.hear(told));
     task.run(named, results).await;
 }
 
 impl WaitMany {
-    /// Waits for this turn, too.
+    /// Waits for this turn, too. A turn that is waited for already has one result all the same.
     pub fn add(&mut self, turn: TurnId) {
-        // The task lives as long as this does.
-        self.waiting += usize::from(self.turns.send(turn).is_ok());
-    }
-
-    /// Waits for none of them any more.
-    pub fn clear(&mut self) {
-        self.waiting = 0;
-        self.results.close();
+        // The task lives as long as this does, unless its runtime ended.
+        if !self.waiting.contains(&turn) && self.turns.send(turn).is_ok() {
+            self.waiting.insert(turn);
+        }
     }
 
     /// How many turns have not ended.
     pub fn waiting(&self) -> usize {
-        self.waiting
+        self.waiting.len()
     }
 
     /// The next turn that ended, with its result or why that cannot be read. None: nothing is waited for. A turn that failed
     /// is a result, not an error. No end is lost if the future is dropped.
     pub async fn next(&mut self) -> Option<(TurnId, Result<TurnResult, ProducerError>)> {
-        if self.waiting == 0 {
+        if self.waiting.is_empty() {
             return None;
         }
-        let waited = self.results.recv().await?;
-        self.waiting -= 1;
-        Some(waited)
+        let (turn, result) = self.results.recv().await?;
+        self.waiting.remove(&turn);
+        Some((turn, result))
+    }
+}
+
+/// What is heard of the ends of turns.
+enum Told {
+    /// Ends from now on are told.
+    Open,
+    /// A turn ended.
+    Ended(TurnId),
+    /// No end is told until they can be read again.
+    Lost(ProducerError),
+}
+
+/// Reads the stream of events, whatever happens to it.
+struct Ends {
+    producer: Producer,
+    /// None: they are not read.
+    events: Option<Events>,
+    /// Set if reading failed, until an end is told.
+    lost: Option<Pauses>,
+}
+
+impl Ends {
+    fn of(producer: Producer) -> Self {
+        Self { producer, events: None, lost: None }
+    }
+
+    fn into_stream(self) -> impl Stream<Item = Told> {
+        stream::unfold(self, async |mut ends| {
+            let told = ends.next().await.unwrap_or_else(|error| {
+                ends.events = None;
+                ends.lost.get_or_insert_with(|| Pauses::between(REOPEN.0, REOPEN.1));
+                Told::Lost(error)
+            });
+            Some((told, ends))
+        })
+    }
+
+    async fn next(&mut self) -> Result<Told, ProducerError> {
+        if let Some(events) = &mut self.events
+            && let Some(ended) = events.next().await?
+        {
+            self.lost = None;
+            return Ok(Told::Ended(ended.turn));
+        }
+        if let Some(pauses) = &mut self.lost {
+            sleep(pauses.next()).await;
+        }
+        let keys = self.producer.queue.keys(0);
+        let place = self.producer.connection.ask(|server| server.newest_event(&keys)).await?;
+        let query = EventsQuery { scope: Scope::AllTenants, from: Some(place), ..EventsQuery::default() };
+        self.events = Some(Operator::new(self.producer.clone()).events(query));
+        Ok(Told::Open)
     }
 }
 
 struct Task {
     producer: Producer,
-    /// Ends that after an error.
-    ends: BoxStream<'static, Result<EndedTurn, ProducerError>>,
-    again: Interval,
+    ends: BoxStream<'static, Told>,
+    /// Whether ends are told.
+    is_told: bool,
+    /// When turns are looked at that no event told of.
+    again: Instant,
     waiting: HashSet<TurnId>,
     /// Those of them to look at now.
     look: VecDeque<TurnId>,
@@ -140,15 +178,15 @@ impl Task {
             tokio::select! {
                 () = results.closed() => return,
                 Some(turn) = named.recv() => self.add(turn),
-                Some(end) = self.ends.next() => self.told(end),
-                _ = self.again.tick() => self.look.extend(&self.waiting),
+                Some(told) = self.ends.next() => self.hear(told),
+                () = sleep_until(self.again) => self.look_at_all(),
             }
             // What else is there already goes the same way.
             while let Ok(turn) = named.try_recv() {
                 self.add(turn);
             }
-            while let Some(Some(end)) = self.ends.next().now_or_never() {
-                self.told(end);
+            while let Some(Some(told)) = self.ends.next().now_or_never() {
+                self.hear(told);
             }
             while !self.look.is_empty() {
                 for waited in self.look_at_page().await {
@@ -165,16 +203,30 @@ impl Task {
         self.look.push_back(turn);
     }
 
-    fn told(&mut self, end: Result<EndedTurn, ProducerError>) {
-        match end {
-            Ok(ended) if self.waiting.contains(&ended.turn) => self.look.push_back(ended.turn),
-            Ok(_) => {}
-            Err(error) => {
-                tracing::warn!("{error}; turns that are waited for are looked at again and again");
-                self.ends = stream::empty().boxed();
-                self.again = every(LOOK_WITHOUT_EVENTS);
+    fn hear(&mut self, told: Told) {
+        match told {
+            Told::Ended(turn) if self.waiting.contains(&turn) => self.look.push_back(turn),
+            Told::Ended(_) => {}
+            Told::Open => {
+                if !self.is_told {
+                    tracing::info!("events are read again");
+                }
+                self.is_told = true;
+                self.look_at_all();
+            }
+            Told::Lost(error) => {
+                tracing::warn!(
+                    "{error}; until events can be read, turns that are waited for are looked at again and again"
+                );
+                self.is_told = false;
+                self.again = self.again.min(Instant::now() + pace(self.waiting.len(), false));
             }
         }
+    }
+
+    fn look_at_all(&mut self) {
+        self.look = self.waiting.iter().copied().collect();
+        self.again = Instant::now() + pace(self.waiting.len(), self.is_told);
     }
 
     /// Looks at some turns; those that ended are not waited for any more.
@@ -197,6 +249,12 @@ impl Task {
     }
 }
 
+/// How long turns are left alone that no event told of, if so many are waited for and ends are told, or are not.
+fn pace(turns: usize, is_told: bool) -> Duration {
+    let least = if is_told { LOOK_AGAIN } else { LOOK_WITHOUT_EVENTS };
+    least.max(Duration::from_millis((turns * 1000 / LOOKS_A_SECOND) as u64))
+}
+
 impl Producer {
     /// The results of those of `turns` that ended.
     async fn results(&self, turns: &[TurnId]) -> Result<Vec<Waited>, ProducerError> {
@@ -204,14 +262,17 @@ impl Producer {
         for keys in self.queue.all_keys() {
             let here: Vec<TurnId> =
                 turns.iter().copied().filter(|turn| turn.shard() == keys.shard()).collect();
-            let states = self.connection.ask(|server| server.turn_states(&keys, &here)).await?;
+            let states = self
+                .connection
+                .ask(async |server| unless_passing(server.turn_states(&keys, &here).await?))
+                .await?;
             let mut ended = Vec::new();
-            for (turn, state) in here.into_iter().zip(states) {
+            for (turn, state) in here.iter().zip(states) {
                 match state {
-                    Ok(state) if state.end.is_some() => ended.push((turn, state)),
+                    Ok(state) if state.end.is_some() => ended.push((*turn, state)),
                     Ok(state) if state.agent.is_some() => {}
-                    Ok(_) => results.push((turn, Err(self.unknown_turn(turn)))),
-                    Err(fault) => results.push((turn, Err(fault.into()))),
+                    Ok(_) => results.push((*turn, Err(self.unknown_turn(*turn)))),
+                    Err(fault) => results.push((*turn, Err(fault.into()))),
                 }
             }
             for some in pieces(&ended, REPLIES, |(_, state)| published(state)) {
@@ -229,7 +290,10 @@ impl Producer {
     ) -> Result<Vec<Waited>, ProducerError> {
         let read: Vec<ReadUpTo> =
             ended.iter().map(|(turn, _)| ReadUpTo { turn: *turn, last: StreamId::START }).collect();
-        let streams = self.connection.ask(|server| server.results_after(keys, &read, ENTRIES)).await?;
+        let streams = self
+            .connection
+            .ask(async |server| unless_passing(server.results_after(keys, &read, ENTRIES).await?))
+            .await?;
         let result = |((turn, state), stream): (&(TurnId, TurnState), Result<Vec<ResultEntry>, Fault>)| {
             (
                 *turn,
@@ -237,10 +301,6 @@ impl Producer {
             )
         };
         Ok(ended.iter().zip(streams).map(result).collect())
-    }
-
-    fn unknown_turn(&self, turn: TurnId) -> ProducerError {
-        ProducerError::UnknownTurn { turn, queue: self.queue.name.to_string() }
     }
 }
 
@@ -256,49 +316,18 @@ fn put_together(
     state: &TurnState,
     stream: &[ResultEntry],
 ) -> Result<TurnResult, ProducerError> {
-    let unreadable = |what: &str, reason: &dyn ToString| ProducerError::Unreadable {
-        what: format!("the {what} of turn {turn}"),
-        reason: reason.to_string(),
-    };
-    let agent = state.agent.as_ref().and_then(AgentId::agent);
-    let stored = |what, bytes: &Option<Vec<u8>>| {
-        let bytes = bytes.as_ref();
-        bytes
-            .map(|bytes| envelope::decode::<Event>(bytes).map_err(|error| unreadable(what, &error)))
-            .transpose()
-    };
-    let mut passed_by = PassedBy::of_turn(turn);
-    let events = stream.iter().filter_map(|entry| {
-        let id: StreamId = entry.id.parse().ok()?;
-        let event = event_of(entry).inspect_err(|reason| passed_by.note(id, reason)).ok()?;
-        Some((Some(id), event))
-    });
-    let kept = [stored("stored reply", &state.reply)?, stored("stored outcome", &state.end)?];
-    let (mut seen, mut reply) = (Seen::nothing(), Reply::default());
-    let misfit = |misfit| match misfit {
-        Misfit::Gap { expected, found } => ProducerError::Gap { turn, expected, found },
-        Misfit::Uncut(error) => unreadable("result", &format!("tokens come again, and {error}")),
-    };
-    for (id, event) in events.chain(kept.into_iter().flatten().map(|event| (None, event))) {
-        match event {
-            Event::Begin(_) => {}
-            Event::Delta(delta) => {
-                seen.add(delta).map_err(misfit)?.into_iter().for_each(|delta| reply.push(delta));
-            }
-            Event::End(end) => {
-                seen.finish(id.map_or(0, |id| id.sequence)).map_err(misfit)?;
-                // A stream without its End holds nothing of ours any more, or only a part.
-                return Ok(reply.ended(turn, agent, end, id.is_some() || state.reply.is_some()));
-            }
+    let (mut assembly, mut reply) = (Assembly::after(turn, StreamId::START), Reply::default());
+    for entry in stream {
+        let (id, added) = assembly.take(entry)?;
+        let end = added.and_then(|event| reply.take(Followed { id: Some(id), event }));
+        if let Some(end) = end {
+            return Ok(reply.ended(turn, state.agent.as_ref(), end));
         }
     }
-    Err(unreadable("stored outcome", &"it is not an End"))
-}
-
-fn every(period: Duration) -> Interval {
-    let mut ticks = interval(period);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    ticks
+    let kept = state.end.as_ref().map(|end| assembly.take_stored(end, state)).transpose()?;
+    let end = kept.into_iter().flatten().find_map(|followed| reply.take(followed));
+    let end = end.ok_or_else(|| assembly.unreadable("stored outcome", "there is none".to_owned()))?;
+    Ok(reply.ended(turn, state.agent.as_ref(), end))
 }
 
 /// The error, for one more turn.
@@ -311,7 +340,7 @@ fn repeated(error: &ProducerError) -> ProducerError {
 
 #[cfg(test)]
 mod tests {
-    use turnmill_schema::{Delta, End, Outcome, Timing, Usage};
+    use turnmill_schema::{Delta, End, Event, Outcome, Timing, Usage, envelope};
 
     use super::*;
     use crate::follow::foreign;
@@ -362,6 +391,20 @@ mod tests {
         for left in [vec![], foreign(StreamId { epoch: 5, sequence: 999 }), part] {
             let result = put_together(TurnId::new(0), &state, &left).expect("its outcome is kept");
             assert_eq!((result.text, result.tokens, result.outcome), (None, vec![], Outcome::Completed));
+        }
+    }
+
+    #[test]
+    fn many_turns_are_looked_at_less_often() {
+        for (turns, is_told, expected_ms) in [
+            (0, true, 5_000),
+            (5_000, true, 5_000),
+            (100_000, true, 100_000),
+            (1, false, 500),
+            (500, false, 500),
+            (4_096, false, 4_096),
+        ] {
+            assert_eq!(pace(turns, is_told), Duration::from_millis(expected_ms), "{turns} {is_told}");
         }
     }
 

@@ -7,7 +7,7 @@ use turnmill_schema::StreamId;
 use turnmill_schema::envelope::{self, EnvelopeError};
 
 /// What an entry says; an error if it is not ours (see [`crate::passed_by`]).
-pub(crate) fn event_of(entry: &ResultEntry) -> Result<Event, EnvelopeError> {
+pub(super) fn event_of(entry: &ResultEntry) -> Result<Event, EnvelopeError> {
     envelope::decode(&entry.event)
 }
 

@@ -1,6 +1,7 @@
 //! Following turns: their events as they are made, each token once, whatever happens to the connection.
 //!
 //! * `reader`: what one turn's entries say, in order and once.
+//! * `assembly`: how a reply is put together out of entries and what the turn's hash keeps.
 //! * `entry`: what one entry says; those that are not ours are passed by.
 //! * `seen`: which part of a reply a reader already has.
 //! * `source`: where a reader gets entries from: a task catches up with what is there, then the turn is waited for.
@@ -8,6 +9,7 @@
 //!
 //! Invariant: a follower that nobody polls holds nothing that others need. Whatever asks Redis runs in a task of its own.
 
+mod assembly;
 mod entry;
 mod reader;
 mod seen;
@@ -23,11 +25,10 @@ use turnmill_schema::{Event, StreamId, TurnId};
 use crate::error::ProducerError;
 use crate::producer::Producer;
 
-pub(crate) use entry::event_of;
+pub(crate) use assembly::Assembly;
 #[cfg(test)]
 pub(crate) use entry::foreign;
 pub(crate) use reader::Reader;
-pub(crate) use seen::{Misfit, Seen};
 pub(crate) use waiters::Waiters;
 
 /// An event and where it stands in the result stream.

@@ -9,32 +9,24 @@ use std::collections::VecDeque;
 use tokio::sync::mpsc;
 use turnmill_redis::steps::ResultEntry;
 use turnmill_redis::{ReadUpTo, TurnState};
-use turnmill_schema::keys::Keys;
-use turnmill_schema::{AgentId, Delta, Event, StreamId, TurnId, envelope};
+use turnmill_schema::{AgentId, Event, StreamId, TurnId};
 
 use super::Followed;
+use super::assembly::{Assembly, id_of};
 use super::entry::event_of;
-use super::seen::{Misfit, Seen};
 use super::source::{self, News};
-use super::waiters::Waiters;
-use crate::connection::Connection;
 use crate::error::ProducerError;
-use crate::passed_by::PassedBy;
 use crate::producer::Producer;
 
 /// Reads one turn.
 pub(crate) struct Reader {
-    connection: Connection,
-    waiters: Waiters,
+    producer: Producer,
     turn: TurnId,
-    queue: String,
-    keys: Keys,
     /// Whose turn it is, as far as that is known.
     agent: Option<AgentId>,
     /// The last entry read.
     last: StreamId,
-    passed_by: PassedBy,
-    seen: Seen,
+    assembly: Assembly,
     /// What is told of the turn after `last`; none: nobody was asked yet.
     news: Option<mpsc::Receiver<News>>,
     ready: VecDeque<Followed>,
@@ -45,15 +37,11 @@ impl Reader {
     pub(crate) fn new(producer: &Producer, turn: TurnId, from: Option<StreamId>) -> Self {
         let last = from.unwrap_or(StreamId::START);
         Self {
-            connection: producer.connection.clone(),
-            waiters: producer.waiters.clone(),
+            producer: producer.clone(),
             turn,
-            queue: producer.queue.name.to_string(),
-            keys: producer.keys_of(turn),
             agent: None,
             last,
-            passed_by: PassedBy::of_turn(turn),
-            seen: if last == StreamId::START { Seen::nothing() } else { Seen::up_to(last.sequence) },
+            assembly: Assembly::after(turn, last),
             news: None,
             ready: VecDeque::new(),
             ended: false,
@@ -83,8 +71,9 @@ impl Reader {
     }
 
     async fn hear(&mut self) -> Option<News> {
-        let read = ReadUpTo { turn: self.turn, last: self.last };
-        let open = || source::open(&self.connection, &self.waiters, &self.keys, read);
+        let (producer, read) = (&self.producer, ReadUpTo { turn: self.turn, last: self.last });
+        let open =
+            || source::open(&producer.connection, &producer.waiters, &producer.keys_of(read.turn), read);
         self.news.get_or_insert_with(open).recv().await
     }
 
@@ -92,104 +81,47 @@ impl Reader {
     fn judge(&mut self, mut state: TurnState) -> Result<(), ProducerError> {
         let is_known = state.agent.is_some();
         self.agent = state.agent.take().or(self.agent.take());
-        let read = |top| source::id_of(top).map(|id| (id, event_of(top)));
+        let read = |top| id_of(top).map(|id| (id, event_of(top)));
         let top = state.top.as_ref().map(read).transpose()?;
         match top {
             Some((id, _)) if id > self.last => {}
-            Some((id, Ok(event @ Event::End(_)))) => self.end(Some(id), event),
+            Some((id, Ok(event @ Event::End(_)))) => self.tell(Followed { id: Some(id), event }),
             _ => match &state.end {
-                Some(end) => self.take_stored(end, &state)?,
-                None if is_known => {}
-                None => {
-                    return Err(ProducerError::UnknownTurn { turn: self.turn, queue: self.queue.clone() });
+                Some(end) => {
+                    let rest = self.assembly.take_stored(end, &state)?;
+                    rest.into_iter().for_each(|followed| self.tell(followed));
                 }
+                None if is_known => {}
+                None => return Err(self.producer.unknown_turn(self.turn)),
             },
         }
         Ok(())
-    }
-
-    /// The stream is gone: what the turn's hash has. Entries keep the ids they had, so that they can be gone on from.
-    fn take_stored(&mut self, end: &[u8], state: &TurnState) -> Result<(), ProducerError> {
-        let end = match self.stored("outcome", end)? {
-            end @ Event::End(_) => end,
-            _ => return Err(self.unreadable("outcome", "it is not an End".into())),
-        };
-        let (Some(reply), Some(epoch)) = (&state.reply, state.epoch) else {
-            self.end(None, end);
-            return Ok(());
-        };
-        let reply: Delta = match self.stored("reply", reply)? {
-            Event::Delta(reply) => reply,
-            _ => return Err(self.unreadable("reply", "it is not a Delta".into())),
-        };
-        let sequence = u64::from(reply.published());
-        let id = StreamId { epoch, sequence };
-        self.add(id, reply)?;
-        self.end(Some(StreamId { epoch: epoch + 1, sequence }), end);
-        Ok(())
-    }
-
-    fn stored(&self, what: &str, bytes: &[u8]) -> Result<Event, ProducerError> {
-        envelope::decode(bytes).map_err(|error| self.unreadable(what, error.to_string()))
-    }
-
-    fn unreadable(&self, what: &str, reason: String) -> ProducerError {
-        ProducerError::Unreadable { what: format!("the stored {what} of turn {}", self.turn), reason }
-    }
-
-    fn end(&mut self, id: Option<StreamId>, event: Event) {
-        self.ready.push_back(Followed { id, event });
-        self.ended = true;
     }
 
     /// Takes entries up to the End.
     fn take(&mut self, entries: &[ResultEntry]) -> Result<(), ProducerError> {
         for entry in entries {
-            let id = source::id_of(entry)?;
-            let event = match event_of(entry) {
-                Ok(event) => event,
-                Err(reason) => {
-                    self.passed_by.note(id, &reason);
-                    self.last = id;
-                    continue;
-                }
-            };
-            match event {
-                Event::Begin(_) => self.ready.push_back(Followed { id: Some(id), event }),
-                Event::End(_) => {
-                    self.seen.finish(id.sequence).map_err(|misfit| self.misfit(misfit))?;
-                    self.end(Some(id), event);
-                    return Ok(());
-                }
-                Event::Delta(delta) => self.add(id, delta)?,
-            }
+            let (id, added) = self.assembly.take(entry)?;
             self.last = id;
+            if let Some(event) = added {
+                self.tell(Followed { id: Some(id), event });
+            }
+            if self.ended {
+                break;
+            }
         }
         Ok(())
     }
 
-    /// Hands out what `delta` adds, with its entry's id.
-    fn add(&mut self, id: StreamId, delta: Delta) -> Result<(), ProducerError> {
-        let added = self.seen.add(delta).map_err(|misfit| self.misfit(misfit))?;
-        self.ready.extend(added.map(|delta| Followed { id: Some(id), event: Event::Delta(delta) }));
-        Ok(())
-    }
-
-    fn misfit(&self, misfit: Misfit) -> ProducerError {
-        let turn = self.turn;
-        match misfit {
-            Misfit::Gap { expected, found } => ProducerError::Gap { turn, expected, found },
-            Misfit::Uncut(error) => ProducerError::Unreadable {
-                what: format!("the result of turn {turn}"),
-                reason: format!("tokens come again, and {error}, or follow the turn from its start"),
-            },
-        }
+    fn tell(&mut self, followed: Followed) {
+        self.ended |= matches!(followed.event, Event::End(_));
+        self.ready.push_back(followed);
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use turnmill_schema::{Begin, End, Outcome, Timing, Usage};
+    use turnmill_schema::{Begin, Delta, End, Outcome, Timing, Usage, envelope};
 
     use super::super::entry::foreign;
     use super::*;

@@ -9,7 +9,7 @@ use turnmill_schema::{CutError, Delta};
 
 /// What a reader has of one reply.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Seen {
+pub(super) struct Seen {
     tokens: u32,
     /// Whether the reader itself saw the last of them. If not, the first delta may start later.
     is_sure: bool,
@@ -17,7 +17,7 @@ pub(crate) struct Seen {
 
 /// Why a delta does not join what was seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Misfit {
+pub(super) enum Misfit {
     /// The stream goes on after tokens that it does not hold.
     Gap {
         /// First missing token.
@@ -31,17 +31,17 @@ pub(crate) enum Misfit {
 
 impl Seen {
     /// A reader that has nothing and reads from the start.
-    pub(crate) fn nothing() -> Self {
+    pub(super) fn nothing() -> Self {
         Self { tokens: 0, is_sure: true }
     }
 
     /// A reader that starts after an entry. Its id says how many tokens were published by then, if a worker made it.
-    pub(crate) fn up_to(published: u64) -> Self {
+    pub(super) fn up_to(published: u64) -> Self {
         Self { tokens: u32::try_from(published).unwrap_or(0), is_sure: false }
     }
 
     /// The end of a reply of `published` tokens comes next: all of them must have been seen, as far as that is known.
-    pub(crate) fn finish(&self, published: u64) -> Result<(), Misfit> {
+    pub(super) fn finish(&self, published: u64) -> Result<(), Misfit> {
         let found = u32::try_from(published).unwrap_or(u32::MAX);
         if self.is_sure && self.tokens < found {
             return Err(Misfit::Gap { expected: self.tokens, found });
@@ -50,7 +50,7 @@ impl Seen {
     }
 
     /// What `delta` adds; none when it adds nothing.
-    pub(crate) fn add(&mut self, delta: Delta) -> Result<Option<Delta>, Misfit> {
+    pub(super) fn add(&mut self, delta: Delta) -> Result<Option<Delta>, Misfit> {
         let found = delta.index;
         if self.is_sure && found > self.tokens {
             return Err(Misfit::Gap { expected: self.tokens, found });

@@ -3,9 +3,9 @@
 use tokio::sync::mpsc;
 use turnmill_redis::steps::ResultEntry;
 use turnmill_redis::{Fault, ReadUpTo, TurnState};
-use turnmill_schema::StreamId;
 use turnmill_schema::keys::Keys;
 
+use super::assembly::id_of;
 use super::waiters::{Waiter, Waiters};
 use crate::connection::Connection;
 use crate::error::ProducerError;
@@ -84,12 +84,4 @@ async fn catch_up(
 /// The answer to a question about one turn.
 fn only<T: Default>(answers: Vec<Result<T, Fault>>) -> Result<T, Fault> {
     answers.into_iter().next().unwrap_or_else(|| Ok(T::default()))
-}
-
-/// Where an entry stands.
-pub(super) fn id_of(entry: &ResultEntry) -> Result<StreamId, ProducerError> {
-    entry.id.parse().map_err(|error| ProducerError::Unreadable {
-        what: format!("entry {} of the result stream", entry.id),
-        reason: format!("{error}"),
-    })
 }

@@ -8,7 +8,8 @@ use turnmill_redis::ReadUpTo;
 use turnmill_redis::steps::ResultEntry;
 use turnmill_schema::keys::Keys;
 
-use super::source::{News, id_of};
+use super::assembly::id_of;
+use super::source::News;
 use super::watch::Watch;
 use crate::connection::Connection;
 use crate::error::ProducerError;

@@ -12,7 +12,7 @@ use turnmill_schema::keys::Keys;
 
 use super::source::News;
 use super::waiters::{Registry, Waiter};
-use crate::connection::{Connection, Pauses, passes};
+use crate::connection::{Connection, Pauses, passes, unless_passing};
 
 /// How long one read waits.
 const BLOCK: Duration = Duration::from_millis(100);
@@ -120,10 +120,10 @@ impl Watch {
         for page in due.chunks_mut(LOOKS) {
             let turns: Vec<TurnId> = page.iter().map(|waiter| waiter.read.turn).collect();
             let states = self.connection.server().turn_states(&self.keys, &turns).await?;
+            let states = unless_passing(states)?;
             for (waiter, state) in page.iter_mut().zip(states) {
                 match state {
                     Ok(state) => waiter.tell(News::State(state)),
-                    Err(fault) if passes(&fault) => return Err(fault),
                     Err(fault) => waiter.fail(fault.into()),
                 }
             }
@@ -156,6 +156,7 @@ impl Watch {
         self.reader = None;
         let count = entries_of_each(read.len());
         let found = self.connection.server().results_after(&self.keys, read, count).await?;
+        let found = unless_passing(found)?;
         if found.iter().all(Result::is_ok) {
             // It is not one of the streams.
             return Err(fault);

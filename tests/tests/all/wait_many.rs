@@ -44,6 +44,22 @@ async fn end_quietly(redis: &mut MultiplexedConnection, turn: TurnId) {
     let _new: u64 = redis.hset(keys.turn(turn), FIELD_END, end).await.expect("HSET");
 }
 
+/// Connections that wait on the server, such as for the next event.
+async fn blocked(redis: &mut MultiplexedConnection) -> u64 {
+    let info: String = redis::cmd("INFO").arg("clients").query_async(redis).await.expect("INFO");
+    let blocked = info.lines().find_map(|line| line.strip_prefix("blocked_clients:"));
+    blocked.expect("INFO tells it").parse().expect("a number")
+}
+
+async fn until_blocked(redis: &mut MultiplexedConnection, expected: u64) {
+    let reached = async {
+        while blocked(redis).await != expected {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(PATIENCE, reached).await.unwrap_or_else(|_| panic!("never {expected} that wait for events"));
+}
+
 async fn next(ends: &mut WaitMany) -> (TurnId, String) {
     let (turn, result) =
         timeout(PATIENCE, ends.next()).await.expect("an end comes").expect("some are waited for");
@@ -99,6 +115,60 @@ async fn ends_that_no_event_tells_of_are_found() {
     ends.add(turns[2]);
     end_quietly(&mut redis, turns[2]).await;
     assert_eq!(next(&mut ends).await, (turns[2], "said".to_owned()));
+    // Once they can be read, they are.
+    until_blocked(&mut redis, 0).await;
+    let _deleted: u64 = redis.del(&events).await.expect("DEL");
+    until_blocked(&mut redis, 1).await;
+}
+
+#[tokio::test]
+async fn a_turn_that_is_named_again_has_one_result_at_a_time() {
+    let line = Line::start().await;
+    let mut redis = connection(&line).await;
+    let turn = line.enqueue(vec![NewTurn::user("hi")]).await[0];
+    end_quietly(&mut redis, turn).await;
+    let mut ends = line.producer.wait_many();
+    for _ in 0..2 {
+        ends.add(turn);
+        ends.add(turn);
+        assert_eq!(ends.waiting(), 1);
+        assert_eq!(next(&mut ends).await, (turn, "said".to_owned()));
+        assert_eq!(ends.waiting(), 0);
+        let after = timeout(PATIENCE, ends.next()).await.expect("nothing is waited for");
+        assert!(after.is_none(), "{after:?}");
+    }
+}
+
+/// A server that cannot answer just then says so of each turn, and not of the whole call.
+#[tokio::test]
+async fn turns_are_not_given_up_while_redis_is_busy() {
+    let line = Line::start_with(&["--busy-reply-threshold", "20"]).await;
+    let mut redis = connection(&line).await;
+    let turns = line.enqueue((0..3).map(|i| NewTurn::user(format!("{i}"))).collect()).await;
+    let mut ends = line.producer.wait_many();
+    ends.add(turns[0]);
+    let mut script = connection(&line).await;
+    let endless = tokio::spawn(async move {
+        redis::cmd("EVAL").arg("while true do end").arg(0).query_async::<()>(&mut script).await
+    });
+    let busy = async {
+        while redis::cmd("PING").query_async::<String>(&mut redis).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    timeout(PATIENCE, busy).await.expect("the script runs");
+    // They are looked at now.
+    turns.iter().for_each(|turn| ends.add(*turn));
+    let told = timeout(Duration::from_millis(700), ends.next()).await;
+    assert!(told.is_err(), "given up: {told:?}");
+    let () = redis::cmd("SCRIPT").arg("KILL").query_async(&mut redis).await.expect("it is killed");
+    endless.await.expect("no panic").expect_err("it was killed");
+    let mut ended = BTreeSet::new();
+    for turn in &turns {
+        end_quietly(&mut redis, *turn).await;
+        ended.insert(next(&mut ends).await.0);
+    }
+    assert_eq!(ended, turns.into_iter().collect());
 }
 
 #[tokio::test]

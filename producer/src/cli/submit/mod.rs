@@ -3,6 +3,7 @@
 mod account;
 mod feed;
 
+use std::collections::HashMap;
 use std::io::{IsTerminal, Write, stdin, stdout};
 use std::path::PathBuf;
 
@@ -11,7 +12,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use futures::stream::FuturesUnordered;
 use futures::{Stream, StreamExt, stream};
 use tokio::io::AsyncRead;
-use turnmill::schema::{Message, Name, Priority, RequestId, Role, TraceParent, TraceState};
+use turnmill::schema::{Message, Name, Priority, RequestId, Role, TraceParent, TraceState, TurnId};
 use turnmill::{NewTurn, Producer, ProducerSettings};
 
 use self::account::Account;
@@ -215,6 +216,8 @@ impl Submit {
         let producer = Producer::connect(&global.redis_url, limits).await?;
         let mut feed = std::pin::pin!(Feed::new(&producer, &traces, self.wait_for_room, lines).into_stream());
         let mut waited = producer.wait_many();
+        // Lines under one idempotency key are one turn, and each of them has a result.
+        let mut lines_of: HashMap<TurnId, usize> = HashMap::new();
         let mut followers = FuturesUnordered::new();
         let mut done = Account::default();
         let show = Show { json: self.json, tokens: self.tokens, headed: self.message.is_empty() };
@@ -227,6 +230,7 @@ impl Submit {
                         if done.is_unread() {
                             // Nobody listens; what is left of the input goes into the queue all the same.
                         } else if self.wait {
+                            *lines_of.entry(turn.turn).or_default() += 1;
                             waited.add(turn.turn);
                         } else if self.stream {
                             followers.push(show.events(&producer, turn.turn, None));
@@ -238,12 +242,20 @@ impl Submit {
                     None => more = false,
                 },
                 Some(attended) = followers.next() => done.attended(attended),
-                Some((turn, result)) = waited.next() => done.attended(show.result(turn, result)),
+                Some((turn, result)) = waited.next() => {
+                    let again = lines_of.remove(&turn).unwrap_or(1).saturating_sub(1);
+                    for result in result.iter().cloned().cycle().take(again) {
+                        done.attended(show.result(turn, Ok(result)));
+                    }
+                    done.attended(show.result(turn, result));
+                }
                 else => break,
             }
             if done.is_unread() {
                 followers.clear();
-                waited.clear();
+                if waited.waiting() > 0 {
+                    waited = producer.wait_many();
+                }
             }
         }
         done.exit()
