@@ -51,7 +51,8 @@ pub struct AgentView {
 pub struct AgentQuery {
     /// Of which tenants.
     pub scope: Scope,
-    /// Idle ones too. Reads through all keys of the server: slow where there are many.
+    /// Idle ones too, if there is room for them beside those with work. Reads through all keys of the server: slow if there are
+    /// many.
     pub idle: bool,
     /// At most so many.
     pub limit: usize,
@@ -69,8 +70,10 @@ impl Operator {
     pub async fn agents(&self, query: AgentQuery) -> Result<Vec<AgentView>, ProducerError> {
         let mut found = Vec::new();
         for keys in self.producer.queue.all_keys() {
-            let ids =
-                if query.idle { self.scan(&keys, query).await? } else { self.open(&keys, query).await? };
+            let mut ids = self.open(&keys, query).await?;
+            if query.idle {
+                self.add_idle(&keys, query, &mut ids).await?;
+            }
             for page in ids.chunks(PAGE) {
                 found.extend(self.views(&keys, page).await?);
             }
@@ -86,7 +89,7 @@ impl Operator {
         let mut next = Some(WorkPlace::default());
         while let Some(from) = next.filter(|_| found.len() < query.limit) {
             let (page, after) = self.redis().ask(|server| server.agents_with_work(keys, from)).await?;
-            let covered = page.into_iter().filter(|agent| self.covers(query.scope, agent));
+            let covered = page.into_iter().filter(|agent| self.covers(query, agent));
             found.extend(covered.filter(|agent| listed.insert(agent.clone())));
             next = after;
         }
@@ -94,19 +97,30 @@ impl Operator {
         Ok(found)
     }
 
-    /// Every agent that has a hash.
-    async fn scan(&self, keys: &Keys, query: AgentQuery) -> Result<Vec<AgentId>, ProducerError> {
+    /// Fills up the agents with work, which are listed whatever their place in the scan, with others that have a hash.
+    async fn add_idle(
+        &self,
+        keys: &Keys,
+        query: AgentQuery,
+        listed: &mut Vec<AgentId>,
+    ) -> Result<(), ProducerError> {
+        let with_work: HashSet<AgentId> = listed.iter().cloned().collect();
+        let room = query.limit.saturating_sub(listed.len());
         let prefix = keys.agent(&AgentId::from_wire(String::new()));
         let (mut scan, mut found) = (self.redis().server().scan(format!("{prefix}*")), BTreeSet::new());
-        while let Some(page) = self.redis().next_page(&mut scan).await? {
+        while found.len() < room
+            && let Some(page) = self.redis().next_page(&mut scan).await?
+        {
             let agents = page.iter().filter_map(|key| key.strip_prefix(&prefix));
             let agents = agents.map(|agent| AgentId::from_wire(agent.to_owned()));
-            found.extend(agents.filter(|agent| self.covers(query.scope, agent)));
-            if found.len() >= query.limit {
-                break;
-            }
+            found.extend(agents.filter(|agent| self.covers(query, agent) && !with_work.contains(agent)));
         }
-        Ok(found.into_iter().take(query.limit).collect())
+        listed.extend(found.into_iter().take(room));
+        Ok(())
+    }
+
+    fn covers(&self, query: AgentQuery, agent: &AgentId) -> bool {
+        query.scope.covers(&self.producer.settings.tenant, agent.tenant())
     }
 
     /// Agents of one shard, without those that are not there.

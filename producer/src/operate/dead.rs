@@ -67,12 +67,37 @@ pub struct DeadLetters {
 impl Operator {
     /// The dead letters that fit the query.
     pub async fn dead_letters(&self, query: &DeadQuery) -> Result<DeadLetters, ProducerError> {
+        let mut found = DeadLetters::default();
+        self.each_dead_letter(query, |letter| {
+            *found.reasons.entry(letter.reason.clone()).or_default() += 1;
+            found.letters.push(letter);
+        })
+        .await?;
+        Ok(found)
+    }
+
+    /// How many dead letters of each reason fit the query.
+    pub async fn count_dead_letters(
+        &self,
+        query: &DeadQuery,
+    ) -> Result<BTreeMap<String, u64>, ProducerError> {
+        let mut reasons = BTreeMap::new();
+        self.each_dead_letter(query, |letter| *reasons.entry(letter.reason).or_default() += 1).await?;
+        Ok(reasons)
+    }
+
+    /// Reads through the dead letters, oldest first, and takes those that fit the query.
+    async fn each_dead_letter(
+        &self,
+        query: &DeadQuery,
+        mut take: impl FnMut(DeadLetter),
+    ) -> Result<(), ProducerError> {
         let failed_before_ms = match query.older_than {
             Some(age) => self.now_ms().await?.saturating_sub(age.as_millis() as u64),
             None => u64::MAX,
         };
         let turns: HashSet<TurnId> = query.turns.iter().copied().collect();
-        let (mut found, mut passed_by) = (DeadLetters::default(), PassedBy::of_dead_letters());
+        let mut passed_by = PassedBy::of_dead_letters();
         for keys in self.producer.queue.all_keys() {
             let mut after = StreamId::START;
             loop {
@@ -80,15 +105,12 @@ impl Operator {
                 let Some(last) = page.last() else { break };
                 after = last.id;
                 let ours = page.into_iter().filter_map(|entry| passed_by.ours(entry));
-                for letter in ours.map(letter) {
-                    if self.fits(query, &turns, failed_before_ms, &letter) {
-                        *found.reasons.entry(letter.reason.clone()).or_default() += 1;
-                        found.letters.push(letter);
-                    }
-                }
+                let fit =
+                    ours.map(letter).filter(|letter| self.fits(query, &turns, failed_before_ms, letter));
+                fit.for_each(&mut take);
             }
         }
-        Ok(found)
+        Ok(())
     }
 
     /// The newest dead letters of all tenants, newest first, each with what was wrong; at most `limit`.
@@ -112,9 +134,7 @@ impl Operator {
         failed_before_ms: u64,
         letter: &DeadLetter,
     ) -> bool {
-        let in_scope =
-            query.scope == Scope::AllTenants || letter.tenant == self.producer.settings.tenant.as_str();
-        in_scope
+        query.scope.covers(&self.producer.settings.tenant, &letter.tenant)
             && (turns.is_empty() || turns.contains(&letter.turn))
             && query.reason.as_ref().is_none_or(|reason| *reason == letter.reason)
             && query.agent.as_ref().is_none_or(|agent| letter.agent.as_ref() == Some(agent))
@@ -141,7 +161,7 @@ impl Operator {
     pub async fn dead_turn(&self, letter: &DeadLetter) -> Result<Turn, ProducerError> {
         let (turn, keys) = (letter.turn, self.producer.keys_of(letter.turn));
         let stored = self.redis().ask(|server| server.turn_payload(&keys, turn)).await?;
-        let stored = StoredTurn::decode(&stored.ok_or_else(|| self.unknown(turn))?);
+        let stored = StoredTurn::decode(&stored.ok_or_else(|| self.producer.unknown_turn(turn))?);
         let what = || format!("what is stored of turn {turn}");
         self.producer.load(stored.map_err(|error| self.unreadable(what(), error.to_string()))?).await
     }
@@ -160,9 +180,10 @@ impl Operator {
             replay_of: Some(turn.id),
             ..turn
         };
-        let ids = self.producer.enqueue_prepared(std::slice::from_ref(&replay)).await?;
+        let id = replay.id;
+        let ids = self.producer.enqueue_new(vec![replay.into()]).await?;
         self.purge(std::slice::from_ref(letter)).await?;
-        Ok(ids.first().copied().unwrap_or(replay.id))
+        Ok(ids.first().copied().unwrap_or(id))
     }
 
     /// Forgets letters, their turns and results; how many were there.

@@ -1,8 +1,8 @@
 //! The turns of all agents, as they end: read plainly, or as a consumer group so that several readers share them and
 //! none is missed while all are away.
 //!
-//! Invariants: a blocking read has a connection of its own; after any error a group's reader first reads what was delivered
-//! to it and not handed out. A tenant's group is its own: what it acknowledges, no other tenant's reader was to get. No more is
+//! Invariants: a blocking read has a connection of its own; after any error, or a read that was dropped, a group's reader first
+//! reads what was delivered to it and not handed out. A tenant's group is its own: what it acknowledges, no other tenant's reader was to get. No more is
 //! read than is asked for, because what is read is kept from the group's other consumers. Redis keeps about the newest ten
 //! thousand ends: who is away for longer misses some.
 
@@ -13,7 +13,7 @@ use serde::Serialize;
 use turnmill_redis::steps::{ConsumerGroup, CreateGroup, RemoveConsumers};
 use turnmill_redis::{Blocking, Claimed, Consumer, EndedRecord, Entry, Fault, Found, Server};
 use turnmill_schema::keys::{Keys, events_group};
-use turnmill_schema::{AgentId, End, Name, StreamId, TurnId};
+use turnmill_schema::{End, Name, StreamId, TurnId};
 
 use super::claims::{Claims, REMOVE_AFTER};
 use super::{Operator, Scope};
@@ -69,21 +69,25 @@ pub struct Membership {
 pub struct Events {
     connection: Connection,
     keys: Keys,
-    /// Whose ends are handed out; none: everybody's.
-    tenant: Option<Name>,
+    /// Whose ends are handed out.
+    scope: Scope,
+    tenant: Name,
     member: Option<Member>,
     /// How many may still be handed out.
     left: u64,
     /// Where to start; none: with what comes from now on. Of a group only when it is made.
     from: Option<StreamId>,
-    /// The last entry read, or after which the reading starts.
+    /// The last entry read, or after which the reading starts; of a reader without a group.
     last: Option<StreamId>,
-    /// Whether entries that were delivered to this consumer before are still to be read.
-    own: bool,
+    /// After which entry those are still to be read that were delivered to this consumer before; none: all were read.
+    own: Option<StreamId>,
     claims: Claims,
     /// Ends of the group that were read here and are not acknowledged. Who is slow can claim them from itself.
     unacknowledged: BTreeSet<StreamId>,
+    /// What is to be acknowledged without being handed out: nobody else of the group is to get it either.
+    done: Vec<StreamId>,
     passed_by: PassedBy,
+    /// None while it is read from: if the read's future is dropped, what it had delivered by then is looked for.
     reader: Option<Blocking>,
     lost: Option<Patience>,
     ready: VecDeque<EndedTurn>,
@@ -100,22 +104,24 @@ impl Operator {
     /// them: to this consumer when it starts anew, or to another one after [`CLAIM_AFTER`].
     pub fn events(&self, query: EventsQuery) -> Events {
         let EventsQuery { scope, membership, from, count } = query;
-        let tenant = (scope == Scope::Tenant).then(|| self.producer.settings.tenant.clone());
+        let tenant = self.producer.settings.tenant.clone();
         let member = membership.map(|Membership { group, consumer }| {
-            let group = events_group(tenant.as_ref(), &group);
+            let group = events_group((scope == Scope::Tenant).then_some(&tenant), &group);
             Member { group, consumer }
         });
         Events {
             connection: self.producer.connection.clone(),
             keys: self.producer.queue.keys(0),
+            scope,
             tenant,
-            own: member.is_some(),
             member,
             left: count.unwrap_or(u64::MAX),
             from,
             last: None,
+            own: None,
             claims: Claims::new(Instant::now()),
             unacknowledged: BTreeSet::new(),
+            done: Vec::new(),
             passed_by: PassedBy::of_events(),
             reader: None,
             lost: None,
@@ -127,15 +133,16 @@ impl Operator {
 impl Events {
     /// The next one, waiting for it; none: those that were asked for have been handed out. Fails if Redis is away for longer than
     /// [`crate::ProducerSettings::retry_for`]. An entry of somebody else, or of another version, is passed by: in a group it stays
-    /// pending, for a consumer that can read it.
+    /// pending, for a consumer that can read it. No end is lost if the future is dropped.
     pub async fn next(&mut self) -> Result<Option<EndedTurn>, ProducerError> {
         while self.left > 0 {
+            self.acknowledge_done().await?;
             if let Some(ended) = self.ready.pop_front() {
                 self.left -= 1;
                 return Ok(Some(ended));
             }
             match self.step().await {
-                Ok(entries) => self.take(entries).await?,
+                Ok(entries) => self.take(entries),
                 Err(fault) => self.lose(fault).await?,
             }
         }
@@ -147,6 +154,14 @@ impl Events {
         self.acknowledge_all(&[id]).await
     }
 
+    async fn acknowledge_done(&mut self) -> Result<(), ProducerError> {
+        if !self.done.is_empty() {
+            self.acknowledge_all(&self.done.clone()).await?;
+            self.done.clear();
+        }
+        Ok(())
+    }
+
     async fn acknowledge_all(&mut self, ids: &[StreamId]) -> Result<(), ProducerError> {
         let Some(Member { group, .. }) = &self.member else { return Ok(()) };
         self.connection.ask(|server| server.acknowledge_events(&self.keys, group, ids)).await?;
@@ -156,25 +171,23 @@ impl Events {
         Ok(())
     }
 
-    fn covers(&self, agent: &AgentId) -> bool {
-        self.tenant.as_ref().is_none_or(|tenant| agent.tenant() == tenant.as_str())
-    }
-
     async fn step(&mut self) -> Result<Vec<Entry<EndedRecord>>, Fault> {
-        if self.reader.is_none() {
-            self.begin().await?;
-            self.reader = Some(self.connection.blocking(self.connection.block()).await?);
-        }
-        let Some(reader) = &mut self.reader else { return Ok(Vec::new()) };
+        let mut reader = match self.reader.take() {
+            Some(reader) => reader,
+            None => {
+                self.begin().await?;
+                self.connection.blocking(self.connection.block()).await?
+            }
+        };
         let (last, block) = (self.last.unwrap_or(StreamId::START), self.connection.block());
         let count = self.left.min(COUNT) as usize;
         let entries = match &self.member {
             None => reader.events_after(&self.keys, last, count, block).await?,
             Some(Member { group, consumer }) => {
                 let consumer = Consumer { group, consumer };
-                if self.own {
-                    let own = reader.delivered_events(&self.keys, consumer, last, count).await?;
-                    self.own = !own.is_empty();
+                if let Some(after) = self.own {
+                    let own = reader.delivered_events(&self.keys, consumer, after, count).await?;
+                    self.own = own.last().map(|entry| entry.id);
                     own
                 } else if let Some(from) = self.claims.due(Instant::now()) {
                     let server = self.connection.server();
@@ -191,6 +204,7 @@ impl Events {
                 }
             }
         };
+        self.reader = Some(reader);
         if self.lost.take().is_some() {
             tracing::info!("reached Redis again; reading on");
         }
@@ -203,7 +217,7 @@ impl Events {
         if let Some(Member { group, .. }) = &self.member {
             let after = self.from.map_or_else(|| "$".to_owned(), |id| id.to_string());
             server.run(&self.keys, &CreateGroup { group, after: &after }).await?;
-            self.own = true;
+            self.own = Some(StreamId::START);
         } else if self.last.is_none() {
             self.last = match self.from {
                 Some(from) => Some(from),
@@ -213,28 +227,24 @@ impl Events {
         Ok(())
     }
 
-    async fn take(&mut self, entries: Vec<Entry<EndedRecord>>) -> Result<(), ProducerError> {
-        // Nobody else of the group is to get them either.
-        let mut done = Vec::new();
+    fn take(&mut self, entries: Vec<Entry<EndedRecord>>) {
         for Entry { id, found } in entries {
-            // Claimed entries are older than those read before.
-            self.last = self.last.max(Some(id));
+            self.last = Some(id);
             match found {
                 Found::Trimmed => {
                     // Trimmed while it was pending: nobody can deal with it any more.
                     tracing::warn!(entry = %id, "an end that was delivered before is trimmed; it is passed over");
-                    done.push(id);
+                    self.done.push(id);
                 }
-                // Claimed from itself.
+                // Read here before: claimed from itself, or delivered before a connection was lost.
                 _ if self.member.is_some() && !self.unacknowledged.insert(id) => {}
-                Found::Ours(record) if self.covers(&record.agent) => {
+                Found::Ours(record) if self.scope.covers(&self.tenant, record.agent.tenant()) => {
                     self.ready.push_back(EndedTurn::of(id, record));
                 }
-                Found::Ours(_) => done.push(id),
+                Found::Ours(_) => self.done.push(id),
                 Found::Foreign(reason) => self.passed_by.note(id, &reason),
             }
         }
-        self.acknowledge_all(&done).await
     }
 
     /// Waits before the next try, or gives up.
@@ -242,7 +252,6 @@ impl Events {
         if !passes(&fault) {
             return Err(fault.into());
         }
-        self.reader = None;
         let patience = self.lost.get_or_insert_with(|| {
             tracing::warn!("{fault}; trying again");
             self.connection.patience()

@@ -81,9 +81,9 @@ pub enum Scope {
     AllTenants,
 }
 
-impl Operator {
-    /// Whether the agent is in scope.
-    fn covers(&self, scope: Scope, agent: &AgentId) -> bool {
-        scope == Scope::AllTenants || agent.tenant() == self.producer.settings.tenant.as_str()
+impl Scope {
+    /// Whether what belongs to `tenant` is in scope for a producer of the tenant `own`.
+    fn covers(self, own: &Name, tenant: &str) -> bool {
+        self == Self::AllTenants || tenant == own.as_str()
     }
 }

@@ -61,7 +61,7 @@ impl Operator {
     /// How the queue does.
     pub async fn queue_stats(&self) -> Result<QueueStats, ProducerError> {
         let workers = self.workers().await?;
-        let workers = workers.iter().filter(|worker| worker.state != "silent");
+        let workers = workers.iter().filter(|worker| !worker.is_silent());
         let (workers, running, capacity) = workers.fold((0, 0, 0), |(count, running, capacity), worker| {
             (count + 1, running + worker.running, capacity + worker.capacity)
         });

@@ -75,7 +75,7 @@ impl Operator {
     pub async fn turn(&self, turn: TurnId) -> Result<TurnView, ProducerError> {
         let keys = self.producer.keys_of(turn);
         let found = self.redis().ask(|server| server.turn(&keys, turn)).await?;
-        let record = found.ok_or_else(|| self.unknown(turn))?;
+        let record = found.ok_or_else(|| self.producer.unknown_turn(turn))?;
         if record.state == "ended" {
             return Ok(view(turn, record, TurnWait::default()));
         }
@@ -102,7 +102,7 @@ impl Operator {
             }
             Some(Unrun::Ended(outcome)) => Ok(Cancelled::Ended(self.outcome_named(turn, &outcome)?)),
             // Only an ending for a deadline can come too early.
-            Some(Unrun::Unknown | Unrun::Early) | None => Err(self.unknown(turn)),
+            Some(Unrun::Unknown | Unrun::Early) | None => Err(self.producer.unknown_turn(turn)),
         }
     }
 
@@ -111,7 +111,7 @@ impl Operator {
         let keys = self.producer.keys_of(turn);
         let found = self.redis().ask(|server| server.turn(&keys, turn)).await?;
         let TurnRecord { place: TurnPlace { agent, entry }, end, .. } =
-            found.ok_or_else(|| self.unknown(turn))?;
+            found.ok_or_else(|| self.producer.unknown_turn(turn))?;
         if let Some(end) = end {
             return Ok(RunNow::Ended(end.outcome));
         }
@@ -128,17 +128,13 @@ impl Operator {
     async fn place_of(&self, turn: TurnId) -> Result<TurnPlace, ProducerError> {
         let keys = self.producer.keys_of(turn);
         let found = self.redis().ask(|server| server.turn_place(&keys, turn)).await?;
-        found.ok_or_else(|| self.unknown(turn))
+        found.ok_or_else(|| self.producer.unknown_turn(turn))
     }
 
     fn outcome_named(&self, turn: TurnId, name: &str) -> Result<Outcome, ProducerError> {
         let all = Outcome::ALL;
         let found = all.into_iter().find(|outcome| outcome.as_str() == name);
         found.ok_or_else(|| self.unreadable(format!("the outcome of turn {turn}"), format!("it is {name:?}")))
-    }
-
-    pub(super) fn unknown(&self, turn: TurnId) -> ProducerError {
-        ProducerError::UnknownTurn { turn, queue: self.producer.queue.name.to_string() }
     }
 
     pub(super) fn unreadable(&self, what: String, reason: String) -> ProducerError {

@@ -9,6 +9,8 @@ use turnmill_schema::keys::ORDER_DRAIN;
 use super::Operator;
 use crate::error::ProducerError;
 
+/// The state of a worker that is not heard of.
+const SILENT: &str = "silent";
 /// How long an order stands: a worker that is away for longer has other troubles.
 const ORDER_TTL_MS: u64 = 3_600_000;
 
@@ -37,6 +39,13 @@ pub struct WorkerView {
     pub heard_ms: u64,
     /// It was told to finish what runs and stop.
     pub told_to_drain: bool,
+}
+
+impl WorkerView {
+    /// Whether it missed two beats, so that nobody knows whether it lives.
+    pub fn is_silent(&self) -> bool {
+        self.state == SILENT
+    }
 }
 
 impl Operator {
@@ -85,7 +94,7 @@ impl Operator {
 }
 
 fn view(WorkerRecord { id, heard_at_ms, status, order }: WorkerRecord, now_ms: u64) -> WorkerView {
-    let silent = || WorkerStatus { name: id.clone(), state: "silent".to_owned(), ..WorkerStatus::default() };
+    let silent = || WorkerStatus { name: id.clone(), state: SILENT.to_owned(), ..WorkerStatus::default() };
     let heard_ms = now_ms.saturating_sub(heard_at_ms);
     let status = status.unwrap_or_else(silent);
     let is_silent = status.is_silent(heard_ms);
@@ -94,7 +103,7 @@ fn view(WorkerRecord { id, heard_at_ms, status, order }: WorkerRecord, now_ms: u
     WorkerView {
         id,
         name,
-        state: if is_silent { "silent".to_owned() } else { state },
+        state: if is_silent { SILENT.to_owned() } else { state },
         model,
         version,
         running,

@@ -15,6 +15,7 @@ mod golden;
 mod kv_commands;
 mod mutations;
 mod observability;
+mod operate;
 mod operator_cli;
 mod payloads;
 mod producer_cli;

@@ -1,0 +1,137 @@
+//! The operator's library against a real Redis: what it lists, and what it does while the server or its caller is elsewhere.
+
+use std::time::Duration;
+
+use redis::aio::MultiplexedConnection;
+use tokio::time::timeout;
+use turnmill::operate::agent::AgentQuery;
+use turnmill::operate::events::{EventsQuery, Membership};
+use turnmill::operate::{Operator, Scope};
+use turnmill::schema::keys::{Keys, events_group};
+use turnmill::schema::{AgentId, Name, TurnId};
+use turnmill::{NewTurn, Producer, ProducerSettings};
+use turnmill_tests::PATIENCE;
+use turnmill_tests::proxy::{Hold, Proxy};
+use turnmill_tests::redis_server::RedisServer;
+
+fn name(text: &str) -> Name {
+    Name::new(text).expect("a name")
+}
+
+fn settings() -> ProducerSettings {
+    ProducerSettings::new(name("q"), name("t"))
+}
+
+fn keys() -> Keys {
+    Keys::new(&name("q"), 0)
+}
+
+async fn producer(url: &str) -> Producer {
+    Producer::connect(url, settings()).await.expect("Redis answers")
+}
+
+async fn client(server: &RedisServer) -> MultiplexedConnection {
+    let client = redis::Client::open(server.url()).expect("a URL");
+    client.get_multiplexed_async_connection().await.expect("Redis answers")
+}
+
+async fn command<T: redis::FromRedisValue>(redis: &mut MultiplexedConnection, words: &[&str]) -> T {
+    let mut command = redis::cmd(words[0]);
+    command.arg(&words[1..]).query_async(redis).await.expect("the command works")
+}
+
+/// Ends a turn, with an event.
+async fn end_one(producer: &Producer) -> TurnId {
+    let turn = producer.enqueue(NewTurn::user("hi")).await.expect("enqueued");
+    Operator::new(producer.clone()).cancel_turn(turn).await.expect("cancels");
+    turn
+}
+
+/// As in an arm of a `select!` that another arm overtakes, just when Redis has delivered an end.
+#[tokio::test]
+async fn an_end_that_was_delivered_to_a_dropped_read_is_handed_out() {
+    let server = RedisServer::start();
+    let (direct, mut redis) = (producer(&server.url()).await, client(&server).await);
+    let proxy = Proxy::start(server.address()).await.expect("a local port is free");
+    // Longer than this test: what it waits for is one read.
+    let long = ProducerSettings { block: Duration::from_secs(600), ..settings() };
+    let reader = Operator::new(Producer::connect(&proxy.url(), long).await.expect("Redis answers"));
+    let membership = Some(Membership { group: name("g"), consumer: name("c") });
+    let mut events = reader.events(EventsQuery { membership, ..EventsQuery::default() });
+    let (events_key, group) = (keys().events(), events_group(Some(&name("t")), &name("g")));
+    let pending = async |redis: &mut MultiplexedConnection| {
+        let made: bool = command(redis, &["EXISTS", &events_key]).await;
+        let found: Vec<redis::Value> = match made {
+            true => command(redis, &["XPENDING", &events_key, &group, "-", "+", "10"]).await,
+            false => Vec::new(),
+        };
+        found.len()
+    };
+    // The group is made when it is read for the first time.
+    let first = async {
+        let made = async {
+            while !command::<bool>(&mut redis, &["EXISTS", &events_key]).await {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(PATIENCE, made).await.expect("the group is made");
+        end_one(&direct).await
+    };
+    let (ended, first) = tokio::join!(timeout(PATIENCE, events.next()), first);
+    let ended = ended.expect("it comes").expect("Redis answers").expect("there is no count");
+    assert_eq!(ended.turn, first);
+    events.acknowledge(ended.id).await.expect("acknowledged");
+
+    // Until it waits for the next one.
+    let waits = async |redis: &mut MultiplexedConnection| loop {
+        let info: String = command(redis, &["INFO", "clients"]).await;
+        if info.contains("blocked_clients:1") {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    };
+    let second = tokio::select! {
+        ended = events.next() => panic!("its answer is held: {ended:?}"),
+        second = async {
+            timeout(PATIENCE, waits(&mut redis)).await.expect("it waits");
+            proxy.hold(Hold::Replies);
+            let second = end_one(&direct).await;
+            let delivered = async {
+                while pending(&mut redis).await == 0 {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            };
+            timeout(PATIENCE, delivered).await.expect("it is delivered");
+            second
+        } => second,
+    };
+    proxy.hold(Hold::Nothing);
+    // Long before it could be claimed from a consumer that does not deal with it.
+    let ended = timeout(Duration::from_secs(30), events.next()).await.expect("it is not lost");
+    let ended = ended.expect("Redis answers").expect("there is no count");
+    assert_eq!(ended.turn, second);
+    events.acknowledge(ended.id).await.expect("acknowledged");
+    assert_eq!(pending(&mut redis).await, 0);
+}
+
+/// Whatever its place among the keys of the server.
+#[tokio::test]
+async fn an_agent_with_work_is_listed_before_idle_ones() {
+    let server = RedisServer::start();
+    let (producer, mut redis) = (producer(&server.url()).await, client(&server).await);
+    for agent in 0..20 {
+        let key = keys().agent(&AgentId::named(&name("t"), &name(&format!("a{agent}"))));
+        let _new: u64 = command(&mut redis, &["HSET", &key, "state", "idle"]).await;
+    }
+    for agent in ["b", "z"] {
+        producer.enqueue(NewTurn::user("hi").agent(name(agent))).await.expect("enqueued");
+    }
+    let operator = Operator::new(producer);
+    for (limit, idle) in [(2, 0), (3, 1), (22, 20), (1000, 20)] {
+        let query = AgentQuery { scope: Scope::Tenant, idle: true, limit };
+        let listed = operator.agents(query).await.expect("lists");
+        let with_work = listed.iter().filter(|agent| agent.backlog > 0).count();
+        assert_eq!((with_work, listed.len() - with_work), (2, idle), "at most {limit}");
+        assert!(listed[..2].iter().all(|agent| agent.backlog > 0), "they stand in front");
+    }
+}
