@@ -1,10 +1,11 @@
 //! The operator's library against a real Redis: what it lists, and what it does while the server or its caller is elsewhere.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use redis::aio::MultiplexedConnection;
 use tokio::time::timeout;
 use turnmill::operate::agent::AgentQuery;
+use turnmill::operate::doctor::Verdict;
 use turnmill::operate::events::{EventsQuery, Membership};
 use turnmill::operate::{Operator, Scope};
 use turnmill::schema::keys::{Keys, events_group};
@@ -133,5 +134,25 @@ async fn an_agent_with_work_is_listed_before_idle_ones() {
         let with_work = listed.iter().filter(|agent| agent.backlog > 0).count();
         assert_eq!((with_work, listed.len() - with_work), (2, idle), "at most {limit}");
         assert!(listed[..2].iter().all(|agent| agent.backlog > 0), "they stand in front");
+    }
+}
+
+/// As while it loads its data, or waits for a master that is gone.
+#[tokio::test]
+async fn a_server_that_does_not_serve_is_told_soon_and_not_as_a_want_of_rights() {
+    let server = RedisServer::start();
+    let mut redis = client(&server).await;
+    let () = command(&mut redis, &["CONFIG", "SET", "replica-serve-stale-data", "no"]).await;
+    let () = command(&mut redis, &["REPLICAOF", "127.0.0.1", "1"]).await;
+    let operator = Operator::reach(&server.url(), settings()).await.expect("it answers");
+    let start = Instant::now();
+    let checks = operator.examine(15_000).await;
+    assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
+    let of = |name| checks.iter().find(|check| check.check == name).expect("the check is made");
+    assert_eq!(of("scripts").verdict, Verdict::Fail, "{checks:?}");
+    for check in ["types", "scripts", "stuck", "dead"].map(of) {
+        assert!(check.found.contains("MASTERDOWN"), "{check:?}");
+        let advice = check.advice.as_deref().unwrap_or_default();
+        assert!(advice.contains("once the server serves the queue"), "{check:?}");
     }
 }

@@ -8,12 +8,18 @@
 mod queue;
 mod server;
 
+use std::time::Duration;
+
 use serde::Serialize;
+use turnmill_redis::Fault;
 
 use super::Operator;
 use crate::error::ProducerError;
 use crate::producer::Producer;
 use crate::settings::ProducerSettings;
+
+/// How long a check goes on trying: a person waits for the report, and a server that does not answer is what it reports.
+const RETRY_FOR: Duration = Duration::from_secs(1);
 
 /// How a check went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -66,13 +72,24 @@ impl Check {
 
     /// A check that could not be made.
     fn unknown(check: &'static str, error: &ProducerError) -> Self {
-        Self::warn(check, format!("unknown: {error}"), "let this user run the command, or ask who may")
+        Self::warn(check, format!("unknown: {error}"), advice(error))
+    }
+}
+
+/// What to do if a check cannot be made.
+fn advice(error: &ProducerError) -> &'static str {
+    match error {
+        ProducerError::Queue(Fault::Unsuitable(_)) => "let this user run the command, or ask who may",
+        error if error.is_outage() => "run turnmill doctor again once the server serves the queue",
+        _ => "see the reason; if it names a key, the check of types tells what is wrong with it",
     }
 }
 
 impl Operator {
     /// Connects to a server whatever state it is in: what makes it unsuitable is for [`Operator::examine`] to tell.
+    /// It retries for at most a second, whatever the settings say.
     pub async fn reach(url: &str, settings: ProducerSettings) -> Result<Self, ProducerError> {
+        let settings = ProducerSettings { retry_for: settings.retry_for.min(RETRY_FOR), ..settings };
         Ok(Self::new(Producer::reach(url, settings).await?))
     }
 
@@ -81,5 +98,28 @@ impl Operator {
         let mut checks = self.examine_server().await;
         checks.extend(self.examine_queue(lease_ms).await);
         checks
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_user_without_the_right_is_told_to_ask_for_it() {
+        let (address, reason) = (String::new, String::new);
+        for (fault, asks) in [
+            (Fault::Unsuitable("NOPERM".to_owned()), true),
+            (Fault::Unreachable { address: address(), reason: reason() }, false),
+            (Fault::Stale { address: address(), reason: "LOADING".to_owned() }, false),
+            (Fault::Refused { step: "step", passing: true, reason: "BUSY".to_owned() }, false),
+            (Fault::Refused { step: "step", passing: false, reason: "WRONGTYPE".to_owned() }, false),
+            (Fault::Unreadable { step: "step", reason: reason() }, false),
+        ] {
+            let check = Check::unknown("types", &fault.into());
+            assert_eq!(check.verdict, Verdict::Warn, "a check that cannot be made never passes");
+            let advice = check.advice.expect("there is always something to do");
+            assert_eq!(advice.contains("let this user"), asks, "{}: {advice}", check.found);
+        }
     }
 }

@@ -76,7 +76,10 @@ impl Operator {
         let lag = match self.producer.lag().await {
             Ok(lag) => lag,
             Err(error) => {
-                let advice = "the scripts must run: see the reason, and types above";
+                let advice = match error.is_outage() {
+                    true => super::advice(&error),
+                    false => "the scripts must run: see the reason, and types above",
+                };
                 return vec![Check::fail("scripts", error.to_string(), advice)];
             }
         };
@@ -95,10 +98,9 @@ impl Operator {
             Check::ok("paused", "the queue is not paused")
         });
         checks.push(match self.workers().await {
-            Ok(workers) => judge_workers(
-                workers.iter().filter(|worker| worker.state != "silent").count(),
-                lag.open_turns,
-            ),
+            Ok(workers) => {
+                judge_workers(workers.iter().filter(|worker| !worker.is_silent()).count(), lag.open_turns)
+            }
             Err(error) => Check::unknown("workers", &error),
         });
         checks
@@ -121,13 +123,14 @@ impl Operator {
 
     async fn dead(&self) -> Result<Check, ProducerError> {
         let query = DeadQuery { scope: Scope::AllTenants, ..DeadQuery::default() };
-        let dead = self.dead_letters(&query).await?;
-        if dead.letters.is_empty() {
+        let reasons = self.count_dead_letters(&query).await?;
+        if reasons.is_empty() {
             return Ok(Check::ok("dead", "no dead letters"));
         }
+        let all: u64 = reasons.values().sum();
         let reasons: Vec<String> =
-            dead.reasons.iter().map(|(reason, count)| format!("{count} {reason}")).collect();
-        let found = format!("{} dead letters: {}", dead.letters.len(), reasons.join(", "));
+            reasons.iter().map(|(reason, count)| format!("{count} {reason}")).collect();
+        let found = format!("{all} dead letters: {}", reasons.join(", "));
         Ok(Check::warn("dead", found, "turnmill dead ls -A; then replay or purge them: they do not expire"))
     }
 }
