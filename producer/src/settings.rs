@@ -32,8 +32,9 @@ pub struct ProducerSettings {
     pub response_timeout: Duration,
     /// How long to go on trying, with growing pauses, when Redis goes away after it was once reached.
     pub retry_for: Duration,
-    /// How long one blocking read of a result stream waits. The read's own timeout is this and
-    /// [`Self::response_timeout`] together.
+    /// How long one blocking read of the stream of events waits; its own timeout is this and [`Self::response_timeout`]
+    /// together. If nothing was told of a followed turn for as long, the follower looks whether the turn ended without its
+    /// result stream telling.
     pub block: Duration,
     /// How long the result of a turn that is cancelled is kept; as the workers' `result_ttl_ms`.
     pub result_ttl: Duration,
