@@ -123,7 +123,7 @@ async fn ends_that_no_event_tells_of_are_found() {
 
 #[tokio::test]
 async fn a_turn_that_is_named_again_has_one_result_at_a_time() {
-    let line = Line::start().await;
+    let line = Line::without_workers().await;
     let mut redis = connection(&line).await;
     let turn = line.enqueue(vec![NewTurn::user("hi")]).await[0];
     end_quietly(&mut redis, turn).await;
