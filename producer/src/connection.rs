@@ -6,10 +6,11 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use turnmill_redis::{Advice, Blocking, Endpoint, Fault, RedisUrl, Scan, Server, Step};
+use turnmill_redis::{Advice, Blocking, Endpoint, Fault, RedisUrl, Scan, Server, Step, TurnState};
 use turnmill_schema::keys::Keys;
 
 use crate::error::{ProducerError, may_be_done};
+use crate::overdue::Overdue;
 use crate::settings::ProducerSettings;
 
 /// A Redis that was reached at least once.
@@ -18,6 +19,7 @@ pub(crate) struct Connection {
     server: Arc<Server>,
     retry_for: Duration,
     block: Duration,
+    overdue: Arc<Overdue>,
 }
 
 impl Connection {
@@ -51,7 +53,8 @@ impl Connection {
     }
 
     fn of(server: Arc<Server>, settings: &ProducerSettings) -> Self {
-        Self { server, retry_for: settings.retry_for, block: settings.block }
+        let overdue = Arc::new(Overdue::new(settings));
+        Self { server, retry_for: settings.retry_for, block: settings.block, overdue }
     }
 
     /// Where it is: host and port, or a socket's path.
@@ -72,6 +75,11 @@ impl Connection {
     /// The server, for one who has a patience of its own.
     pub(crate) fn server(&self) -> &Server {
         &self.server
+    }
+
+    /// Ends those of the turns that are past their deadline; see [`Overdue`].
+    pub(crate) async fn end_overdue(&self, keys: &Keys, states: impl Iterator<Item = &TurnState>) {
+        self.overdue.end(&self.server, keys, states).await;
     }
 
     /// Asks a question that may be asked again.

@@ -31,6 +31,7 @@ mod kv_objects;
 mod lag;
 mod new_turn;
 pub mod operate;
+mod overdue;
 mod packed;
 mod passed_by;
 mod payload;

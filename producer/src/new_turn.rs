@@ -99,7 +99,7 @@ impl NewTurn {
 }
 
 /// `duration` from now, in Unix milliseconds.
-fn ms_from_now(duration: Duration) -> u64 {
+pub(crate) fn ms_from_now(duration: Duration) -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(now.saturating_add(duration).as_millis()).unwrap_or(u64::MAX)
 }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use turnmill_redis::steps::UnrunLimits;
 use turnmill_schema::Name;
 
 use crate::error::ProducerError;
@@ -59,6 +60,14 @@ impl ProducerSettings {
             result_ttl: Duration::from_secs(3600),
             outcome_ttl: Duration::from_secs(24 * 3600),
             ca_file: None,
+        }
+    }
+
+    /// How long what is left of turns stays that no worker ended.
+    pub(crate) fn unrun_limits(&self) -> UnrunLimits {
+        UnrunLimits {
+            result_ttl_ms: self.result_ttl.as_millis() as u64,
+            outcome_ttl_ms: self.outcome_ttl.as_millis() as u64,
         }
     }
 

@@ -266,6 +266,7 @@ impl Producer {
                 .connection
                 .ask(async |server| unless_passing(server.turn_states(&keys, &here).await?))
                 .await?;
+            self.connection.end_overdue(&keys, states.iter().flatten()).await;
             let mut ended = Vec::new();
             for (turn, state) in here.iter().zip(states) {
                 match state {

@@ -63,6 +63,7 @@ async fn catch_up(
             only(server.turn_states(keys, &[read.turn]).await?)
         })
         .await?;
+    connection.end_overdue(keys, [&state].into_iter()).await;
     if news.send(News::State(state)).await.is_err() {
         return Ok(None);
     }

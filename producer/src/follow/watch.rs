@@ -121,6 +121,7 @@ impl Watch {
             let turns: Vec<TurnId> = page.iter().map(|waiter| waiter.read.turn).collect();
             let states = self.connection.server().turn_states(&self.keys, &turns).await?;
             let states = unless_passing(states)?;
+            self.connection.end_overdue(&self.keys, states.iter().flatten()).await;
             for (waiter, state) in page.iter_mut().zip(states) {
                 match state {
                     Ok(state) => waiter.tell(News::State(state)),

@@ -1,7 +1,7 @@
 //! One turn: what became of it, cancelling it, and running it now or again.
 
 use serde::Serialize;
-use turnmill_redis::steps::{Cancel, Promote, Unrun, UnrunLimits};
+use turnmill_redis::steps::{Cancel, Promote, Unrun};
 use turnmill_redis::{TurnPlace, TurnRecord, TurnWait};
 use turnmill_schema::{End, Name, Outcome, Priority, TurnId};
 
@@ -88,11 +88,7 @@ impl Operator {
     pub async fn cancel_turn(&self, turn: TurnId) -> Result<Cancelled, ProducerError> {
         let TurnPlace { agent, entry } = self.place_of(turn).await?;
         let objects = self.producer.objects_of(&[turn]).await?;
-        let (keys, settings) = (self.producer.keys_of(turn), &self.producer.settings);
-        let limits = UnrunLimits {
-            result_ttl_ms: settings.result_ttl.as_millis() as u64,
-            outcome_ttl_ms: settings.outcome_ttl.as_millis() as u64,
-        };
+        let (keys, limits) = (self.producer.keys_of(turn), self.producer.settings.unrun_limits());
         let cancel = [Cancel { agent, entry }];
         let mut answers = self.redis().ask(|server| server.run_items(&keys, &limits, &cancel)).await?;
         match answers.pop().transpose()? {

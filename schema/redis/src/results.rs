@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use redis::streams::{StreamRangeReply, StreamReadReply};
 use redis::{Cmd, FromRedisValue, RedisResult, Value};
-use turnmill_schema::keys::{FIELD_AGENT, FIELD_END, FIELD_REPLY, Keys};
+use turnmill_schema::keys::{BacklogEntry, DeadlineEntry, FIELD_AGENT, FIELD_END, FIELD_REPLY, Keys};
 use turnmill_schema::{AgentId, StreamId, TurnId};
 
 use crate::blocking::Blocking;
@@ -15,7 +15,7 @@ use crate::steps::ResultEntry;
 
 /// What errors call this.
 const STEP: &str = "reading a result";
-const FIELDS: [&str; 4] = [FIELD_AGENT, FIELD_END, "epoch", FIELD_REPLY];
+const FIELDS: [&str; 6] = [FIELD_AGENT, FIELD_END, "epoch", FIELD_REPLY, "deadline_ms", "entry"];
 /// Questions about one turn.
 const QUESTIONS: usize = 2;
 
@@ -30,8 +30,21 @@ pub struct TurnState {
     pub epoch: Option<u64>,
     /// Its whole reply as one [`turnmill_schema::Event::Delta`], if it ended and the reply is short.
     pub reply: Option<Vec<u8>>,
+    /// When its time is over, in Unix milliseconds, if it has a deadline.
+    pub deadline_ms: Option<u64>,
+    /// Its place in the backlog, as it is stored.
+    pub entry: Option<String>,
     /// The newest entry of its result stream; none if the stream is not there.
     pub top: Option<ResultEntry>,
+}
+
+impl TurnState {
+    /// What somebody has to know who ends the turn because its deadline is before `now_ms`; none if it has ended, or has time.
+    pub fn overdue(&self, now_ms: u64) -> Option<DeadlineEntry> {
+        let is_over = self.end.is_none() && self.deadline_ms.is_some_and(|deadline_ms| deadline_ms < now_ms);
+        let place = is_over.then_some(()).and(self.agent.clone().zip(self.entry.as_deref()));
+        place.and_then(|(agent, entry)| Some(DeadlineEntry { agent, entry: BacklogEntry::parse(entry)? }))
+    }
 }
 
 /// How far a result stream was read.
@@ -145,6 +158,35 @@ fn read_state(answers: Vec<Value>) -> RedisResult<TurnState> {
         end: hash.take(FIELD_END),
         epoch: hash.parsed("epoch")?,
         reply: hash.take(FIELD_REPLY),
+        deadline_ms: hash.parsed("deadline_ms")?,
+        entry: hash.text("entry"),
         top: top.ids.into_iter().next().map(ResultEntry::from),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_turn_is_overdue_after_its_deadline_unless_it_ended() {
+        let entry = "00000000000000000000000000 batch 1 0 -";
+        let waiting = TurnState {
+            agent: Some(AgentId::from_wire("t/a".into())),
+            deadline_ms: Some(10),
+            entry: Some(entry.into()),
+            ..TurnState::default()
+        };
+        let overdue = |state: &TurnState, now_ms| state.overdue(now_ms).map(|found| found.entry.to_string());
+        assert_eq!(overdue(&waiting, 10), None);
+        assert_eq!(overdue(&waiting, 11).as_deref(), Some(entry));
+        for other in [
+            TurnState { end: Some(vec![]), ..waiting.clone() },
+            TurnState { deadline_ms: None, ..waiting.clone() },
+            TurnState { agent: None, ..waiting.clone() },
+            TurnState { entry: None, ..waiting },
+        ] {
+            assert_eq!(overdue(&other, u64::MAX), None, "{other:?}");
+        }
+    }
 }

@@ -249,3 +249,18 @@ async fn an_outage_ends_the_waits_of_many_together() {
     }
     assert!(start.elapsed() < RETRY_FOR * 5, "one wave after the other: {:?}", start.elapsed());
 }
+
+#[tokio::test]
+async fn a_deadline_ends_the_wait_for_a_turn_that_no_worker_runs() {
+    let server = RedisServer::start();
+    let producer = producer(&server.url()).await;
+    let hurried = || NewTurn::user("hi").deadline_in(Duration::from_millis(300));
+    let turns = producer.enqueue_batch(vec![hurried(), hurried()]).await.expect("enqueued");
+    let mut ends = producer.wait_many();
+    ends.add(turns[1]);
+    let both = async { (producer.wait(turns[0]).await, ends.next().await) };
+    let (one, other) = tokio::time::timeout(PATIENCE, both).await.expect("both end");
+    assert_eq!(one.expect("it ended").outcome, Outcome::Expired);
+    let (turn, other) = other.expect("one is waited for");
+    assert_eq!((turn, other.expect("it ended").outcome), (turns[1], Outcome::Expired));
+}
