@@ -18,7 +18,7 @@ use turnmill::schema::{End, Event, Message, Name, Outcome, Role, Sampling};
 use turnmill::{NewTurn, Producer, ProducerSettings};
 
 use cast::{AGENTS, Agent, SYSTEM};
-use screen::{Screen, Voice};
+use screen::{Screen, Voice, visible};
 use table::Row;
 
 /// Longest wait for one turn. A worker that is there needs seconds.
@@ -40,7 +40,7 @@ async fn main() -> ExitCode {
     match run(Args::parse()).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("demo: {error}");
+            eprintln!("demo: {}", visible(&error.to_string()));
             ExitCode::FAILURE
         }
     }

@@ -61,7 +61,7 @@ impl Voice {
 
     /// Says a piece of the reply.
     pub fn speak(&mut self, text: &str) {
-        self.line.push_str(text);
+        self.line.push_str(&visible(text));
         while let Some(line) = take_line(&mut self.line) {
             self.print(&line);
         }
@@ -99,6 +99,16 @@ impl Drop for Voice {
     }
 }
 
+/// The text with its control characters, but for line breaks, in the form `\u{1b}`. What a model says may clear the screen or
+/// answer for the person at the terminal, which obeys such characters: so they are shown, not sent.
+pub fn visible(text: &str) -> String {
+    let shown = |c: char| match c {
+        c if c.is_control() && c != '\n' => c.escape_unicode().to_string(),
+        c => c.to_string(),
+    };
+    text.chars().map(shown).collect()
+}
+
 /// Takes the first whole line off `text`: up to a line break, or as many words as fit. Blank lines are dropped.
 fn take_line(text: &mut String) -> Option<String> {
     loop {
@@ -133,6 +143,14 @@ mod tests {
         let (taken, rest) = lines(&"word ".repeat(20));
         assert_eq!(taken, ["word ".repeat(14).trim()]);
         assert_eq!(rest, "word ".repeat(6));
+    }
+
+    #[test]
+    fn nothing_that_a_terminal_obeys_is_spoken() {
+        let mut voice = Voice { prefix: String::new(), live: None, line: String::new() };
+        voice.speak("wei\u{df}\x1b[2J\x1b]0;owned\x07\u{9b}6n\r");
+        assert_eq!(voice.line, "wei\u{df}\\u{1b}[2J\\u{1b}]0;owned\\u{7}\\u{9b}6n\\u{d}");
+        assert_eq!(visible("two\nlines"), "two\nlines");
     }
 
     #[test]
