@@ -168,12 +168,70 @@ mod tests {
         assert_eq!(action(letter('Y', KeyModifiers::SHIFT), Mode::Question), Some(Action::Yes));
     }
 
+    /// The keys of these names, as [`KEYS`] has them.
+    fn named(names: &str) -> Vec<KeyEvent> {
+        let names = names.split([' ', ',', ';']).filter(|name| !name.is_empty());
+        let key = |name: &str| {
+            let code = match name {
+                "Tab" => KeyCode::Tab,
+                "Shift-Tab" => KeyCode::BackTab,
+                "\u{2190}" => KeyCode::Left,
+                "\u{2192}" => KeyCode::Right,
+                "\u{2191}" => KeyCode::Up,
+                "\u{2193}" => KeyCode::Down,
+                "PgUp" => KeyCode::PageUp,
+                "PgDn" => KeyCode::PageDown,
+                "Home" => KeyCode::Home,
+                "End" => KeyCode::End,
+                "Esc" => KeyCode::Esc,
+                "Ctrl-C" => return letter('c', KeyModifiers::CONTROL),
+                _ => KeyCode::Char(name.parse().unwrap_or_else(|_| panic!("{name:?} is no key"))),
+            };
+            press(code)
+        };
+        names.map(key).collect()
+    }
+
     #[test]
-    fn the_help_names_every_key() {
-        let help = help();
-        for (key, does) in KEYS {
-            assert!(help.contains(key) && help.contains(does), "{key}");
+    fn every_key_of_the_help_does_something_and_the_help_has_every_key_that_does() {
+        let mut told = named("k j g G");
+        for (keys, does) in KEYS {
+            let mode = if keys == "y, n" { Mode::Question } else { Mode::Panes };
+            for key in named(keys) {
+                assert!(action(key, mode).is_some(), "{key:?} does not {does}");
+                told.push(key);
+            }
         }
+        assert!(KEYS.iter().any(|(_, does)| does.ends_with("also k j and g G")), "they are told");
+        let letters = ('!'..='~').map(KeyCode::Char);
+        let others = [
+            KeyCode::Tab,
+            KeyCode::BackTab,
+            KeyCode::Left,
+            KeyCode::Right,
+            KeyCode::Up,
+            KeyCode::Down,
+            KeyCode::PageUp,
+            KeyCode::PageDown,
+            KeyCode::Home,
+            KeyCode::End,
+            KeyCode::Esc,
+            KeyCode::Enter,
+            KeyCode::Backspace,
+            KeyCode::Delete,
+            KeyCode::Insert,
+            KeyCode::Char(' '),
+        ];
+        for key in letters.chain(others).map(press) {
+            let is_told = told.contains(&key) && !['y', 'n'].map(KeyCode::Char).contains(&key.code);
+            assert_eq!(action(key, Mode::Panes).is_some(), is_told, "{key:?}");
+        }
+    }
+
+    #[test]
+    fn the_help_fits_a_terminal() {
+        let help = help();
         assert!(help.lines().all(|line| line.chars().count() <= 100), "{help}");
+        assert_eq!(help.lines().count(), 1 + KEYS.len(), "{help}");
     }
 }

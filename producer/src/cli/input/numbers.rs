@@ -63,9 +63,14 @@ mod tests {
     use proptest::prelude::*;
     use serde_json::json;
     use turnmill::NewTurn;
+    use turnmill::schema::Sampling;
 
     use super::super::Defaults;
     use super::*;
+
+    /// Fractions of sampling.
+    const FLOATS: [&str; 6] =
+        ["temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"];
 
     fn read(key: &str, value: &Value) -> Result<NewTurn, String> {
         let mut line = json!({ "message": "hi" });
@@ -95,6 +100,7 @@ mod tests {
             any::<f64>().prop_map(Value::from),
             (-5_i32..40).prop_map(|number| Value::from(f64::from(number))),
             (-5_i32..40).prop_map(Value::from),
+            (-3.0..3.0).prop_map(Value::from),
             Just(Value::Null),
         ]
     }
@@ -122,11 +128,30 @@ mod tests {
                     }
                 }
             }
-            for key in ["temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "deadline", "delay", "at"] {
+            for key in FLOATS {
+                match read(key, &number) {
+                    Ok(turn) => {
+                        let kept = serde_json::to_value(&turn.sampling).expect("it is written")[key].as_f64();
+                        let given = number.as_f64().map(|float| f64::from(float as f32));
+                        let unset = serde_json::to_value(Sampling::default()).expect("it is written")[key].as_f64();
+                        prop_assert_eq!(kept, given.or(unset), "{} {}", key, number);
+                    }
+                    Err(error) => {
+                        prop_assert!(!number.is_null(), "{error}");
+                        prop_assert!(error.starts_with(&format!("{key} is ")), "{error}");
+                    }
+                }
+            }
+            for key in ["deadline", "delay", "at"] {
                 match read(key, &number) {
                     Ok(turn) => {
                         let times = [turn.deadline_ms, turn.not_before_ms];
                         prop_assert!(times.into_iter().flatten().all(|ms| ms < turnmill::schema::END_OF_TIME_MS));
+                        prop_assert_eq!(times.into_iter().flatten().count(), usize::from(!number.is_null()), "{} {}", key, number);
+                        if key == "at" {
+                            let given = number.as_f64().map(|seconds| seconds * 1000.0);
+                            prop_assert_eq!(turn.not_before_ms.map(|ms| ms as f64), given);
+                        }
                     }
                     Err(error) => prop_assert!(error.starts_with(key), "{key}: {error}"),
                 }
