@@ -44,7 +44,7 @@ impl Defaults {
         let object: Map<String, Value> = serde_json::from_str(line).map_err(|error| {
             let text = error.to_string();
             let what = text.split(" at line ").next().unwrap_or_default();
-            format!("not a JSON object: {what} at column {}", error.column())
+            format!("not a JSON object: {what} at column {}", column(line, error.column()))
         })?;
         check_keys(object.keys())?;
         let mut fields = Fields(object);
@@ -68,6 +68,12 @@ impl Defaults {
         turn.sampling.validate().map_err(|error| error.to_string())?;
         Ok(turn)
     }
+}
+
+/// The column, in characters as editors count, of a place that is counted in bytes.
+fn column(line: &str, bytes: usize) -> usize {
+    let before = line.as_bytes().get(..bytes).unwrap_or(line.as_bytes());
+    String::from_utf8_lossy(before).chars().count()
 }
 
 /// What was not read of a line yet.

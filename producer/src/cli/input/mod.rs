@@ -67,7 +67,7 @@ impl<R: AsyncRead + Unpin> Lines<R> {
                 return Err(wrong(format!("it is longer than {MAX_LINE_BYTES} bytes")));
             }
             let text = text_of(&line).map_err(wrong)?;
-            if !text.is_empty() {
+            if !text.trim_ascii().is_empty() {
                 let turn = self.defaults.read(text).map_err(wrong)?;
                 return Ok(Some(Given { line: Some(number), turn }));
             }
@@ -75,7 +75,8 @@ impl<R: AsyncRead + Unpin> Lines<R> {
     }
 }
 
-/// The line as text, without a byte order mark: programs put one at the start of a file, and files are put together.
+/// The line as text, without a byte order mark: programs put one at the start of a file, and files are put together. Its
+/// indentation stays, so that columns are those of the input.
 fn text_of(line: &[u8]) -> Result<&str, String> {
     // JSON has no zero bytes, and in UTF-16 one of its first two bytes is zero unless they are the mark.
     if line.starts_with(&[0xff, 0xfe])
@@ -88,7 +89,7 @@ fn text_of(line: &[u8]) -> Result<&str, String> {
         let column = error.valid_up_to() + 1;
         format!("it is not UTF-8 from byte {column} on; write it as UTF-8, or convert it, as with iconv")
     })?;
-    Ok(text.strip_prefix('\u{feff}').unwrap_or(text).trim_ascii())
+    Ok(text.strip_prefix('\u{feff}').unwrap_or(text))
 }
 
 #[cfg(test)]
@@ -105,6 +106,21 @@ mod tests {
         assert_eq!(read.len(), 3);
         assert!(read[0].is_ok() && read[1].is_ok());
         assert!(matches!(&read[2], Err(WrongLine { line: 4, .. })), "{read:?}");
+    }
+
+    #[tokio::test]
+    async fn the_column_of_a_mistake_is_that_in_the_input() {
+        for before in ["", "    ", "\t", "\u{feff}", "\u{feff}  "] {
+            for (start, column) in [("{\"message\": ", 13), ("{\"agent\": \"wei\u{df}\", \"message\": ", 30)]
+            {
+                let input = format!("\n{before}{start}@}}\r\n");
+                let read: Vec<_> = turns(input.as_bytes(), Defaults::default()).collect().await;
+                // A mark has no column.
+                let column = column + before.chars().filter(|c| *c != '\u{feff}').count();
+                let said = format!("line 2: not a JSON object: expected value at column {column}");
+                assert!(matches!(&read[..], [Err(wrong)] if wrong.to_string() == said), "{said}: {read:?}");
+            }
+        }
     }
 
     #[tokio::test]
