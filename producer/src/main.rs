@@ -1,6 +1,10 @@
 //! The `turnmill` command.
 
+// The macros panic if nobody reads stdout or stderr any more, and send text from outside to the terminal as it is: see `text`.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 mod cli;
+mod text;
 mod top;
 
 use std::io::IsTerminal;

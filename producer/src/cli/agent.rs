@@ -11,9 +11,9 @@ use turnmill::schema::{Name, TurnId};
 use super::agent_file::{Export, Import};
 use super::confirm::Confirm;
 use super::print::json_line;
-use super::table::{age, or_dash, print_fields, print_table, time};
-use super::terminal::for_stdout;
+use super::table::{or_dash, print_fields, print_table, time};
 use super::{Exit, Global, Tenants};
+use crate::text::{age, for_stdout};
 
 #[derive(Debug, Subcommand)]
 pub enum Agent {

@@ -13,7 +13,8 @@ use turnmill::operate::transfer::Transferred;
 use turnmill::schema::Name;
 
 use super::Exit;
-use super::print::say;
+use super::print::json_line_to;
+use crate::text::say;
 
 /// Where to, for the standard output.
 const STDOUT: &str = "-";
@@ -113,11 +114,10 @@ fn exists(path: &Path) -> Exit {
 }
 
 /// Says what was done.
-fn told(done: &Transferred, json: bool, out: &mut impl Write, how: &str) -> Result<(), Exit> {
+fn told(done: &Transferred, json: bool, out: &mut (impl Write + IsTerminal), how: &str) -> Result<(), Exit> {
     let Transferred { agent, turns, objects, left_out } = done;
     if json {
-        serde_json::to_writer(&mut *out, done).map_err(std::io::Error::from)?;
-        return Ok(writeln!(out)?);
+        return json_line_to(out, done);
     }
     writeln!(out, "{agent}: {turns} turns and {objects} objects of K and V {how}")?;
     if let Some(why) = left_out {

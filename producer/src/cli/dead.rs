@@ -13,9 +13,9 @@ use turnmill::schema::{DeadReason, Name, TurnId};
 use super::confirm::Confirm;
 use super::moment::Seconds;
 use super::print::{json_line, unless_closed};
-use super::table::{age, or_dash, print_fields, print_table, time};
-use super::terminal::for_stdout;
+use super::table::{or_dash, print_fields, print_table, time};
 use super::{Exit, Global, Tenants};
+use crate::text::{age, for_stdout};
 
 #[derive(Debug, Subcommand)]
 pub enum Dead {

@@ -8,8 +8,8 @@ use turnmill::schema::{END_OF_TIME_MS, Name};
 use turnmill::{InvalidStreamId, StreamId};
 
 use super::print::json_line;
-use super::terminal::for_stdout;
 use super::{Exit, Global, Tenants};
+use crate::text::{agent_id, for_stdout};
 
 const AFTER_HELP: &str = "\
 Redis keeps about the newest ten thousand ends. As a consumer group each end is printed by one of the
@@ -18,8 +18,8 @@ consumer a name that stays: it first gets what was delivered to it before. What 
 not acknowledged for a minute goes to another one that reads. If the first one was only slow, both print it.
 A consumer that has nothing to acknowledge and has not read for a day is taken off the group's list.
 
-A group belongs to --tenant: another tenant's group of the same name is another group. So is the group of
-that name with --all-tenants.";
+A group belongs to --tenant: another tenant's group of the same name is another group. With --all-tenants, so
+is the group of that name.";
 
 /// Unix seconds, until the year 5138, are below this number. Milliseconds were below it until 1973, when there was no Redis.
 const FIRST_MS: u64 = 100_000_000_000;
@@ -70,10 +70,10 @@ impl Events {
         if self.json {
             return json_line(ended);
         }
-        let agent = ended.agent.as_ref().map_or("-", Name::as_str);
+        let agent = agent_id(&ended.tenant, ended.agent.as_ref());
         let error = ended.end.error.as_ref().map(|error| format!(" {error}")).unwrap_or_default();
         let outcome = ended.end.outcome.as_str();
-        let line = format!("{} {} {}/{agent} {outcome}{error}", ended.id, ended.turn, ended.tenant);
+        let line = format!("{} {} {agent} {outcome}{error}", ended.id, ended.turn);
         writeln!(stdout(), "{}", for_stdout(&line))?;
         Ok(stdout().flush()?)
     }

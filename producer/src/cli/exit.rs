@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use turnmill::ProducerError;
 
-use super::print::say;
+use crate::text::say;
 
 /// Why the program ends early.
 #[derive(Debug)]

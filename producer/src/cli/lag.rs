@@ -3,12 +3,13 @@
 use std::io::{Write, stdout};
 
 use clap::Args;
-use comfy_table::{Table, presets};
 use serde::Serialize;
+use turnmill::PriorityLag;
 
 use super::print::json_line;
-use super::table::{age, or_dash};
+use super::table::{or_dash, table};
 use super::{Exit, Global};
+use crate::text::age;
 
 #[derive(Debug, Args)]
 pub struct Lag {
@@ -36,20 +37,19 @@ impl Lag {
 
 /// Priorities, then the whole.
 fn for_people(lag: &turnmill::Lag) -> String {
-    let mut table = Table::new();
     let header = ["PRIORITY", "RUNNABLE", "LEASED", "QUEUED TURNS", "OLDEST", "LAG"];
-    table.load_style(presets::NOTHING).set_header(header);
-    for row in &lag.priorities {
-        table.add_row([
-            row.priority.as_str().to_owned(),
-            row.runnable.to_string(),
-            row.leased.to_string(),
-            row.queued.to_string(),
-            or_dash(row.oldest_ms.map(age)),
-            row.lag.map_or_else(|| "unknown".to_owned(), |lag| lag.to_string()),
-        ]);
-    }
-    format!("{}\n\n{}\n", table.trim_fmt(), summary(lag))
+    format!("{}\n\n{}\n", table(&header, lag.priorities.iter().map(row)), summary(lag))
+}
+
+fn row(row: &PriorityLag) -> Vec<String> {
+    vec![
+        row.priority.as_str().to_owned(),
+        row.runnable.to_string(),
+        row.leased.to_string(),
+        row.queued.to_string(),
+        or_dash(row.oldest_ms.map(age)),
+        row.lag.map_or_else(|| "unknown".to_owned(), |lag| lag.to_string()),
+    ]
 }
 
 fn summary(lag: &turnmill::Lag) -> String {
@@ -71,7 +71,6 @@ fn summary(lag: &turnmill::Lag) -> String {
 
 #[cfg(test)]
 mod tests {
-    use turnmill::PriorityLag;
     use turnmill::schema::Priority;
 
     use super::*;

@@ -21,7 +21,6 @@ mod sampling;
 mod submit;
 mod table;
 mod tail;
-mod terminal;
 mod top;
 mod traces;
 mod turn;
@@ -36,7 +35,6 @@ use turnmill::schema::Name;
 use turnmill::{Producer, ProducerError, ProducerSettings};
 
 pub use exit::Exit;
-pub use table::age;
 
 const AFTER_HELP: &str = "\
 Exit codes:

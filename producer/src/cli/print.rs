@@ -1,7 +1,6 @@
 //! What the program writes: results and events, for people or one JSON object a line.
 
-use std::fmt::Display;
-use std::io::{ErrorKind, Write, stderr, stdout};
+use std::io::{ErrorKind, IsTerminal, Write, stdout};
 use std::pin::pin;
 
 use futures::StreamExt;
@@ -10,7 +9,7 @@ use turnmill::schema::{End, Event, Name, Outcome, TurnId};
 use turnmill::{Fault, Followed, Producer, ProducerError, StreamId, TurnResult};
 
 use super::Exit;
-use super::terminal::{for_stdout, json_for_stdout, visible};
+use crate::text::{for_stdout, json_for, say};
 
 /// How to show what turns make.
 #[derive(Clone, Copy, Debug, Default)]
@@ -110,17 +109,16 @@ impl Show {
     }
 }
 
-/// Writes one JSON object and a newline, at once.
+/// Writes one JSON object and a newline to stdout, at once.
 pub fn json_line(value: &impl Serialize) -> Result<(), Exit> {
-    let line = json_for_stdout(serde_json::to_string(value).map_err(std::io::Error::from)?) + "\n";
-    let mut out = stdout();
-    out.write_all(line.as_bytes())?;
-    Ok(out.flush()?)
+    json_line_to(&mut stdout(), value)
 }
 
-/// Says something on stderr. If nobody reads that, nothing else is to be said or done about it.
-pub fn say(message: impl Display) {
-    let _ = writeln!(stderr(), "turnmill: {}", visible(&message.to_string()));
+/// Writes one JSON object and a newline, at once.
+pub fn json_line_to(out: &mut (impl Write + IsTerminal), value: &impl Serialize) -> Result<(), Exit> {
+    let line = json_for(out, serde_json::to_string(value).map_err(std::io::Error::from)?) + "\n";
+    out.write_all(line.as_bytes())?;
+    Ok(out.flush()?)
 }
 
 /// What became of a line of output, for a command that changes one thing after the other: it is not ended half-way because

@@ -7,8 +7,9 @@ use serde::Serialize;
 use turnmill::operate::queue::QueueStats;
 
 use super::print::json_line;
-use super::table::{age, print_fields};
+use super::table::print_fields;
 use super::{Exit, Global};
+use crate::text::age;
 
 #[derive(Debug, Subcommand)]
 pub enum Queue {

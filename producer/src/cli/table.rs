@@ -1,4 +1,4 @@
-//! What people read: tables, times, ages.
+//! What people read: tables, fields, times.
 
 use std::io::{Write, stdout};
 
@@ -6,16 +6,21 @@ use comfy_table::{Table, presets};
 use jiff::Timestamp;
 
 use super::Exit;
-use super::terminal::for_stdout;
+use crate::text::for_stdout;
 
 /// Prints rows under a header.
 pub fn print_table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> Result<(), Exit> {
+    Ok(writeln!(stdout(), "{}", table(header, rows))?)
+}
+
+/// Rows under a header, without a line end after the last one.
+pub fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_header(header);
     rows.into_iter().for_each(|row| {
         table.add_row(row.iter().map(|cell| for_stdout(cell)));
     });
-    Ok(writeln!(stdout(), "{}", table.trim_fmt())?)
+    table.trim_fmt()
 }
 
 /// Prints one thing: a name and a value a line, without those that have no value.
@@ -28,17 +33,6 @@ pub fn print_fields<'a>(fields: impl IntoIterator<Item = (&'a str, Option<String
         }
     }
     Ok(writeln!(stdout(), "{}", table.trim_fmt())?)
-}
-
-/// A duration, in the two units that say most.
-pub fn age(ms: u64) -> String {
-    let s = ms / 1000;
-    match s {
-        0..60 => format!("{:.1} s", ms as f64 / 1000.0),
-        60..3600 => format!("{} m {} s", s / 60, s % 60),
-        3600..86_400 => format!("{} h {} m", s / 3600, s / 60 % 60),
-        _ => format!("{} d {} h", s / 86_400, s / 3600 % 24),
-    }
 }
 
 /// A moment, as RFC 3339 in UTC.
@@ -57,11 +51,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ages_and_times_read_well() {
-        assert_eq!(age(2_340), "2.3 s");
-        assert_eq!(age(61_000), "1 m 1 s");
-        assert_eq!(age(7_260_000), "2 h 1 m");
-        assert_eq!(age(90_000_000), "1 d 1 h");
+    fn times_read_well() {
         assert_eq!(time(1_700_000_000_250), "2023-11-14T22:13:20.250Z");
         assert_eq!(time(u64::MAX), format!("{} ms", u64::MAX));
     }

@@ -7,9 +7,9 @@ use serde::Serialize;
 use turnmill::operate::worker::WorkerView;
 
 use super::print::json_line;
-use super::table::{age, print_table};
-use super::terminal::for_stdout;
+use super::table::print_table;
 use super::{Exit, Global};
+use crate::text::{age, for_stdout};
 
 #[derive(Debug, Subcommand)]
 pub enum Worker {

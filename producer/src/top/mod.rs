@@ -32,6 +32,8 @@ use poll::Reader;
 use screen::{Screen, Stops};
 use view::Theme;
 
+use crate::text::say;
+
 /// Ages on the screen move so often, whether or not anything was read.
 const TICK: Duration = Duration::from_millis(500);
 /// How long a command may take before Redis counts as away.
@@ -82,7 +84,7 @@ pub async fn watch(operator: Operator, interval: Duration) -> io::Result<()> {
     // What was confirmed is done, though nobody looks any more.
     while let Some(done) = doing.next().await {
         if let Err(why) = done {
-            eprintln!("turnmill: {why}");
+            say(why);
         }
     }
     Ok(())

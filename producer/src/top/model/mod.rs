@@ -23,7 +23,7 @@ pub use cursor::{Cursor, Step};
 pub use ends::{ENDS_KEPT, Ends};
 pub use questions::{Order, Question};
 pub use rates::Rates;
-pub use snapshot::{MAX_DEAD, MAX_RUNNING, Part, Snapshot, agent_id, agent_of};
+pub use snapshot::{MAX_DEAD, MAX_RUNNING, Part, Snapshot, agent_of};
 
 /// How long what was done is told.
 const TOLD_FOR: Duration = Duration::from_secs(10);

@@ -5,7 +5,8 @@
 use turnmill::operate::dead::DeadLetter;
 use turnmill::schema::TurnId;
 
-use super::{State, agent_id, agent_of};
+use super::{State, agent_of};
+use crate::text::agent_id;
 
 /// Something that changes the queue.
 #[derive(Clone, Debug, PartialEq)]

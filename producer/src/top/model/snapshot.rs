@@ -5,7 +5,8 @@ use turnmill::operate::dead::DeadLetter;
 use turnmill::operate::ends::EndsRead;
 use turnmill::operate::running::{Running, RunningTurn};
 use turnmill::operate::worker::WorkerView;
-use turnmill::schema::Name;
+
+use crate::text::agent_id;
 
 /// Running turns that are read; more are counted only.
 pub const MAX_RUNNING: usize = 200;
@@ -25,11 +26,6 @@ pub struct Snapshot {
     pub ends: Part<EndsRead>,
     /// The newest.
     pub dead: Part<Vec<DeadLetter>>,
-}
-
-/// An agent as people read it; a turn that stands alone has none.
-pub fn agent_id(tenant: &str, agent: Option<&Name>) -> String {
-    agent.map_or_else(|| format!("{tenant}/-"), |agent| format!("{tenant}/{agent}"))
 }
 
 /// The agent of a turn.

@@ -4,11 +4,12 @@ use ratatui::buffer::Buffer;
 use ratatui::layout::Rect;
 use turnmill::operate::dead::DeadLetter;
 
-use super::super::model::{Pane, agent_id};
+use super::super::model::Pane;
 use super::running::{ID_WIDTH, WIDE};
 use super::table::{Cell, Column, Selected, cell};
 use super::text::{UNKNOWN, age, known};
 use super::{View, table};
+use crate::text::agent_id;
 
 const NARROW: [Column; 5] = [
     Column::number("AGE", 9),

@@ -3,7 +3,7 @@
 use ratatui::buffer::Buffer;
 use ratatui::text::Span;
 
-pub use crate::cli::age;
+pub use crate::text::age;
 
 /// What is shown for a number that cannot be read.
 pub const UNKNOWN: &str = "unknown";

@@ -270,6 +270,29 @@ async fn it_stays_while_redis_is_away_and_comes_back_by_itself() {
     assert!(top.ended().success());
 }
 
+/// Somebody confirmed it and quit before it was done, and closed what its errors go to.
+#[tokio::test]
+async fn what_was_confirmed_is_tried_to_its_end_though_nobody_reads_what_came_of_it() {
+    let (mut queue, _worker, _) = busy(&["--appendonly", "yes", "--appendfsync", "always"]).await;
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    let command = pty_process::blocking::Command::new(program("turnmill"))
+        .args(["top", "--interval", "0.2"])
+        .env("TURNMILL_REDIS_URL", queue.server.url())
+        .env("TURNMILL_QUEUE", "q")
+        .env("TERM", "xterm-256color")
+        .stderr(writer);
+    let mut top = Terminal::start(command, 24, 80);
+    top.until("default/planner");
+    queue.server.crash();
+    top.until("REDIS DOES NOT ANSWER: this is ");
+    top.press("c");
+    top.until("Cancel this turn?");
+    top.press("yq");
+    assert_eq!(top.ended().code(), Some(0), "it does not panic");
+    queue.server.restart();
+}
+
 #[tokio::test]
 async fn sizes_change_and_every_way_out_gives_the_terminal_back() {
     let (queue, _worker, _) = busy(&[]).await;
