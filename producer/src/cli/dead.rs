@@ -1,21 +1,26 @@
 //! `turnmill dead`: turns that failed for good.
 
+use std::collections::HashSet;
 use std::io::{Write, stdout};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Subcommand};
+use jiff::Timestamp;
 use serde::Serialize;
-use turnmill::operate::Operator;
 use turnmill::operate::dead::{DeadLetter, DeadLetters, DeadQuery};
-use turnmill::schema::{DeadReason, Name, TurnId};
+use turnmill::operate::{Operator, Scope};
+use turnmill::schema::{DeadReason, Name, Turn, TurnId};
 
+use super::changes::{Done, change_each, named};
 use super::confirm::Confirm;
 use super::moment::Seconds;
-use super::print::{json_line, unless_closed};
+use super::print::json_line;
 use super::table::{or_dash, print_fields, print_table, time};
 use super::{Exit, Global, Tenants};
 use crate::text::{age, for_stdout};
+
+/// Letters that are purged in one call: few enough for one step of Redis, which does all of it or nothing.
+const PURGED_AT_ONCE: usize = 500;
 
 #[derive(Debug, Subcommand)]
 pub enum Dead {
@@ -102,12 +107,13 @@ impl Filter {
 
 /// What a command did to a letter.
 #[derive(Serialize)]
-struct Done {
-    turn: TurnId,
-    /// `replayed`, `purged`, or with --dry-run `would_be_replayed`, `would_be_purged`.
-    status: &'static str,
+struct Shown<'a> {
+    letter: &'a DeadLetter,
+    /// None if it cannot be read.
+    asked: Option<Turn>,
+    /// Why `asked` cannot be read.
     #[serde(skip_serializing_if = "Option::is_none")]
-    replayed_as: Option<TurnId>,
+    error: Option<String>,
 }
 
 impl Dead {
@@ -132,17 +138,12 @@ impl Ls {
             return json_line(&serde_json::json!({ "reasons": reasons }));
         }
         let header = ["TURN", "TENANT", "AGENT", "REASON", "ATTEMPTS", "FAILED", "ERROR"];
-        let now_ms = now_ms();
+        let now_ms = u64::try_from(Timestamp::now().as_millisecond()).unwrap_or_default();
         print_table(&header, letters.iter().map(|letter| row(letter, now_ms)))?;
         let counts = reasons.iter().map(|(reason, count)| vec![reason.clone(), count.to_string()]);
         writeln!(stdout())?;
         print_table(&["REASON", "LETTERS"], counts)
     }
-}
-
-fn now_ms() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn row(letter: &DeadLetter, now_ms: u64) -> Vec<String> {
@@ -159,13 +160,13 @@ fn row(letter: &DeadLetter, now_ms: u64) -> Vec<String> {
 
 impl Show {
     async fn run(self, operator: &Operator) -> Result<(), Exit> {
-        let mut letters = find(operator, DeadQuery { turns: vec![self.turn], ..everywhere() }).await?;
+        let query = DeadQuery { scope: Scope::AllTenants, turns: vec![self.turn], ..DeadQuery::default() };
+        let mut letters = operator.dead_letters(&query).await?.letters;
         operator.add_errors(&mut letters).await?;
-        let letter = &letters[0];
-        let asked = operator.dead_turn(letter).await;
+        let letter = letters.first().ok_or_else(|| no_letter(self.turn))?;
+        let asked = operator.dead_turn(letter).await.map_err(Exit::from);
         if self.json {
-            let asked = asked.as_ref().ok();
-            return json_line(&serde_json::json!({ "letter": letter, "asked": asked }));
+            return show_json(letter, asked);
         }
         print_fields([
             ("turn", Some(letter.turn.to_string())),
@@ -183,64 +184,90 @@ impl Show {
     }
 }
 
-fn everywhere() -> DeadQuery {
-    DeadQuery { scope: turnmill::operate::Scope::AllTenants, ..DeadQuery::default() }
-}
-
-/// The letters; an error where a turn that was named is none.
-async fn find(operator: &Operator, query: DeadQuery) -> Result<Vec<DeadLetter>, Exit> {
-    let found = operator.dead_letters(&query).await?.letters;
-    match query.turns.iter().find(|turn| !found.iter().any(|letter| letter.turn == **turn)) {
-        Some(turn) => Err(Exit::NotThere(format!("turn {turn} is no dead letter of those that fit"))),
-        None => Ok(found),
+/// The letter as JSON. If what was asked for cannot be read, the object says why and the code is that of the error.
+fn show_json(letter: &DeadLetter, asked: Result<Turn, Exit>) -> Result<(), Exit> {
+    match asked {
+        Ok(asked) => json_line(&Shown { letter, asked: Some(asked), error: None }),
+        Err(exit) => {
+            let (code, error) = exit.read();
+            json_line(&Shown { letter, asked: None, error })?;
+            Err(Exit::Told(code))
+        }
     }
 }
 
+fn no_letter(turn: TurnId) -> Exit {
+    Exit::NotThere(format!("turn {turn} has no dead letter that fits; see turnmill dead ls"))
+}
+
 impl Change {
-    /// The letters to change, after asking where that is due.
-    async fn letters(&self, operator: &Operator, verb: &str, ask: bool) -> Result<Vec<DeadLetter>, Exit> {
+    /// The letters to change, and the turns that were named and have none, after asking if that is due.
+    async fn letters(
+        &self,
+        operator: &Operator,
+        verb: &str,
+        ask: bool,
+    ) -> Result<(Vec<DeadLetter>, Vec<TurnId>), Exit> {
         let mut query = self.filter.query(&self.turns);
         if !self.turns.is_empty() {
             // A turn's id says whose it is.
-            query.scope = turnmill::operate::Scope::AllTenants;
+            query.scope = Scope::AllTenants;
         }
-        let letters = find(operator, query).await?;
+        let letters = operator.dead_letters(&query).await?.letters;
         if ask && !self.dry_run && !letters.is_empty() {
             let count = letters.len();
             let letters = if count == 1 { "letter" } else { "letters" };
             self.confirm.ask(&format!("{verb} {count} dead {letters}"))?;
         }
-        Ok(letters)
+        let found: HashSet<TurnId> = letters.iter().map(|letter| letter.turn).collect();
+        let missing = self.turns.iter().copied().filter(|turn| !found.contains(turn)).collect();
+        Ok((letters, missing))
     }
 
     async fn replay(self, operator: &Operator) -> Result<(), Exit> {
-        for letter in self.letters(operator, "replay", self.turns.is_empty()).await? {
-            let (status, replayed_as) = match self.dry_run {
-                true => ("would_be_replayed", None),
-                false => ("replayed", Some(operator.replay(&letter).await?)),
+        let (letters, missing) = self.letters(operator, "replay", self.turns.is_empty()).await?;
+        let letters = letters.into_iter().map(|letter| (format!("turn {}", letter.turn), Ok(letter)));
+        change_each(without_letters(missing).chain(letters), async |letter| {
+            let letter: DeadLetter = letter?;
+            let done = match self.dry_run {
+                true => Done::new(letter.turn, "would_be_replayed"),
+                false => {
+                    let replayed_as = Some(operator.replay(&letter).await?);
+                    Done { replayed_as, ..Done::new(letter.turn, "replayed") }
+                }
             };
-            unless_closed(self.print(&Done { turn: letter.turn, status, replayed_as }))?;
-        }
-        Ok(())
+            done.print(self.json)
+        })
+        .await
     }
 
     async fn purge(self, operator: &Operator) -> Result<(), Exit> {
-        let letters = self.letters(operator, "purge", true).await?;
-        if !self.dry_run {
-            operator.purge(&letters).await?;
-        }
-        let status = if self.dry_run { "would_be_purged" } else { "purged" };
-        for letter in letters {
-            self.print(&Done { turn: letter.turn, status, replayed_as: None })?;
-        }
-        Ok(())
+        let (letters, missing) = self.letters(operator, "purge", true).await?;
+        let calls = letters.chunks(PURGED_AT_ONCE).map(|letters| (name_of(letters), Ok(letters)));
+        change_each(without_letters(missing).chain(calls), async |letters| {
+            let letters: &[DeadLetter] = letters?;
+            let status = if self.dry_run { "would_be_purged" } else { "purged" };
+            if !self.dry_run {
+                operator.purge(letters).await?;
+            }
+            letters.iter().try_for_each(|letter| Done::new(letter.turn, status).print(self.json))
+        })
+        .await
     }
+}
 
-    fn print(&self, done: &Done) -> Result<(), Exit> {
-        if self.json {
-            return json_line(done);
+/// The turns that were named and have no letter, each with the error that says so.
+fn without_letters<T>(turns: Vec<TurnId>) -> impl Iterator<Item = (String, Result<T, Exit>)> {
+    named(turns).map(|(name, turn)| (name, Err(no_letter(turn))))
+}
+
+/// What errors call letters that are purged together.
+fn name_of(letters: &[DeadLetter]) -> String {
+    match letters {
+        [letter] => format!("turn {}", letter.turn),
+        [first, .., last] => {
+            format!("the {} letters from turn {} to turn {}", letters.len(), first.turn, last.turn)
         }
-        let new = done.replayed_as.map(|new| format!(" as {new}")).unwrap_or_default();
-        Ok(writeln!(stdout(), "{} {}{new}", done.turn, done.status.replace('_', " "))?)
+        [] => "no letter".to_owned(),
     }
 }

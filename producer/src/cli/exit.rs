@@ -17,6 +17,8 @@ pub enum Exit {
     Told(u8),
     /// What it ends with, and what was done before.
     After(Box<Exit>, String),
+    /// What it ends with, and which of several things it is about.
+    Of(Box<Exit>, String),
     /// The command line or the input is wrong.
     BadInput(String),
     /// The queue could not do it.
@@ -47,6 +49,20 @@ impl Exit {
         Self::After(Box::new(self), done)
     }
 
+    /// This, about one of several things. A message that names the thing stays as it is.
+    pub fn of(self, name: String) -> Self {
+        Self::Of(Box::new(self), name)
+    }
+
+    /// Whether Redis is away: whatever else is asked of it comes to the same.
+    pub fn is_outage(&self) -> bool {
+        match self {
+            Self::Queue(error) => error.is_outage(),
+            Self::After(exit, _) | Self::Of(exit, _) => exit.is_outage(),
+            _ => false,
+        }
+    }
+
     /// Says what went wrong, once, and gives the exit code.
     pub fn report(self) -> ExitCode {
         ExitCode::from(self.tell())
@@ -71,6 +87,14 @@ impl Exit {
                 let (code, message) = exit.read();
                 return (code, message.map(|message| format!("{message}; {done}")));
             }
+            Self::Of(exit, name) => {
+                let (code, message) = exit.read();
+                let about = |message: String| match message.contains(&name) {
+                    true => message,
+                    false => format!("{name}: {message}"),
+                };
+                return (code, message.map(about));
+            }
             Self::Output(error) => (1, format!("cannot write the output: {error}")),
             Self::BadInput(message) => (2, message),
             Self::NotThere(message) => (4, message),
@@ -80,6 +104,13 @@ impl Exit {
         };
         (code, Some(message))
     }
+}
+
+/// The code of a command in which two things failed. The order in which they failed must not decide.
+pub fn worse(one: u8, other: u8) -> u8 {
+    /// What concerns every turn comes before what concerns one, and that before a turn that did not complete.
+    const WORST_FIRST: [u8; 6] = [3, 2, 5, 4, 6, 1];
+    WORST_FIRST.into_iter().find(|code| [one, other].contains(code)).unwrap_or(one)
 }
 
 fn queue_code(error: &ProducerError) -> u8 {

@@ -2,6 +2,7 @@
 
 mod agent;
 mod agent_file;
+mod changes;
 mod completions;
 mod confirm;
 #[cfg(test)]
@@ -44,7 +45,9 @@ Exit codes:
   3  Redis cannot be reached, is not suitable, or refused a command; or the object store did
   4  the turn, agent, worker or letter is not there, or its result has expired
   5  queue full: the turn, or the line that is named and all after it, was not enqueued
-  6  its state does not allow it: the turn has ended, the agent runs a turn, there is one of the name, …
+  6  its state does not allow it: the turn has ended, the agent runs a turn, the name is taken, …
+If several turns fail, the others are done all the same, and the code is the first of 3, 2, 5, 4, 6, 1 that
+one of them had.
 
 Examples:
   turnmill submit --agent planner --message 'What is the capital of France?' --stream

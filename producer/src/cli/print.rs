@@ -1,6 +1,6 @@
 //! What the program writes: results and events, for people or one JSON object a line.
 
-use std::io::{ErrorKind, IsTerminal, Write, stdout};
+use std::io::{IsTerminal, Write, stdout};
 use std::pin::pin;
 
 use futures::StreamExt;
@@ -119,15 +119,6 @@ pub fn json_line_to(out: &mut (impl Write + IsTerminal), value: &impl Serialize)
     let line = json_for(out, serde_json::to_string(value).map_err(std::io::Error::from)?) + "\n";
     out.write_all(line.as_bytes())?;
     Ok(out.flush()?)
-}
-
-/// What became of a line of output, for a command that changes one thing after the other: it is not ended half-way because
-/// nobody reads what it prints.
-pub fn unless_closed(printed: Result<(), Exit>) -> Result<(), Exit> {
-    match printed {
-        Err(Exit::Output(error)) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
-        other => other,
-    }
 }
 
 fn expired(turn: TurnId) -> String {

@@ -1,16 +1,14 @@
 //! `turnmill turn`: show, cancel or retry turns.
 
-use std::io::{Write, stdout};
-
 use clap::{Args, Subcommand};
-use serde::Serialize;
 use turnmill::operate::Operator;
 use turnmill::operate::Scope;
 use turnmill::operate::dead::DeadQuery;
 use turnmill::operate::turn::{Cancelled, RunNow, TurnView};
 use turnmill::schema::{Outcome, TurnId};
 
-use super::print::{json_line, unless_closed};
+use super::changes::{Done, change_each, named, show_each};
+use super::print::json_line;
 use super::table::{print_fields, time};
 use super::{Exit, Global};
 
@@ -34,76 +32,33 @@ pub struct Which {
     json: bool,
 }
 
-/// What a command did to a turn.
-#[derive(Serialize)]
-struct Done {
-    turn: TurnId,
-    /// `cancelled`; `ended` where it had ended before; `runs_now`; `replayed`.
-    status: &'static str,
-    /// How it had ended.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    outcome: Option<Outcome>,
-    /// The new turn of a replay.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    replayed_as: Option<TurnId>,
-}
-
-impl Done {
-    fn new(turn: TurnId, status: &'static str) -> Self {
-        Self { turn, status, outcome: None, replayed_as: None }
-    }
-
-    fn print(&self, json: bool) -> Result<(), Exit> {
-        if json {
-            return json_line(self);
-        }
-        let Self { turn, status, outcome, replayed_as } = self;
-        let how = outcome.map(|outcome| format!(" before: {}", outcome.as_str())).unwrap_or_default();
-        let new = replayed_as.map(|new| format!(" as {new}")).unwrap_or_default();
-        Ok(writeln!(stdout(), "{turn} {}{how}{new}", status.replace('_', " "))?)
-    }
-}
-
 impl Turn {
     pub async fn run(self, global: &Global) -> Result<(), Exit> {
         let operator = global.operator().await?;
         match self {
-            Self::Show(which) => {
-                for turn in which.turns {
-                    show(&operator.turn(turn).await?, which.json)?;
-                }
-                Ok(())
+            Self::Show(Which { turns, json }) => {
+                show_each(named(turns), async |turn| show(&operator.turn(turn).await?, json)).await
             }
-            Self::Cancel(which) => {
-                let mut late = None;
-                for turn in which.turns {
-                    late = cancel(&operator, turn, which.json).await?.or(late);
-                }
-                late.map_or(Ok(()), Err)
+            Self::Cancel(Which { turns, json }) => {
+                change_each(named(turns), async |turn| cancel(&operator, turn, json).await).await
             }
-            Self::Retry(which) => {
-                for turn in which.turns {
-                    unless_closed(retry(&operator, turn).await?.print(which.json))?;
-                }
-                Ok(())
+            Self::Retry(Which { turns, json }) => {
+                change_each(named(turns), async |turn| retry(&operator, turn).await?.print(json)).await
             }
         }
     }
 }
 
-/// Cancels one; what to end with where it was too late.
-async fn cancel(operator: &Operator, turn: TurnId, json: bool) -> Result<Option<Exit>, Exit> {
-    match operator.cancel_turn(turn).await? {
-        Cancelled::Cancelled => {
-            unless_closed(Done::new(turn, "cancelled").print(json))?;
-            Ok(None)
-        }
-        Cancelled::Ended(outcome) => {
-            unless_closed(Done { outcome: Some(outcome), ..Done::new(turn, "ended") }.print(json))?;
-            let late =
-                (outcome != Outcome::Cancelled).then(|| Exit::conflict(format!("turn {turn} had ended")));
-            Ok(late)
-        }
+/// Cancels one. An error if it was too late.
+async fn cancel(operator: &Operator, turn: TurnId, json: bool) -> Result<(), Exit> {
+    let outcome = match operator.cancel_turn(turn).await? {
+        Cancelled::Cancelled => return Done::new(turn, "cancelled").print(json),
+        Cancelled::Ended(outcome) => outcome,
+    };
+    let printed = Done { outcome: Some(outcome), ..Done::new(turn, "ended") }.print(json);
+    match outcome {
+        Outcome::Cancelled => printed,
+        _ => Err(Exit::conflict(format!("turn {turn} had ended as {}", outcome.as_str()))),
     }
 }
 

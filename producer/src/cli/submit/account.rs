@@ -2,6 +2,7 @@
 
 use super::feed::{Stopped, Submitted};
 use crate::cli::Exit;
+use crate::cli::exit::worse;
 
 /// Counts as it goes.
 #[derive(Debug, Default)]
@@ -11,8 +12,8 @@ pub struct Account {
     last: Option<u64>,
     /// A turn ended otherwise than as completed.
     not_completed: bool,
-    /// The code to end with: a result could not be read.
-    lost: Option<u8>,
+    /// The code to end with, unless 0: results could not be read.
+    lost: u8,
     /// The output ends here.
     unwritten: Option<std::io::Error>,
     stopped: Option<Stopped>,
@@ -41,7 +42,7 @@ impl Account {
         match attended {
             Ok(completed) => self.not_completed |= !completed,
             Err(Exit::Output(error)) => self.unwritten = Some(error),
-            Err(other) => self.lost = Some(other.tell()),
+            Err(other) => self.lost = worse(self.lost, other.tell()),
         }
     }
 
@@ -58,9 +59,9 @@ impl Account {
             None if self.submitted == 0 => Err(Exit::bad_input("nothing to submit: the input has no lines")),
             None => match (self.unwritten, self.lost) {
                 (Some(error), _) => Err(Exit::Output(error)),
-                (None, Some(code)) => Err(Exit::Told(code)),
-                (None, None) if self.not_completed => Err(Exit::NotCompleted),
-                (None, None) => Ok(()),
+                (None, 0) if self.not_completed => Err(Exit::NotCompleted),
+                (None, 0) => Ok(()),
+                (None, code) => Err(Exit::Told(code)),
             },
         }
     }
@@ -91,6 +92,7 @@ fn lines((first, last): (u64, u64)) -> String {
 
 #[cfg(test)]
 mod tests {
+    use turnmill::ProducerError;
     use turnmill::schema::TurnId;
 
     use super::*;
@@ -118,6 +120,23 @@ mod tests {
             let unsure = unsure.map(|line| turn(Some(line))).collect();
             account.stopped(Stopped { why: Exit::bad_input("why"), unsure, line });
             assert_eq!(account.exit().expect_err("stopped").read(), (2, Some(said.to_owned())));
+        }
+    }
+
+    #[test]
+    fn the_order_in_which_results_come_does_not_decide_the_exit_code() {
+        let gone = || Err(Exit::NotThere("the result has expired".to_owned()));
+        let refused = || {
+            let (what, reason) = ("a result".to_owned(), "it is a list".to_owned());
+            Err(Exit::from(ProducerError::Unreadable { what, reason }))
+        };
+        let mut results: [fn() -> Result<bool, Exit>; 4] = [|| Ok(false), gone, || Ok(true), refused];
+        for _ in 0..results.len() {
+            results.rotate_left(1);
+            let mut account = Account::default();
+            account.submitted(&turn(Some(1)));
+            results.iter().for_each(|result| account.attended(result()));
+            assert_eq!(account.exit().expect_err("results are lost").read(), (3, None));
         }
     }
 

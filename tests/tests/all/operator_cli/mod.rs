@@ -2,6 +2,7 @@
 
 mod groups;
 mod histories;
+mod several;
 
 use std::process::Stdio;
 use std::time::Duration;
