@@ -16,8 +16,8 @@ use super::Exit;
 use super::print::json_line_to;
 use crate::text::say;
 
-/// Where to, for the standard output.
-const STDOUT: &str = "-";
+/// The path that means the standard output, or the standard input.
+const STANDARD: &str = "-";
 
 #[derive(Debug, Args)]
 pub struct Export {
@@ -49,7 +49,7 @@ pub struct Import {
 impl Export {
     pub async fn run(self, operator: &Operator) -> Result<(), Exit> {
         let path = self.file.clone().unwrap_or_else(|| format!("{}.tmagent", self.agent).into());
-        if path == Path::new(STDOUT) {
+        if path == Path::new(STANDARD) {
             return self.write_to_stdout(operator).await;
         }
         let failed = |error: &dyn std::fmt::Display| cannot("written", &path, error);
@@ -61,7 +61,8 @@ impl Export {
         let beside = NamedTempFile::new_in(folder).map_err(|error| failed(&error))?;
         let file = beside.as_file().try_clone().map_err(|error| failed(&error))?;
         let mut file = tokio::fs::File::from_std(file);
-        let exported = operator.export_agent(&self.agent, &mut file).await?;
+        let exported = operator.export_agent(&self.agent, &mut file).await;
+        let exported = exported.map_err(|error| of_file(error, "written", &path))?;
         file.sync_all().await.map_err(|error| failed(&error))?;
         let renamed = if self.force { beside.persist(&path) } else { beside.persist_noclobber(&path) };
         match renamed {
@@ -94,14 +95,24 @@ fn unwritten(error: ProducerError) -> Exit {
 impl Import {
     pub async fn run(self, operator: &Operator) -> Result<(), Exit> {
         let name = self.agent.as_ref();
-        let imported = if self.file == Path::new(STDOUT) {
-            operator.import_agent(&mut tokio::io::stdin(), name).await?
+        let imported = if self.file == Path::new(STANDARD) {
+            let imported = operator.import_agent(&mut tokio::io::stdin(), name).await;
+            imported.map_err(|error| of_file(error, "read", Path::new("the standard input")))?
         } else {
             let opened = tokio::fs::File::open(&self.file).await;
             let file = opened.map_err(|error| cannot("read", &self.file, &error))?;
-            operator.import_agent(&mut tokio::io::BufReader::new(file), name).await?
+            let imported = operator.import_agent(&mut tokio::io::BufReader::new(file), name).await;
+            imported.map_err(|error| of_file(error, "read", &self.file))?
         };
         told(&imported, self.json, &mut stdout(), "imported")
+    }
+}
+
+/// An error while the file was written or read. One that is about the file names it.
+fn of_file(error: ProducerError, verb: &str, path: &Path) -> Exit {
+    match error {
+        ProducerError::File(error) => cannot(verb, path, &error),
+        other => Exit::Queue(other),
     }
 }
 
@@ -121,7 +132,7 @@ fn told(done: &Transferred, json: bool, out: &mut (impl Write + IsTerminal), how
     }
     writeln!(out, "{agent}: {turns} turns and {objects} objects of K and V {how}")?;
     if let Some(why) = left_out {
-        say(format_args!("some of its K and V was left out, and will be computed again: {why}"));
+        say(format_args!("some of its K and V was left out and will be computed again: {why}"));
     }
     Ok(())
 }
@@ -131,6 +142,18 @@ mod tests {
     use std::io::{Error, ErrorKind};
 
     use super::*;
+
+    #[test]
+    fn an_error_of_the_file_names_it_and_no_other_does() {
+        let full = ProducerError::File(Error::from(ErrorKind::StorageFull));
+        let (code, said) = of_file(full, "written", Path::new("/backup/a.tmagent")).read();
+        assert_eq!(code, 2);
+        assert!(said.is_some_and(|said| said.starts_with("/backup/a.tmagent cannot be written: ")));
+        let tenant = || "t".to_owned();
+        let other = ProducerError::OtherTenant { found: tenant(), tenant: tenant() };
+        let (_, said) = of_file(other, "read", Path::new("/backup/a.tmagent")).read();
+        assert!(said.is_some_and(|said| !said.contains("/backup")));
+    }
 
     #[test]
     fn a_closed_pipe_ends_an_export_quietly_and_nothing_else_does() {

@@ -126,8 +126,8 @@ fn queue_code(error: &ProducerError) -> u8 {
         ProducerError::QueueFull { .. } => 5,
         ProducerError::AgentBusy { .. } | ProducerError::HistoryChanged { .. } => 6,
         ProducerError::AgentTaken { .. } => 6,
-        ProducerError::OtherTenant { .. } | ProducerError::AgentFile(_) => 2,
-        ProducerError::Gap { .. } | ProducerError::File(_) => 1,
+        ProducerError::OtherTenant { .. } | ProducerError::AgentFile(_) | ProducerError::File(_) => 2,
+        ProducerError::Gap { .. } => 1,
         _ => 3,
     }
 }

@@ -340,6 +340,25 @@ async fn damaged_cut_and_foreign_files_make_no_agent() {
 }
 
 #[tokio::test]
+async fn an_export_that_does_not_fit_names_its_file() {
+    let files = TempDir::new().expect("a folder");
+    let queue = RedisQueue::start();
+    let worker = queue.worker("w").await;
+    say(&queue, &worker, "a", None).await;
+    let file = files.path().join("a.tmagent");
+    let file = path(&file);
+    let mut command = Command::new("sh");
+    // Files may not grow, as on a full disk.
+    command.args(["-c", "trap '' XFSZ; ulimit -f 0; exec \"$0\" \"$@\""]).arg(program("turnmill"));
+    command.args(["agent", "export", "a", "--file", file]).env("TURNMILL_REDIS_URL", queue.server.url());
+    let output = command.env("TURNMILL_QUEUE", "q").output().await.expect("runs");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.starts_with(&format!("turnmill: {file} cannot be written: ")), "{said}");
+    assert!(std::fs::read_dir(files.path()).expect("listed").next().is_none(), "nothing is left");
+}
+
+#[tokio::test]
 async fn an_export_that_nobody_reads_ends_quietly() {
     let queue = RedisQueue::start();
     let worker = queue.worker("w").await;
