@@ -17,25 +17,25 @@ use crate::text::{age, for_stdout};
 
 #[derive(Debug, Subcommand)]
 pub enum Agent {
-    /// List agents with work, those longest without an end first.
+    /// List agents that have work, the oldest waiting turn first.
     Ls(Ls),
     /// Show what an agent waits for.
     Show(Which),
-    /// Lease no more of an agent's turns; one that runs goes on.
+    /// Lease no more of an agent's turns; a turn that runs goes on.
     Pause(Which),
     /// Lease the turns of a paused or halted agent again.
     Resume(Which),
-    /// Say what happens to an agent's later turns when one becomes a dead letter.
+    /// Choose what happens to an agent's later turns when one becomes a dead letter.
     Policy(Policy),
     /// Forget an agent's history: its next turn starts a new conversation.
     Reset(Reset),
     /// Forget what an agent heard and said after a turn.
     Rollback(Rollback),
-    /// Make a new agent with another's history, or the start of it.
+    /// Make a new agent with the history of another one, whole or up to a turn.
     Fork(Fork),
     /// Write an agent to a file: its history and, with --store, its K and V.
     Export(Export),
-    /// Make an agent from a file that export wrote.
+    /// Make an agent from a file that `agent export` wrote.
     Import(Import),
 }
 
@@ -43,10 +43,10 @@ pub enum Agent {
 pub struct Ls {
     #[command(flatten)]
     tenants: Tenants,
-    /// Idle agents too. Reads through all keys of the server: slow where there are many.
+    /// List idle agents too. This reads all keys of the server, which is slow if there are many.
     #[arg(long)]
     idle: bool,
-    /// List at most so many.
+    /// List at most N agents.
     #[arg(long, value_name = "N", default_value_t = 1000)]
     limit: usize,
     /// One JSON object a line.
@@ -67,7 +67,7 @@ pub struct Which {
 pub struct Policy {
     #[command(flatten)]
     which: Which,
-    /// halt: they wait for `agent resume`. skip: they go on.
+    /// `halt`: later turns wait for `agent resume`. `skip`: they go on.
     policy: OnDead,
 }
 
@@ -89,7 +89,7 @@ pub struct Reset {
 pub struct Rollback {
     #[command(flatten)]
     which: Which,
-    /// The last turn that stays.
+    /// The last turn that stays in the history.
     #[arg(long, value_name = "TURN")]
     to: TurnId,
     #[command(flatten)]
@@ -103,7 +103,7 @@ pub struct Fork {
     /// The new agent's name.
     #[arg(value_name = "NEW_AGENT")]
     new: Name,
-    /// The last turn that the new agent knows; all, unless given.
+    /// The last turn that the new agent knows [default: the newest].
     #[arg(long, value_name = "TURN")]
     at: Option<TurnId>,
 }

@@ -23,13 +23,13 @@ const STANDARD: &str = "-";
 pub struct Export {
     /// The agent's name.
     agent: Name,
-    /// Where to write it, `-` for the standard output; AGENT.tmagent, unless given.
+    /// The file to write, or `-` for the standard output [default: AGENT.tmagent].
     #[arg(long, value_name = "FILE", allow_hyphen_values = true)]
     file: Option<PathBuf>,
-    /// Replace the file where there is one.
+    /// Replace the file if it exists.
     #[arg(long)]
     force: bool,
-    /// One JSON object; on the standard error where the file goes to the standard output.
+    /// One JSON object; on the standard error if the file goes to the standard output.
     #[arg(long)]
     json: bool,
 }
@@ -38,7 +38,7 @@ pub struct Export {
 pub struct Import {
     /// A file that `agent export` wrote, or `-` for the standard input.
     file: PathBuf,
-    /// The new agent's name; that of the file, unless given.
+    /// The new agent's name [default: the name in the file].
     #[arg(long, value_name = "NAME", allow_hyphen_values = true)]
     agent: Option<Name>,
     /// One JSON object.

@@ -15,7 +15,7 @@ pub struct Completions {
 
 impl Completions {
     pub fn run(self) -> Result<(), Exit> {
-        // Written to memory first: the generator panics where its writer fails.
+        // Written to memory first: the generator panics if its writer fails.
         let mut script = Vec::new();
         clap_complete::generate(self.shell, &mut Cli::command(), "turnmill", &mut script);
         Ok(stdout().write_all(&script)?)

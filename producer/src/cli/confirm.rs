@@ -8,7 +8,7 @@ use super::Exit;
 
 #[derive(Clone, Copy, Debug, Args)]
 pub struct Confirm {
-    /// Do it without asking; needed where there is no terminal to ask on.
+    /// Do it without asking; needed if there is no terminal to ask on.
     #[arg(long, short)]
     yes: bool,
 }

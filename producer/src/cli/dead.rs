@@ -26,7 +26,7 @@ const PURGED_AT_ONCE: usize = 500;
 pub enum Dead {
     /// List dead letters, oldest first, and how many there are of each reason.
     Ls(Ls),
-    /// Show one with its error and what was asked for.
+    /// Show a dead letter: its error, and what was asked for.
     Show(Show),
     /// Enqueue dead letters as new turns, each at the end of its agent's backlog, and purge them.
     Replay(Change),
@@ -38,13 +38,13 @@ pub enum Dead {
 struct Filter {
     #[command(flatten)]
     tenants: Tenants,
-    /// Those that failed for this reason.
+    /// Only turns that failed for this reason.
     #[arg(long, value_name = "REASON", value_parser = PossibleValuesParser::new(REASONS))]
     reason: Option<String>,
-    /// Those of this agent.
+    /// Only turns of this agent.
     #[arg(long, value_name = "NAME", allow_hyphen_values = true)]
     agent: Option<Name>,
-    /// Those that failed at least SECONDS ago.
+    /// Only turns that failed at least SECONDS ago.
     #[arg(long, value_name = "SECONDS", allow_negative_numbers = true)]
     older_than: Option<Seconds>,
 }
@@ -56,17 +56,17 @@ const REASONS: [&str; 3] =
 pub struct Ls {
     #[command(flatten)]
     filter: Filter,
-    /// List at most so many; all are counted.
+    /// List at most N letters; all are counted.
     #[arg(long, value_name = "N", default_value_t = 100)]
     limit: usize,
-    /// One JSON object a line, and a last one {reasons}.
+    /// One JSON object a line; the last one is {reasons}.
     #[arg(long)]
     json: bool,
 }
 
 #[derive(Debug, Args)]
 pub struct Show {
-    /// The turn.
+    /// The turn that failed.
     turn: TurnId,
     /// One JSON object.
     #[arg(long)]
@@ -75,15 +75,15 @@ pub struct Show {
 
 #[derive(Debug, Args)]
 pub struct Change {
-    /// These turns.
+    /// The turns that failed.
     #[arg(value_name = "TURN", required_unless_present_any = ["all", "reason", "agent", "older_than"])]
     turns: Vec<TurnId>,
     #[command(flatten)]
     filter: Filter,
-    /// All that fit the other flags.
+    /// All letters that fit the other flags.
     #[arg(long, conflicts_with = "turns")]
     all: bool,
-    /// Say which, and change nothing.
+    /// Print which letters would be changed, and change nothing.
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]
@@ -105,7 +105,7 @@ impl Filter {
     }
 }
 
-/// What a command did to a letter.
+/// A letter and what was asked for.
 #[derive(Serialize)]
 struct Shown<'a> {
     letter: &'a DeadLetter,

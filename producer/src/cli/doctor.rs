@@ -8,12 +8,12 @@ use super::print::json_line;
 use super::table::{or_dash, print_table};
 use super::{Exit, Global};
 
-/// Leases are seconds long; a day is none any more.
+/// Leases are seconds long; a day is a mistake in the unit.
 const MAX_LEASE_MS: u64 = 24 * 3600 * 1000;
 
 #[derive(Debug, Args)]
 pub struct Doctor {
-    /// The workers' lease_ms: tickets idle for three of them are stuck.
+    /// The setting lease_ms of the workers. A ticket that idles for three times as long is stuck.
     #[arg(long, value_name = "MS", default_value_t = 15_000, value_parser = lease_ms)]
     lease_ms: u64,
     /// One JSON object for each check.
@@ -37,7 +37,6 @@ impl Doctor {
     }
 }
 
-/// The most is what Redis takes for an idle time, by far.
 fn lease_ms(text: &str) -> Result<u64, String> {
     let ms = text.parse().ok().filter(|ms| (300..=MAX_LEASE_MS).contains(ms));
     ms.ok_or_else(|| format!("give milliseconds from 300 to {MAX_LEASE_MS} (a day)"))

@@ -12,11 +12,11 @@ use super::{Exit, Global, Tenants};
 use crate::text::{agent_id, for_stdout};
 
 const AFTER_HELP: &str = "\
-Redis keeps about the newest ten thousand ends. As a consumer group each end is printed by one of the
-group's consumers, acknowledged once it is printed, and printed again where that was cut off. Give each
-consumer a name that stays: it first gets what was delivered to it before. What a consumer was given and has
-not acknowledged for a minute goes to another one that reads. If the first one was only slow, both print it.
-A consumer that has nothing to acknowledge and has not read for a day is taken off the group's list.
+Redis keeps about the newest ten thousand ends. In a consumer group one of the consumers prints each end and
+acknowledges it afterwards; if it was cut off in between, the end is printed again. Give each consumer a name
+that stays: it first gets the ends that were delivered to it before. If a consumer does not acknowledge an end
+for a minute, another one that reads gets it; if the first one was only slow, both print it. A consumer that
+has nothing to acknowledge and has not read for a day is taken off the group's list.
 
 A group belongs to --tenant: another tenant's group of the same name is another group. With --all-tenants, so
 is the group of that name.";
@@ -30,17 +30,17 @@ const FIRST_MS: u64 = 100_000_000_000;
 pub struct Events {
     #[command(flatten)]
     tenants: Tenants,
-    /// Read as a consumer of this group of the tenant; it is made if it does not exist.
+    /// Read as a consumer of this group, which is made if it does not exist.
     #[arg(long, value_name = "NAME", requires = "consumer", allow_hyphen_values = true)]
     group: Option<Name>,
-    /// Which consumer of the group this is.
+    /// The name of this consumer in the group.
     #[arg(long, value_name = "NAME", requires = "group", allow_hyphen_values = true)]
     consumer: Option<Name>,
-    /// Start after this entry, or after this time in Unix milliseconds; 0 for the oldest kept. A group only when it is made
-    /// [default: from now on].
+    /// Start after this entry, or after this time in Unix milliseconds; 0 is the oldest end that is kept. A group that
+    /// exists goes on from its own place instead [default: now].
     #[arg(long, value_name = "ID", value_parser = place)]
     from: Option<StreamId>,
-    /// End after N ends. No more are read, so that none is kept from the group's other consumers.
+    /// Stop after N ends. No further end is read, so the group's other consumers get the rest.
     #[arg(long, value_name = "N")]
     count: Option<u64>,
     /// One JSON object a line.

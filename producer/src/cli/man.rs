@@ -14,7 +14,7 @@ use super::{Cli, Exit};
 
 #[derive(Debug, Args)]
 pub struct Manual {
-    /// The folder to write them into; made where there is none.
+    /// The folder to write them into; it is made if it does not exist.
     #[arg(long, value_name = "DIR", allow_hyphen_values = true)]
     out: PathBuf,
 }

@@ -40,9 +40,11 @@ pub use exit::Exit;
 const AFTER_HELP: &str = "\
 Exit codes:
   0  done; with --wait, --stream and tail: every turn completed; doctor: no check failed
-  1  a turn failed, expired or was cancelled; a check failed; somebody said no
-  2  the command line or the input is wrong, or --yes is missing
-  3  Redis cannot be reached, is not suitable, or refused a command; or the object store did
+  1  a turn failed, expired or was cancelled; a check failed; you said no; a result lacks tokens;
+     the output cannot be written
+  2  the command line or the input is wrong, a file cannot be read or written, or --yes is missing
+  3  Redis cannot be reached, is not suitable, or refused a command; what it holds cannot be read;
+     or the object store failed
   4  the turn, agent, worker or letter is not there, or its result has expired
   5  queue full: the turn, or the line that is named and all after it, was not enqueued
   6  its state does not allow it: the turn has ended, the agent runs a turn, the name is taken, …
@@ -72,7 +74,7 @@ pub struct Cli {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Queue")]
 struct Global {
-    /// Where Redis is; rediss:// for TLS.
+    /// Where Redis is; rediss:// means TLS.
     #[arg(
         long,
         global = true,
@@ -103,8 +105,8 @@ struct Global {
         allow_hyphen_values = true
     )]
     tenant: Name,
-    /// Where turns too large for Redis go, as in file:///var/lib/turnmill or s3://bucket/prefix; none and auto, which
-    /// workers know too, are no such place.
+    /// Where turns too large for Redis go, as in file:///var/lib/turnmill or s3://bucket/prefix. `none` or `auto` means: no
+    /// store (workers accept the same values).
     #[arg(
         long,
         global = true,
@@ -122,7 +124,7 @@ struct Global {
 /// Whose agents and turns a command looks at.
 #[derive(Clone, Copy, Debug, Args)]
 struct Tenants {
-    /// Those of all tenants, not only of --tenant.
+    /// All tenants, not only --tenant.
     #[arg(long, short = 'A')]
     all_tenants: bool,
 }
@@ -144,16 +146,16 @@ enum Command {
     /// Show, cancel or retry turns.
     #[command(subcommand)]
     Turn(turn::Turn),
-    /// List, show, hold or reset agents; go back in, copy, export or import what they know.
+    /// List, show, pause or reset agents; roll back, fork, export or import their histories.
     #[command(subcommand)]
     Agent(agent::Agent),
-    /// List workers, or tell one to drain.
+    /// List workers, tell one to drain, or forget one that is gone.
     #[command(subcommand)]
     Worker(worker::Worker),
     /// List, show, replay or purge turns that failed for good.
     #[command(subcommand)]
     Dead(dead::Dead),
-    /// Pause or resume the queue, or show how it does.
+    /// Pause or resume the queue, or show its statistics.
     #[command(subcommand)]
     Queue(queue::Queue),
     /// Follow the turns of all agents as they end.
@@ -166,7 +168,7 @@ enum Command {
     Version,
     /// Write a completion script for a shell.
     Completions(completions::Completions),
-    /// Write manual pages, one a command.
+    /// Write manual pages, one for each command.
     Man(man::Manual),
 }
 

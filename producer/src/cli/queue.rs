@@ -13,11 +13,11 @@ use crate::text::age;
 
 #[derive(Debug, Subcommand)]
 pub enum Queue {
-    /// Lease no more turns; those that run go on, and enqueueing works.
+    /// Lease no more turns. Turns that run go on, and enqueueing works.
     Pause(Output),
     /// Lease turns again.
     Resume(Output),
-    /// Show how the queue does.
+    /// Show how much work there is, the workers, and how the newest turns ended.
     Stats(Output),
 }
 

@@ -9,37 +9,37 @@ use turnmill::schema::Sampling;
 #[derive(Debug, Default, Args)]
 #[command(next_help_heading = "Sampling")]
 pub struct SamplingArgs {
-    /// 0 takes the likeliest token; higher is more random [default: 1].
+    /// Choose more randomly the higher X is; 0 takes the likeliest token [default: 1].
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     temperature: Option<f32>,
     /// Keep the K likeliest tokens; 0 keeps all [default: 0].
     #[arg(long, value_name = "K", allow_negative_numbers = true)]
     top_k: Option<u32>,
-    /// Keep the likeliest tokens up to this probability together [default: 1].
+    /// Keep the likeliest tokens until their probabilities add up to P [default: 1].
     #[arg(long, value_name = "P", allow_negative_numbers = true)]
     top_p: Option<f32>,
-    /// Drop tokens less likely than this share of the likeliest [default: 0].
+    /// Drop tokens less likely than P times the likeliest one [default: 0].
     #[arg(long, value_name = "P", allow_negative_numbers = true)]
     min_p: Option<f32>,
-    /// Divides the logits of tokens in prompt and reply; 1 is off [default: 1].
+    /// Make tokens of prompt and reply less likely if X is above 1 [default: 1].
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     repetition_penalty: Option<f32>,
-    /// Subtracted from the logits of tokens in the reply [default: 0].
+    /// Subtract X from the logits of tokens in the reply [default: 0].
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     presence_penalty: Option<f32>,
-    /// Subtracted once for every time a token is in the reply [default: 0].
+    /// Subtract X from a token's logit for each time the token is in the reply [default: 0].
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     frequency_penalty: Option<f32>,
     /// Add BIAS to the logit of a token; may be given again.
     #[arg(long, value_name = "ID=BIAS")]
     logit_bias: Vec<Bias>,
-    /// Same seed, same history, same words; chosen at random and kept when not given.
+    /// Draw the same words from the same seed and history [default: a random seed, which is kept].
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     seed: Option<u64>,
-    /// Make at most this many tokens [default: what the context leaves].
+    /// Make at most N tokens [default: as many as the context leaves room for].
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     max_tokens: Option<u32>,
-    /// Make at least this many tokens [default: 0].
+    /// Make at least N tokens [default: 0].
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     min_tokens: Option<u32>,
     /// End before this text; may be given again.
@@ -51,7 +51,7 @@ pub struct SamplingArgs {
     /// Go on after the model's end-of-sequence token.
     #[arg(long)]
     ignore_eos: bool,
-    /// Report log-probabilities, with this many alternatives each (0 to 20).
+    /// Report log-probabilities, each with N alternatives (0 to 20).
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     logprobs: Option<u8>,
 }

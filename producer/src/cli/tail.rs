@@ -11,7 +11,7 @@ use super::{Exit, Global};
 pub struct Tail {
     /// The turn, as `submit` printed it.
     turn: TurnId,
-    /// Leave out this entry and those before it; `--json` shows each entry's id.
+    /// Start after this entry; `--json` shows each entry's id.
     #[arg(long, value_name = "ID")]
     from: Option<StreamId>,
     /// One JSON object for each event.

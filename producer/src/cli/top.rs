@@ -17,10 +17,10 @@ const INTERVAL_S: std::ops::RangeInclusive<f64> = 0.1..=3600.0;
 #[derive(Debug, Args)]
 #[command(after_help = top::keys::help())]
 pub struct Top {
-    /// Read so often.
+    /// Read Redis every SECONDS.
     #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = interval)]
     interval: Duration,
-    /// Print one frame as plain text, and end. Reads twice, an interval apart, where turns run: a speed needs two readings.
+    /// Print one frame as plain text and end. If turns run, it reads twice, an interval apart: a speed needs two readings.
     #[arg(long)]
     once: bool,
 }

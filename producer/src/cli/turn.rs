@@ -14,11 +14,11 @@ use super::{Exit, Global};
 
 #[derive(Debug, Subcommand)]
 pub enum Turn {
-    /// Show what became of a turn.
+    /// Show what became of turns.
     Show(Which),
-    /// End turns, waiting or running, as cancelled. Says at once what became of each.
+    /// Cancel turns, waiting or running, and say at once what became of each.
     Cancel(Which),
-    /// Run turns again or at once: one that waits for a time runs now, a dead one is replayed as a new turn.
+    /// Run turns now or again: a turn that waits for a time runs now, a dead letter is replayed as a new turn.
     Retry(Which),
 }
 

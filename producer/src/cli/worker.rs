@@ -17,7 +17,7 @@ pub enum Worker {
     Ls(Ls),
     /// Tell a worker to take no more turns, finish what it runs, and stop.
     Drain(Named),
-    /// Take a worker that is gone off the list. One that lives enters itself again within seconds.
+    /// Take a worker that is gone off the list. A worker that lives enters itself again within seconds.
     Forget(Named),
 }
 
@@ -30,7 +30,7 @@ pub struct Ls {
 
 #[derive(Debug, Args)]
 pub struct Named {
-    /// Its id, or its name: then all workers of that name.
+    /// The worker's id, or its name, which stands for all workers of that name.
     worker: String,
     /// One JSON object a line.
     #[arg(long)]

@@ -24,7 +24,7 @@ use super::sampling::SamplingArgs;
 use super::traces::Traces;
 use super::{Exit, Global};
 
-/// Turns followed at once; reading further lines waits while so many are out.
+/// Turns followed at once; reading further lines waits for one of them to end.
 const MAX_FOLLOWED: usize = 256;
 /// Turns waited for at once, all over one connection. Fewer than the ends that the queue's stream of events holds.
 const MAX_WAITED: usize = 4096;
@@ -32,24 +32,25 @@ const MAX_WAITED: usize = 4096;
 const AFTER_HELP: &str = "\
 JSON lines:
   One object a line: agent, message or messages [{role, content}], system, new_session, priority,
-  deadline and delay (seconds from now), at (as --at), idempotency_key, request_id, traceparent, tracestate, and the sampling parameters by their names (top_k,
-  stop_token_ids, …), beside the others or under \"sampling\". Flags are the defaults for all lines; null means
-  none, whatever the flags say. The input is UTF-8.
+  deadline and delay (seconds from now), at (as --at), idempotency_key, request_id, traceparent, tracestate,
+  and the sampling parameters by their names (top_k, stop_token_ids, …), beside the others or under
+  \"sampling\". Flags are the defaults for all lines; null means no value, whatever the flags say. The input
+  is UTF-8.
   Lines before a wrong one are submitted; the error says which lines are in the queue and which are not.
 
 Output:
   Turn ids, one a line; with --json objects {turn, agent}.
   --wait: texts in the order in which turns end; with --json objects {turn, agent, outcome, finish,
-  text, usage, timing, worker}, error where there is one, tokens, lengths and logprobs where asked for.
+  text, usage, timing, worker}, error if there is one, tokens, lengths and logprobs if asked for.
   --stream: text as it is made; with --json one object for each event.";
 
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
 pub struct Submit {
-    /// JSON lines, one turn each; - for stdin, which is also read where no --message is given.
+    /// JSON lines, one turn each; - is stdin, which is also read if no --message is given.
     #[arg(value_name = "FILE", conflicts_with = "message")]
     file: Option<PathBuf>,
-    /// Whose turn it is; without: the turn stands alone.
+    /// The agent whose turn it is; without it the turn stands alone.
     #[arg(long, value_name = "NAME", allow_hyphen_values = true)]
     agent: Option<Name>,
     /// What the user says; may be given again.
@@ -61,19 +62,19 @@ pub struct Submit {
     /// Forget the agent's history before this turn.
     #[arg(long)]
     new_session: bool,
-    /// Which turns go first.
+    /// The turn's class: interactive turns mostly go before batch turns.
     #[arg(long, value_name = "CLASS", default_value = "interactive", value_parser = priority_parser())]
     priority: Priority,
-    /// Submitting again under the same key gives the first turn.
+    /// Enqueue once: submitting again under the same key gives the first turn.
     #[arg(long, value_name = "KEY", conflicts_with = "file", allow_hyphen_values = true)]
     idempotency_key: Option<Name>,
-    /// What the request is called in logs and traces; without: the turn's id.
+    /// The request's name in logs and traces [default: the turn's id].
     #[arg(long, value_name = "ID", allow_hyphen_values = true)]
     request_id: Option<RequestId>,
-    /// The span that the turns are enqueued in (W3C trace context); without: that of the variable TRACEPARENT, if any.
+    /// The span in which the turns are enqueued, as W3C trace context [default: the variable TRACEPARENT].
     #[arg(long, value_name = "CONTEXT")]
     traceparent: Option<TraceParent>,
-    /// What goes with --traceparent; without it: the variable TRACESTATE.
+    /// The trace state for --traceparent. Without --traceparent it is that of the variable TRACESTATE.
     #[arg(long, value_name = "LIST", requires = "traceparent")]
     tracestate: Option<TraceState>,
     /// Expire the turn if it has not finished SECONDS from now.
@@ -85,10 +86,10 @@ pub struct Submit {
     /// Do not run the turn before this time: RFC 3339, or Unix seconds.
     #[arg(long, value_name = "TIME", allow_negative_numbers = true)]
     at: Option<Moment>,
-    /// Refuse where so many turns wait or run already.
+    /// Refuse turns if N already wait or run in the queue.
     #[arg(long, value_name = "N", env = "TURNMILL_MAX_DEPTH", default_value_t = 100_000)]
     max_depth: u64,
-    /// The same for the turns of --tenant alone.
+    /// Refuse turns if N of --tenant already wait or run.
     #[arg(long, value_name = "N", env = "TURNMILL_TENANT_MAX_DEPTH", default_value_t = 100_000)]
     tenant_max_depth: u64,
     /// If the queue is full, wait until there is room.
@@ -97,13 +98,13 @@ pub struct Submit {
     /// Wait for the end and print the result.
     #[arg(long)]
     wait: bool,
-    /// Print what is made as it is made.
+    /// Print the reply as it is made.
     #[arg(long, conflicts_with = "wait")]
     stream: bool,
     /// Print JSON, one object a line.
     #[arg(long)]
     json: bool,
-    /// With --wait --json: the reply's token ids too, and how many bytes of the text each of them made visible.
+    /// With --wait --json: print the reply's token ids, and how many bytes of the text each one made visible.
     #[arg(long, requires = "wait", requires = "json")]
     tokens: bool,
     #[command(flatten)]
