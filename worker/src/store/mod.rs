@@ -17,7 +17,7 @@ use turnmill_schema::PayloadError;
 use crate::config::StoreUrl;
 
 pub use blocks::{BlockStore, BlockStoreSettings, FetchCost, MISS_REASONS, Miss};
-pub use folder::{Trimmed, policy};
+pub use folder::Trimmed;
 pub use open::open;
 pub use payload::Payloads;
 

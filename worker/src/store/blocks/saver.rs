@@ -174,11 +174,9 @@ async fn write(shared: &Arc<Shared>, data: SegmentData) -> Result<End, String> {
 /// Whether the store may take so many bytes more; a folder that is full loses others for them.
 async fn has_room(shared: &Shared, id: SegmentId, bytes: usize) -> Result<bool, String> {
     let Some(folder) = &shared.folder else { return Ok(true) };
-    let (has_room, look) = folder.make_room(id, bytes).await?;
-    if let Some(look) = look {
-        shared.looked(&look);
-    }
-    Ok(has_room)
+    let Some(look) = folder.make_room(id, bytes).await? else { return Ok(true) };
+    shared.looked(&look);
+    look.has_room
 }
 
 async fn encode(shared: &Arc<Shared>, data: SegmentData) -> Result<Bytes, String> {

@@ -51,7 +51,7 @@ impl BlockStore {
     /// are not. What was removed since the last call, also before writes.
     ///
     /// # Errors
-    /// The folder cannot be read, or not everything removed.
+    /// The folder cannot be read, or it is over its limit and something in it cannot be removed.
     pub async fn tidy(&self) -> Result<Trimmed, StoreError> {
         self.look().await?;
         let mut trimmed = self.shared().trimmed.lock().unwrap_or_else(PoisonError::into_inner);
@@ -66,6 +66,7 @@ impl BlockStore {
             |reason| StoreError::Unreachable { url: url.clone(), path: "its files".into(), reason };
         if let Some(look) = looked.map_err(unreachable)? {
             self.shared().looked(&look);
+            look.has_room.map_err(unreachable)?;
         }
         Ok(())
     }

@@ -13,11 +13,10 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use object_store::path::Path as ObjectPath;
+use turnmill_schema::Name;
 use turnmill_schema::kv_object::{HEADER_START_BYTES, HeaderStart};
-use turnmill_schema::{Digest, Name};
 
 use super::policy::Parent;
-use crate::kv::SegmentId;
 use crate::store::inventory::{self, SegmentName, folder_of};
 
 /// Files take whole blocks of a disk. A folder takes a block too.
@@ -25,11 +24,14 @@ const DISK_BLOCK: u64 = 4096;
 /// A write that is this old has no writer any more: it would have ended or failed long ago.
 const ABANDONED: Duration = Duration::from_secs(3600);
 
-/// Where one queue's segments are.
+/// The folder of one queue's segments.
 #[derive(Debug)]
 pub(super) struct Disk {
     root: PathBuf,
     queue: Name,
+    /// Files that the system does not let go: permissions do not stop root, who may run the tests.
+    #[cfg(test)]
+    pub refused: std::sync::Mutex<std::collections::HashSet<PathBuf>>,
 }
 
 /// A file that may be removed.
@@ -61,25 +63,25 @@ impl Listing {
     }
 }
 
-/// What a file of so many bytes takes.
+/// What a file of `bytes` bytes takes.
 fn on_disk(bytes: u64) -> u64 {
     bytes.next_multiple_of(DISK_BLOCK)
 }
 
-/// What a new file of so many bytes takes at most: the folders that it is in may be new too.
+/// What a new file of `bytes` bytes takes at most: the folders that it is in may be new too.
 pub(super) fn new_on_disk(bytes: u64) -> u64 {
     on_disk(bytes) + 2 * DISK_BLOCK
-}
-
-/// The name of a segment.
-pub(super) fn name_of(id: &SegmentId) -> SegmentName {
-    SegmentName { namespace: Digest(*id.namespace.as_bytes()), hash: Digest(id.last.0) }
 }
 
 impl Disk {
     /// The segments of `queue` in the store's folder `root`.
     pub fn new(root: PathBuf, queue: Name) -> Self {
-        Self { root, queue }
+        Self {
+            root,
+            queue,
+            #[cfg(test)]
+            refused: std::sync::Mutex::default(),
+        }
     }
 
     /// The folder of a kind of objects.
@@ -148,7 +150,7 @@ impl Disk {
             let mut start = [0; HEADER_START_BYTES];
             File::open(&file.path).and_then(|mut file| file.read_exact(&mut start)).ok()?;
             let header = HeaderStart::read(&start)?;
-            (header.namespace == name.namespace && header.hash == name.hash).then_some(header)
+            name.matches(&header).then_some(header)
         });
         let Some(header) = header else { return Parent::Missing };
         let Some(hash) = header.parent else { return Parent::Root };
@@ -171,6 +173,10 @@ impl Disk {
 
     /// Removes a file, and the folders that it leaves empty.
     pub fn remove(&self, file: &Stored) -> io::Result<()> {
+        #[cfg(test)]
+        if self.refused.lock().expect("no test panics here").contains(&file.path) {
+            return Err(ErrorKind::PermissionDenied.into());
+        }
         unless_gone(fs::remove_file(&file.path))?;
         // Two digits of its hash, and its namespace. A writer that finds its folder gone makes it again.
         for folder in file.path.ancestors().skip(1).take(2) {

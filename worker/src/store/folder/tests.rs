@@ -38,11 +38,11 @@ impl Place {
     }
 
     fn path(&self, id: &SegmentId) -> String {
-        let path = name_of(id).path(&queue());
+        let path = SegmentName::from(id).path(&queue());
         self.root.path().join(path.as_ref()).display().to_string()
     }
 
-    /// A segment that was written so many hours ago.
+    /// A segment that was written `hours` hours ago.
     fn write(&self, id: SegmentId, hours: u32) {
         let mut object =
             [&b"TMKV\x01\x00\x00\x00"[..], id.namespace.as_bytes(), &id.parent.0, &id.last.0].concat();
@@ -55,7 +55,8 @@ impl Place {
     }
 
     async fn room(&self, id: SegmentId) -> bool {
-        self.folder.make_room(id, BYTES).await.expect("the folder can be read").0
+        let look = self.folder.make_room(id, BYTES).await.expect("the folder can be read");
+        look.is_none_or(|look| look.has_room.expect("everything can be removed"))
     }
 
     async fn tidy(&self) -> Look {
@@ -104,6 +105,38 @@ async fn nothing_is_removed_for_a_segment_that_finds_no_room_behind_its_parents(
     assert!(place.room(id(2, 3)).await, "it is there already");
     assert!(place.room(id(0, 4)).await);
     assert_eq!([1, 2, 3].map(|number| place.has(id(0, number))), [true, false, false]);
+}
+
+/// As in a folder that users share who may not remove each other's files.
+#[tokio::test]
+async fn a_file_that_cannot_be_removed_costs_only_the_room_that_it_takes() {
+    let place = Place::new(4 * ON_DISK + 4096 + folders(5));
+    for number in 1..=4 {
+        place.write(id(0, number), 20 - u32::from(number));
+    }
+    // Nobody can use it, so it is the first that should go, every time.
+    let stuck = place.path(&id(0, 9));
+    write(&stuck, &[0; 100], 0);
+    let refuse = |path: &str| {
+        place.folder.disk.refused.lock().expect("no panic").insert(PathBuf::from(path));
+    };
+    refuse(&stuck);
+    for number in 5..=7 {
+        let look = place.folder.make_room(id(0, number), BYTES).await.expect("it can be read");
+        let look = look.expect("the folder is full");
+        assert_eq!(look.has_room, Ok(true), "{number}");
+        let is_left = |number: u8| look.left.contains(&id(0, number).last);
+        assert!(look.trimmed.bytes >= ON_DISK && !is_left(1) && is_left(4) == (number < 7), "{look:?}");
+        place.write(id(0, number), 20 - u32::from(number));
+    }
+    assert!(Path::new(&stuck).exists() && place.has(id(0, 7)));
+
+    (5..=7).for_each(|number| refuse(&place.path(&id(0, number))));
+    let look = place.folder.make_room(id(0, 8), BYTES).await.expect("it can be read");
+    let look = look.expect("the folder is full");
+    let reason = look.has_room.expect_err("nothing can be removed");
+    assert!(reason.contains("check who may write there"), "{reason}");
+    assert_eq!((look.trimmed, look.left.len()), (Trimmed::default(), 4), "what is left is told all the same");
 }
 
 #[tokio::test]

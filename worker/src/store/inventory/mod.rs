@@ -17,6 +17,7 @@ use turnmill_schema::{Digest, Name, TurnId, payload};
 
 use super::{DAMAGED, StoreError, open};
 use crate::config::StoreUrl;
+use crate::kv::SegmentId;
 
 pub use count::{NamespaceCount, count};
 pub use verify::{DamagedSegment, Verified, verify};
@@ -58,9 +59,20 @@ impl SegmentName {
         (name.path(queue) == *path).then_some(name)
     }
 
-    /// Where it is among the objects of `queue`.
+    /// Its path among the objects of `queue`.
     pub fn path(&self, queue: &Name) -> Path {
         Path::from(kv_object::path(queue, &self.namespace, &self.hash))
+    }
+
+    /// Whether an object that starts with `header` is the segment of this name.
+    pub fn matches(&self, header: &HeaderStart) -> bool {
+        header.namespace == self.namespace && header.hash == self.hash
+    }
+}
+
+impl From<&SegmentId> for SegmentName {
+    fn from(id: &SegmentId) -> Self {
+        Self { namespace: Digest(*id.namespace.as_bytes()), hash: Digest(id.last.0) }
     }
 }
 
@@ -83,7 +95,7 @@ pub struct Inventory {
 }
 
 impl Inventory {
-    /// Opens the store at `url`. A folder is made where there is none; other stores are not asked yet.
+    /// Opens the store at `url`. A folder is made if there is none; other stores are not asked yet.
     pub fn open(url: &StoreUrl, queue: &Name) -> Result<Self, StoreError> {
         Ok(Self { store: open(url)?, url: url.clone(), queue: queue.clone() })
     }
@@ -127,7 +139,7 @@ impl Inventory {
         SegmentName::at(&self.queue, path)
     }
 
-    /// Which turn's payload `path` is; none where no payload of this queue is named so.
+    /// Which turn's payload `path` is; none if no payload of this queue is named so.
     pub(super) fn payload_at(&self, path: &Path) -> Option<TurnId> {
         let mut parts = path.prefix_match(&self.folder(Folder::Payloads))?;
         let name = parts.next()?;
@@ -135,7 +147,7 @@ impl Inventory {
         (digest(hash).is_some() && parts.next().is_none()).then(|| turn.parse().ok())?
     }
 
-    /// The start of a segment's header; none where the object is gone, or is not the segment that its path says.
+    /// The start of a segment's header; none if the object is gone, or is not the segment that its path says.
     pub(super) async fn header_of(&self, name: &SegmentName) -> Result<Option<HeaderStart>, StoreError> {
         let path = name.path(&self.queue);
         let start = match self.store.get_range(&path, 0..HEADER_START_BYTES as u64).await {
@@ -148,11 +160,10 @@ impl Inventory {
                 Err(error) => return Err(self.error(&path, &error)),
             },
         };
-        let is_it = |start: &HeaderStart| start.namespace == name.namespace && start.hash == name.hash;
-        Ok(HeaderStart::read(&start).filter(is_it))
+        Ok(HeaderStart::read(&start).filter(|header| name.matches(header)))
     }
 
-    /// A whole object; none where it is gone.
+    /// A whole object; none if it is gone.
     async fn read(&self, path: &Path) -> Result<Option<bytes::Bytes>, StoreError> {
         match self.store.get(path).and_then(|found| found.bytes()).await {
             Ok(bytes) => Ok(Some(bytes)),
