@@ -305,7 +305,7 @@ pub fn segment_written(took: Duration) {
     histogram!(STORE_PUT_SECONDS).record(took);
 }
 
-/// There was no room in the queue for a segment of `bytes` bytes.
+/// There was no room for a segment of `bytes` bytes: in the queue, or in its folder, where all that is left is wanted more.
 pub fn segment_dropped(bytes: usize) {
     segment_ended("dropped", bytes);
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::config::StoreUrl;
 
-/// So many failures in a row may be chance.
+/// Fewer failures in a row than this may be chance.
 const LIMIT: u32 = 3;
 /// While reads fail, one is tried this often.
 const RETRY: Duration = Duration::from_secs(1);
@@ -87,7 +87,7 @@ impl Health {
         });
     }
 
-    /// The store took a write: it can be reached, whatever reads say.
+    /// The store has taken a segment, or has it already: it can be reached, whatever reads say.
     pub fn written(&self) {
         self.update(|state| {
             state.reads.count = 0;

@@ -21,12 +21,12 @@ mod tidy;
 
 use std::fmt::{Debug, Formatter};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tokio::runtime::{Handle, Runtime};
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument as _;
 use turnmill_schema::Name;
@@ -132,15 +132,15 @@ struct Shared {
     folder: Option<Arc<Folder>>,
     /// What was removed for the folder's limit and not told yet.
     trimmed: Mutex<Trimmed>,
-    /// No step is held up any more.
-    hurries: AtomicBool,
+    /// Cancelled when no step can be held up any more.
+    hurries: CancellationToken,
 }
 
 impl Shared {
-    fn open(settings: BlockStoreSettings) -> Result<Self, StoreError> {
+    fn new(objects: Objects, settings: BlockStoreSettings) -> Result<Self, StoreError> {
         Ok(Self {
             keys: settings.keys.as_deref().map(Keys::open).transpose()?,
-            objects: Objects::open(&settings)?,
+            objects,
             ledger: Ledger::new(REMEMBERED),
             room: Room::new(settings.save_queue_bytes),
             cache: HostCache::new(settings.host_cache_bytes),
@@ -150,7 +150,7 @@ impl Shared {
             health: Health::new(settings.url.clone()),
             folder: tidy::folder(&settings),
             trimmed: Mutex::default(),
-            hurries: AtomicBool::new(false),
+            hurries: CancellationToken::new(),
             settings,
         })
     }
@@ -180,9 +180,13 @@ struct Inner {
 }
 
 impl BlockStore {
-    /// Opens the store and starts its threads. A folder is made where there is none; other stores are not asked yet.
+    /// Opens the store and starts its threads. A folder is made if there is none; other stores are not asked yet.
     pub fn open(settings: BlockStoreSettings) -> Result<Self, StoreError> {
-        let shared = Arc::new(Shared::open(settings)?);
+        Self::over(Objects::open(&settings)?, settings)
+    }
+
+    fn over(objects: Objects, settings: BlockStoreSettings) -> Result<Self, StoreError> {
+        let shared = Arc::new(Shared::new(objects, settings)?);
         let threads = threads::runtime()?;
         let runtime = threads.handle().clone();
         let saver = Saver::start(&shared, &runtime);
@@ -207,7 +211,7 @@ impl BlockStore {
         !self.shared().begin(data.segment.id) || self.0.saver.save(self.shared(), data)
     }
 
-    /// Whether anything of this tenant may be stored: where there are keys, it needs one.
+    /// Whether anything of this tenant may be stored: if there are keys, it needs one.
     pub fn serves(&self, tenant: &str) -> bool {
         self.shared().keys.as_ref().is_none_or(|keys| keys.get(tenant).is_some())
     }
@@ -256,9 +260,9 @@ impl BlockStore {
         self.shared().ledger.settled(segments, tokio::time::sleep(within)).await
     }
 
-    /// From now on writers do not rest: the worker stops, and no step can be held up.
+    /// From now on writers do not rest, and one that rests goes on: the worker stops, and no step can be held up.
     pub fn hurry(&self) {
-        self.shared().hurries.store(true, Ordering::Relaxed);
+        self.shared().hurries.cancel();
     }
 
     /// Waits until nothing is queued or being written and a folder says what was used, at most for `within`.
@@ -316,7 +320,21 @@ impl Drop for Inner {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::VecDeque;
+    use std::fmt;
+    use std::sync::PoisonError;
+
+    use futures::future::BoxFuture;
+    use futures::stream::BoxStream;
+    use object_store::memory::InMemory;
+    use object_store::path::Path;
+    use object_store::{
+        CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
+        PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
+    };
+
     use super::*;
+    use crate::config::KvDtype;
     use crate::kv::{Identity, Namespace, PrefixHash};
 
     #[test]
@@ -348,6 +366,147 @@ mod tests {
         let words: Vec<_> =
             misses.into_iter().chain(damages.map(Miss::Damaged)).map(|m| m.reason()).collect();
         assert_eq!(words, MISS_REASONS);
+    }
+
+    /// What becomes of a put.
+    #[derive(Clone, Copy, Debug)]
+    pub(super) enum Put {
+        NeverEnds,
+        Panics,
+    }
+
+    /// A store in memory whose first puts end otherwise.
+    #[derive(Debug, Default)]
+    pub(super) struct Puts {
+        fates: Mutex<VecDeque<Put>>,
+        inner: InMemory,
+    }
+
+    impl Puts {
+        pub fn these(fates: impl Into<VecDeque<Put>>) -> Self {
+            Self { fates: Mutex::new(fates.into()), inner: InMemory::new() }
+        }
+    }
+
+    impl fmt::Display for Puts {
+        fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+            f.write_str("a store of tests")
+        }
+    }
+
+    // As async_trait, which we do not depend on, writes it.
+    impl ObjectStore for Puts {
+        fn put_opts<'a, 'b, 'c>(
+            &'a self,
+            location: &'b Path,
+            payload: PutPayload,
+            options: PutOptions,
+        ) -> BoxFuture<'c, Result<PutResult>>
+        where
+            'a: 'c,
+            'b: 'c,
+            Self: 'c,
+        {
+            let fate = self.fates.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+            match fate {
+                None => self.inner.put_opts(location, payload, options),
+                Some(Put::NeverEnds) => Box::pin(std::future::pending()),
+                Some(Put::Panics) => panic!("a bug in a client"),
+            }
+        }
+
+        fn put_multipart_opts<'a, 'b, 'c>(
+            &'a self,
+            location: &'b Path,
+            options: PutMultipartOptions,
+        ) -> BoxFuture<'c, Result<Box<dyn MultipartUpload>>>
+        where
+            'a: 'c,
+            'b: 'c,
+            Self: 'c,
+        {
+            self.inner.put_multipart_opts(location, options)
+        }
+
+        fn get_opts<'a, 'b, 'c>(
+            &'a self,
+            location: &'b Path,
+            options: GetOptions,
+        ) -> BoxFuture<'c, Result<GetResult>>
+        where
+            'a: 'c,
+            'b: 'c,
+            Self: 'c,
+        {
+            self.inner.get_opts(location, options)
+        }
+
+        fn delete_stream(
+            &self,
+            locations: BoxStream<'static, Result<Path>>,
+        ) -> BoxStream<'static, Result<Path>> {
+            self.inner.delete_stream(locations)
+        }
+
+        fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
+            self.inner.list(prefix)
+        }
+
+        fn list_with_delimiter<'a, 'b, 'c>(
+            &'a self,
+            prefix: Option<&'b Path>,
+        ) -> BoxFuture<'c, Result<ListResult>>
+        where
+            'a: 'c,
+            'b: 'c,
+            Self: 'c,
+        {
+            self.inner.list_with_delimiter(prefix)
+        }
+
+        fn copy_opts<'a, 'b, 'd, 'c>(
+            &'a self,
+            from: &'b Path,
+            to: &'d Path,
+            options: CopyOptions,
+        ) -> BoxFuture<'c, Result<()>>
+        where
+            'a: 'c,
+            'b: 'c,
+            'd: 'c,
+            Self: 'c,
+        {
+            self.inner.copy_opts(from, to, options)
+        }
+    }
+
+    const SHAPE: BlockShape =
+        BlockShape { layers: 2, block_tokens: 2, kv_heads: 1, head_dim: 4, dtype: KvDtype::F16 };
+
+    /// The store at `url` as far as its settings say, whose objects go through `puts`.
+    pub(super) fn store(url: &str, puts: Puts, change: impl FnOnce(&mut BlockStoreSettings)) -> BlockStore {
+        let mut settings = BlockStoreSettings {
+            url: StoreUrl::from(url.to_owned()),
+            queue: Name::new("q").expect("a name"),
+            shape: SHAPE,
+            codec: KvCodec::F16,
+            keys: None,
+            save_queue_bytes: 1 << 20,
+            host_cache_bytes: 0,
+            parallel: 1,
+            timeout: Duration::from_secs(20),
+            folder_bytes: None,
+        };
+        change(&mut settings);
+        let objects = Objects::over(Arc::new(puts), &settings);
+        BlockStore::over(objects, settings).expect("threads start")
+    }
+
+    /// A segment of two blocks; equal for equal numbers.
+    pub(super) fn segment(number: u8) -> SegmentData {
+        let tokens = (0..4).map(|token| u32::from(number) << 8 | token).collect();
+        let segment = Segment { id: id(number), tenant: "t".into(), first_block: 0, tokens };
+        SegmentData { segment: Arc::new(segment), data: vec![number; 2 * SHAPE.block_bytes()].into() }
     }
 
     /// A segment's name; equal for equal numbers.

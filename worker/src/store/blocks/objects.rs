@@ -8,16 +8,17 @@ use std::time::Duration;
 use bytes::Bytes;
 use object_store::path::Path;
 use object_store::{Error, GetResult, ObjectStore, ObjectStoreExt, PutMode};
-use turnmill_schema::{Digest, Name, kv_object};
+use turnmill_schema::Name;
 use uuid::Uuid;
 
 use super::BlockStoreSettings;
 use crate::config::StoreUrl;
 use crate::kv::SegmentId;
+use crate::store::inventory::SegmentName;
 use crate::store::open::{Patience, open_with};
 use crate::store::{DAMAGED, StoreError};
 
-/// Where checks write.
+/// The folder that checks write to.
 const PROBES: &str = "kv-probe";
 /// How long a check waits; clients of remote stores would try again for minutes.
 const CHECK: Duration = Duration::from_secs(10);
@@ -40,13 +41,18 @@ pub(super) struct Objects {
 
 impl Objects {
     pub fn open(settings: &BlockStoreSettings) -> Result<Self, StoreError> {
-        let (read, write) = (settings.timeout, settings.timeout.max(WRITE));
+        let (read, write) = patience(settings);
         let patience = Patience { connect: read.min(CONNECT), request: write, retries: read };
-        let store = open_with(&settings.url, patience)?;
-        Ok(Self { store, url: settings.url.clone(), queue: settings.queue.clone(), read, write })
+        Ok(Self::over(open_with(&settings.url, patience)?, settings))
     }
 
-    /// The segment's object, where there is one; its bytes are still to be read. Reading ends with the fetch's time.
+    /// The same through this client.
+    pub fn over(store: Arc<dyn ObjectStore>, settings: &BlockStoreSettings) -> Self {
+        let (read, write) = patience(settings);
+        Self { store, url: settings.url.clone(), queue: settings.queue.clone(), read, write }
+    }
+
+    /// The segment's object, if there is one; its bytes are still to be read. Reading ends with the fetch's time.
     pub async fn get(&self, id: &SegmentId) -> Result<GetResult, Error> {
         self.store.get(&self.path(id)).await
     }
@@ -111,12 +117,16 @@ impl Objects {
     }
 
     fn path(&self, id: &SegmentId) -> Path {
-        let (namespace, hash) = (Digest(*id.namespace.as_bytes()), Digest(id.last.0));
-        Path::from(kv_object::path(&self.queue, &namespace, &hash))
+        SegmentName::from(id).path(&self.queue)
     }
 }
 
-/// Where the segment at `path` is put once it is known to be damaged: the same under another folder.
+/// How long a read and a write may take.
+fn patience(settings: &BlockStoreSettings) -> (Duration, Duration) {
+    (settings.timeout, settings.timeout.max(WRITE))
+}
+
+/// The place of the segment at `path` once it is known to be damaged: the same under another folder.
 fn path_aside(path: &Path) -> Path {
     Path::from_iter(std::iter::once(DAMAGED.into()).chain(path.parts().skip(1)))
 }
