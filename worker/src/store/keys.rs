@@ -71,7 +71,7 @@ impl TenantKey {
     }
 
     /// Opens in place what was sealed from `start` on. What was sealed then lies after the nonce and before the tag.
-    /// None where it was sealed with another key, beside other bytes, or has changed.
+    /// None if it was sealed with another key, beside other bytes, or has changed.
     pub(super) fn open(&self, object: &mut [u8], start: usize) -> Option<()> {
         let (beside, sealed) = object.split_at_mut_checked(start)?;
         let (nonce, body) = sealed.split_at_mut_checked(NONCE_BYTES)?;
@@ -108,7 +108,7 @@ impl Keys {
         Ok(Self(keys))
     }
 
-    /// The key of `tenant`, where it has one.
+    /// The key of `tenant`, if it has one.
     pub fn get(&self, tenant: &str) -> Option<TenantKey> {
         self.0.get(tenant).cloned()
     }

@@ -30,7 +30,7 @@ pub(super) struct Patience {
     pub connect: Duration,
     /// One request with its answer.
     pub request: Duration,
-    /// No request is sent again after so long.
+    /// No request is sent again after this time.
     pub retries: Duration,
 }
 

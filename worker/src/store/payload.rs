@@ -18,7 +18,7 @@ pub struct Payloads {
 }
 
 impl Payloads {
-    /// Opens the store at `url`. A folder is made where there is none; other stores are not asked yet.
+    /// Opens the store at `url`. A folder is made if there is none; other stores are not asked yet.
     pub fn open(url: &StoreUrl, queue: &Name) -> Result<Self, StoreError> {
         Ok(Self { store: open(url)?, url: url.clone(), queue: queue.clone() })
     }

@@ -66,7 +66,7 @@ impl State {
         }
     }
 
-    /// Counts the time since the last event, where something was under way in it.
+    /// Counts the time since the last event, if something was under way in it.
     fn count(&mut self, now: Instant) {
         if self.transfers > 0 {
             self.busy.seconds += now.saturating_duration_since(self.counted).as_secs_f64();
@@ -108,7 +108,7 @@ impl CostMeter {
         Transfer { meter: self }
     }
 
-    /// The store did not answer for so long, or answered without any bytes.
+    /// The store did not answer for this time, or answered without any bytes.
     pub fn no_bytes(&self, after: Duration, now: Instant) {
         self.lock().answered(after, now);
     }

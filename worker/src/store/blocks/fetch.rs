@@ -97,7 +97,7 @@ async fn missed(shared: &Shared, segment: &Segment, fault: Fault) -> Miss {
             shared.ledger.lost(&segment.id);
             Miss::Absent
         }
-        // Whoever has the key can read it; it is the settings that are wrong.
+        // Another worker, with the key, can read it; it is the settings that are wrong.
         Fault::Damaged(Damage::KeyMissing) => {
             shared.health.read();
             Miss::Damaged(Damage::KeyMissing)

@@ -1,7 +1,7 @@
 //! Stored segments kept in memory, as they are in the store.
 //!
-//! Invariants: never more bytes than the budget; what is here was in the store when it was put here; whoever takes it
-//! verifies it like anything else that was stored.
+//! Invariants: never more bytes than the budget; what is here was in the store when it was put here; it is verified
+//! when it is taken, like anything else that was stored.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};

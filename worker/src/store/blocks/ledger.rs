@@ -12,14 +12,14 @@ use tokio::sync::Notify;
 
 use crate::kv::{PrefixHash, SegmentId};
 
-/// After so long a stored segment is put again where somebody has it: a bucket's rules, a collector or a folder's limit may have
+/// After this time a stored segment is put again if somebody has it: a bucket's rules, a collector or a folder's limit may have
 /// removed it, and nobody tells.
 const BELIEVED: Duration = Duration::from_secs(3600);
 
 #[derive(Debug)]
 pub(super) struct Ledger {
     state: Mutex<State>,
-    /// Wakes whoever waits, at every end of a write.
+    /// Wakes those who wait, at every end of a write.
     changed: Notify,
 }
 
@@ -154,7 +154,7 @@ impl Ledger {
     }
 }
 
-/// A segment that is on its way follows on so many stored ones.
+/// A segment that is on its way follows on `stored` stored ones.
 struct StillPending {
     stored: usize,
 }

@@ -11,7 +11,7 @@
 //! * one collector a queue at a time; that is the caller's to see to.
 //!
 //! A race remains. A segment that is garbage may be wanted anew: a worker computes the same tokens again, the store says that
-//! their segment is there already, and a manifest names it. Where that manifest is committed between the last reading and
+//! their segment is there already, and a manifest names it. If that manifest is committed between the last reading and
 //! the removal, the segment is gone and the manifest names it all the same. That is harmless: everything a manifest names is
 //! verified when it is loaded, so the segment is a miss, the turn computes its tokens, and stores them again.
 //!
@@ -117,7 +117,7 @@ pub struct Collected {
     pub failure: Option<String>,
 }
 
-/// Looks for the queue's garbage, and removes it where told to. `progress` is told how far it is.
+/// Looks for the queue's garbage, and removes it if told to. `progress` is told how far it is.
 pub async fn collect(
     inventory: &Inventory,
     references: &impl References,

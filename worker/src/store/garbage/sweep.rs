@@ -91,7 +91,7 @@ impl<'a, R: References, P: Fn(&Collected)> Sweep<'a, R, P> {
                 self.collected.payloads.kept += 1;
                 continue;
             }
-            // All turns are read only where it matters.
+            // All turns are read only if it matters.
             let in_use = match &mut in_use {
                 Some(in_use) => in_use,
                 none => none.insert(self.payloads_in_use().await?),
@@ -143,7 +143,7 @@ impl<'a, R: References, P: Fn(&Collected)> Sweep<'a, R, P> {
         Ok(())
     }
 
-    /// Counts garbage, and removes it where told to.
+    /// Counts garbage, and removes it if told to.
     async fn remove(&mut self, batch: Vec<Object>, of: impl Fn(&mut Collected) -> &mut Found) {
         let sizes: HashMap<_, _> = batch.into_iter().map(|object| (object.path, object.bytes)).collect();
         let asked = sizes.len() as u64;

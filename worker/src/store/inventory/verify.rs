@@ -1,7 +1,7 @@
 //! Reading everything back.
 //!
 //! Invariants: what counts as good would be a hit for the worker that wrote it; what cannot be opened for want of a key
-//! counts as neither good nor damaged; at most so many objects are in memory as are read in parallel.
+//! counts as neither good nor damaged; no more objects are in memory than are read in parallel.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -156,7 +156,7 @@ async fn look_at(
     }
 }
 
-/// Whether the object is whole; false where no key opens it.
+/// Whether the object is whole; false if no key opens it.
 fn check(object: Bytes, name: &SegmentName, keyring: &Keyring) -> Result<bool, Damage> {
     let start = header(&object)?;
     if start.id.namespace.as_bytes() != name.namespace.as_bytes() {
@@ -180,7 +180,7 @@ impl Keyring {
         Self { keys, known: Mutex::default() }
     }
 
-    /// Whether a sealed object is whole; false where no key opens it.
+    /// Whether a sealed object is whole; false if no key opens it.
     fn open(&self, object: &Bytes, namespace: Digest) -> Result<bool, Damage> {
         let known = self.known().get(&namespace).cloned();
         for key in known.map_or_else(|| self.keys.clone(), |key| vec![key]) {

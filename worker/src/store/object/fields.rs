@@ -29,13 +29,13 @@ pub struct Contents {
     pub(super) payload: Bytes,
 }
 
-/// Bytes of the fields of a segment of so many tokens, checksums and all; None where no memory could hold them.
+/// Bytes of the fields of a segment of `tokens` tokens, checksums and all; None if no memory could hold them.
 pub(super) fn field_bytes(tokens: usize, layers: usize) -> Option<usize> {
     let sums = layers.checked_add(1)?.checked_mul(CHECKSUM_BYTES)?;
     tokens.checked_mul(4)?.checked_add(sums)?.checked_add(FIXED_BYTES)
 }
 
-/// Encoded bytes of one layer of a segment of `blocks` blocks; None where no memory could hold them.
+/// Encoded bytes of one layer of a segment of `blocks` blocks; None if no memory could hold them.
 pub(super) fn layer_bytes(coding: &Coding, shape: &BlockShape, blocks: usize) -> Option<usize> {
     let parts = [blocks, shape.block_tokens, shape.kv_heads, shape.head_dim];
     let elements = parts.into_iter().try_fold(2usize, usize::checked_mul)?;

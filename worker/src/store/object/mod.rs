@@ -6,9 +6,9 @@
 //! | 4..6 | version, 1 |
 //! | 6..8 | flags; bit 0: encrypted |
 //! | 8..40 | the tenant's namespace |
-//! | 40..72 | hash of the last block before it; zeros where there is none |
+//! | 40..72 | hash of the last block before it; zeros if there is none |
 //! | 72..104 | hash of its last block |
-//! | 104..116 | where it is encrypted: nonce of AES-256-GCM; all that follows is sealed, beside all that precedes |
+//! | 104..116 | if it is encrypted: nonce of AES-256-GCM; all that follows is sealed, beside all that precedes |
 //! | 1 | codec: 1 f16, 2 q8, 3 q4 |
 //! | 1 | type of the pool's elements: 1 f16, 2 bf16, 3 f32 |
 //! | 6 × 4 | tokens in a block, layers, K and V heads, elements of a head, index of the first block, number of tokens |
@@ -16,7 +16,7 @@
 //! | 8 each | xxh3 of each layer's payload |
 //! | 8 | xxh3 of everything before it, unsealed and without the nonce |
 //! | | payload of each layer: all K, then all V, `[blocks, block_tokens, kv_heads, head_dim]`, encoded |
-//! | 16 | where it is encrypted: tag |
+//! | 16 | if it is encrypted: tag |
 //!
 //! Numbers are little endian. Invariant: what [`decode`] returns is what [`encode`] was given, but for the codec's
 //! rounding; an object that differs in any bit, or is another than the one wanted, is a [`Damage`].
@@ -38,10 +38,10 @@ use crate::config::KvCodec;
 use crate::kv::codec::Coding;
 use crate::kv::{BlockShape, Segment, SegmentData};
 
-/// The object that keeps `data`, sealed where there is a key.
+/// The object that keeps `data`, sealed if there is a key.
 ///
 /// # Panics
-/// Where the data is not that of the segment's blocks, or the system gives no random numbers.
+/// If the data is not that of the segment's blocks, or the system gives no random numbers.
 pub fn encode(data: &SegmentData, shape: &BlockShape, codec: KvCodec, key: Option<&TenantKey>) -> Vec<u8> {
     let SegmentData { segment, data } = data;
     let blocks = segment.tokens.len() / shape.block_tokens;
@@ -109,7 +109,7 @@ pub fn inspect(object: Bytes, key: Option<&TenantKey>) -> Result<Contents, Damag
 
 /// Opens a sealed object; returns it and what follows its header.
 fn open(object: Bytes, key: &TenantKey) -> Result<(Bytes, Bytes), Damage> {
-    // In place where nobody else holds it.
+    // In place if nobody else holds it.
     let mut object = object.try_into_mut().unwrap_or_else(|held| BytesMut::from(&held[..]));
     key.open(&mut object, HEADER_BYTES).ok_or(Damage::Sealed)?;
     let object = object.freeze();
