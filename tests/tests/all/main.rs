@@ -7,6 +7,7 @@
 mod block_store;
 mod broker_memory;
 mod broker_redis;
+mod broker_troubles;
 mod cli_edges;
 mod e2e;
 mod followers;

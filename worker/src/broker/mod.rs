@@ -28,7 +28,8 @@ pub use references::{Manifests, PayloadsInUse, References, Root};
 pub struct Claim {
     /// The right to run it; shared by everything that publishes and ends the turn.
     pub lease: Arc<Lease>,
-    /// The turn, or where it is; an error if its envelope cannot be read, which ends the turn.
+    /// The turn, or where it is. An error if it, its agent's history or what was published of it cannot be read: the attempt
+    /// fails, and the last one ends the turn.
     pub turn: Result<StoredTurn, EnvelopeError>,
     /// The agent's finished conversation.
     pub history: History,

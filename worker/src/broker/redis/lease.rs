@@ -9,7 +9,7 @@ use turnmill_schema::envelope::{EnvelopeError, decode};
 use turnmill_schema::keys::BacklogEntry;
 use turnmill_schema::{Delta, Event, History, Manifest, StoredTurn, TranscriptEntry, TurnId};
 
-use super::{BrokerError, Claim, RedisBroker, Ticket};
+use super::{Broker, BrokerError, Claim, RedisBroker, Ticket};
 
 /// The reply so far.
 #[derive(Default)]
@@ -33,7 +33,7 @@ impl RedisBroker {
             };
             match (self.shard(&ticket.id)?.lease.call(item).await?, head.take()) {
                 (LeaseAnswer::Leased(grant), Some(entry)) => {
-                    return self.claim(ticket, entry, *grant).map(Some);
+                    return Ok(Some(self.claim(ticket, entry, *grant)));
                 }
                 (LeaseAnswer::Leased(_), None) => {
                     return Err(unreadable("a turn was leased that nobody named".to_owned()));
@@ -54,24 +54,32 @@ impl RedisBroker {
                 }
                 (LeaseAnswer::Paused, _) => {
                     self.note_paused();
-                    self.give_back_ticket(ticket).await?;
+                    self.return_ticket(ticket).await?;
                     return Ok(None);
                 }
             }
         }
     }
 
-    fn claim(&self, ticket: &Ticket, entry: BacklogEntry, grant: Grant) -> Result<Claim, BrokerError> {
-        let published = read_published(entry.turn, grant.epoch, &grant.published)?;
-        // A history that cannot be read ends the turn as an unreadable envelope does.
-        let (turn, history) = match read_history(&grant.transcript) {
+    /// What was granted. The turn is this worker's, so whatever cannot be read of it comes with the lease: the attempt fails at
+    /// once and says why, instead of idling for a lease.
+    fn claim(&self, ticket: &Ticket, entry: BacklogEntry, grant: Grant) -> Claim {
+        let (published, fault) = match read_published(entry.turn, grant.epoch, &grant.published) {
+            Ok(published) => (published, None),
+            Err(error) => {
+                tracing::warn!(turn = %entry.turn, %error, "what was published of a turn cannot be read");
+                (Published::default(), Some(error))
+            }
+        };
+        let history = fault.map_or_else(|| read_history(&grant.transcript), Err);
+        let (turn, history) = match history {
             Ok(history) => (StoredTurn::decode(&grant.envelope), history),
             Err(error) => (Err(error), History::default()),
         };
         let now_ms = self.server.clock().now_ms();
         let since_enqueue = |ms: u64| ms.saturating_sub(entry.enqueued_ms);
         let has_deadline = grant.deadline_ms > 0;
-        Ok(Claim {
+        Claim {
             turn,
             history,
             // Only a hint: one that cannot be read is none.
@@ -83,7 +91,7 @@ impl RedisBroker {
             earlier_epoch: published.earlier_epoch,
             alone: grant.alone,
             lease: Arc::new(ticket.leased(entry, grant.epoch, grant.attempt)),
-        })
+        }
     }
 }
 
@@ -95,7 +103,7 @@ fn read_history(transcript: &[Vec<u8>]) -> Result<History, EnvelopeError> {
     transcript.iter().map(|entry| decode::<TranscriptEntry>(entry)).collect()
 }
 
-fn read_published(turn: TurnId, epoch: u64, entries: &[ResultEntry]) -> Result<Published, BrokerError> {
+fn read_published(turn: TurnId, epoch: u64, entries: &[ResultEntry]) -> Result<Published, EnvelopeError> {
     let mut published = Published::default();
     let mut tokens = 0;
     for entry in entries {
@@ -115,12 +123,16 @@ fn read_published(turn: TurnId, epoch: u64, entries: &[ResultEntry]) -> Result<P
             }
         };
         // An append whose reply was lost was repeated with more: what is known is cut off.
-        let added = delta.beyond(tokens).map_err(|error| {
-            unreadable(format!("the result of turn {turn} has tokens twice, and {error}"))
-        })?;
+        let malformed =
+            |what: String| EnvelopeError::Malformed { reason: format!("the result of turn {turn} {what}") };
+        let added =
+            delta.beyond(tokens).map_err(|error| malformed(format!("has tokens twice, and {error}")))?;
         let Some(delta) = added else { continue };
         if delta.index > tokens {
-            return Err(BrokerError::Gap { turn, expected: tokens, found: delta.index });
+            return Err(malformed(format!(
+                "has a delta from token {} on after only {tokens} tokens",
+                delta.index
+            )));
         }
         if tokens == 0 {
             published.first_token_at_ms = entry.at_ms;
@@ -150,7 +162,7 @@ mod tests {
         ResultEntry { id: "5-1".into(), event: encode(event).expect("encodes"), at_ms: Some(9) }
     }
 
-    fn read(entries: &[ResultEntry]) -> Result<Delta, BrokerError> {
+    fn read(entries: &[ResultEntry]) -> Result<Delta, EnvelopeError> {
         let published = read_published(TurnId::new(0), 7, entries)?;
         assert_eq!(published.earlier_epoch, Some(5));
         assert_eq!(published.first_token_at_ms, Some(9));
@@ -178,7 +190,8 @@ mod tests {
         let error =
             read_published(TurnId::new(0), 7, &entries).err().expect("the text of one token is not known");
         assert!(error.to_string().contains("how many bytes"), "{error}");
-        let gap = read_published(TurnId::new(0), 7, &[entry(1, 2)]).err();
-        assert!(matches!(gap, Some(BrokerError::Gap { expected: 0, found: 1, .. })), "{gap:?}");
+        let gap =
+            read_published(TurnId::new(0), 7, &[entry(1, 2)]).err().expect("the first token is missing");
+        assert!(gap.to_string().contains("from token 1 on after only 0"), "{gap}");
     }
 }
