@@ -56,7 +56,7 @@ pub use running::RunningRecord;
 pub use scan::Scan;
 pub use server::{RESPONSE_TIMEOUT, Server};
 pub use shared_keys::ready_keys;
-pub use tickets::{Delivered, PendingTicket, ReadyStream, Share};
+pub use tickets::{Delivered, ReadyStream, Share};
 pub use turns::{TurnPlace, TurnRecord, TurnWait};
 pub use url::{Endpoint, MASK, RedisUrl, masked};
 pub use waiting::{CappedTenant, WaitingAgents};

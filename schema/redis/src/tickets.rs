@@ -88,7 +88,7 @@ fn read_command<'a>(
 
 impl Blocking {
     /// Reads new tickets of each stream without waiting, in one round trip. One answer for each share: a stream that is broken,
-    /// or has no group yet, costs the others nothing.
+    /// or has no group yet, does not keep the others from theirs.
     ///
     /// # Errors
     /// See [`Fault`]: of the whole call, or of one stream. After an error tickets may have been delivered.
@@ -139,20 +139,9 @@ impl Blocking {
     }
 }
 
-/// A ticket that some worker has.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PendingTicket {
-    /// Its entry id.
-    pub entry: String,
-    /// The worker.
-    pub worker: String,
-    /// Since when nothing was heard of it, in milliseconds.
-    pub idle_ms: u64,
-}
-
 impl Server {
-    /// Tickets that were delivered and not renewed for `idle_ms`, at most `count` of them, from entry `from` on (`-`: the
-    /// first), of all workers or of one.
+    /// The entries of tickets that were delivered and not renewed for `idle_ms`, at most `count` of them, from entry `from` on
+    /// (`-`: the first), of all workers or of one.
     ///
     /// # Errors
     /// See [`Fault`].
@@ -163,19 +152,14 @@ impl Server {
         from: &str,
         count: usize,
         worker: Option<&str>,
-    ) -> Result<Vec<PendingTicket>, Fault> {
+    ) -> Result<Vec<String>, Fault> {
         let mut list = redis::cmd("XPENDING");
         list.arg(&stream.key).arg(GROUP).arg("IDLE").arg(idle_ms).arg(from).arg("+").arg(count).arg(worker);
         let pending: StreamPendingCountReply = self.ask("pending", &list).await?;
-        let read = pending.ids.into_iter().map(|found| PendingTicket {
-            entry: found.id,
-            worker: found.consumer,
-            idle_ms: found.last_delivered_ms as u64,
-        });
-        Ok(read.collect())
+        Ok(pending.ids.into_iter().map(|found| found.id).collect())
     }
 
-    /// Takes tickets over that were not renewed for `idle_ms`. Whoever else takes one first keeps it.
+    /// Takes tickets over that were not renewed for `idle_ms`. Another worker that takes one first keeps it.
     ///
     /// # Errors
     /// See [`Fault`].

@@ -23,6 +23,9 @@ pub use error::{Advice, BrokerError};
 pub use held::{Fence, Holdings, Lease, Ticket, TicketId};
 pub use references::{Manifests, PayloadsInUse, References, Root};
 
+/// A worker that was silent for this many leases is not listed any more.
+const LISTED_LEASES: u64 = 3;
+
 /// A leased turn with everything needed to run it.
 #[derive(Debug)]
 pub struct Claim {

@@ -14,16 +14,16 @@ use super::BrokerError;
 pub struct Manifests {
     /// How many agents there are, whatever is stored of them.
     pub agents: u64,
-    /// How many agents' manifests name this namespace and this last run.
+    /// How many agents' manifests name this namespace and this last segment.
     pub roots: HashMap<Root, u64>,
     /// How many agents' manifests cannot be read: another release wrote them.
     pub unreadable: u64,
 }
 
-/// Where the runs of an agent end.
+/// The last segment of an agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Root {
-    /// The namespace of all of them.
+    /// The namespace of all its segments.
     pub namespace: Digest,
     /// The hash of the last one.
     pub last: Digest,

@@ -13,15 +13,14 @@ use super::{MemoryQueue, MemorySettings};
 use crate::broker::fairness::Fairness;
 use crate::broker::held::Renewable;
 use crate::broker::{
-    Broker, BrokerError, Claim, Ending, Fence, Holdings, Lease, Orders, QueueCounts, Retry, Ticket, TicketId,
+    Broker, BrokerError, Claim, Ending, Fence, Holdings, LISTED_LEASES, Lease, Orders, QueueCounts, Retry,
+    Ticket, TicketId,
 };
 
 /// How long a read waits.
 const READ_WAIT_MS: u64 = 2000;
 /// Time to the next look, if nobody waits: ends of turns and other workers wake nobody.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
-/// A worker that was silent for this many leases is not listed any more.
-const SILENT_LEASES: u64 = 3;
 
 /// The [`Broker`] over a [`MemoryQueue`].
 #[derive(Debug)]
@@ -208,7 +207,7 @@ impl Broker for MemoryBroker {
 
     async fn register(&self, status: &WorkerStatus) -> Result<Orders, BrokerError> {
         self.call("register", |state, settings| {
-            let until_ms = state.now_ms + settings.lease_ms.saturating_mul(SILENT_LEASES);
+            let until_ms = state.now_ms + settings.lease_ms.saturating_mul(LISTED_LEASES);
             state.registry.enter(&settings.worker, status, until_ms)
         })
         .await

@@ -1,7 +1,7 @@
 //! Steps that many turns take at about the same time, many to a call.
 //!
 //! While a call is under way the next one gathers: a quiet worker waits for nobody, a busy one pays for one script call
-//! where it would have paid for dozens. Each item has its own answer; one that cannot be read costs the others nothing.
+//! instead of for dozens. Each item has its own answer; one that cannot be read costs the others nothing.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, oneshot};
 use turnmill_redis::{Fault, ItemStep, Server};
 use turnmill_schema::keys::Keys;
 
-/// Items to a call at most: a call of so many keeps Redis from others for about two milliseconds.
+/// Items to a call at most: a call of this many keeps Redis from others for about two milliseconds.
 const MAX_ITEMS: usize = 48;
 /// Bytes of arguments to a call at most, unless one item has more.
 const MAX_BYTES: usize = 1 << 20;

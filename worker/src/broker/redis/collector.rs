@@ -47,7 +47,7 @@ impl Collector {
         Self { server, keys, held: HELD }
     }
 
-    /// The same right, which lasts only so long after its holder was last heard of.
+    /// The same right, which lasts only for `held` after its holder was last heard of.
     pub fn lasting(self, held: Duration) -> Self {
         Self { held, ..self }
     }
@@ -55,7 +55,7 @@ impl Collector {
     /// Does `work` while holding the right as `holder`, which must be like no other process's name.
     ///
     /// # Errors
-    /// [`HoldError::Taken`] before any of it is done; [`HoldError::Lost`] where Redis gave the right to others, or could
+    /// [`HoldError::Taken`] before any of it is done; [`HoldError::Lost`] if Redis gave the right to others, or could
     /// not be reached for long, before the work was done.
     pub async fn hold<T>(&self, holder: &str, work: impl Future<Output = T>) -> Result<T, HoldError> {
         self.take(holder).await?;
@@ -63,7 +63,7 @@ impl Collector {
             done = work => Ok(done),
             lost = self.renew(holder) => Err(lost),
         };
-        // Where it cannot be given up it expires.
+        // If it cannot be given up it expires.
         if let Err(error) = self.keep(holder, Duration::ZERO).await {
             tracing::debug!(%error, "the right to collect garbage expires by itself");
         }
@@ -93,7 +93,7 @@ impl Collector {
         }
     }
 
-    /// Keeps it for so long, or gives it up; false if the holder did not have it.
+    /// Keeps it for `time`, or gives it up; false if the holder did not have it.
     async fn keep(&self, holder: &str, time: Duration) -> Result<bool, BrokerError> {
         Ok(self.call(holder, time, false).await?.is_none())
     }

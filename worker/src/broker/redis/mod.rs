@@ -29,8 +29,8 @@ use turnmill_schema::keys::{BacklogEntry, Keys, ORDER_DRAIN, Queue};
 use turnmill_schema::{DeadReason, Delta, Event, Manifest, Name, Priority, TurnId, WorkerStatus};
 
 use super::{
-    Broker, BrokerError, Claim, Ending, Fence, Holdings, Lease, Orders, PriorityCounts, QueueCounts, Retry,
-    Ticket, TicketId,
+    Broker, BrokerError, Claim, Ending, Fence, Holdings, LISTED_LEASES, Lease, Orders, PriorityCounts,
+    QueueCounts, Retry, Ticket, TicketId,
 };
 
 use append::fenced;
@@ -39,13 +39,10 @@ pub use collector::{Collector, HoldError};
 pub use manifests::RedisReferences;
 use read::Reader;
 
-/// A worker that was silent for so many leases is not listed any more.
-const LISTED_LEASES: u64 = 3;
-
 /// What a worker must know of its queue.
 #[derive(Clone, Debug)]
 pub struct BrokerSettings {
-    /// Where Redis is.
+    /// The address of Redis.
     pub redis: Endpoint,
     /// The queue to serve.
     pub queue: Name,
@@ -185,22 +182,8 @@ impl RedisBroker {
         self.shards.iter().for_each(|shard| shard.paused.store(true, Ordering::Relaxed));
     }
 
-    async fn give_back_ticket(&self, ticket: &Ticket) -> Result<(), Fault> {
-        let TicketId { shard, priority, entry } = &ticket.id;
-        let step = ReturnTicket {
-            worker: &self.settings.worker,
-            agent: &ticket.agent,
-            ticket: entry,
-            priority: *priority,
-        };
-        // Whether it was still ours or another's by then: it is not ours now.
-        self.server.run(&self.queue.keys(*shard), &step).await?;
-        ticket.forget();
-        Ok(())
-    }
-
-    /// Gives the turn back; `failure`: when it may run again, and why it failed.
-    async fn give_back(
+    /// Ends the lease of a turn that stays the head of its backlog; `failure`: when it may run again, and why it failed.
+    async fn requeue_or_retry(
         &self,
         lease: &Lease,
         failure: Option<(Duration, DeadReason, &str)>,
@@ -280,7 +263,7 @@ impl Broker for RedisBroker {
     }
 
     async fn requeue(&self, lease: &Lease, manifest: Option<&Manifest>) -> Result<(), BrokerError> {
-        self.give_back(lease, None, manifest).await.map(|_| ())
+        self.requeue_or_retry(lease, None, manifest).await.map(|_| ())
     }
 
     async fn retry(
@@ -290,7 +273,7 @@ impl Broker for RedisBroker {
         reason: DeadReason,
         text: &str,
     ) -> Result<Retry, BrokerError> {
-        self.give_back(lease, Some((delay, reason, text)), None).await
+        self.requeue_or_retry(lease, Some((delay, reason, text)), None).await
     }
 
     async fn advance(&self, lease: &Fence, manifest: &Manifest) -> Result<(), BrokerError> {
@@ -302,7 +285,17 @@ impl Broker for RedisBroker {
     }
 
     async fn return_ticket(&self, ticket: &Ticket) -> Result<(), BrokerError> {
-        Ok(self.give_back_ticket(ticket).await?)
+        let TicketId { shard, priority, entry } = &ticket.id;
+        let step = ReturnTicket {
+            worker: &self.settings.worker,
+            agent: &ticket.agent,
+            ticket: entry,
+            priority: *priority,
+        };
+        // Whether it was still ours or another's by then: it is not ours now.
+        self.server.run(&self.queue.keys(*shard), &step).await?;
+        ticket.forget();
+        Ok(())
     }
 
     fn leases(&self) -> usize {

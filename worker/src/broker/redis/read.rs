@@ -10,7 +10,7 @@ use turnmill_redis::steps::Prepare;
 use turnmill_redis::{Blocking, Delivered, Fault, ReadyStream, Share};
 use turnmill_schema::Priority;
 
-use super::{BrokerError, RedisBroker, Ticket, TicketId};
+use super::{Broker, BrokerError, RedisBroker, Ticket, TicketId};
 
 /// How long a read waits on the server.
 const BLOCK: Duration = Duration::from_millis(2000);
@@ -112,7 +112,7 @@ impl RedisBroker {
         }
         // Several streams may have answered the blocking read at once.
         for ticket in tickets.split_off(room.min(tickets.len())) {
-            self.give_back_ticket(&ticket).await?;
+            self.return_ticket(&ticket).await?;
         }
         Ok(tickets)
     }
@@ -210,14 +210,13 @@ impl RedisBroker {
             && tickets.len() < room
         {
             let stream = &self.streams[*place];
-            let page = self.server.pending_tickets(stream, 0, from, PENDING_A_PAGE, Some(worker)).await?;
-            let is_last = page.len() < PENDING_A_PAGE;
+            let mut lost = self.server.pending_tickets(stream, 0, from, PENDING_A_PAGE, Some(worker)).await?;
+            let is_last = lost.len() < PENDING_A_PAGE;
             let id = |entry: &str| TicketId {
                 shard: stream.shard,
                 priority: stream.priority,
                 entry: entry.to_owned(),
             };
-            let mut lost: Vec<String> = page.into_iter().map(|pending| pending.entry).collect();
             let looked_at = lost.last().cloned();
             lost.retain(|entry| !self.holdings.has(&id(entry)));
             let rest = lost.split_off(lost.len().min(room - tickets.len()));

@@ -87,9 +87,8 @@ impl RedisBroker {
         for stream in self.streams.iter().filter(|stream| stream.shard == keys.shard()) {
             let mut from = "-".to_owned();
             loop {
-                let page =
+                let entries =
                     self.server.pending_tickets(stream, lease_ms, &from, TICKETS_A_RECLAIM, None).await?;
-                let entries: Vec<String> = page.into_iter().map(|pending| pending.entry).collect();
                 let Some(last) = entries.last() else { break };
                 from = format!("({last}");
                 let agents = self.server.agents_of_tickets(stream, &entries).await?;
