@@ -1,8 +1,7 @@
 //! Agents that wait for a time (a retry, a scheduled turn) or for a place among the running turns of their tenant.
 
-use redis::streams::{StreamId as RawEntry, StreamRangeReply};
+use turnmill_schema::AgentId;
 use turnmill_schema::keys::{DeadlineEntry, Keys, counter};
-use turnmill_schema::{AgentId, TurnId};
 
 use crate::fault::Fault;
 use crate::server::Server;
@@ -111,23 +110,11 @@ impl Server {
         Ok(agents.into_iter().map(AgentId::from_wire).collect())
     }
 
-    /// The oldest dead letters, each its entry id and its turn; at most `count`. Foreign entries are left out.
+    /// The oldest entries of the list of ended turns, as they are there: anybody may write there by mistake. At most `count`.
     ///
     /// # Errors
     /// See [`Fault`].
-    pub async fn oldest_dead(&self, keys: &Keys, count: usize) -> Result<Vec<(String, TurnId)>, Fault> {
-        let mut oldest = redis::cmd("XRANGE");
-        oldest.arg(keys.dead()).arg("-").arg("+").arg("COUNT").arg(count);
-        let entries: StreamRangeReply = self.ask("trim", &oldest).await?;
-        let letter = |entry: RawEntry| Some((entry.id.clone(), entry.get::<String>("turn")?.parse().ok()?));
-        Ok(entries.ids.into_iter().filter_map(letter).collect())
-    }
-
-    /// The oldest entries of the list of ended turns, as they are there; at most `count`.
-    ///
-    /// # Errors
-    /// See [`Fault`].
-    pub async fn oldest_ended(&self, keys: &Keys, count: usize) -> Result<Vec<String>, Fault> {
+    pub async fn oldest_ended(&self, keys: &Keys, count: usize) -> Result<Vec<Vec<u8>>, Fault> {
         if count == 0 {
             return Ok(Vec::new());
         }

@@ -165,3 +165,42 @@ async fn a_result_stream_goes_and_its_reply_stays() {
     let reply = queue.short_reply(id).await.expect("the reply is kept with the outcome");
     assert_eq!((reply.index, reply.tokens.len()), (0, 40));
 }
+
+/// Anybody may write into the queue's indexes by mistake, and so may another version.
+#[tokio::test]
+async fn what_cannot_be_read_keeps_nothing_from_being_forgotten() {
+    /// More than one look at dead letters shows.
+    const FOREIGN: u64 = 70;
+    let queue = RedisQueue::start().broken();
+    let settings = queue.settings("w", WorkerLimits::default());
+    let settings = BrokerSettings { retained_bytes: 1, dead_bytes: 1, keep_stream_ms: 1, ..settings };
+    let broker = RedisBroker::connect(settings).await.expect("the server is suitable");
+    let (ended, dead) = (queue.keys().ended(), queue.keys().dead());
+    for _ in 0..FOREIGN {
+        let _: String = queue.command(&["XADD", &dead, "*", "foreign", "x"]).await;
+    }
+    // Another version's, and one that only the script cannot read.
+    let (more, sign) = (format!("{} 1 2 3 4", TurnId::new(0)), format!("{} +1 2 3", TurnId::new(0)));
+    let unreadable: [&[u8]; 4] = [b"nonsense", b"\xff\xfe", more.as_bytes(), sign.as_bytes()];
+    for entry in unreadable {
+        let mut push = redis::cmd("RPUSH");
+        let _: u64 = push.arg(&ended).arg(entry).query_async(&mut queue.raw().await).await.expect("pushed");
+    }
+    let ids = run_turns(&queue, &broker, 3).await;
+    let failed = enqueue(&queue, &[turn(None, "1")]).await[0];
+    let claim = claim(&broker).await;
+    broker.finish(&claim.lease, &ending(0, Outcome::Failed)).await.expect("ended");
+    assert!(has_outcome(&queue, failed).await);
+
+    broker.sweep().await.expect("swept");
+    assert_eq!(queue.command::<u64>(&["LLEN", &ended]).await, 0);
+    for id in ids.into_iter().chain([failed]) {
+        assert!(!has_outcome(&queue, id).await, "{id}");
+    }
+    assert_eq!(retained(&queue).await, 0);
+    assert_eq!(
+        queue.command::<u64>(&["XLEN", &dead]).await,
+        FOREIGN,
+        "foreign entries are not ours to remove"
+    );
+}

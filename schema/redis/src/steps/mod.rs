@@ -52,7 +52,7 @@ pub use requeue::{Requeue, RequeueAnswer, RequeueLimits};
 pub use return_ticket::ReturnTicket;
 pub use seed::{Seed, Seeded};
 pub use sweep::BeginSweep;
-pub use trim::Trim;
+pub use trim::{Trim, Trimmed};
 
 /// A script: its flags, then its files.
 macro_rules! script {

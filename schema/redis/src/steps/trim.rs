@@ -15,27 +15,38 @@ pub struct Trim<'a> {
     /// How long outcomes stay, in milliseconds.
     pub outcome_ttl_ms: u64,
     /// Their entries in the list of ended turns, oldest first, as they are there.
-    pub oldest: &'a [String],
+    pub oldest: &'a [Vec<u8>],
+}
+
+/// What came of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Trimmed {
+    /// Turns that were forgotten.
+    pub forgotten: u64,
+    /// Entries that were dropped because they cannot be read: somebody else's, or another version's.
+    pub unreadable: u64,
 }
 
 impl Step for Trim<'_> {
     const NAME: &'static str = "trim";
     const SCRIPT: &'static str = script!(" flags=allow-oom" "trim.lua");
-    /// How many were forgotten.
-    type Reply = u64;
+    type Reply = Trimmed;
 
     fn call(&self, keys: &Keys) -> Call {
         let mut call = Call::new(keys);
         call.text(self.retained_bytes).text(self.outcome_ttl_ms);
-        for text in self.oldest {
-            // One that cannot be read ends the list: the script forgets from its start only.
-            let Some(entry) = EndedEntry::parse(text) else { break };
-            call.keys([keys.turn(entry.turn), keys.result(entry.turn)]).text(text);
+        for bytes in self.oldest {
+            let entry = std::str::from_utf8(bytes).ok().and_then(EndedEntry::parse);
+            call.arg(bytes.as_slice()).text(u8::from(entry.is_some()));
+            if let Some(entry) = entry {
+                call.keys([keys.turn(entry.turn), keys.result(entry.turn)]);
+            }
         }
         call
     }
 
-    fn read(reply: Value) -> Result<u64, ParsingError> {
-        u64::from_redis_value(reply)
+    fn read(reply: Value) -> Result<Trimmed, ParsingError> {
+        let (forgotten, unreadable) = <(u64, u64)>::from_redis_value(reply)?;
+        Ok(Trimmed { forgotten, unreadable })
     }
 }

@@ -2,16 +2,17 @@
 
 use std::time::Duration;
 
-use turnmill_redis::Fault;
 use turnmill_redis::steps::{
     BeginSweep, ConsumerGroup, Expire, Letter, Promote, Purge, Reclaim, RemoveConsumers, Repair,
-    SilentTicket, Trim, UnrunLimits,
+    SilentTicket, Trim, Unrun, UnrunLimits,
 };
+use turnmill_redis::{DeadRecord, Entry, Fault, Found};
 use turnmill_schema::keys::{DeadlineEntry, Keys};
+use turnmill_schema::{StreamId, TurnId};
 
 use super::{BrokerSettings, RedisBroker};
 
-/// Look again after so long, if nobody waits. A turn that another worker delays meanwhile may start late by as much.
+/// Look again after this time, if nobody waits. A turn that another worker delays meanwhile may start late by as much.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// The same while agents wait for a place: ends of turns wake nobody.
 const LOOK_FOR_A_PLACE: Duration = Duration::from_millis(100);
@@ -38,7 +39,7 @@ impl RedisBroker {
     /// Promotes who is due in one shard; how long until somebody else may be.
     pub(super) async fn promote_shard(&self, keys: &Keys) -> Result<Duration, Fault> {
         let waiting = self.server.waiting_agents(keys, AGENTS_A_LOOK, TENANTS_A_LOOK).await?;
-        self.expire(keys, waiting.overdue).await?;
+        let are_more_overdue = self.expire(keys, waiting.overdue).await?;
         let (mut agents, mut look_again) = (waiting.due, LOOK_EVERY);
         if let Some(due_ms) = waiting.next_due_ms {
             look_again = look_again.min(Duration::from_millis(due_ms.saturating_sub(waiting.now_ms)));
@@ -59,25 +60,30 @@ impl RedisBroker {
         }
         self.set_paused(keys.shard(), waiting.paused);
         // A full look may have left some.
-        Ok(if promoted >= AGENTS_A_LOOK { LOOK_AT_MOST_EVERY } else { look_again.max(LOOK_AT_MOST_EVERY) })
+        let is_full = promoted >= AGENTS_A_LOOK || are_more_overdue;
+        Ok(if is_full { LOOK_AT_MOST_EVERY } else { look_again.max(LOOK_AT_MOST_EVERY) })
     }
 
-    /// Ends turns whose deadline passed while they waited.
-    async fn expire(&self, keys: &Keys, overdue: Vec<DeadlineEntry>) -> Result<(), Fault> {
+    /// Ends turns whose deadline passed while they waited. Whether there may be more of them: the look was full, and some of it
+    /// is done. One of which nothing can be done (their workers see to turns that run) is no reason to look again at once.
+    async fn expire(&self, keys: &Keys, overdue: Vec<DeadlineEntry>) -> Result<bool, Fault> {
         if overdue.is_empty() {
-            return Ok(());
+            return Ok(false);
         }
+        let (is_full, mut ended) = (overdue.len() >= AGENTS_A_LOOK, 0);
         let BrokerSettings { result_ttl_ms, outcome_ttl_ms, .. } = self.settings;
         let items: Vec<Expire> =
             overdue.into_iter().map(|DeadlineEntry { agent, entry }| Expire { agent, entry }).collect();
         for answer in
             self.server.run_items(keys, &UnrunLimits { result_ttl_ms, outcome_ttl_ms }, &items).await?
         {
-            if let Err(error) = answer {
-                tracing::warn!(%error, "a turn that is past its deadline could not be ended");
+            match answer {
+                Ok(Unrun::Done) => ended += 1,
+                Ok(Unrun::Ended(_) | Unrun::Unknown | Unrun::Early) => {}
+                Err(error) => tracing::warn!(%error, "a turn that is past its deadline could not be ended"),
             }
         }
-        Ok(())
+        Ok(is_full && ended > 0)
     }
 
     /// Makes agents of silent workers in one shard runnable again.
@@ -122,29 +128,44 @@ impl RedisBroker {
         }
         let silent_ms = lease_ms.saturating_mul(CONSUMER_LEASES);
         self.server.run(keys, &RemoveConsumers { group: ConsumerGroup::Workers, silent_ms }).await?;
-        self.trim(keys).await
+        self.trim_ended(keys).await?;
+        self.trim_dead(keys).await
     }
 
     /// Forgets ended turns that are past their time, or too many for the memory they may take.
-    async fn trim(&self, keys: &Keys) -> Result<(), Fault> {
+    async fn trim_ended(&self, keys: &Keys) -> Result<(), Fault> {
         let (retained_bytes, outcome_ttl_ms) = (self.settings.retained_bytes, self.settings.outcome_ttl_ms);
         for _ in 0..TRIMS_A_SWEEP {
             let oldest = self.server.oldest_ended(keys, TURNS_A_TRIM).await?;
             let trim = Trim { retained_bytes, outcome_ttl_ms, oldest: &oldest };
-            if self.server.run(keys, &trim).await? < TURNS_A_TRIM as u64 {
+            let trimmed = self.server.run(keys, &trim).await?;
+            if trimmed.unreadable > 0 {
+                tracing::warn!(
+                    shard = keys.shard(),
+                    entries = trimmed.unreadable,
+                    "dropped entries of the list of ended turns that cannot be read: another program or version wrote them"
+                );
+            }
+            if trimmed.forgotten + trimmed.unreadable < TURNS_A_TRIM as u64 {
                 break;
             }
         }
-        self.trim_dead(keys).await
+        Ok(())
     }
 
-    /// Forgets the oldest dead letters while they take more than they may.
+    /// Forgets the oldest dead letters while they take more than they may. Foreign entries among them stay.
     async fn trim_dead(&self, keys: &Keys) -> Result<(), Fault> {
         let over_bytes = Some(self.settings.dead_bytes);
+        let mut after = StreamId::START;
         for _ in 0..TRIMS_A_SWEEP {
-            let oldest = self.server.oldest_dead(keys, LETTERS_A_TRIM).await?;
+            let page = self.server.dead_letters(keys, after, LETTERS_A_TRIM).await?;
+            let Some(last) = page.last() else { break };
+            after = last.id;
+            let is_last = page.len() < LETTERS_A_TRIM;
+            let oldest: Vec<(String, TurnId)> = page.into_iter().filter_map(letter).collect();
             let letters: Vec<Letter<'_>> =
                 oldest.iter().map(|(entry, turn)| Letter { entry, turn: *turn }).collect();
+            let asked = letters.len() as u64;
             let purged = self.server.run(keys, &Purge { over_bytes, letters }).await?;
             if purged > 0 {
                 tracing::warn!(
@@ -154,10 +175,18 @@ impl RedisBroker {
                     "forgot the oldest dead letters, because they took more than dead_bytes"
                 );
             }
-            if purged < LETTERS_A_TRIM as u64 {
+            if is_last || purged < asked {
                 break;
             }
         }
         Ok(())
+    }
+}
+
+/// The entry's id and its turn; none if it is foreign.
+fn letter(entry: Entry<DeadRecord>) -> Option<(String, TurnId)> {
+    match entry.found {
+        Found::Ours(letter) => Some((entry.id.to_string(), letter.turn)),
+        Found::Trimmed | Found::Foreign(_) => None,
     }
 }
