@@ -207,6 +207,29 @@ impl RedisBroker {
     }
 }
 
+/// The first fault of several parts (shards, streams, kinds of work): one that is broken costs the others nothing.
+#[derive(Debug, Default)]
+struct FirstFault(Option<Fault>);
+
+impl FirstFault {
+    /// What a part answered; none if it has a fault of its own. An outage is that of all of them, and the caller's to pass on.
+    fn keep<T>(&mut self, answer: Result<T, Fault>) -> Result<Option<T>, Fault> {
+        match answer {
+            Ok(answer) => Ok(Some(answer)),
+            Err(outage) if outage.is_outage() => Err(outage),
+            Err(fault) => {
+                self.0.get_or_insert(fault);
+                Ok(None)
+            }
+        }
+    }
+
+    /// `answer`, unless a part had a fault.
+    fn or<T>(self, answer: T) -> Result<T, Fault> {
+        self.0.map_or(Ok(answer), Err)
+    }
+}
+
 /// Which lease, as steps name it.
 fn key(lease: &Lease) -> LeaseKey {
     LeaseKey {
@@ -325,16 +348,17 @@ impl Broker for RedisBroker {
 
     async fn renew(&self) -> Result<(), BrokerError> {
         let held = self.holdings.renewable();
+        let mut fault = FirstFault::default();
         for keys in self.queue.all_keys() {
             let here: Vec<_> = held.iter().filter(|held| held.id.shard == keys.shard()).collect();
             let items: Vec<RenewItem<'_>> = here.iter().map(|held| held.as_item()).collect();
             // With nothing in hand too: it tells whether the queue can be reached.
-            let (now_ms, kept) =
-                self.server.run(&keys, &Renew { worker: &self.settings.worker, items }).await?;
+            let renewed = self.server.run(&keys, &Renew { worker: &self.settings.worker, items }).await;
+            let Some((now_ms, kept)) = fault.keep(renewed)? else { continue };
             self.server.note_now_ms(now_ms);
             here.iter().zip(kept).filter(|(_, kept)| !kept).for_each(|(held, _)| held.is_lost());
         }
-        Ok(())
+        Ok(fault.or(())?)
     }
 
     async fn hear(&self) -> Result<(), BrokerError> {
@@ -356,11 +380,12 @@ impl Broker for RedisBroker {
     }
 
     async fn promote(&self) -> Result<Duration, BrokerError> {
-        let mut look_again = Duration::MAX;
+        let (mut look_again, mut fault) = (Duration::MAX, FirstFault::default());
         for keys in self.queue.all_keys() {
-            look_again = look_again.min(self.promote_shard(&keys).await?);
+            let of_shard = fault.keep(self.promote_shard(&keys).await)?;
+            look_again = look_again.min(of_shard.unwrap_or(Duration::MAX));
         }
-        Ok(look_again)
+        Ok(fault.or(look_again)?)
     }
 
     async fn reclaim(&self) -> Result<u64, BrokerError> {
@@ -370,18 +395,19 @@ impl Broker for RedisBroker {
         if self.server.steady_for().as_millis() < u128::from(self.settings.lease_ms) {
             return Ok(0);
         }
-        let mut reclaimed = 0;
+        let (mut reclaimed, mut fault) = (0, FirstFault::default());
         for keys in self.queue.all_keys() {
-            reclaimed += self.reclaim_shard(&keys).await?;
+            reclaimed += fault.keep(self.reclaim_shard(&keys).await)?.unwrap_or(0);
         }
-        Ok(reclaimed)
+        Ok(fault.or(reclaimed)?)
     }
 
     async fn sweep(&self) -> Result<(), BrokerError> {
+        let mut fault = FirstFault::default();
         for keys in self.queue.all_keys() {
-            self.sweep_shard(&keys).await?;
+            fault.keep(self.sweep_shard(&keys).await)?;
         }
-        Ok(())
+        Ok(fault.or(())?)
     }
 }
 

@@ -3,20 +3,23 @@
 //! A lost reply may still have delivered: whenever a read did not come to its end (an error, or its future was dropped), the
 //! next one starts on a new connection, and first takes what is pending to this worker and not in its hands. Each such entry is
 //! looked at once: one that cannot be leased must not be read again and again.
+//!
+//! A stream that is broken (another type under its key, an operator's mistake) is told, and costs the others nothing.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use turnmill_redis::steps::Prepare;
 use turnmill_redis::{Blocking, Delivered, Fault, ReadyStream, Share};
 use turnmill_schema::Priority;
 
-use super::{Broker, BrokerError, RedisBroker, Ticket, TicketId};
+use super::{Broker, BrokerError, FirstFault, RedisBroker, Ticket, TicketId};
 
 /// How long a read waits on the server.
 const BLOCK: Duration = Duration::from_millis(2000);
 /// How long a paused queue is left alone.
 const PAUSE_BLOCK: Duration = Duration::from_millis(250);
-/// After so many tickets of interactive agents one of a batch agent comes first, if one waits: so neither starves.
+/// After this many tickets of interactive agents one of a batch agent comes first, if one waits: so neither starves.
 const INTERACTIVE_A_BATCH: usize = 3;
 /// Pending entries looked at in one step.
 const PENDING_A_PAGE: usize = 256;
@@ -32,6 +35,51 @@ pub(super) struct Reader {
     first_shard: usize,
     /// Interactive tickets since the last one of a batch agent.
     since_batch: usize,
+    broken: Broken,
+}
+
+/// The ready streams that refused when they were last asked, by key.
+#[derive(Debug, Default)]
+struct Broken(HashMap<String, Fault>);
+
+impl Broken {
+    /// What the stream answered; none if it has a fault of its own, which is told once. An outage is that of all of them.
+    fn keep<T>(&mut self, stream: &ReadyStream, answer: Result<T, Fault>) -> Result<Option<T>, Fault> {
+        match answer {
+            Ok(answer) => {
+                if self.0.remove(&stream.key).is_some() {
+                    tracing::info!(stream = stream.key, "a ready stream is read again");
+                }
+                Ok(Some(answer))
+            }
+            Err(outage) if outage.is_outage() => Err(outage),
+            Err(fault) => {
+                if !self.0.contains_key(&stream.key) {
+                    tracing::warn!(stream = stream.key, error = %fault, "a ready stream cannot be read; the others are");
+                }
+                self.0.insert(stream.key.clone(), fault);
+                Ok(None)
+            }
+        }
+    }
+
+    fn fault_of(&self, stream: &ReadyStream) -> Option<&Fault> {
+        self.0.get(&stream.key)
+    }
+}
+
+/// What a read found so far.
+#[derive(Debug, Default)]
+struct Read<'a> {
+    tickets: Vec<Ticket>,
+    /// Streams that had less than they were asked for.
+    drained: Vec<&'a ReadyStream>,
+}
+
+impl Read<'_> {
+    fn count(&self, priority: Priority) -> usize {
+        self.tickets.iter().filter(|ticket| ticket.id.priority == priority).count()
+    }
 }
 
 impl Reader {
@@ -59,7 +107,7 @@ impl RedisBroker {
                 reader.to_recover = (0..self.streams.len()).map(|place| (place, "-".to_owned())).collect();
                 let connection = self.server.blocking(BLOCK).await?;
                 // A server that comes back may have forgotten the groups, and recovering asks for them first.
-                self.prepare().await?;
+                self.prepare_again().await?;
                 connection
             }
         };
@@ -71,10 +119,19 @@ impl RedisBroker {
 
     /// Creates what is missing of the queue.
     pub(super) async fn prepare(&self) -> Result<(), Fault> {
+        let mut fault = FirstFault::default();
         for keys in self.queue.all_keys() {
-            self.server.run(&keys, &Prepare).await?;
+            fault.keep(self.server.run(&keys, &Prepare).await)?;
         }
-        Ok(())
+        fault.or(())
+    }
+
+    /// The same for a queue that is served already: what a shard refuses shows when its streams are read.
+    async fn prepare_again(&self) -> Result<(), Fault> {
+        match self.prepare().await {
+            Err(outage) if outage.is_outage() => Err(outage),
+            Ok(()) | Err(_) => Ok(()),
+        }
     }
 
     async fn look_whether_paused(&self) -> Result<(), Fault> {
@@ -95,19 +152,35 @@ impl RedisBroker {
             self.look_whether_paused().await?;
             return Ok(Vec::new());
         }
-        let mut tickets = self.recover(&mut reader.to_recover, room).await?;
+        let mut tickets = self.recover(&mut reader.to_recover, &mut reader.broken, room).await?;
         reader.first_shard += 1;
         let streams = self.streams_from(reader.first_shard);
         if tickets.len() < room {
             let room = room - tickets.len();
-            tickets.extend(self.read_shares(connection, &streams, room, reader.batch_share(room)).await?);
+            let shares = (room, reader.batch_share(room));
+            tickets.extend(self.read_shares(connection, &mut reader.broken, &streams, shares).await?);
         }
         if tickets.is_empty() {
+            // All of them have been asked by now.
+            let is_whole = |stream: &&ReadyStream| reader.broken.fault_of(stream).is_none();
+            let whole: Vec<&ReadyStream> = streams.iter().copied().filter(is_whole).collect();
+            if whole.is_empty()
+                && let Some(fault) = streams.first().and_then(|stream| reader.broken.fault_of(stream))
+            {
+                return Err(fault.clone().into());
+            }
             // COUNT is per stream.
-            let count = room.div_ceil(streams.len());
-            let read = connection.wait_for_tickets(&self.settings.worker, &streams, count, BLOCK).await;
-            for (place, delivered) in self.or_prepared(read).await?.unwrap_or_default() {
-                tickets.extend(self.take(streams[place], delivered).await?);
+            let count = room.div_ceil(whole.len());
+            let read = connection.wait_for_tickets(&self.settings.worker, &whole, count, BLOCK).await;
+            let read = match read {
+                Err(fault) if is_groupless(&fault) => {
+                    self.prepare().await?;
+                    Vec::new()
+                }
+                read => read?,
+            };
+            for (place, delivered) in read {
+                tickets.extend(self.take(whole[place], delivered).await?);
             }
         }
         // Several streams may have answered the blocking read at once.
@@ -117,45 +190,70 @@ impl RedisBroker {
         Ok(tickets)
     }
 
-    /// What is there at once: `share` tickets of batch agents first, `room` in all. One round trip; and one more for each stream
-    /// that may have more than its part, while another left some of its own.
+    /// What is there at once: `share` tickets of batch agents first, `room` in all. One round trip, in which every priority's
+    /// share is spread over its streams. One more for each stream that may have more than its part, while another left some of
+    /// its own: first for the share of its own priority, then for what nobody else needs.
     async fn read_shares(
         &self,
         connection: &mut Blocking,
+        broken: &mut Broken,
         streams: &[&ReadyStream],
-        room: usize,
-        share: usize,
+        (room, share): (usize, usize),
     ) -> Result<Vec<Ticket>, BrokerError> {
         let shards = usize::from(self.settings.shards.get());
-        let part = |stream: &ReadyStream| match stream.priority {
-            Priority::Batch => share / shards,
-            Priority::Interactive => (room - share) / shards,
+        let of_priority = |priority| match priority {
+            Priority::Batch => share,
+            Priority::Interactive => room - share,
         };
-        let mut shares: Vec<Share<'_>> =
-            streams.iter().map(|stream| Share { stream, count: part(stream) }).collect();
-        shares.retain(|share| share.count > 0);
-        let (mut tickets, mut drained) = (Vec::new(), Vec::new());
-        let answers = connection.read_tickets(&self.settings.worker, &shares).await?;
+        let spread = streams.iter().enumerate().map(|(at, stream)| {
+            let all = of_priority(stream.priority);
+            Share { stream, count: all / shards + usize::from(at % shards < all % shards) }
+        });
+        let spread: Vec<Share<'_>> = spread.filter(|share| share.count > 0).collect();
+        let mut read = Read::default();
+        self.read_each(connection, broken, &spread, &mut read).await?;
+        // With more shards than tickets of a priority, most of its streams were asked for none.
+        let of = |priority| streams.iter().filter(move |stream| stream.priority == priority);
+        let own = [Priority::Batch, Priority::Interactive]
+            .into_iter()
+            .flat_map(|priority| of(priority).map(move |stream| (*stream, Some(priority))));
+        let asked: Vec<_> = own.chain(streams.iter().map(|stream| (*stream, None))).collect();
+        for (stream, priority) in asked {
+            let count = match priority {
+                Some(priority) => of_priority(priority).saturating_sub(read.count(priority)),
+                None => room.saturating_sub(read.tickets.len()),
+            };
+            if count > 0 && !read.drained.contains(&stream) {
+                self.read_each(connection, broken, &[Share { stream, count }], &mut read).await?;
+            }
+        }
+        Ok(read.tickets)
+    }
+
+    /// One round trip.
+    async fn read_each<'a>(
+        &self,
+        connection: &mut Blocking,
+        broken: &mut Broken,
+        shares: &[Share<'a>],
+        read: &mut Read<'a>,
+    ) -> Result<(), BrokerError> {
+        let answers = connection.read_tickets(&self.settings.worker, shares).await?;
         for (share, answer) in shares.iter().zip(answers) {
-            let delivered = self.or_prepared(answer).await?.unwrap_or_default();
+            let answer = match answer {
+                Err(fault) if is_groupless(&fault) => {
+                    let prepared = self.server.run(&self.queue.keys(share.stream.shard), &Prepare).await;
+                    prepared.map(|_| Vec::new())
+                }
+                answer => answer,
+            };
+            let delivered = broken.keep(share.stream, answer)?.unwrap_or_default();
             if delivered.len() < share.count {
-                drained.push(share.stream);
+                read.drained.push(share.stream);
             }
-            tickets.extend(self.take(share.stream, delivered).await?);
+            read.tickets.extend(self.take(share.stream, delivered).await?);
         }
-        for stream in streams.iter().filter(|stream| !drained.contains(stream)) {
-            if tickets.len() < room {
-                let rest = [Share { stream, count: room - tickets.len() }];
-                let answer = connection
-                    .read_tickets(&self.settings.worker, &rest)
-                    .await?
-                    .pop()
-                    .unwrap_or(Ok(Vec::new()));
-                let delivered = self.or_prepared(answer).await?.unwrap_or_default();
-                tickets.extend(self.take(stream, delivered).await?);
-            }
-        }
-        Ok(tickets)
+        Ok(())
     }
 
     /// Every ready stream, most urgent priority first, the shards of each from `first` on.
@@ -166,18 +264,6 @@ impl RedisBroker {
             of_priority.rotate_left(first % shards);
         }
         streams
-    }
-
-    /// The answer of a stream. One whose group is gone (an operator deleted it) is made anew, and has nothing yet.
-    async fn or_prepared<T>(&self, answer: Result<T, Fault>) -> Result<Option<T>, Fault> {
-        match answer {
-            Ok(answer) => Ok(Some(answer)),
-            Err(Fault::Refused { passing: true, reason, .. }) if reason.contains("NOGROUP") => {
-                self.prepare().await?;
-                Ok(None)
-            }
-            Err(fault) => Err(fault),
-        }
     }
 
     /// Takes entries of a ready stream into this worker's hands. One that is no ticket is removed.
@@ -202,33 +288,61 @@ impl RedisBroker {
     async fn recover(
         &self,
         to_recover: &mut Vec<(usize, String)>,
+        broken: &mut Broken,
         room: usize,
     ) -> Result<Vec<Ticket>, BrokerError> {
         let mut tickets = Vec::new();
-        let worker = &self.settings.worker;
         while let Some((place, from)) = to_recover.last_mut()
             && tickets.len() < room
         {
             let stream = &self.streams[*place];
-            let mut lost = self.server.pending_tickets(stream, 0, from, PENDING_A_PAGE, Some(worker)).await?;
-            let is_last = lost.len() < PENDING_A_PAGE;
-            let id = |entry: &str| TicketId {
-                shard: stream.shard,
-                priority: stream.priority,
-                entry: entry.to_owned(),
-            };
-            let looked_at = lost.last().cloned();
-            lost.retain(|entry| !self.holdings.has(&id(entry)));
-            let rest = lost.split_off(lost.len().min(room - tickets.len()));
-            // Entries from the last one looked at on; the exclusive form of a range's start.
-            let next = if rest.is_empty() { looked_at } else { lost.last().cloned() };
-            let claimed = self.server.claim_tickets(stream, worker, 0, &lost).await?;
-            tickets.extend(self.take(stream, claimed).await?);
-            match next {
-                Some(entry) if !is_last || !rest.is_empty() => *from = format!("({entry}"),
-                _ => drop(to_recover.pop()),
+            let page = self.recover_page(stream, from, room - tickets.len()).await;
+            match page {
+                Ok((found, Some(next))) => {
+                    tickets.extend(found);
+                    *from = next;
+                }
+                Ok((found, None)) => {
+                    tickets.extend(found);
+                    drop(to_recover.pop());
+                }
+                Err(fault) => {
+                    broken.keep::<()>(stream, Err(fault))?;
+                    // When it can be read again, what was lost there is made runnable again after a lease.
+                    drop(to_recover.pop());
+                }
             }
         }
         Ok(tickets)
     }
+
+    /// The same of one page of a stream, and where the next page starts, if there is one.
+    async fn recover_page(
+        &self,
+        stream: &ReadyStream,
+        from: &str,
+        room: usize,
+    ) -> Result<(Vec<Ticket>, Option<String>), Fault> {
+        let worker = &self.settings.worker;
+        let mut lost = self.server.pending_tickets(stream, 0, from, PENDING_A_PAGE, Some(worker)).await?;
+        let is_last = lost.len() < PENDING_A_PAGE;
+        let looked_at = lost.last().cloned();
+        let id = |entry: &str| TicketId {
+            shard: stream.shard,
+            priority: stream.priority,
+            entry: entry.to_owned(),
+        };
+        lost.retain(|entry| !self.holdings.has(&id(entry)));
+        let rest = lost.split_off(lost.len().min(room));
+        // Entries from the last one looked at on; the exclusive form of a range's start.
+        let next = if rest.is_empty() { looked_at.filter(|_| !is_last) } else { lost.last().cloned() };
+        let claimed = self.server.claim_tickets(stream, worker, 0, &lost).await?;
+        let tickets = self.take(stream, claimed).await?;
+        Ok((tickets, next.map(|entry| format!("({entry}"))))
+    }
+}
+
+/// Whether a stream has no group: an operator deleted it, or the server lost it. It is made anew, and has nothing yet.
+fn is_groupless(fault: &Fault) -> bool {
+    matches!(fault, Fault::Refused { passing: true, reason, .. } if reason.contains("NOGROUP"))
 }

@@ -6,11 +6,11 @@ use turnmill_redis::steps::{
     BeginSweep, ConsumerGroup, Expire, Letter, Promote, Purge, Reclaim, RemoveConsumers, Repair,
     SilentTicket, Trim, Unrun, UnrunLimits,
 };
-use turnmill_redis::{DeadRecord, Entry, Fault, Found};
+use turnmill_redis::{DeadRecord, Entry, Fault, Found, ReadyStream};
 use turnmill_schema::keys::{DeadlineEntry, Keys};
 use turnmill_schema::{StreamId, TurnId};
 
-use super::{BrokerSettings, RedisBroker};
+use super::{BrokerSettings, FirstFault, RedisBroker};
 
 /// Look again after this time, if nobody waits. A turn that another worker delays meanwhile may start late by as much.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -88,36 +88,44 @@ impl RedisBroker {
 
     /// Makes agents of silent workers in one shard runnable again.
     pub(super) async fn reclaim_shard(&self, keys: &Keys) -> Result<u64, Fault> {
-        let lease_ms = self.settings.lease_ms;
-        let mut reclaimed = 0;
+        let (mut reclaimed, mut fault) = (0, FirstFault::default());
         for stream in self.streams.iter().filter(|stream| stream.shard == keys.shard()) {
-            let mut from = "-".to_owned();
-            loop {
-                let entries =
-                    self.server.pending_tickets(stream, lease_ms, &from, TICKETS_A_RECLAIM, None).await?;
-                let Some(last) = entries.last() else { break };
-                from = format!("({last}");
-                let agents = self.server.agents_of_tickets(stream, &entries).await?;
-                let is_last = entries.len() < TICKETS_A_RECLAIM;
-                let silent = |(entry, agent)| SilentTicket { entry, priority: stream.priority, agent };
-                let tickets = entries.into_iter().zip(agents).map(silent).collect();
-                let (now_ms, count) = self.server.run(keys, &Reclaim { lease_ms, tickets }).await?;
-                self.server.note_now_ms(now_ms);
-                reclaimed += count;
-                if is_last {
-                    break;
-                }
+            reclaimed += fault.keep(self.reclaim_stream(keys, stream).await)?.unwrap_or(0);
+        }
+        fault.or(reclaimed)
+    }
+
+    async fn reclaim_stream(&self, keys: &Keys, stream: &ReadyStream) -> Result<u64, Fault> {
+        let lease_ms = self.settings.lease_ms;
+        let (mut reclaimed, mut from) = (0, "-".to_owned());
+        loop {
+            let entries =
+                self.server.pending_tickets(stream, lease_ms, &from, TICKETS_A_RECLAIM, None).await?;
+            let Some(last) = entries.last() else { break };
+            from = format!("({last}");
+            let agents = self.server.agents_of_tickets(stream, &entries).await?;
+            let is_last = entries.len() < TICKETS_A_RECLAIM;
+            let silent = |(entry, agent)| SilentTicket { entry, priority: stream.priority, agent };
+            let tickets = entries.into_iter().zip(agents).map(silent).collect();
+            let (now_ms, count) = self.server.run(keys, &Reclaim { lease_ms, tickets }).await?;
+            self.server.note_now_ms(now_ms);
+            reclaimed += count;
+            if is_last {
+                break;
             }
         }
         Ok(reclaimed)
     }
 
+    /// What one kind of work cannot do costs the others nothing.
     pub(super) async fn sweep_shard(&self, keys: &Keys) -> Result<(), Fault> {
         let (worker, lease_ms) = (&*self.settings.worker, self.settings.lease_ms);
         let sweep = BeginSweep { worker, period_ms: lease_ms, agents: AGENTS_A_SWEEP };
         let Some(agents) = self.server.run(keys, &sweep).await? else { return Ok(()) };
+        let mut fault = FirstFault::default();
         if !agents.is_empty() {
-            let repaired = self.server.run(keys, &Repair { agents: &agents }).await?;
+            let repaired = self.server.run(keys, &Repair { agents: &agents }).await;
+            let repaired = fault.keep(repaired)?.unwrap_or(0);
             if repaired > 0 {
                 tracing::warn!(
                     shard = keys.shard(),
@@ -127,9 +135,11 @@ impl RedisBroker {
             }
         }
         let silent_ms = lease_ms.saturating_mul(CONSUMER_LEASES);
-        self.server.run(keys, &RemoveConsumers { group: ConsumerGroup::Workers, silent_ms }).await?;
-        self.trim_ended(keys).await?;
-        self.trim_dead(keys).await
+        let remove = RemoveConsumers { group: ConsumerGroup::Workers, silent_ms };
+        fault.keep(self.server.run(keys, &remove).await)?;
+        fault.keep(self.trim_ended(keys).await)?;
+        fault.keep(self.trim_dead(keys).await)?;
+        fault.or(())
     }
 
     /// Forgets ended turns that are past their time, or too many for the memory they may take.
