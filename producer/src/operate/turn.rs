@@ -118,7 +118,10 @@ impl Operator {
         // An agent that waits for a place among its tenant's turns gets a ticket only if none of them runs.
         let promote = Promote { tenant_max_running: 1, now: true, agents: &[agent] };
         let promoted = self.redis().run(&keys, &promote).await?;
-        Ok(if promoted == 1 { RunNow::Promoted } else { RunNow::NotDelayed })
+        if let Some(error) = promoted.errors.first() {
+            return Err(self.unreadable(format!("the agent of turn {turn}"), error.clone()));
+        }
+        Ok(if promoted.count == 1 { RunNow::Promoted } else { RunNow::NotDelayed })
     }
 
     async fn place_of(&self, turn: TurnId) -> Result<TurnPlace, ProducerError> {

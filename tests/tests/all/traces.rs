@@ -299,6 +299,8 @@ impl Trace {
         let of_memory = self.workers[0].0.reclaim().await.expect("answered");
         let tickets = self.tickets_of(&format!("w{silent}")).await;
         let (_, of_redis) = self.redis.run(&Reclaim { lease_ms: 0, tickets }).await;
+        assert_eq!(of_redis.errors, Vec::<String>::new());
+        let of_redis = of_redis.count;
         assert_eq!(of_memory, of_redis);
     }
 

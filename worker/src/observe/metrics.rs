@@ -12,7 +12,6 @@ use super::catalogue::{Described, Kind};
 use super::{ObserveError, process};
 use crate::kv::PoolCounts;
 use crate::schedule::Counts;
-use crate::store::MISS_REASONS;
 
 /// A decode step takes milliseconds, a full prefill step of a large model seconds.
 const STEP_BUCKETS: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
@@ -46,6 +45,14 @@ const DEAD_REASONS: &[&str] =
 const DROP_REASONS: &[&str] = &["queue_full", "export_failed"];
 const BLOCK_STATES: &[&str] = &["free", "cached", "held"];
 const SAVE_OUTCOMES: &[&str] = &["saved", "dropped", "failed", "evicted"];
+
+/// Why a stored segment may be missed.
+#[rustfmt::skip]
+pub const MISS_REASONS: &[&str] = &[
+    "absent", "unreachable", "timed_out",
+    "length", "magic", "version", "flags", "namespace", "parent", "hash", "chain", "tokens", "position", "shape", "codec",
+    "header_checksum", "layer_checksum", "key_missing", "plain", "sealed",
+];
 
 /// What may become of a turn with stored segments.
 pub const RESTORE_OUTCOMES: &[&str] = &["restored", "partly", "missed", "timed_out", "prefilled"];

@@ -16,7 +16,7 @@ use turnmill_schema::PayloadError;
 
 use crate::config::StoreUrl;
 
-pub use blocks::{BlockStore, BlockStoreSettings, FetchCost, MISS_REASONS, Miss};
+pub use blocks::{BlockStore, BlockStoreSettings, FetchCost, Miss};
 pub use folder::Trimmed;
 pub use open::open;
 pub use payload::Payloads;

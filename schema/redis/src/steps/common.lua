@@ -247,6 +247,17 @@ local function stop_waiting(agent, parked_key)
   end
 end
 
+-- Why the items failed that did, out of the answers of `each`.
+local function errors_in(answers)
+  local errors = {}
+  for _, answer in pairs(answers) do
+    if type(answer) == 'table' and answer[1] == 'error' then
+      table.insert(errors, answer[2])
+    end
+  end
+  return errors
+end
+
 -- Runs `work` for each of `items`; one that cannot be read must not cost the others their answers.
 local function each(items, work)
   local reply = {}

@@ -7,6 +7,7 @@
 mod advance;
 mod agent;
 mod append;
+mod attended;
 mod cancel;
 mod collector;
 mod consumers;
@@ -32,6 +33,7 @@ mod trim;
 pub use advance::Advance;
 pub use agent::{ActOnAgent, AgentActed, AgentAction, Rollback};
 pub use append::AppendAnyway;
+pub use attended::Attended;
 pub use cancel::{Cancel, Expire, Unrun, UnrunLimits};
 pub use collector::KeepCollector;
 pub use consumers::{ConsumerGroup, RemoveConsumers};

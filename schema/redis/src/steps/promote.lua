@@ -4,10 +4,12 @@
 -- KEYS the shared ones, then for each agent: agent, backlog, parked
 -- ARGV 1 turns of one tenant that may run at once (0: no limit)  2 '1': agents that wait for a time are due now, whatever
 --      their time, then the agents' ids
--- Reply how many agents got a ticket
+-- Reply {how many agents got a ticket, why others cannot be read}
 
 local TENANT_CAP, NOW_DUE, ARGS = tonumber(ARGV[1]), ARGV[2] == '1', 2
 local KEYS_AN_AGENT = 3
+-- When an agent that cannot be read is looked at again.
+local PUT_OFF_MS = 5000
 
 -- Tickets given to parked agents in this call, by tenant: more than there are places would be parked again.
 local given = {}
@@ -49,6 +51,15 @@ local function promote(i)
   end
 end
 
+-- Agents that cannot be read would fill the front of the line, and keep all others from being looked at.
+local function promote_or_put_off(i)
+  local ok, answer = pcall(promote, i)
+  if not ok then
+    redis.call('ZADD', DELAYED, 'XX', whole(NOW + PUT_OFF_MS), ARGV[ARGS + i + 1])
+    error(answer)
+  end
+end
+
 expect_shared()
-each(#ARGV - ARGS, promote)
-return promoted
+local answers = each(#ARGV - ARGS, promote_or_put_off)
+return {promoted, errors_in(answers)}

@@ -3,7 +3,7 @@
 --
 -- KEYS the shared ones, then for each ticket: agent, backlog
 -- ARGV 1 silence in milliseconds, then for each ticket: its entry id, priority of its stream, agent id ('': the entry is gone)
--- Reply {now_ms, how many agents are runnable again}
+-- Reply {now_ms, {how many agents are runnable again, why others cannot be read}}
 
 local LEASE_MS, ARGS, ARGS_A_TICKET, KEYS_A_TICKET = tonumber(ARGV[1]), 1, 3, 2
 
@@ -41,5 +41,5 @@ local function reclaim(i)
 end
 
 expect_shared()
-each((#KEYS - SHARED) / KEYS_A_TICKET, reclaim)
-return {NOW, reclaimed}
+local answers = each((#KEYS - SHARED) / KEYS_A_TICKET, reclaim)
+return {NOW, {reclaimed, errors_in(answers)}}

@@ -4,7 +4,7 @@ use redis::{FromRedisValue, ParsingError, Value};
 use turnmill_schema::keys::Keys;
 use turnmill_schema::{AgentId, Priority};
 
-use super::script;
+use super::{Attended, script};
 use crate::call::{Call, Step};
 
 /// Gives the agents of tickets that were not renewed for a whole lease new ones. See `reclaim.lua`.
@@ -31,7 +31,7 @@ impl Step for Reclaim {
     const NAME: &'static str = "reclaim";
     const SCRIPT: &'static str = script!(" flags=allow-oom" "reclaim.lua");
     /// The server's time in Unix milliseconds, and how many agents are runnable again.
-    type Reply = (u64, u64);
+    type Reply = (u64, Attended);
 
     fn call(&self, keys: &Keys) -> Call {
         let mut call = Call::new(keys);
@@ -49,7 +49,7 @@ impl Step for Reclaim {
         call
     }
 
-    fn read(reply: Value) -> Result<(u64, u64), ParsingError> {
+    fn read(reply: Value) -> Result<(u64, Attended), ParsingError> {
         FromRedisValue::from_redis_value(reply)
     }
 }

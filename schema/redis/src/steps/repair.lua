@@ -2,7 +2,7 @@
 --
 -- KEYS the shared ones, then for each agent: agent, backlog, parked
 -- ARGV the agents' ids
--- Reply how many agents got a new ticket
+-- Reply {how many agents got a new ticket, why others cannot be read}
 
 local KEYS_AN_AGENT = 3
 
@@ -65,5 +65,5 @@ local function repair(i)
 end
 
 expect_shared()
-each(#ARGV, repair)
-return repaired
+local answers = each(#ARGV, repair)
+return {repaired, errors_in(answers)}

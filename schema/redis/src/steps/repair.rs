@@ -4,7 +4,7 @@ use redis::{FromRedisValue, ParsingError, Value};
 use turnmill_schema::AgentId;
 use turnmill_schema::keys::Keys;
 
-use super::script;
+use super::{Attended, script};
 use crate::call::{Call, Step};
 use crate::shared_keys::waiting_keys;
 
@@ -19,7 +19,7 @@ impl Step for Repair<'_> {
     const NAME: &'static str = "repair";
     const SCRIPT: &'static str = script!(" flags=allow-oom" "repair.lua");
     /// How many agents got a new ticket.
-    type Reply = u64;
+    type Reply = Attended;
 
     fn call(&self, keys: &Keys) -> Call {
         let mut call = Call::new(keys);
@@ -29,7 +29,7 @@ impl Step for Repair<'_> {
         call
     }
 
-    fn read(reply: Value) -> Result<u64, ParsingError> {
-        u64::from_redis_value(reply)
+    fn read(reply: Value) -> Result<Attended, ParsingError> {
+        Attended::from_redis_value(reply)
     }
 }

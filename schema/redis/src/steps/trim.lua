@@ -6,7 +6,7 @@
 -- KEYS the shared ones, then for each entry that the caller can read: turn, result
 -- ARGV 1 retained_bytes at most  2 outcome_ttl_ms, then for each of the oldest entries of `ended`, oldest first: its text,
 --      whether the caller can read it (1 or 0)
--- Reply {how many turns were forgotten, how many entries were dropped}
+-- Reply {how many turns were forgotten, how many entries were dropped, whether more streams may be past their time (1 or 0)}
 
 local MOST_BYTES, OUTCOME_TTL_MS = tonumber(ARGV[1]), tonumber(ARGV[2])
 local ARGS, ARGS_AN_ENTRY, KEYS_A_TURN = 2, 2, 2
@@ -14,9 +14,11 @@ local ARGS, ARGS_AN_ENTRY, KEYS_A_TURN = 2, 2, 2
 local STREAMS_A_CALL = 1000
 
 expect_shared()
-local gone = redis.call('ZRANGE', STREAMS, '-inf', whole(NOW), 'BYSCORE', 'LIMIT', 0, STREAMS_A_CALL)
+local gone = redis.call('ZRANGE', STREAMS, '-inf', NOW_TEXT, 'BYSCORE', 'LIMIT', '0', whole(STREAMS_A_CALL))
+if #gone > 0 then
+  redis.call('ZREM', STREAMS, unpack(gone))
+end
 for _, stream in ipairs(gone) do
-  redis.call('ZREM', STREAMS, stream)
   count('retained_bytes', -(tonumber(string.match(stream, ' (%d+)$')) or 0))
 end
 local forgotten, unreadable, k = 0, 0, SHARED
@@ -45,4 +47,4 @@ for a = ARGS + 1, #ARGV, ARGS_AN_ENTRY do
   end
 end
 write_counters()
-return {forgotten, unreadable}
+return {forgotten, unreadable, #gone == STREAMS_A_CALL and 1 or 0}

@@ -25,6 +25,8 @@ pub struct Trimmed {
     pub forgotten: u64,
     /// Entries that were dropped because they cannot be read: somebody else's, or another version's.
     pub unreadable: u64,
+    /// More result streams may be past their time and counted still than one call looks at.
+    pub more_streams: bool,
 }
 
 impl Step for Trim<'_> {
@@ -46,7 +48,7 @@ impl Step for Trim<'_> {
     }
 
     fn read(reply: Value) -> Result<Trimmed, ParsingError> {
-        let (forgotten, unreadable) = <(u64, u64)>::from_redis_value(reply)?;
-        Ok(Trimmed { forgotten, unreadable })
+        let (forgotten, unreadable, more_streams) = FromRedisValue::from_redis_value(reply)?;
+        Ok(Trimmed { forgotten, unreadable, more_streams })
     }
 }

@@ -14,13 +14,12 @@ use turnmill_redis::{Blocking, Delivered, Fault, ReadyStream, Share};
 use turnmill_schema::Priority;
 
 use super::{Broker, BrokerError, FirstFault, RedisBroker, Ticket, TicketId};
+use crate::broker::fairness::Fairness;
 
 /// How long a read waits on the server.
 const BLOCK: Duration = Duration::from_millis(2000);
 /// How long a paused queue is left alone.
 const PAUSE_BLOCK: Duration = Duration::from_millis(250);
-/// After this many tickets of interactive agents one of a batch agent comes first, if one waits: so neither starves.
-const INTERACTIVE_A_BATCH: usize = 3;
 /// Pending entries looked at in one step.
 const PENDING_A_PAGE: usize = 256;
 
@@ -33,8 +32,7 @@ pub(super) struct Reader {
     to_recover: Vec<(usize, String)>,
     /// Which shard is asked first; goes round, so that no shard starves.
     first_shard: usize,
-    /// Interactive tickets since the last one of a batch agent.
-    since_batch: usize,
+    fairness: Fairness,
     broken: Broken,
 }
 
@@ -82,19 +80,6 @@ impl Read<'_> {
     }
 }
 
-impl Reader {
-    /// How many of `room` tickets are asked of the batch streams first.
-    fn batch_share(&self, room: usize) -> usize {
-        (self.since_batch + room) / (INTERACTIVE_A_BATCH + 1)
-    }
-
-    fn note(&mut self, tickets: &[Ticket]) {
-        let batch = tickets.iter().filter(|ticket| ticket.id.priority == Priority::Batch).count();
-        let since = if batch > 0 { 0 } else { self.since_batch + tickets.len() };
-        self.since_batch = since.min(INTERACTIVE_A_BATCH);
-    }
-}
-
 impl RedisBroker {
     pub(super) async fn read_tickets(&self, room: usize) -> Result<Vec<Ticket>, BrokerError> {
         if room == 0 {
@@ -113,7 +98,7 @@ impl RedisBroker {
         };
         let tickets = self.read_on(&mut connection, &mut reader, room).await?;
         reader.connection = Some(connection);
-        reader.note(&tickets);
+        reader.fairness.note(tickets.iter().map(|ticket| ticket.id.priority));
         Ok(tickets)
     }
 
@@ -157,7 +142,7 @@ impl RedisBroker {
         let streams = self.streams_from(reader.first_shard);
         if tickets.len() < room {
             let room = room - tickets.len();
-            let shares = (room, reader.batch_share(room));
+            let shares = (room, reader.fairness.batch_share(room));
             tickets.extend(self.read_shares(connection, &mut reader.broken, &streams, shares).await?);
         }
         if tickets.is_empty() {

@@ -54,13 +54,20 @@ impl RedisBroker {
             };
             agents.extend(self.server.parked_agents(keys, &tenant.tenant, places).await?);
         }
-        let promoted = agents.len();
-        if promoted > 0 {
-            self.server.run(keys, &Promote { tenant_max_running: cap, now: false, agents: &agents }).await?;
+        let mut promoted = 0;
+        if !agents.is_empty() {
+            let promote = Promote { tenant_max_running: cap, now: false, agents: &agents };
+            let attended = self.server.run(keys, &promote).await?;
+            promoted = attended.count;
+            // A sweep says it louder, and less often.
+            attended
+                .errors
+                .iter()
+                .for_each(|error| tracing::debug!("an agent that is due is put off: {error}"));
         }
         self.set_paused(keys.shard(), waiting.paused);
         // A full look may have left some.
-        let is_full = promoted >= AGENTS_A_LOOK || are_more_overdue;
+        let is_full = promoted >= AGENTS_A_LOOK as u64 || are_more_overdue;
         Ok(if is_full { LOOK_AT_MOST_EVERY } else { look_again.max(LOOK_AT_MOST_EVERY) })
     }
 
@@ -107,9 +114,15 @@ impl RedisBroker {
             let is_last = entries.len() < TICKETS_A_RECLAIM;
             let silent = |(entry, agent)| SilentTicket { entry, priority: stream.priority, agent };
             let tickets = entries.into_iter().zip(agents).map(silent).collect();
-            let (now_ms, count) = self.server.run(keys, &Reclaim { lease_ms, tickets }).await?;
+            let (now_ms, attended) = self.server.run(keys, &Reclaim { lease_ms, tickets }).await?;
             self.server.note_now_ms(now_ms);
-            reclaimed += count;
+            for error in attended.errors {
+                tracing::warn!(
+                    stream = stream.key,
+                    "the agent of a silent worker's ticket cannot be read: {error}"
+                );
+            }
+            reclaimed += attended.count;
             if is_last {
                 break;
             }
@@ -125,11 +138,14 @@ impl RedisBroker {
         let mut fault = FirstFault::default();
         if !agents.is_empty() {
             let repaired = self.server.run(keys, &Repair { agents: &agents }).await;
-            let repaired = fault.keep(repaired)?.unwrap_or(0);
-            if repaired > 0 {
+            let repaired = fault.keep(repaired)?.unwrap_or_default();
+            for error in repaired.errors {
+                tracing::warn!(shard = keys.shard(), "an agent with work cannot be read: {error}");
+            }
+            if repaired.count > 0 {
                 tracing::warn!(
                     shard = keys.shard(),
-                    agents = repaired,
+                    agents = repaired.count,
                     "gave agents without a ticket new ones"
                 );
             }
@@ -156,7 +172,7 @@ impl RedisBroker {
                     "dropped entries of the list of ended turns that cannot be read: another program or version wrote them"
                 );
             }
-            if trimmed.forgotten + trimmed.unreadable < TURNS_A_TRIM as u64 {
+            if trimmed.forgotten + trimmed.unreadable < TURNS_A_TRIM as u64 && !trimmed.more_streams {
                 break;
             }
         }

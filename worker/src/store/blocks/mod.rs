@@ -95,16 +95,8 @@ pub enum Miss {
     TimedOut,
 }
 
-/// Every word that [`Miss::reason`] may say.
-#[rustfmt::skip]
-pub const MISS_REASONS: &[&str] = &[
-    "absent", "unreachable", "timed_out",
-    "length", "magic", "version", "flags", "namespace", "parent", "hash", "chain", "tokens", "position", "shape", "codec",
-    "header_checksum", "layer_checksum", "key_missing", "plain", "sealed",
-];
-
 impl Miss {
-    /// For metrics; one of [`MISS_REASONS`].
+    /// For metrics; one of [`crate::observe::metrics::MISS_REASONS`].
     pub fn reason(&self) -> &'static str {
         match self {
             Self::Absent => "absent",
@@ -365,7 +357,7 @@ mod tests {
         let misses = [Miss::Absent, Miss::Unreachable(String::new()), Miss::TimedOut];
         let words: Vec<_> =
             misses.into_iter().chain(damages.map(Miss::Damaged)).map(|m| m.reason()).collect();
-        assert_eq!(words, MISS_REASONS);
+        assert_eq!(words, crate::observe::metrics::MISS_REASONS);
     }
 
     /// What becomes of a put.
