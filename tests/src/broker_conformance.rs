@@ -126,6 +126,7 @@ macro_rules! broker_conformance {
             the_last_retry_makes_a_dead_letter
             a_dead_letter_halts_an_agent_that_asks_for_it
             a_tenant_runs_as_many_turns_as_it_may
+            an_agent_that_finds_no_place_keeps_its_place_in_line
             a_tenant_has_a_depth_of_its_own
             a_worker_may_go_on_with_its_agent
             a_worker_that_dies_as_it_continues_strands_nobody

@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 use turnmill_redis::steps::{AgentAction, DepthLimits};
 use turnmill_schema::{AgentId, DeadReason, Delta, Name, Outcome, Priority, Turn, TurnId};
 use turnmill_worker::broker::memory::{Acted, AgentState, DeadLetter};
-use turnmill_worker::broker::{Broker, Ending, Retry};
+use turnmill_worker::broker::{Broker, Claim, Ending, Retry};
 
 use super::{
     LEASE_MS, PATIENCE, ROOM, TestQueue, WorkerLimits, claim, delta, ending, ends, enqueue, finish, full,
-    is_fenced, promote, read_one, reclaim_one, turn, unheard,
+    is_fenced, promote, read_one, read_ticket, reclaim_one, turn, unheard,
 };
 
 fn agent(name: &str) -> AgentId {
@@ -126,6 +126,40 @@ pub async fn a_tenant_runs_as_many_turns_as_it_may<Q: TestQueue>(queue: &Q) {
     assert_eq!(broker.counts().await.expect("counted").runnable(), 0);
     finish(&broker, &first.lease, 0).await;
     assert_eq!(claim(&broker).await.lease.turn, ids[1]);
+}
+
+/// More agents may be promoted than there are places, because several workers look.
+pub async fn an_agent_that_finds_no_place_keeps_its_place_in_line<Q: TestQueue>(queue: &Q) {
+    let limits = WorkerLimits { tenant_max_running: 1, ..Default::default() };
+    let broker = queue.worker_with("w", limits).await;
+    let ids = enqueue(queue, &["a", "b", "c", "d"].map(|name| turn(Some(name), "1"))).await;
+    let first = claim(&broker).await;
+    for _ in 1..ids.len() {
+        let ticket = read_ticket(&broker).await;
+        assert!(broker.lease(&ticket).await.expect("answered").is_none(), "there is no place");
+    }
+    finish(&broker, &first.lease, 0).await;
+    for _ in 0..2 {
+        broker.promote().await.expect("answered");
+    }
+    let second = claim_at_once(&broker).await.expect("there is a place");
+    assert_eq!(second.lease.turn, ids[1]);
+    if let Some(third) = claim_at_once(&broker).await {
+        panic!("{} runs as well", third.lease.turn);
+    }
+    finish(&broker, &second.lease, 0).await;
+    for id in &ids[2..] {
+        let next = claim(&broker).await;
+        assert_eq!(next.lease.turn, *id);
+        finish(&broker, &next.lease, 0).await;
+    }
+}
+
+/// What comes of a ticket, if one is there.
+async fn claim_at_once<B: Broker>(broker: &B) -> Option<Claim> {
+    let read = tokio::time::timeout(Duration::from_millis(200), broker.read(1)).await;
+    let ticket = read.ok()?.expect("the read is answered").pop()?;
+    broker.lease(&ticket).await.expect("the lease is answered")
 }
 
 /// One tenant's turns do not keep out another's.

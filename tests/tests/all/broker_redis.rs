@@ -3,7 +3,7 @@
 use std::num::NonZeroU16;
 use std::time::{Duration, Instant};
 
-use turnmill_redis::steps::{Enqueue, KeepCollector, Order};
+use turnmill_redis::steps::{DepthLimits, Enqueue, KeepCollector, Order};
 use turnmill_redis::{Fault, RESPONSE_TIMEOUT, Server};
 use turnmill_schema::envelope::{EnvelopeError, decode, encode_turn};
 use turnmill_schema::keys::{FIELD_END, GROUP, Keys, ORDER_DRAIN, Queue};
@@ -433,6 +433,70 @@ async fn a_foreign_entry_in_a_result_stream_is_passed_by() {
     assert_eq!(resumed.published, [delta(0, &[1, 2])]);
     second.append(&resumed.lease, &delta(2, &[3])).await.expect("appended after what was published");
     second.finish(&resumed.lease, &ending(3, Outcome::Completed)).await.expect("ended");
+}
+
+/// Of whoever it is, and whatever its id.
+#[tokio::test]
+async fn a_foreign_entry_hides_no_published_tokens_from_who_cancels() {
+    let queue = RedisQueue::start();
+    let broker = queue.worker("w").await;
+    let id = enqueue(&queue, &[turn(Some("a"), "1")]).await[0];
+    let running = claim(&broker).await;
+    broker.append(&running.lease, &delta(0, &[1, 2])).await.expect("appended");
+    let result = queue.keys().result(id);
+    let _: String = queue.command(&["XADD", &result, "*", "foreign", "x"]).await;
+    queue.cancel(id).await;
+    let newest: redis::streams::StreamRangeReply =
+        queue.command(&["XREVRANGE", &result, "+", "-", "COUNT", "1"]).await;
+    assert!(newest.ids[0].id.ends_with("-2"), "{}", newest.ids[0].id);
+}
+
+#[tokio::test]
+async fn agents_that_cannot_be_read_keep_nobody_from_being_promoted() {
+    let queue = RedisQueue::start().broken();
+    let broker = queue.worker("w").await;
+    let _: u64 = queue.command(&["SADD", &queue.keys().parked("broken"), "foreign"]).await;
+    let due = queue.now_ms().await + 200;
+    let later = |tenant: &str, agent: &str| Turn {
+        tenant: Name::new(tenant).expect("a name"),
+        not_before_ms: Some(due),
+        ..turn(Some(agent), "1")
+    };
+    // More than one look takes, and all of them in front.
+    let broken: Vec<Turn> = (0..100).map(|i| later("broken", &format!("a{i}"))).collect();
+    enqueue(&queue, &broken).await;
+    let good = enqueue(&queue, &[later("test", "good")]).await[0];
+    assert_eq!(claim(&broker).await.lease.turn, good);
+}
+
+/// A ticket that stays pending would be looked at for ever, and say that somebody waits.
+#[tokio::test]
+async fn the_ticket_of_an_agent_that_cannot_be_read_is_not_reclaimed_for_ever() {
+    let queue = RedisQueue::start().broken();
+    let (dead, other) = (queue.worker("dead").await, queue.worker("other").await);
+    enqueue(&queue, &[turn(Some("a"), "1"), turn(Some("b"), "1")]).await;
+    let claims = [claim(&dead).await, claim(&dead).await];
+    let broken = queue.keys().agent(&claims[0].lease.agent);
+    let _: u64 = queue.command(&["DEL", &broken]).await;
+    let _: String = queue.command(&["SET", &broken, "x"]).await;
+    drop(claims);
+    assert_eq!(reclaim(&other).await, 1, "the other agent runs again");
+    let left: redis::streams::StreamPendingReply =
+        queue.command(&["XPENDING", &queue.keys().ready(Priority::Interactive), GROUP]).await;
+    assert_eq!(left.count(), 0);
+}
+
+#[tokio::test]
+async fn a_call_takes_a_thousand_turns_and_no_more() {
+    let queue = RedisQueue::start();
+    let turns: Vec<Turn> = (0..1001).map(|_| turn(None, "1")).collect();
+    let limits = DepthLimits { queue: 10_000, tenant: 10_000 };
+    let refused = queue.try_enqueue(&turns, limits).await.expect_err("it is too many");
+    assert!(refused.to_string().contains("1000 turns at most, not 1001"), "{refused}");
+    assert!(queue.dump().await.is_empty());
+    let ids = queue.try_enqueue(&turns[1..], limits).await.expect("answered").expect("there is room");
+    assert_eq!(ids.len(), 1000);
+    assert_eq!(queue.command::<u64>(&["ZCARD", &queue.keys().open()]).await, 1000);
 }
 
 #[tokio::test]
