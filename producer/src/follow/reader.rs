@@ -210,6 +210,7 @@ mod tests {
                 epoch: Some(20),
                 reply: Some(encode(&Event::Delta(reply))),
                 top: stream.last().cloned(),
+                ..TurnState::default()
             };
             reader.judge(state).expect("it ended");
             let read: Vec<Event> = reader.ready.into_iter().map(|followed| followed.event).collect();
