@@ -140,8 +140,13 @@ async fn listen(listener: TcpListener, shared: Arc<Shared>) {
         let Some((id, cut)) = shared.admit() else { continue };
         let shared = shared.clone();
         tokio::spawn(async move {
-            // However it ends, both sides are closed by dropping them.
-            let _ = cut.run_until_cancelled(connect(client, &shared)).await;
+            // What is held back when a connection is cut is lost, also if the hold ends in the same moment. However it ends, both
+            // sides are closed by dropping them.
+            tokio::select! {
+                biased;
+                () = cut.cancelled() => {}
+                _ended = connect(client, &shared) => {}
+            }
             shared.lock().connections.remove(&id);
         });
     }

@@ -170,7 +170,7 @@ mod tests {
 
     #[test]
     fn a_turn_is_overdue_after_its_deadline_unless_it_ended() {
-        let entry = "00000000000000000000000000 batch 1 0 -";
+        let entry = "01980000-0000-7000-8000-000000000001.0 batch 1 0 -";
         let waiting = TurnState {
             agent: Some(AgentId::from_wire("t/a".into())),
             deadline_ms: Some(10),

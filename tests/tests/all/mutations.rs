@@ -57,7 +57,7 @@ async fn the_fence() {
 
 #[tokio::test]
 async fn renewing() {
-    let keep = "redis.call('XCLAIM', READY[priority], GROUP, WORKER, 0, ticket, 'JUSTID')";
+    let keep = "redis.call('XCLAIM', READY[priority], GROUP, WORKER, '0', ticket, 'JUSTID')";
     let function = |queue: Arc<RedisQueue>| async move { renewing_keeps_leases(&*queue).await };
     let script = without(Renew::SCRIPT, &[(keep, "")]);
     is_missed(function, (Renew::NAME, script), "taken over from a worker that renews").await;
@@ -90,7 +90,7 @@ async fn the_fence_of_manifests() {
 async fn the_ticket_check_in_lease() {
     let checks = [
         ("local consumer, delivery = pending(stream, ticket)", "local consumer, delivery = WORKER, 1"),
-        ("agent.ticket ~= ticket or agent.priority", "agent.priority"),
+        ("not stands_for(agent, ticket) or agent.priority", "agent.priority"),
     ];
     let function = |queue: Arc<RedisQueue>| async move {
         a_worker_that_slept_between_read_and_lease_gets_nothing(&*queue).await;

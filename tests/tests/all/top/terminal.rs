@@ -3,6 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::process::{Child, ExitStatus};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -32,7 +33,14 @@ impl Terminal {
         pty.resize(Size::new(rows, columns)).expect("a terminal has a size");
         let name = rustix::pty::ptsname(&pty, Vec::new()).expect("a terminal has a name");
         let path = name.into_string().expect("it is ASCII");
-        let side = OpenOptions::new().read(true).write(true).open(path).expect("it can be opened again");
+        // Not to be the terminal of this process, if it leads a session: the program could not have it then.
+        let flags = rustix::pty::OpenptFlags::NOCTTY.bits().cast_signed();
+        let side = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(flags)
+            .open(path)
+            .expect("it can be opened again");
         let before = tcgetattr(&side).expect("a terminal has settings");
         let child = command.spawn(pts).expect("the program starts");
         let screen = Arc::new(Mutex::new(vt100::Parser::new(rows, columns, 0)));
