@@ -67,18 +67,24 @@ fn check(what: &str, model: &mut Model, vocabulary: usize, count: usize, cases: 
     let mut runner = TestRunner::new(Config { cases, ..Config::default() });
     let model = std::cell::RefCell::new(model);
     let preempted = std::cell::Cell::new(0);
-    let outcome = runner.run(&cuts(), |(cut, prompts)| {
-        let mut sequences = known.clone();
-        for (sequence, prompt) in sequences.iter_mut().zip(&prompts) {
-            sequence.prompt = 1 + prompt.index(sequence.tokens.len());
-        }
-        let (logits, count) = run(&mut model.borrow_mut(), &sequences, &cut);
+    let same_bits = |sequences: &[Known], cut: &Cut| {
+        let (logits, count) = run(&mut model.borrow_mut(), sequences, cut);
         preempted.set(preempted.get() + count);
         prop_assert!(logits.len() >= sequences.len());
         for (at, row) in logits {
             prop_assert!(bits(&row) == bits(&expected[&at]), "sequence and prefix {:?} of {}", at, what);
         }
         Ok(())
+    };
+    // The smallest pool for several at once preempts, whatever the random ones do.
+    let crowded = Cut { max_sequences: count, batch_tokens: 64, blocks: 5, gap: 0 };
+    same_bits(&known, &crowded).unwrap_or_else(|error| panic!("{error}"));
+    let outcome = runner.run(&cuts(), |(cut, prompts)| {
+        let mut sequences = known.clone();
+        for (sequence, prompt) in sequences.iter_mut().zip(&prompts) {
+            sequence.prompt = 1 + prompt.index(sequence.tokens.len());
+        }
+        same_bits(&sequences, &cut)
     });
     outcome.unwrap_or_else(|error| panic!("{error}"));
     preempted.get()

@@ -162,7 +162,10 @@ fn metrics_have_both_sources_and_the_right_type() {
     assert_eq!(status, 200);
     assert!(head.contains("content-type: text/plain; version=0.0.4"), "{head}");
     assert!(body.contains("turnmill_turns_claimed_total 1\n"), "{body}");
-    assert!(body.contains("turnmill_queue_source_up 0\n") && !body.contains("turnmill_queue_runnable"), "{body}");
+    assert!(
+        body.contains("turnmill_queue_source_up 0\n") && !body.contains("turnmill_queue_runnable"),
+        "{body}"
+    );
     let interactive = PriorityCounts { runnable: 4, ..PriorityCounts::default() };
     let priorities = [interactive, PriorityCounts::default()];
     server.state.queue.set(QueueCounts { priorities, ..QueueCounts::default() }, Instant::now());
