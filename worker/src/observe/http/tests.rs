@@ -163,7 +163,7 @@ fn metrics_have_both_sources_and_the_right_type() {
     assert!(head.contains("content-type: text/plain; version=0.0.4"), "{head}");
     assert!(body.contains("turnmill_turns_claimed_total 1\n"), "{body}");
     assert!(
-        body.contains("turnmill_queue_source_up 0\n") && !body.contains("turnmill_queue_runnable"),
+        body.contains("turnmill_queue_source_up 0\n") && !body.contains("turnmill_queue_runnable_agents"),
         "{body}"
     );
     let interactive = PriorityCounts { runnable: 4, ..PriorityCounts::default() };
