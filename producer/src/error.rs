@@ -105,10 +105,25 @@ pub enum ProducerError {
         /// What is wrong with it.
         reason: String,
     },
-    /// The turn is too large for Redis, and there is no other place for it.
+    /// A store is named, and the crate cannot open any.
     #[error(
-        "the turn has {bytes} bytes; with more than {MAX_INLINE_BYTES} it goes through an object store, and none is \
-         named: give --store or set TURNMILL_STORE, or send less text"
+        "a store is named, and turnmill-client was built without one: enable its feature `store`, or name no store"
+    )]
+    StoreNotBuilt,
+    /// The turn is too large for Redis, and there is no other place for it.
+    #[cfg_attr(
+        feature = "store",
+        error(
+            "the turn has {bytes} bytes; with more than {MAX_INLINE_BYTES} it goes through an object store, and none is \
+             named: give --store or set TURNMILL_STORE, or send less text"
+        )
+    )]
+    #[cfg_attr(
+        not(feature = "store"),
+        error(
+            "the turn has {bytes} bytes; with more than {MAX_INLINE_BYTES} it goes through an object store, which \
+             turnmill-client was built without: enable its feature `store` and name a store, or send less text"
+        )
     )]
     NoStore {
         /// The turn.
@@ -306,7 +321,7 @@ impl ProducerError {
             Self::QueueFull { .. } => Advice::Retry,
             Self::Store { .. } | Self::KvStore { .. } => Advice::Retry,
             Self::InvalidTurn(_) | Self::Envelope(_) | Self::NoStore { .. } => Advice::Reject,
-            Self::InvalidStore { .. } => Advice::Stop,
+            Self::InvalidStore { .. } | Self::StoreNotBuilt => Advice::Stop,
             Self::UnknownTurn { .. } | Self::UnknownAgent { .. } | Self::UnknownWorker { .. } => {
                 Advice::Reject
             }

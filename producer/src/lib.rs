@@ -2,8 +2,8 @@
 //!
 //! ```no_run
 //! use futures::StreamExt;
-//! use turnmill::schema::{Event, Name};
-//! use turnmill::{NewTurn, Producer, ProducerSettings};
+//! use turnmill_client::schema::{Event, Name};
+//! use turnmill_client::{NewTurn, Producer, ProducerSettings};
 //!
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
 //! let settings = ProducerSettings::new(Name::new("default")?, Name::new("default")?);
@@ -27,7 +27,6 @@ mod connection;
 mod enqueue;
 mod error;
 mod follow;
-mod kv_objects;
 mod lag;
 mod new_turn;
 pub mod operate;
@@ -38,10 +37,11 @@ mod payload;
 mod pieces;
 mod producer;
 mod settings;
+mod store;
 mod turn_result;
 mod wait_many;
 
-pub use turnmill_redis::{Advice, Fault};
+pub use turnmill_redis::{Advice, Fault, choose_cryptography};
 pub use turnmill_schema as schema;
 pub use turnmill_schema::{InvalidStreamId, StreamId};
 

@@ -7,8 +7,8 @@ use crate::connection::Connection;
 use crate::error::ProducerError;
 use crate::follow::Waiters;
 use crate::new_turn::NewTurn;
-use crate::payload::PayloadStore;
 use crate::settings::ProducerSettings;
+use crate::store::PayloadStore;
 
 /// A producer of one tenant for one queue. Cheap to clone; clones share its few connections.
 #[derive(Clone, Debug)]

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use tokio::process::Command;
 use tokio::time::timeout;
-use turnmill::{NewTurn, Producer, ProducerSettings, TurnResult};
+use turnmill_client::{NewTurn, Producer, ProducerSettings, TurnResult};
 use turnmill_redis::steps::{DepthLimits, Enqueue, Enqueued};
 use turnmill_redis::{RESPONSE_TIMEOUT, RedisUrl, Server};
 use turnmill_schema::keys::{FIELD_MANIFEST, Keys};

@@ -90,7 +90,7 @@ fn entry(turn: &Turn, words: usize) -> TranscriptEntry {
 
 #[cfg(test)]
 mod tests {
-    use turnmill::NewTurn;
+    use turnmill_client::NewTurn;
 
     use super::*;
     use crate::line::{Line, exactly, name};

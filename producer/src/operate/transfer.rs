@@ -15,6 +15,7 @@ use turnmill_schema::{Manifest, TranscriptEntry};
 use super::Operator;
 use super::history::StoredHistory;
 use crate::error::ProducerError;
+use crate::store::NO_STORE;
 
 /// What went into a file or came out of one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -59,7 +60,7 @@ impl Operator {
     ) -> Result<(u64, Option<String>), ProducerError> {
         let Some(manifest) = manifest else { return Ok((0, None)) };
         let Some(store) = &self.producer.payloads else {
-            return Ok((0, Some("no store was named".to_owned())));
+            return Ok((0, Some(NO_STORE.to_owned())));
         };
         let (mut segments, mut objects) = (store.segments(manifest), 0);
         while let Some(object) = segments.next().await? {
@@ -97,7 +98,7 @@ impl Operator {
             agent,
             turns: history.entries.len() as u64,
             objects: if is_left_out { 0 } else { objects },
-            left_out: is_left_out.then(|| "no store was named".to_owned()),
+            left_out: is_left_out.then(|| NO_STORE.to_owned()),
         })
     }
 

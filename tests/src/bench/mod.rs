@@ -35,7 +35,7 @@ pub mod table;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use turnmill::ProducerError;
+use turnmill_client::ProducerError;
 
 use build::Build;
 use report::{Memory, Report, ShapeReport};

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
-use turnmill::{NewTurn, Producer, ProducerSettings};
+use turnmill_client::{NewTurn, Producer, ProducerSettings};
 
 use super::report::Samples;
 use super::rounds::median;

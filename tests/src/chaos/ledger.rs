@@ -5,7 +5,7 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use turnmill::NewTurn;
+use turnmill_client::NewTurn;
 use turnmill_schema::{AgentId, Name, TurnId};
 
 /// Tokens and text of a reply.

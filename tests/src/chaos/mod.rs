@@ -39,7 +39,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use turnmill::ProducerError;
+use turnmill_client::ProducerError;
 use turnmill_schema::Name;
 use turnmill_worker::store::StoreError;
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use turnmill::{Advice, NewTurn, Producer, ProducerError, ProducerSettings};
+use turnmill_client::{Advice, NewTurn, Producer, ProducerError, ProducerSettings};
 use turnmill_schema::{Name, TurnId};
 
 use super::ChaosError;

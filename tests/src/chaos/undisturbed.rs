@@ -3,7 +3,7 @@
 //! Invariant: it has no object store, so that every word is computed: K and V that came back in the storm are right where
 //! the words are equal.
 
-use turnmill::{Producer, ProducerSettings};
+use turnmill_client::{Producer, ProducerSettings};
 use turnmill_schema::Name;
 
 use super::ChaosError;

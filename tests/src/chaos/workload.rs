@@ -3,7 +3,7 @@
 //! Invariant: session `n` of a seed is always the same, so that what was asked for can be asked for again of an
 //! undisturbed worker. Every turn has its own seed and its own idempotency key.
 
-use turnmill::NewTurn;
+use turnmill_client::NewTurn;
 use turnmill_schema::{Name, Priority, Sampling};
 
 use super::dice::{Dice, Use};

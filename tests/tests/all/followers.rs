@@ -6,9 +6,11 @@ use std::time::{Duration, Instant};
 
 use futures::{FutureExt, StreamExt};
 use redis::aio::MultiplexedConnection;
-use turnmill::schema::keys::{FIELD_AT, FIELD_END, FIELD_EVENT, Keys};
-use turnmill::schema::{Delta, End, Event, FinishReason, Name, Outcome, Timing, TurnId, Usage, envelope};
-use turnmill::{NewTurn, Producer, ProducerError, ProducerSettings};
+use turnmill_client::schema::keys::{FIELD_AT, FIELD_END, FIELD_EVENT, Keys};
+use turnmill_client::schema::{
+    Delta, End, Event, FinishReason, Name, Outcome, Timing, TurnId, Usage, envelope,
+};
+use turnmill_client::{NewTurn, Producer, ProducerError, ProducerSettings};
 use turnmill_tests::PATIENCE;
 use turnmill_tests::chaos::failover::Failovers;
 use turnmill_tests::proxy::Proxy;

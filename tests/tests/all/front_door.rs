@@ -16,7 +16,7 @@ use nix::sys::signal::Signal;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::Value;
 use tempfile::{NamedTempFile, TempDir};
-use turnmill::NewTurn;
+use turnmill_client::NewTurn;
 use turnmill_schema::Outcome;
 use turnmill_tests::line::{Line, exactly};
 use turnmill_tests::redis_server::RedisServer;

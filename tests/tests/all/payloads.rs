@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use redis::AsyncCommands;
 use tempfile::TempDir;
-use turnmill::operate::Operator;
-use turnmill::operate::turn::Cancelled;
-use turnmill::{Advice, NewTurn, Producer, ProducerError, ProducerSettings};
+use turnmill_client::operate::Operator;
+use turnmill_client::operate::turn::Cancelled;
+use turnmill_client::{Advice, NewTurn, Producer, ProducerError, ProducerSettings};
 use turnmill_schema::envelope::{MAX_ENVELOPE_BYTES, MAX_INLINE_BYTES};
 use turnmill_schema::keys::Keys;
 use turnmill_schema::{Name, Outcome, PayloadReference, StoredTurn, Turn};

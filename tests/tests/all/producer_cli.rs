@@ -11,11 +11,11 @@ use futures::{Stream, StreamExt};
 use redis::AsyncCommands;
 use redis::aio::MultiplexedConnection;
 use serde_json::{Value, json};
-use turnmill::schema::keys::{FIELD_AGENT, FIELD_AT, FIELD_END, FIELD_EVENT, FIELD_REPLY, Keys};
-use turnmill::schema::{
+use turnmill_client::schema::keys::{FIELD_AGENT, FIELD_AT, FIELD_END, FIELD_EVENT, FIELD_REPLY, Keys};
+use turnmill_client::schema::{
     Begin, Delta, End, Event, FinishReason, Name, Outcome, Priority, Timing, TurnId, Usage, envelope,
 };
-use turnmill::{Followed, NewTurn, Producer, ProducerError, ProducerSettings, StreamId};
+use turnmill_client::{Followed, NewTurn, Producer, ProducerError, ProducerSettings, StreamId};
 use turnmill_tests::program;
 use turnmill_tests::redis_server::RedisServer;
 
@@ -128,7 +128,7 @@ impl Worker {
     }
 
     async fn find_head(&mut self, agent: &str) -> TurnId {
-        let key = self.keys.backlog(&turnmill::schema::AgentId::named(&name("default"), &name(agent)));
+        let key = self.keys.backlog(&turnmill_client::schema::AgentId::named(&name("default"), &name(agent)));
         loop {
             let head: Option<String> = self.redis.lindex(&key, 0).await.expect("LINDEX");
             if let Some(turn) = head.and_then(|head| head.split(' ').next()?.parse().ok()) {
@@ -332,7 +332,7 @@ async fn batches_keep_their_order_and_repeating_them_adds_nothing() {
         backlog.iter().filter_map(|entry| entry.split(' ').next()?.parse().ok()).collect();
     assert_eq!((&backlog, ids.len()), (&ids, 450));
     let stored: Vec<u8> = worker.redis.hget(worker.keys.turn(ids[0]), "envelope").await.expect("HGET");
-    let stored: turnmill::schema::Turn = envelope::decode(&stored).expect("a turn");
+    let stored: turnmill_client::schema::Turn = envelope::decode(&stored).expect("a turn");
     assert_eq!((stored.sampling.seed, &stored), (Some(ids[0].seed()), &turns[0]));
 
     let lag = producer.lag().await.expect("counts");

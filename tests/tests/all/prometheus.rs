@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tempfile::TempDir;
-use turnmill::NewTurn;
+use turnmill_client::NewTurn;
 use turnmill_schema::{Message, Outcome, Role};
 use turnmill_tests::PATIENCE;
 use turnmill_tests::line::{Line, exactly, name};

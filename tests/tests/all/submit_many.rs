@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tempfile::{NamedTempFile, TempDir};
-use turnmill::NewTurn;
-use turnmill::operate::Operator;
+use turnmill_client::NewTurn;
+use turnmill_client::operate::Operator;
 use turnmill_tests::PATIENCE;
 use turnmill_tests::line::Line;
 

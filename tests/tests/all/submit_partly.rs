@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tempfile::NamedTempFile;
-use turnmill::{Advice, Fate, NewTurn, Producer, ProducerError, ProducerSettings};
+use turnmill_client::{Advice, Fate, NewTurn, Producer, ProducerError, ProducerSettings};
 use turnmill_tests::PATIENCE;
 use turnmill_tests::line::{Line, name};
 use turnmill_tests::proxy::{Hold, Proxy};

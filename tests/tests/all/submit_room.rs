@@ -7,10 +7,10 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tempfile::NamedTempFile;
 use tokio::time::{sleep, timeout};
-use turnmill::NewTurn;
-use turnmill::operate::agent::AgentQuery;
-use turnmill::operate::{Operator, Scope};
-use turnmill::schema::TurnId;
+use turnmill_client::NewTurn;
+use turnmill_client::operate::agent::AgentQuery;
+use turnmill_client::operate::{Operator, Scope};
+use turnmill_client::schema::TurnId;
 use turnmill_tests::line::{Line, exactly, name};
 use turnmill_tests::{PATIENCE, program};
 

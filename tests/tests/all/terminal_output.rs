@@ -5,9 +5,9 @@ use std::sync::mpsc;
 
 use pty_process::blocking::{Command, open};
 use redis::AsyncCommands;
-use turnmill::NewTurn;
-use turnmill::schema::keys::{FIELD_AT, FIELD_END, FIELD_EVENT, Keys};
-use turnmill::schema::{Delta, End, Event, Outcome, Timing, TurnId, Usage, envelope};
+use turnmill_client::NewTurn;
+use turnmill_client::schema::keys::{FIELD_AT, FIELD_END, FIELD_EVENT, Keys};
+use turnmill_client::schema::{Delta, End, Event, Outcome, Timing, TurnId, Usage, envelope};
 use turnmill_tests::line::{Line, name};
 use turnmill_tests::{PATIENCE, program};
 

@@ -6,9 +6,9 @@ use std::time::Duration;
 use redis::AsyncCommands;
 use redis::aio::MultiplexedConnection;
 use tokio::time::timeout;
-use turnmill::schema::keys::{FIELD_END, FIELD_EVENT, Keys};
-use turnmill::schema::{Delta, End, Event, Outcome, Timing, TurnId, Usage, envelope};
-use turnmill::{NewTurn, Producer, ProducerError, ProducerSettings, WaitMany};
+use turnmill_client::schema::keys::{FIELD_END, FIELD_EVENT, Keys};
+use turnmill_client::schema::{Delta, End, Event, Outcome, Timing, TurnId, Usage, envelope};
+use turnmill_client::{NewTurn, Producer, ProducerError, ProducerSettings, WaitMany};
 use turnmill_tests::PATIENCE;
 use turnmill_tests::line::{Line, exactly, name};
 

@@ -5,8 +5,8 @@ use std::time::Instant;
 
 use futures::future::try_join_all;
 use tempfile::TempDir;
-use turnmill::schema::{Message, Outcome, Role};
-use turnmill::{NewTurn, Producer, ProducerSettings};
+use turnmill_client::schema::{Message, Outcome, Role};
+use turnmill_client::{NewTurn, Producer, ProducerSettings};
 
 use super::script::{self, SYSTEM};
 use super::{AGENTS, Heard, REPLY_TOKENS, Round, TURNS, check, round_of};

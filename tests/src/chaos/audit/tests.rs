@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use turnmill::NewTurn;
+use turnmill_client::NewTurn;
 use turnmill_schema::kv_object::HeaderStart;
 use turnmill_schema::{
     Begin, Delta, Digest, End, Event, FinishReason, Manifest, Message, Name, Outcome, Role, Timing,

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::net::TcpListener;
 
 use tempfile::NamedTempFile;
-use turnmill::{NewTurn, ProducerError};
+use turnmill_client::{NewTurn, ProducerError};
 use turnmill_schema::envelope::{self, EnvelopeError, MAX_ENVELOPE_BYTES, MAX_INLINE_BYTES};
 use turnmill_schema::{Outcome, Sampling, Turn, TurnId};
 use turnmill_tests::line::{Line, exactly, greedy, name};

@@ -1,6 +1,6 @@
 //! Workers that die or are asked to stop: every turn still ends once, with the words it would have had.
 
-use turnmill::NewTurn;
+use turnmill_client::NewTurn;
 use turnmill_schema::{Event, Outcome, Sampling, TurnId};
 use turnmill_tests::line::{Line, exactly, name};
 use turnmill_tests::told::Told;

@@ -1,6 +1,6 @@
 //! What probes and Prometheus see while Redis goes away, and while the pool fills.
 
-use turnmill::NewTurn;
+use turnmill_client::NewTurn;
 use turnmill_schema::{Outcome, Sampling};
 use turnmill_tests::line::{Line, exactly, name};
 use turnmill_tests::scrape::Scrape;

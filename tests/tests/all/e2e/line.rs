@@ -4,7 +4,7 @@ use std::process::Output;
 use std::time::Duration;
 
 use serde_json::Value;
-use turnmill::NewTurn;
+use turnmill_client::NewTurn;
 use turnmill_schema::{FinishReason, History, Outcome, Sampling, TranscriptEntry, envelope};
 use turnmill_tests::line::{Line, exactly, greedy, name};
 
@@ -116,7 +116,8 @@ async fn sampling_and_stop_rules_hold(line: &Line) {
         assert_eq!(likeliest, (*token, at.logprob), "a greedy token is the likeliest");
         assert!(next.1 <= likeliest.1 && likeliest.1 <= 0.0, "{at:?}");
     }
-    let told = |result: &turnmill::TurnResult| (result.text.clone().unwrap_or_default(), result.finish);
+    let told =
+        |result: &turnmill_client::TurnResult| (result.text.clone().unwrap_or_default(), result.finish);
     assert_eq!(told(stop), ("The capital of France".to_owned(), Some(FinishReason::Stop)));
     assert_eq!(told(stop_token), ("The capital".to_owned(), Some(FinishReason::Stop)));
     assert_eq!(stop_token.tokens, made[..3], "the stop token is told, not its text");

@@ -4,7 +4,7 @@ use std::io::Write;
 
 use serde_json::Value;
 use tempfile::NamedTempFile;
-use turnmill::NewTurn;
+use turnmill_client::NewTurn;
 use turnmill_schema::{Outcome, TurnId};
 use turnmill_tests::line::{Line, exactly, greedy, name};
 use turnmill_tests::worker::Worker;

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
-use turnmill::NewTurn;
+use turnmill_client::NewTurn;
 use turnmill_schema::{Outcome, Sampling, TurnId, envelope};
 use turnmill_tests::line::{Line, exactly, greedy, name};
 use turnmill_tests::redis_server::free_port;

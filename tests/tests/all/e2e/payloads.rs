@@ -1,7 +1,7 @@
 //! Turns too large for Redis. What a worker with the store does is in `s3.rs`; one that has none ends them with a sentence.
 
 use tempfile::TempDir;
-use turnmill::{NewTurn, Producer, ProducerSettings};
+use turnmill_client::{NewTurn, Producer, ProducerSettings};
 use turnmill_schema::{Outcome, Sampling};
 use turnmill_tests::line::{Line, exactly, name};
 

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use turnmill::NewTurn;
+use turnmill_client::NewTurn;
 use turnmill_schema::{Event, Outcome, Sampling, TurnId, envelope};
 use turnmill_tests::line::{Line, exactly, greedy, name};
 use turnmill_tests::scrape::Scrape;

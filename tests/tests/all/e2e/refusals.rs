@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use redis::FromRedisValue;
-use turnmill::NewTurn;
+use turnmill_client::NewTurn;
 use turnmill_schema::keys::Keys;
 use turnmill_schema::{AgentId, Outcome};
 use turnmill_tests::PATIENCE;

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use turnmill::NewTurn;
+use turnmill_client::NewTurn;
 use turnmill_schema::{Outcome, TurnId};
 use turnmill_tests::line::{Line, exactly, name};
 use turnmill_tests::until;

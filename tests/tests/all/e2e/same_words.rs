@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use turnmill::NewTurn;
+use turnmill_client::NewTurn;
 use turnmill_schema::{Event, Sampling};
 use turnmill_tests::line::{Line, exactly};
 

@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 use tokio::sync::OnceCell;
-use turnmill::NewTurn;
+use turnmill_client::NewTurn;
 use turnmill_schema::Outcome;
 use turnmill_tests::line::{Line, exactly, name};
 use turnmill_tests::s3_server::{Faults, S3Server};

@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use tempfile::TempDir;
-use turnmill::{NewTurn, Producer, ProducerSettings, TurnResult};
+use turnmill_client::{NewTurn, Producer, ProducerSettings, TurnResult};
 use turnmill_schema::{Message, Outcome, Role, Sampling, TurnId};
 use turnmill_tests::line::{Line, exactly, greedy, name};
 use turnmill_tests::proxy::Proxy;

@@ -3,7 +3,7 @@
 use std::net::TcpListener;
 
 use tempfile::TempDir;
-use turnmill::NewTurn;
+use turnmill_client::NewTurn;
 use turnmill_schema::{Outcome, TraceParent};
 use turnmill_tests::line::{Line, exactly, greedy, name};
 use turnmill_tests::otlp_server::{OtlpServer, Received};

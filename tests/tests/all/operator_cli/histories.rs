@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
-use turnmill::schema::envelope::encode;
-use turnmill::schema::{Digest, Manifest, Message, Role, kv_object};
+use turnmill_client::schema::envelope::encode;
+use turnmill_client::schema::{Digest, Manifest, Message, Role, kv_object};
 use turnmill_redis::steps::{ActOnAgent, AgentActed, AgentAction, Rollback, Seed, Seeded};
 use turnmill_tests::broker_conformance::manifest;
 

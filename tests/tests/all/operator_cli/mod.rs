@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
-use turnmill::schema::{
+use turnmill_client::schema::{
     AgentId, DeadReason, Delta, End, Name, Outcome, Priority, StoredTurn, Timing, TranscriptEntry, TurnId,
     Usage, WorkerStatus,
 };

@@ -1,6 +1,6 @@
 //! Commands about several turns: an error of one turn keeps no other from being attended to, and each is told.
 
-use turnmill::schema::keys::FIELD_ENVELOPE;
+use turnmill_client::schema::keys::FIELD_ENVELOPE;
 
 use super::*;
 

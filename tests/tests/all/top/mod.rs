@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use turnmill::schema::{
+use turnmill_client::schema::{
     DeadReason, Delta, End, Outcome, Timing, TranscriptEntry, TurnId, Usage, WorkerStatus,
 };
 use turnmill_tests::broker_conformance::WorkerLimits;

@@ -1,0 +1,230 @@
+//! The way of turns into the queue: lines are checked one by one and enqueued as many to a call as are there.
+//!
+//! Invariant: turns go in in the order of their lines. So at any time there is one line before which all are in the
+//! queue, and after which none is.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::time::Duration;
+
+use futures::stream::ReadyChunks;
+use futures::{Stream, StreamExt, stream};
+use serde::Serialize;
+use turnmill_client::schema::{Name, TurnId};
+use turnmill_client::{BATCH_TURNS, Fate, PackedTurn, Producer, ProducerError};
+
+use crate::exit::Exit;
+use crate::input::{Given, WrongLine};
+use crate::traces::{Enqueueing, Traces};
+
+/// Longest pause between two tries while the queue is full. The queue's own advice is up to a minute, which is long if
+/// the turns that are there end sooner.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// A turn in the queue.
+#[derive(Clone, Debug, Serialize)]
+pub struct Submitted {
+    pub turn: TurnId,
+    pub agent: Option<Name>,
+    /// Where it stood in the input.
+    #[serde(skip)]
+    pub line: Option<u64>,
+}
+
+/// Why nothing more is enqueued.
+#[derive(Debug)]
+pub struct Stopped {
+    /// What is wrong.
+    pub why: Exit,
+    /// Turns that may be in the queue: Redis did not say.
+    pub unsure: Vec<Submitted>,
+    /// The first line that is not in the queue for certain.
+    pub line: Option<u64>,
+}
+
+/// What is needed to enqueue, and what was read and is not in the queue yet.
+pub struct Feed<'a, L: Stream> {
+    producer: &'a Producer,
+    traces: &'a Traces,
+    /// If the queue is full, wait for room.
+    wait_for_room: bool,
+    /// How many turns the next call may hold: the queue has room for no more, or the turn behind them is not to be enqueued.
+    room: usize,
+    lines: Pin<Box<ReadyChunks<L>>>,
+    /// What was written to the store for them stays there from one try to the next.
+    turns: Vec<PackedTurn<'static>>,
+    /// One for each of `turns`.
+    marks: VecDeque<Mark>,
+    /// What ends the feed, once `turns` are in the queue.
+    stopped: Option<Stopped>,
+}
+
+/// What goes with a turn on its way.
+struct Mark {
+    line: Option<u64>,
+    span: Enqueueing,
+}
+
+impl<'a, L: Stream<Item = Result<Given, WrongLine>>> Feed<'a, L> {
+    pub fn new(producer: &'a Producer, traces: &'a Traces, wait_for_room: bool, lines: L) -> Self {
+        Self {
+            producer,
+            traces,
+            wait_for_room,
+            room: BATCH_TURNS,
+            lines: Box::pin(lines.ready_chunks(BATCH_TURNS)),
+            turns: Vec::new(),
+            marks: VecDeque::new(),
+            stopped: None,
+        }
+    }
+
+    /// Turns as they come to be in the queue. Ends after the first error.
+    pub fn into_stream(self) -> impl Stream<Item = Result<Vec<Submitted>, Stopped>> {
+        stream::try_unfold(self, async move |mut feed| {
+            Ok(feed.next().await?.map(|submitted| (submitted, feed)))
+        })
+    }
+
+    async fn next(&mut self) -> Result<Option<Vec<Submitted>>, Stopped> {
+        while self.turns.is_empty() {
+            if let Some(stopped) = self.stopped.take() {
+                return Err(stopped);
+            }
+            let Some(batch) = self.lines.next().await else { return Ok(None) };
+            self.take(batch);
+        }
+        loop {
+            let tried = self.turns.len().min(self.room);
+            let error = match self.producer.enqueue_packed(&mut self.turns[..tried]).await {
+                Ok(ids) => {
+                    self.room = BATCH_TURNS;
+                    return Ok(Some(self.enqueued(&ids)));
+                }
+                Err(error) => error,
+            };
+            let (full, taken) = (room_in(&error).filter(|_| self.wait_for_room), taken_in(&error));
+            // Large turns take several calls, and the first ones may have gone through.
+            let ids = first_enqueued(&error.fates(tried));
+            if (full.is_some() || taken.is_some()) && !ids.is_empty() {
+                return Ok(Some(self.enqueued(&ids)));
+            }
+            match (full, taken) {
+                (Some((room, retry_after)), _) => self.make_room(room, tried, retry_after).await,
+                // A conflict refuses the whole call; the turns in front of it have none.
+                (None, Some(place @ 1..)) => self.room = place,
+                (None, _) => return self.failed(error, tried).await,
+            }
+        }
+    }
+
+    /// So many turns were too many at once, for so much room: fewer go next time, after a pause if there was none.
+    async fn make_room(&mut self, room: u64, tried: usize, retry_after: Duration) {
+        if room == 0 || tried == 1 {
+            tokio::time::sleep(retry_after.min(LONGEST_PAUSE)).await;
+        }
+        let room = usize::try_from(room).unwrap_or(BATCH_TURNS);
+        self.room = room.min(tried - 1).max(1);
+    }
+
+    /// Checks lines and gives them their ids, up to the first wrong one.
+    fn take(&mut self, batch: Vec<Result<Given, WrongLine>>) {
+        for given in batch {
+            if let Err(stopped) = given.map_err(Stopped::from).and_then(|given| self.prepare(given)) {
+                self.stopped = Some(stopped);
+                return;
+            }
+        }
+    }
+
+    fn prepare(&mut self, given: Given) -> Result<(), Stopped> {
+        let Given { line, turn } = given;
+        let mut turn = self.producer.prepare(turn);
+        self.producer.check(&turn).map_err(|error| match line {
+            Some(line) => WrongLine { line, reason: error.to_string() }.into(),
+            None => Stopped { why: error.into(), unsure: Vec::new(), line },
+        })?;
+        let span = self.traces.enqueue(std::slice::from_mut(&mut turn));
+        self.turns.push(turn.into());
+        self.marks.push_back(Mark { line, span });
+        Ok(())
+    }
+
+    /// The first turns are in the queue, under these ids.
+    fn enqueued(&mut self, ids: &[TurnId]) -> Vec<Submitted> {
+        let marks = self.marks.drain(..ids.len());
+        let turns = self.turns.drain(..ids.len()).zip(marks).zip(ids);
+        let submitted = |((turn, Mark { line, span }), id): ((PackedTurn<'_>, Mark), &TurnId)| {
+            span.enqueued(std::slice::from_ref(id));
+            Submitted { turn: *id, agent: turn.turn().agent.clone(), line }
+        };
+        turns.map(submitted).collect()
+    }
+
+    /// Ends the feed, after those of the turns tried that are in the queue all the same.
+    async fn failed(
+        &mut self,
+        error: ProducerError,
+        tried: usize,
+    ) -> Result<Option<Vec<Submitted>>, Stopped> {
+        let fates = error.fates(tried);
+        let ids = first_enqueued(&fates);
+        let certain = fates.iter().rev().take_while(|fate| **fate == Fate::NotEnqueued).count();
+        let submitted = self.enqueued(&ids);
+        // Between those that are in and those that are not, none is taken for either.
+        let unsure = tried - ids.len() - certain;
+        let line = self.marks.get(unsure).and_then(|mark| mark.line);
+        // A conflict is only told of the first turn.
+        let wrong = taken_in(&error).and_then(|_| self.marks.front()).and_then(|mark| mark.line);
+        let why = match wrong {
+            Some(line) => Exit::bad_input(WrongLine { line, reason: error.to_string() }),
+            None => error.into(),
+        };
+        let (rest, marks) = (std::mem::take(&mut self.turns), std::mem::take(&mut self.marks));
+        let unsure = rest.iter().map(PackedTurn::turn).zip(marks).take(unsure);
+        let unsure = unsure.map(|(turn, mark)| Submitted {
+            turn: turn.id,
+            agent: turn.agent.clone(),
+            line: mark.line,
+        });
+        let stopped = Stopped { why, unsure: unsure.collect(), line };
+        self.producer.discard(rest).await;
+        if submitted.is_empty() {
+            return Err(stopped);
+        }
+        self.stopped = Some(stopped);
+        Ok(Some(submitted))
+    }
+}
+
+/// The ids of the first turns, up to the first turn that is not in the queue.
+fn first_enqueued(fates: &[Fate]) -> Vec<TurnId> {
+    fates.iter().map_while(Fate::enqueued).collect()
+}
+
+/// How much room there is and when to come again, if the queue is full and ever has room.
+fn room_in(error: &ProducerError) -> Option<(u64, Duration)> {
+    match error {
+        ProducerError::Partly { source, .. } => room_in(source),
+        ProducerError::QueueFull { open, limit: limit @ 1.., retry_after, .. } => {
+            Some((limit.saturating_sub(*open), *retry_after))
+        }
+        _ => None,
+    }
+}
+
+/// The place of the turn whose idempotency key is another turn's.
+fn taken_in(error: &ProducerError) -> Option<usize> {
+    match error {
+        ProducerError::Partly { source, .. } => taken_in(source),
+        ProducerError::KeyTaken { place, .. } => Some(*place),
+        _ => None,
+    }
+}
+
+impl From<WrongLine> for Stopped {
+    fn from(wrong: WrongLine) -> Self {
+        let line = Some(wrong.line);
+        Self { why: Exit::bad_input(wrong), unsure: Vec::new(), line }
+    }
+}
