@@ -1,7 +1,7 @@
 //! Puts agent turns into a Turnmill queue and reads what comes back.
 //!
 //! ```no_run
-//! use futures::StreamExt;
+//! use futures_util::StreamExt;
 //! use turnmill_client::schema::{Event, Name};
 //! use turnmill_client::{NewTurn, Producer, ProducerSettings};
 //!

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
-use futures::{StreamExt, stream};
+use futures_util::{StreamExt, stream};
 use turnmill_schema::{EncodedTurn, PayloadReference, Turn};
 
 use crate::error::ProducerError;

@@ -3,7 +3,7 @@
 //! Invariant: an object is written, for good, before its reference is enqueued, so that a crash in between leaves an
 //! object without a reference and never a reference without its object.
 
-use futures::{StreamExt, stream};
+use futures_util::{StreamExt, stream};
 use turnmill_redis::Fault;
 use turnmill_schema::keys::FIELD_ENVELOPE;
 use turnmill_schema::{PayloadReference, StoredTurn, Turn, TurnId};

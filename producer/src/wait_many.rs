@@ -10,8 +10,8 @@
 use std::collections::{HashSet, VecDeque};
 use std::time::Duration;
 
-use futures::stream::BoxStream;
-use futures::{FutureExt, Stream, StreamExt, stream};
+use futures_util::stream::BoxStream;
+use futures_util::{FutureExt, Stream, StreamExt, stream};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until};
 use turnmill_redis::steps::ResultEntry;

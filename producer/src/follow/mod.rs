@@ -17,8 +17,8 @@ mod source;
 mod waiters;
 mod watch;
 
-use futures::Stream;
-use futures::stream::{SelectAll, StreamExt};
+use futures_util::Stream;
+use futures_util::stream::{SelectAll, StreamExt};
 use serde::Serialize;
 use turnmill_schema::{Event, StreamId, TurnId};
 
@@ -54,7 +54,7 @@ impl Producer {
         from: Option<StreamId>,
     ) -> impl Stream<Item = Result<Followed, ProducerError>> + Send + use<> {
         let reader = Reader::new(self, turn, from);
-        futures::stream::try_unfold(reader, |mut reader| async move {
+        futures_util::stream::try_unfold(reader, |mut reader| async move {
             let followed = reader.next().await?;
             Ok(followed.map(|followed| (followed, reader)))
         })

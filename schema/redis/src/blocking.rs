@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::StreamExt;
+use futures_util::StreamExt;
 use redis::aio::{MultiplexedConnection, PubSub};
 use redis::{Cmd, FromRedisValue, Pipeline, RedisResult};
 use tokio::sync::watch;
