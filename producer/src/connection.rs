@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 use turnmill_redis::{Advice, Blocking, Endpoint, Fault, RedisUrl, Scan, Server, Step, TurnState};
 use turnmill_schema::keys::Keys;
 
-use crate::error::{ProducerError, may_be_done};
+use crate::error::{ClientError, may_be_done};
 use crate::overdue::Overdue;
-use crate::settings::ProducerSettings;
+use crate::settings::Settings;
 
 /// A Redis that was reached at least once.
 #[derive(Clone, Debug)]
@@ -24,7 +24,7 @@ pub(crate) struct Connection {
 
 impl Connection {
     /// Connects to a server that can carry a queue. A wrong address is told at once; a server that loads its data is waited for.
-    pub(crate) async fn open(url: &str, settings: &ProducerSettings) -> Result<Self, ProducerError> {
+    pub(crate) async fn open(url: RedisUrl, settings: &Settings) -> Result<Self, ClientError> {
         let server = Server::new(&endpoint(url, settings), settings.response_timeout).map_err(unusable)?;
         let connection = Self::of(server, settings);
         let mut patience = connection.patience();
@@ -38,7 +38,7 @@ impl Connection {
     }
 
     /// Connects, and takes the server as it is.
-    pub(crate) async fn reach(url: &str, settings: &ProducerSettings) -> Result<Self, ProducerError> {
+    pub(crate) async fn reach(url: RedisUrl, settings: &Settings) -> Result<Self, ClientError> {
         let endpoint = endpoint(url, settings);
         let server = Server::undemanding(&endpoint, settings.response_timeout).map_err(unusable)?;
         server.reach().await?;
@@ -47,12 +47,15 @@ impl Connection {
 
     /// Has connected to nothing, for tests of what asks nothing.
     #[cfg(test)]
-    pub(crate) fn unconnected(settings: &ProducerSettings) -> Self {
-        let server = Server::new(&endpoint("redis://127.0.0.1:1", settings), settings.response_timeout);
+    pub(crate) fn unconnected(settings: &Settings) -> Self {
+        let server = Server::new(
+            &endpoint("redis://127.0.0.1:1".to_owned().into(), settings),
+            settings.response_timeout,
+        );
         Self::of(server.expect("the URL is usable"), settings)
     }
 
-    fn of(server: Arc<Server>, settings: &ProducerSettings) -> Self {
+    fn of(server: Arc<Server>, settings: &Settings) -> Self {
         let overdue = Arc::new(Overdue::new(settings));
         Self { server, retry_for: settings.retry_for, block: settings.block, overdue }
     }
@@ -62,7 +65,7 @@ impl Connection {
         self.server.address()
     }
 
-    /// See [`ProducerSettings::block`].
+    /// See [`crate::ClientBuilder::block`].
     pub(crate) fn block(&self) -> Duration {
         self.block
     }
@@ -86,7 +89,7 @@ impl Connection {
     pub(crate) async fn ask<'a, T, F>(
         &'a self,
         question: impl FnMut(&'a Server) -> F,
-    ) -> Result<T, ProducerError>
+    ) -> Result<T, ClientError>
     where
         F: Future<Output = Result<T, Fault>>,
     {
@@ -108,7 +111,7 @@ impl Connection {
     }
 
     /// Takes a step; every step may be repeated.
-    pub(crate) async fn run<S: Step>(&self, keys: &Keys, step: &S) -> Result<S::Reply, ProducerError> {
+    pub(crate) async fn run<S: Step>(&self, keys: &Keys, step: &S) -> Result<S::Reply, ClientError> {
         self.ask(|server| server.run(keys, step)).await
     }
 
@@ -118,7 +121,7 @@ impl Connection {
     }
 
     /// The next page of a scan; none: that was all.
-    pub(crate) async fn next_page(&self, scan: &mut Scan<'_>) -> Result<Option<Vec<String>>, ProducerError> {
+    pub(crate) async fn next_page(&self, scan: &mut Scan<'_>) -> Result<Option<Vec<String>>, ClientError> {
         let mut patience = self.patience();
         loop {
             match scan.next().await {
@@ -140,12 +143,12 @@ impl Connection {
     }
 }
 
-fn endpoint(url: &str, settings: &ProducerSettings) -> Endpoint {
-    Endpoint { url: RedisUrl::from(url.to_owned()), ca: settings.ca_file.clone() }
+fn endpoint(url: RedisUrl, settings: &Settings) -> Endpoint {
+    Endpoint { url, ca: settings.ca_file.clone() }
 }
 
-fn unusable(fault: Fault) -> ProducerError {
-    ProducerError::InvalidUrl(fault.to_string())
+fn unusable(fault: Fault) -> ClientError {
+    ClientError::InvalidUrl(fault.to_string())
 }
 
 /// What came of a question that was asked until it was answered.
@@ -243,7 +246,7 @@ mod tests {
     #[tokio::test]
     async fn a_try_without_an_answer_is_remembered_whatever_the_last_one_says() {
         let name = || Name::new("default").expect("a name");
-        let connection = Connection::unconnected(&ProducerSettings::new(name(), name()));
+        let connection = Connection::unconnected(&Settings::new(name(), name()));
         for (tries, expected) in [
             (vec![Ok(())], (Ok(()), false)),
             (vec![Err(stale()), Err(busy()), Ok(())], (Ok(()), false)),

@@ -4,12 +4,12 @@ use turnmill_redis::steps::{DepthLimits, Enqueue, Enqueued};
 use turnmill_schema::keys::Keys;
 use turnmill_schema::{EncodedTurn, Turn, TurnId};
 
+use crate::client::Client;
 use crate::connection::Tried;
-use crate::error::{Fate, ProducerError};
+use crate::error::{ClientError, Fate};
 use crate::new_turn::NewTurn;
 use crate::packed::PackedTurn;
 use crate::pieces::{Bounds, pieces};
-use crate::producer::Producer;
 
 /// Turns in one script call at most: enough to make the round trip cheap, few enough that the call is short.
 pub const BATCH_TURNS: usize = 200;
@@ -19,12 +19,12 @@ pub const BATCH_BYTES: usize = 1 << 20;
 
 const BATCH: Bounds = Bounds { items: BATCH_TURNS, weight: BATCH_BYTES };
 
-impl Producer {
+impl Client {
     /// Enqueues one turn. Its id, or that of the turn enqueued earlier under the same idempotency key.
     ///
-    /// If an error leaves the turn's fate unknown ([`ProducerError::fates`]), calling this again is safe only for a turn with an
+    /// If an error leaves the turn's fate unknown ([`ClientError::fates`]), calling this again is safe only for a turn with an
     /// idempotency key.
-    pub async fn enqueue(&self, turn: NewTurn) -> Result<TurnId, ProducerError> {
+    pub async fn enqueue(&self, turn: NewTurn) -> Result<TurnId, ClientError> {
         let turn = self.prepare(turn);
         let id = turn.id;
         let ids = self.enqueue_new(vec![turn.into()]).await?;
@@ -35,9 +35,9 @@ impl Producer {
     ///
     /// Nothing is written if one of them is invalid. One call to Redis takes at most [`BATCH_TURNS`] turns, of at most
     /// [`BATCH_BYTES`] together, and enqueues all of them or none. If a later call fails, the error is
-    /// [`ProducerError::Partly`], which says what became of each turn. To repeat the call without enqueueing turns twice, use
-    /// [`Producer::enqueue_prepared`].
-    pub async fn enqueue_batch(&self, turns: Vec<NewTurn>) -> Result<Vec<TurnId>, ProducerError> {
+    /// [`ClientError::Partly`], which says what became of each turn. To repeat the call without enqueueing turns twice, use
+    /// [`Client::enqueue_prepared`].
+    pub async fn enqueue_batch(&self, turns: Vec<NewTurn>) -> Result<Vec<TurnId>, ClientError> {
         self.enqueue_new(turns.into_iter().map(|turn| self.prepare(turn).into()).collect()).await
     }
 
@@ -45,7 +45,7 @@ impl Producer {
     pub(crate) async fn enqueue_new(
         &self,
         mut turns: Vec<PackedTurn<'_>>,
-    ) -> Result<Vec<TurnId>, ProducerError> {
+    ) -> Result<Vec<TurnId>, ClientError> {
         let enqueued = self.enqueue_packed(&mut turns).await;
         if enqueued.is_err() {
             self.discard(turns).await;
@@ -54,14 +54,14 @@ impl Producer {
     }
 
     /// Enqueues turns that have their ids. Repeating the call with the same turns enqueues none of them twice.
-    pub async fn enqueue_prepared(&self, turns: &[Turn]) -> Result<Vec<TurnId>, ProducerError> {
+    pub async fn enqueue_prepared(&self, turns: &[Turn]) -> Result<Vec<TurnId>, ClientError> {
         // The objects of turns that are refused stay: an earlier call may have enqueued them.
         self.enqueue_packed(&mut turns.iter().map(PackedTurn::from).collect::<Vec<_>>()).await
     }
 
-    /// As [`Producer::enqueue_prepared`], for one who tries the same turns again, such as until a full queue has room: a turn is
-    /// encoded once, and its object is written to the store once. [`Producer::discard`] those that are given up.
-    pub async fn enqueue_packed(&self, turns: &mut [PackedTurn<'_>]) -> Result<Vec<TurnId>, ProducerError> {
+    /// As [`Client::enqueue_prepared`], for one who tries the same turns again, such as until a full queue has room: a turn is
+    /// encoded once, and its object is written to the store once. [`Client::discard`] those that are given up.
+    pub async fn enqueue_packed(&self, turns: &mut [PackedTurn<'_>]) -> Result<Vec<TurnId>, ClientError> {
         self.pack(turns).await?;
         let mut fates = vec![Fate::NotEnqueued; turns.len()];
         for keys in self.queue.all_keys() {
@@ -89,11 +89,11 @@ impl Producer {
     }
 
     /// Whether the turn could be enqueued, as far as that can be said without Redis: [`Turn::validate`], and its size.
-    pub fn check(&self, turn: &Turn) -> Result<(), ProducerError> {
+    pub fn check(&self, turn: &Turn) -> Result<(), ClientError> {
         turn.validate()?;
         match EncodedTurn::new(turn)? {
             EncodedTurn::Large { reference, .. } if self.payloads.is_none() => {
-                Err(ProducerError::NoStore { turn: reference.turn, bytes: reference.bytes })
+                Err(ClientError::NoStore { turn: reference.turn, bytes: reference.bytes })
             }
             _ => Ok(()),
         }
@@ -110,7 +110,7 @@ impl Producer {
         keys: &Keys,
         turns: &[PackedTurn<'_>],
         places: &[usize],
-    ) -> Result<Vec<TurnId>, (ProducerError, Vec<Fate>)> {
+    ) -> Result<Vec<TurnId>, (ClientError, Vec<Fate>)> {
         let stored = places.iter().map(|i| (turns[*i].turn(), turns[*i].bytes().to_vec()));
         let step = Enqueue { limits: self.depth_limits(), turns: stored.collect() };
         let Tried { answer, unsure } = self.connection.try_step(keys, &step).await;
@@ -130,19 +130,19 @@ impl Producer {
         enqueued: Enqueued,
         step: &Enqueue<'_>,
         places: &[usize],
-    ) -> Result<Vec<TurnId>, ProducerError> {
+    ) -> Result<Vec<TurnId>, ClientError> {
         let unreadable =
-            |reason: String| ProducerError::Unreadable { what: "the answer to enqueue".into(), reason };
+            |reason: String| ClientError::Unreadable { what: "the answer to enqueue".into(), reason };
         match enqueued {
             Enqueued::Full { tenant, open, limit, retry_after } => {
                 let queue = self.queue.name.to_string();
-                Err(ProducerError::QueueFull { queue, tenant, open, limit, retry_after })
+                Err(ClientError::QueueFull { queue, tenant, open, limit, retry_after })
             }
             Enqueued::Conflict { place, first } => {
                 let found = step.turns.get(place).zip(places.get(place));
                 let keyed = found.and_then(|((turn, _), place)| {
                     let key = turn.idempotency_key.clone()?;
-                    Some(ProducerError::KeyTaken { key, turn: turn.id, place: *place, first })
+                    Some(ClientError::KeyTaken { key, turn: turn.id, place: *place, first })
                 });
                 Err(keyed.unwrap_or_else(|| unreadable(format!("no turn with a key is at place {place}"))))
             }

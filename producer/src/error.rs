@@ -1,4 +1,4 @@
-//! What can go wrong between a producer and the queue, and what to do about it.
+//! What can go wrong between a client and the queue, and what to do about it.
 
 use std::time::Duration;
 
@@ -28,13 +28,13 @@ impl Fate {
     }
 }
 
-/// Errors of [`crate::Producer`].
+/// Errors of [`crate::Client`].
 #[derive(Debug, thiserror::Error)]
-pub enum ProducerError {
+pub enum ClientError {
     /// A time in the settings is out of bounds.
     #[error("{name} is {value:?}; it must be from {least:?} to {most:?} (ten years)")]
     InvalidSetting {
-        /// Its field in [`crate::ProducerSettings`].
+        /// Its field in [`crate::ClientBuilder`].
         name: &'static str,
         /// What was given.
         value: Duration,
@@ -46,7 +46,7 @@ pub enum ProducerError {
     /// The address is not one of a Redis, or the file of authorities is of no use.
     #[error("{0}")]
     InvalidUrl(String),
-    /// Redis cannot be reached (for longer than [`crate::ProducerSettings::retry_for`], if it was reached before), cannot carry
+    /// Redis cannot be reached (for longer than [`crate::ClientBuilder::retry_for`], if it was reached before), cannot carry
     /// the queue, refused a command or gave an answer that is none.
     #[error(transparent)]
     Queue(#[from] Fault),
@@ -88,7 +88,7 @@ pub enum ProducerError {
         /// What became of each turn, in the order given.
         fates: Vec<Fate>,
         /// Why not all of them are in the queue.
-        source: Box<ProducerError>,
+        source: Box<ClientError>,
     },
     /// The turn can never run.
     #[error(transparent)]
@@ -138,7 +138,7 @@ pub enum ProducerError {
     Store {
         /// Where, without the password.
         url: String,
-        /// The client's words.
+        /// The words of the store's client.
         reason: String,
     },
     /// No trace of the turn is left.
@@ -217,7 +217,7 @@ pub enum ProducerError {
     KvStore {
         /// Where, without the password.
         url: String,
-        /// The client's words.
+        /// The words of the store's client.
         reason: String,
     },
     /// There is no such worker.
@@ -288,7 +288,7 @@ fn whose(queue: &str, tenant: Option<&str>) -> String {
     }
 }
 
-impl ProducerError {
+impl ClientError {
     /// What became of the turns of a call that ended with this error; `turns` is how many it had.
     pub fn fates(&self, turns: usize) -> Vec<Fate> {
         match self {

@@ -7,8 +7,8 @@ use serde::Serialize;
 use turnmill_redis::steps::{CountWork, Counts, PriorityCounts};
 use turnmill_schema::Priority;
 
-use crate::error::ProducerError;
-use crate::producer::Producer;
+use crate::client::Client;
+use crate::error::ClientError;
 
 /// A queue's work, over all its shards and tenants.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -46,9 +46,9 @@ pub struct PriorityLag {
     pub lag: Option<u64>,
 }
 
-impl Producer {
+impl Client {
     /// How much work there is.
-    pub async fn lag(&self) -> Result<Lag, ProducerError> {
+    pub async fn lag(&self) -> Result<Lag, ClientError> {
         let mut lag = Lag { priorities: Priority::ALL.map(PriorityLag::nothing).into(), ..Lag::default() };
         for keys in self.queue.all_keys() {
             lag.add(&self.connection.run(&keys, &CountWork).await?);

@@ -3,13 +3,12 @@
 //! ```no_run
 //! use futures_util::StreamExt;
 //! use turnmill_client::schema::{Event, Name};
-//! use turnmill_client::{NewTurn, Producer, ProducerSettings};
+//! use turnmill_client::{Client, NewTurn};
 //!
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
-//! let settings = ProducerSettings::new(Name::new("default")?, Name::new("default")?);
-//! let producer = Producer::connect("redis://127.0.0.1:6379", settings).await?;
-//! let turn = producer.enqueue(NewTurn::user("What is the capital of France?").agent(Name::new("a")?)).await?;
-//! let mut events = std::pin::pin!(producer.follow(turn, None));
+//! let client = Client::builder("redis://127.0.0.1:6379").connect().await?;
+//! let turn = client.enqueue(NewTurn::user("What is the capital of France?").agent(Name::new("a")?)).await?;
+//! let mut events = std::pin::pin!(client.follow(turn, None));
 //! while let Some(followed) = events.next().await {
 //!     if let Event::Delta(delta) = followed?.event {
 //!         print!("{}", delta.text);
@@ -19,10 +18,12 @@
 //! # }
 //! ```
 //!
-//! Promises: a turn is checked before anything is written; [`Producer::follow`] gives every token once, across dropped connections
+//! Promises: a turn is checked before anything is written; [`Client::follow`] gives every token once, across dropped connections
 //! and workers that died. After a lost reply a turn with an idempotency key may be enqueued again, and
-//! [`Producer::enqueue_prepared`] may be called again with the same turns: no turn is enqueued twice.
+//! [`Client::enqueue_prepared`] may be called again with the same turns: no turn is enqueued twice.
 
+mod builder;
+mod client;
 mod connection;
 mod enqueue;
 mod error;
@@ -35,7 +36,6 @@ mod packed;
 mod passed_by;
 mod payload;
 mod pieces;
-mod producer;
 mod settings;
 mod store;
 mod turn_result;
@@ -45,13 +45,13 @@ pub use turnmill_redis::{Advice, Fault, choose_cryptography};
 pub use turnmill_schema as schema;
 pub use turnmill_schema::{InvalidStreamId, StreamId};
 
+pub use builder::ClientBuilder;
+pub use client::Client;
 pub use enqueue::{BATCH_BYTES, BATCH_TURNS};
-pub use error::{Fate, ProducerError};
+pub use error::{ClientError, Fate};
 pub use follow::Followed;
 pub use lag::{Lag, PriorityLag};
 pub use new_turn::NewTurn;
 pub use packed::PackedTurn;
-pub use producer::Producer;
-pub use settings::ProducerSettings;
 pub use turn_result::TurnResult;
 pub use wait_many::WaitMany;

@@ -8,7 +8,7 @@ use turnmill_redis::{Fault, Server, TurnState};
 use turnmill_schema::keys::{DeadlineEntry, Keys};
 
 use crate::new_turn::ms_from_now;
-use crate::settings::ProducerSettings;
+use crate::settings::Settings;
 
 /// Ends turns that are past their deadline.
 #[derive(Debug)]
@@ -19,7 +19,7 @@ pub(crate) struct Overdue {
 }
 
 impl Overdue {
-    pub(crate) fn new(settings: &ProducerSettings) -> Self {
+    pub(crate) fn new(settings: &Settings) -> Self {
         Self { limits: settings.unrun_limits(), is_forbidden: AtomicBool::new(false) }
     }
 

@@ -6,14 +6,14 @@ use std::time::Duration;
 use futures_util::{StreamExt, stream};
 use turnmill_schema::{EncodedTurn, PayloadReference, Turn};
 
-use crate::error::ProducerError;
+use crate::client::Client;
+use crate::error::ClientError;
 use crate::payload::PUTS_AT_ONCE;
-use crate::producer::Producer;
 
 /// How long objects are removed that no turn needs. What is left of them then is left to `kv gc`.
 const DISCARD: Duration = Duration::from_secs(5);
 
-/// A turn on its way into the queue; see [`Producer::enqueue_packed`].
+/// A turn on its way into the queue; see [`Client::enqueue_packed`].
 #[derive(Clone, Debug)]
 pub struct PackedTurn<'a> {
     turn: Cow<'a, Turn>,
@@ -65,10 +65,10 @@ impl PackedTurn<'_> {
     }
 }
 
-impl Producer {
+impl Client {
     /// Encodes those turns that are not encoded yet, and writes the objects of those that are too large for Redis. Nothing is
     /// written if one of them is invalid or over the hard limit.
-    pub(crate) async fn pack(&self, turns: &mut [PackedTurn<'_>]) -> Result<(), ProducerError> {
+    pub(crate) async fn pack(&self, turns: &mut [PackedTurn<'_>]) -> Result<(), ClientError> {
         let new = |turn: &&PackedTurn<'_>| turn.envelope.is_none();
         turns.iter().filter(new).try_for_each(|turn| turn.turn.validate())?;
         let (mut small, mut large) = (Vec::new(), Vec::new());

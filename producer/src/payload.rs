@@ -8,9 +8,9 @@ use turnmill_redis::Fault;
 use turnmill_schema::keys::FIELD_ENVELOPE;
 use turnmill_schema::{PayloadReference, StoredTurn, Turn, TurnId};
 
+use crate::client::Client;
 use crate::connection::unless_passing;
-use crate::error::ProducerError;
-use crate::producer::Producer;
+use crate::error::ClientError;
 
 /// Objects written at once.
 pub(crate) const PUTS_AT_ONCE: usize = 8;
@@ -18,13 +18,13 @@ pub(crate) const PUTS_AT_ONCE: usize = 8;
 /// A reference is shorter in Redis; what is longer is a turn.
 const MAX_REFERENCE_BYTES: u64 = 1024;
 
-impl Producer {
+impl Client {
     /// The turn that `stored` is or refers to.
-    pub(crate) async fn load(&self, stored: StoredTurn) -> Result<Turn, ProducerError> {
+    pub(crate) async fn load(&self, stored: StoredTurn) -> Result<Turn, ClientError> {
         match stored {
             StoredTurn::Inline(turn) => Ok(*turn),
             StoredTurn::Reference(reference) => {
-                let none = ProducerError::NoStore { turn: reference.turn, bytes: reference.bytes };
+                let none = ClientError::NoStore { turn: reference.turn, bytes: reference.bytes };
                 self.payloads.as_ref().ok_or(none)?.get(&reference).await
             }
         }
@@ -35,8 +35,8 @@ impl Producer {
         &self,
         reference: &PayloadReference,
         object: Vec<u8>,
-    ) -> Result<(), ProducerError> {
-        let none = || ProducerError::NoStore { turn: reference.turn, bytes: reference.bytes };
+    ) -> Result<(), ClientError> {
+        let none = || ClientError::NoStore { turn: reference.turn, bytes: reference.bytes };
         self.payloads.as_ref().ok_or_else(none)?.put(reference, object).await
     }
 
@@ -47,7 +47,7 @@ impl Producer {
     }
 
     /// The objects of those turns that went by reference, for when they end without a worker; none without a store.
-    pub(crate) async fn objects_of(&self, turns: &[TurnId]) -> Result<Vec<PayloadReference>, ProducerError> {
+    pub(crate) async fn objects_of(&self, turns: &[TurnId]) -> Result<Vec<PayloadReference>, ClientError> {
         if self.payloads.is_none() || turns.is_empty() {
             return Ok(Vec::new());
         }

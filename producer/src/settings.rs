@@ -1,12 +1,14 @@
-//! How a producer behaves.
+//! How a client behaves; [`crate::ClientBuilder`] sets it.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use turnmill_redis::masked;
 use turnmill_redis::steps::UnrunLimits;
 use turnmill_schema::Name;
 
-use crate::error::ProducerError;
+use crate::error::ClientError;
 
 /// Longest time that a setting may be. Longer ones are mistakes in the unit, and clocks and scripts could not add them up.
 const LONGEST: Duration = Duration::from_secs(10 * 366 * 24 * 3600);
@@ -14,40 +16,35 @@ const LONGEST: Duration = Duration::from_secs(10 * 366 * 24 * 3600);
 /// Open turns of a shard, unless set: at 8 KB a turn, less than a gigabyte.
 const MAX_DEPTH: u64 = 100_000;
 
-/// Settings of [`crate::Producer::connect`].
+/// What a [`crate::ClientBuilder`] was told. The fields are documented there.
 #[derive(Clone, Debug)]
-pub struct ProducerSettings {
-    /// The queue; it serves one model.
-    pub queue: Name,
-    /// Whose turns these are; tenants never share anything.
-    pub tenant: Name,
-    /// Where turns too large for Redis go: `file:///var/lib/turnmill`, `s3://bucket/prefix`, `gs://bucket/prefix` or
-    /// `az://container/prefix`; the queue's workers must be given the same. Credentials come from the variables that
-    /// the store's own tools read. None: such turns are refused.
-    pub store: Option<String>,
-    /// How many turns of a shard may be open (waiting or running); beyond it enqueueing is refused.
-    pub max_depth: u64,
-    /// The same for the turns of one tenant, so that no tenant can fill the queue alone.
-    pub tenant_max_depth: u64,
-    /// How long one command may take before it counts as lost.
-    pub response_timeout: Duration,
-    /// How long to go on trying, with growing pauses, when Redis goes away after it was once reached.
-    pub retry_for: Duration,
-    /// How long one blocking read of the stream of events waits; its own timeout is this and [`Self::response_timeout`]
-    /// together. If nothing was told of a followed turn for as long, the follower looks whether the turn ended without its
-    /// result stream telling.
-    pub block: Duration,
-    /// How long the result of a turn that is cancelled is kept; as the workers' `result_ttl_ms`.
-    pub result_ttl: Duration,
-    /// How long its outcome is kept; as the workers' `outcome_ttl_ms`.
-    pub outcome_ttl: Duration,
-    /// For `rediss://`: a PEM file of the authorities to trust instead of the system's.
-    pub ca_file: Option<PathBuf>,
+pub(crate) struct Settings {
+    pub(crate) queue: Name,
+    pub(crate) tenant: Name,
+    pub(crate) store: Option<StoreUrl>,
+    pub(crate) max_depth: u64,
+    pub(crate) tenant_max_depth: u64,
+    pub(crate) response_timeout: Duration,
+    pub(crate) retry_for: Duration,
+    pub(crate) block: Duration,
+    pub(crate) result_ttl: Duration,
+    pub(crate) outcome_ttl: Duration,
+    pub(crate) ca_file: Option<PathBuf>,
 }
 
-impl ProducerSettings {
-    /// Settings for `queue` and `tenant`; the rest is good for most.
-    pub fn new(queue: Name, tenant: Name) -> Self {
+/// The URL of an object store. It prints without its password.
+#[derive(Clone)]
+pub(crate) struct StoreUrl(pub(crate) String);
+
+impl fmt::Debug for StoreUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&masked(&self.0))
+    }
+}
+
+impl Settings {
+    /// Good for most.
+    pub(crate) fn new(queue: Name, tenant: Name) -> Self {
         Self {
             queue,
             tenant,
@@ -72,7 +69,7 @@ impl ProducerSettings {
     }
 
     /// Refuses times out of bounds.
-    pub(crate) fn validate(&self) -> Result<(), ProducerError> {
+    pub(crate) fn validate(&self) -> Result<(), ClientError> {
         let shortest = Duration::from_millis(1);
         for (name, value, least) in [
             ("response_timeout", self.response_timeout, shortest),
@@ -82,7 +79,7 @@ impl ProducerSettings {
             ("outcome_ttl", self.outcome_ttl, shortest),
         ] {
             if !(least..=LONGEST).contains(&value) {
-                return Err(ProducerError::InvalidSetting { name, value, least, most: LONGEST });
+                return Err(ClientError::InvalidSetting { name, value, least, most: LONGEST });
             }
         }
         Ok(())
@@ -96,13 +93,12 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::Producer;
 
-    fn settings(times: [Duration; 5]) -> ProducerSettings {
+    fn settings(times: [Duration; 5]) -> Settings {
         let name = || Name::new("default").expect("a name");
         let [response_timeout, retry_for, block, result_ttl, outcome_ttl] = times;
-        let settings = ProducerSettings::new(name(), name());
-        ProducerSettings { response_timeout, retry_for, block, result_ttl, outcome_ttl, ..settings }
+        let settings = Settings::new(name(), name());
+        Settings { response_timeout, retry_for, block, result_ttl, outcome_ttl, ..settings }
     }
 
     proptest! {
@@ -114,11 +110,5 @@ mod tests {
                 Err(error) => prop_assert!(error.to_string().contains("; it must be from "), "{}", error),
             }
         }
-    }
-
-    #[tokio::test]
-    async fn connecting_refuses_times_without_end() {
-        let error = Producer::connect("redis://127.0.0.1:1", settings([Duration::MAX; 5])).await;
-        assert!(matches!(error, Err(ProducerError::InvalidSetting { name: "response_timeout", .. })));
     }
 }

@@ -5,9 +5,9 @@ use turnmill_schema::{
     AgentId, Delta, End, Event, FinishReason, Name, Outcome, Timing, TokenLogprobs, TurnId, Usage,
 };
 
-use crate::error::ProducerError;
+use crate::client::Client;
+use crate::error::ClientError;
 use crate::follow::{Followed, Reader};
-use crate::producer::Producer;
 
 /// What became of a turn.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -86,9 +86,9 @@ impl Reply {
     }
 }
 
-impl Producer {
+impl Client {
     /// Waits for the turn's end. A turn that failed is a result, not an error.
-    pub async fn wait(&self, turn: TurnId) -> Result<TurnResult, ProducerError> {
+    pub async fn wait(&self, turn: TurnId) -> Result<TurnResult, ClientError> {
         let mut reader = Reader::new(self, turn, None);
         let mut reply = Reply::default();
         while let Some(followed) = reader.next().await? {

@@ -19,13 +19,13 @@ use turnmill_redis::{Fault, ReadUpTo, TurnState};
 use turnmill_schema::keys::Keys;
 use turnmill_schema::{StreamId, TurnId};
 
+use crate::client::Client;
 use crate::connection::{Pauses, unless_passing};
-use crate::error::ProducerError;
+use crate::error::ClientError;
 use crate::follow::{Assembly, Followed};
 use crate::operate::events::{Events, EventsQuery};
 use crate::operate::{Operator, Scope};
 use crate::pieces::{Bounds, pieces};
-use crate::producer::Producer;
 use crate::turn_result::{Reply, TurnResult};
 
 /// Turns looked at in one round trip. Each answers with up to 4 KiB, a short reply.
@@ -46,7 +46,7 @@ const LOOKS_A_SECOND: usize = 1000;
 /// The first pause before events are read again that could not be read, and the longest.
 const REOPEN: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(60));
 
-/// The ends of many turns, in the order in which they come; see [`Producer::wait_many`].
+/// The ends of many turns, in the order in which they come; see [`Client::wait_many`].
 #[derive(Debug)]
 pub struct WaitMany {
     turns: mpsc::UnboundedSender<TurnId>,
@@ -56,9 +56,9 @@ pub struct WaitMany {
 }
 
 /// A turn and its result, or why that cannot be read.
-type Waited = (TurnId, Result<TurnResult, ProducerError>);
+type Waited = (TurnId, Result<TurnResult, ClientError>);
 
-impl Producer {
+impl Client {
     /// Waits for the ends of many turns, which [`WaitMany::add`] names, over one connection besides the shared one. Runs a
     /// task of its own, which ends when what is returned is dropped.
     pub fn wait_many(&self) -> WaitMany {
@@ -70,12 +70,12 @@ impl Producer {
 }
 
 /// Waits for turns from the first that is named on.
-async fn run(producer: Producer, mut named: mpsc::UnboundedReceiver<TurnId>, results: mpsc::Sender<Waited>) {
+async fn run(client: Client, mut named: mpsc::UnboundedReceiver<TurnId>, results: mpsc::Sender<Waited>) {
     let Some(first) = named.recv().await else { return };
-    let mut ends = Ends::of(producer.clone()).into_stream().boxed();
+    let mut ends = Ends::of(client.clone()).into_stream().boxed();
     let told = ends.next().await;
     let (waiting, look) = (HashSet::new(), VecDeque::new());
-    let mut task = Task { producer, ends, is_told: true, again: Instant::now(), waiting, look };
+    let mut task = Task { client, ends, is_told: true, again: Instant::now(), waiting, look };
     task.add(first);
     told.into_iter().for_each(|told| task.hear(told));
     task.run(named, results).await;
@@ -97,7 +97,7 @@ impl WaitMany {
 
     /// The next turn that ended, with its result or why that cannot be read. None: nothing is waited for. A turn that failed
     /// is a result, not an error. No end is lost if the future is dropped.
-    pub async fn next(&mut self) -> Option<(TurnId, Result<TurnResult, ProducerError>)> {
+    pub async fn next(&mut self) -> Option<(TurnId, Result<TurnResult, ClientError>)> {
         if self.waiting.is_empty() {
             return None;
         }
@@ -114,12 +114,12 @@ enum Told {
     /// A turn ended.
     Ended(TurnId),
     /// No end is told until they can be read again.
-    Lost(ProducerError),
+    Lost(ClientError),
 }
 
 /// Reads the stream of events, whatever happens to it.
 struct Ends {
-    producer: Producer,
+    client: Client,
     /// None: they are not read.
     events: Option<Events>,
     /// Set if reading failed, until an end is told.
@@ -127,8 +127,8 @@ struct Ends {
 }
 
 impl Ends {
-    fn of(producer: Producer) -> Self {
-        Self { producer, events: None, lost: None }
+    fn of(client: Client) -> Self {
+        Self { client, events: None, lost: None }
     }
 
     fn into_stream(self) -> impl Stream<Item = Told> {
@@ -142,7 +142,7 @@ impl Ends {
         })
     }
 
-    async fn next(&mut self) -> Result<Told, ProducerError> {
+    async fn next(&mut self) -> Result<Told, ClientError> {
         if let Some(events) = &mut self.events
             && let Some(ended) = events.next().await?
         {
@@ -152,16 +152,16 @@ impl Ends {
         if let Some(pauses) = &mut self.lost {
             sleep(pauses.next()).await;
         }
-        let keys = self.producer.queue.keys(0);
-        let place = self.producer.connection.ask(|server| server.newest_event(&keys)).await?;
+        let keys = self.client.queue.keys(0);
+        let place = self.client.connection.ask(|server| server.newest_event(&keys)).await?;
         let query = EventsQuery { scope: Scope::AllTenants, from: Some(place), ..EventsQuery::default() };
-        self.events = Some(Operator::new(self.producer.clone()).events(query));
+        self.events = Some(Operator::new(self.client.clone()).events(query));
         Ok(Told::Open)
     }
 }
 
 struct Task {
-    producer: Producer,
+    client: Client,
     ends: BoxStream<'static, Told>,
     /// Whether ends are told.
     is_told: bool,
@@ -233,7 +233,7 @@ impl Task {
     async fn look_at_page(&mut self) -> Vec<Waited> {
         let page = self.look.drain(..self.look.len().min(PAGE)).filter(|turn| self.waiting.contains(turn));
         let page: Vec<TurnId> = page.collect::<HashSet<_>>().into_iter().collect();
-        match self.producer.results(&page).await {
+        match self.client.results(&page).await {
             Ok(results) => {
                 results.iter().for_each(|(turn, _)| {
                     self.waiting.remove(turn);
@@ -255,9 +255,9 @@ fn pace(turns: usize, is_told: bool) -> Duration {
     least.max(Duration::from_millis((turns * 1000 / LOOKS_A_SECOND) as u64))
 }
 
-impl Producer {
+impl Client {
     /// The results of those of `turns` that ended.
-    async fn results(&self, turns: &[TurnId]) -> Result<Vec<Waited>, ProducerError> {
+    async fn results(&self, turns: &[TurnId]) -> Result<Vec<Waited>, ClientError> {
         let mut results = Vec::new();
         for keys in self.queue.all_keys() {
             let here: Vec<TurnId> =
@@ -288,7 +288,7 @@ impl Producer {
         &self,
         keys: &Keys,
         ended: &[(TurnId, TurnState)],
-    ) -> Result<Vec<Waited>, ProducerError> {
+    ) -> Result<Vec<Waited>, ClientError> {
         let read: Vec<ReadUpTo> =
             ended.iter().map(|(turn, _)| ReadUpTo { turn: *turn, last: StreamId::START }).collect();
         let streams = self
@@ -296,10 +296,7 @@ impl Producer {
             .ask(async |server| unless_passing(server.results_after(keys, &read, ENTRIES).await?))
             .await?;
         let result = |((turn, state), stream): (&(TurnId, TurnState), Result<Vec<ResultEntry>, Fault>)| {
-            (
-                *turn,
-                stream.map_err(ProducerError::from).and_then(|stream| put_together(*turn, state, &stream)),
-            )
+            (*turn, stream.map_err(ClientError::from).and_then(|stream| put_together(*turn, state, &stream)))
         };
         Ok(ended.iter().zip(streams).map(result).collect())
     }
@@ -312,11 +309,7 @@ fn published(state: &TurnState) -> usize {
 }
 
 /// The result out of the stream or, as far as that has expired, out of what the turn's hash keeps for longer.
-fn put_together(
-    turn: TurnId,
-    state: &TurnState,
-    stream: &[ResultEntry],
-) -> Result<TurnResult, ProducerError> {
+fn put_together(turn: TurnId, state: &TurnState, stream: &[ResultEntry]) -> Result<TurnResult, ClientError> {
     let (mut assembly, mut reply) = (Assembly::after(turn, StreamId::START), Reply::default());
     for entry in stream {
         let (id, added) = assembly.take(entry)?;
@@ -332,10 +325,10 @@ fn put_together(
 }
 
 /// The error, for one more turn.
-fn repeated(error: &ProducerError) -> ProducerError {
+fn repeated(error: &ClientError) -> ClientError {
     match error {
-        ProducerError::Queue(fault) => ProducerError::Queue(fault.clone()),
-        other => ProducerError::Unreadable { what: "the results".to_owned(), reason: other.to_string() },
+        ClientError::Queue(fault) => ClientError::Queue(fault.clone()),
+        other => ClientError::Unreadable { what: "the results".to_owned(), reason: other.to_string() },
     }
 }
 
@@ -375,7 +368,7 @@ mod tests {
                     stream.insert(place, foreign);
                     match put_together(TurnId::new(0), &state, &stream) {
                         Ok(result) => assert_eq!((result.text, tokens), (Some("0 1 ".to_owned()), kept)),
-                        Err(ProducerError::Gap { expected, .. }) => {
+                        Err(ClientError::Gap { expected, .. }) => {
                             assert_eq!((expected, tokens), (kept, kept + 1))
                         }
                         Err(other) => panic!("{other}"),

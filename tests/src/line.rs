@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use tokio::process::Command;
 use tokio::time::timeout;
-use turnmill_client::{NewTurn, Producer, ProducerSettings, TurnResult};
+use turnmill_client::{Client, NewTurn, TurnResult};
 use turnmill_redis::steps::{DepthLimits, Enqueue, Enqueued};
 use turnmill_redis::{RESPONSE_TIMEOUT, RedisUrl, Server};
 use turnmill_schema::keys::{FIELD_MANIFEST, Keys};
@@ -31,7 +31,7 @@ pub struct Line {
     /// Where the queue lives.
     pub redis: RedisServer,
     /// Puts turns into it.
-    pub producer: Producer,
+    pub producer: Client,
     keys: Keys,
     /// The test's own way to Redis.
     link: RedisLink,
@@ -57,8 +57,7 @@ impl Line {
 
     async fn on(machine: Option<Alone>, options: &[&str]) -> Self {
         let redis = RedisServer::start_with(options);
-        let settings = ProducerSettings::new(name("default"), name("default"));
-        let producer = Producer::connect(&redis.url(), settings).await.expect("Redis answers");
+        let producer = Client::builder(redis.url()).connect().await.expect("Redis answers");
         let link = RedisLink::new(redis.url());
         Self { redis, producer, keys: Keys::new(&name("default"), 0), link, machine }
     }

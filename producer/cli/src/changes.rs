@@ -99,7 +99,7 @@ async fn attend<T>(
 mod tests {
     use std::io::ErrorKind;
 
-    use turnmill_client::{Fault, ProducerError};
+    use turnmill_client::{ClientError, Fault};
 
     use super::*;
 
@@ -107,7 +107,7 @@ mod tests {
     type Fails = fn() -> Exit;
 
     fn away() -> Exit {
-        ProducerError::from(Fault::Unreachable { address: "h:1".to_owned(), reason: "refused".to_owned() })
+        ClientError::from(Fault::Unreachable { address: "h:1".to_owned(), reason: "refused".to_owned() })
             .into()
     }
 
@@ -153,7 +153,7 @@ mod tests {
     async fn the_worst_code_is_the_end_in_whatever_order_errors_come() {
         let unreadable = || {
             let (what, reason) = ("a turn".to_owned(), "it is a list".to_owned());
-            Exit::from(ProducerError::Unreadable { what, reason })
+            Exit::from(ClientError::Unreadable { what, reason })
         };
         let mut fails: [Fails; 3] =
             [unreadable, || Exit::NotThere("it is gone".to_owned()), || Exit::conflict("it has ended")];

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser};
 use turnmill_client::operate::Operator;
 use turnmill_client::schema::Name;
-use turnmill_client::{Producer, ProducerError, ProducerSettings};
+use turnmill_client::{Client, ClientBuilder, ClientError};
 
 use crate::commands::Command;
 use crate::environment;
@@ -117,24 +117,30 @@ impl Cli {
 }
 
 impl Global {
-    pub async fn connect(&self) -> Result<Producer, ProducerError> {
-        Producer::connect(&self.redis_url, self.settings()).await
+    pub async fn connect(&self) -> Result<Client, ClientError> {
+        self.builder().connect().await
     }
 
-    pub async fn operator(&self) -> Result<Operator, ProducerError> {
+    pub async fn operator(&self) -> Result<Operator, ClientError> {
         self.connect().await.map(Operator::new)
     }
 
     /// An operator for one who watches: short patience, since the next reading comes soon.
-    pub async fn watcher(&self) -> Result<Operator, ProducerError> {
-        let settings = crate::top::settings(self.settings());
-        Producer::connect(&self.redis_url, settings).await.map(Operator::new)
+    pub async fn watcher(&self) -> Result<Operator, ClientError> {
+        crate::top::patience(self.builder()).connect().await.map(Operator::new)
     }
 
-    pub fn settings(&self) -> ProducerSettings {
-        let settings = ProducerSettings::new(self.queue.clone(), self.tenant.clone());
-        // One variable serves both sides: a worker's own folder is nothing that a producer can rely on.
-        let store = self.store.clone().filter(|store| !["auto", "none"].contains(&store.as_str()));
-        ProducerSettings { ca_file: self.redis_ca.clone(), store, ..settings }
+    /// A client as the flags say.
+    pub fn builder(&self) -> ClientBuilder {
+        let mut builder =
+            Client::builder(&self.redis_url).queue(self.queue.clone()).tenant(self.tenant.clone());
+        // One variable serves both sides: a worker's own folder is nothing that a client can rely on.
+        if let Some(store) = self.store.as_deref().filter(|store| !["auto", "none"].contains(store)) {
+            builder = builder.store(store);
+        }
+        match &self.redis_ca {
+            Some(file) => builder.ca_file(file),
+            None => builder,
+        }
     }
 }

@@ -4,7 +4,7 @@ use std::fmt::Display;
 use std::io;
 use std::process::ExitCode;
 
-use turnmill_client::ProducerError;
+use turnmill_client::ClientError;
 
 use crate::text::say;
 
@@ -22,7 +22,7 @@ pub enum Exit {
     /// The command line or the input is wrong.
     BadInput(String),
     /// The queue could not do it.
-    Queue(ProducerError),
+    Queue(ClientError),
     /// What was asked about is not there.
     NotThere(String),
     /// What was asked for does not go with the state of things.
@@ -113,27 +113,27 @@ pub fn worse(one: u8, other: u8) -> u8 {
     WORST_FIRST.into_iter().find(|code| [one, other].contains(code)).unwrap_or(one)
 }
 
-fn queue_code(error: &ProducerError) -> u8 {
+fn queue_code(error: &ClientError) -> u8 {
     match error {
-        ProducerError::Partly { source, .. } => queue_code(source),
-        ProducerError::InvalidTurn(_) | ProducerError::Envelope(_) | ProducerError::InvalidUrl(_) => 2,
-        ProducerError::InvalidSetting { .. } | ProducerError::KeyTaken { .. } => 2,
-        ProducerError::InvalidStore { .. } | ProducerError::NoStore { .. } => 2,
-        ProducerError::UnknownTurn { .. }
-        | ProducerError::UnknownAgent { .. }
-        | ProducerError::NotInHistory { .. }
-        | ProducerError::UnknownWorker { .. } => 4,
-        ProducerError::QueueFull { .. } => 5,
-        ProducerError::AgentBusy { .. } | ProducerError::HistoryChanged { .. } => 6,
-        ProducerError::AgentTaken { .. } => 6,
-        ProducerError::OtherTenant { .. } | ProducerError::AgentFile(_) | ProducerError::File(_) => 2,
-        ProducerError::Gap { .. } => 1,
+        ClientError::Partly { source, .. } => queue_code(source),
+        ClientError::InvalidTurn(_) | ClientError::Envelope(_) | ClientError::InvalidUrl(_) => 2,
+        ClientError::InvalidSetting { .. } | ClientError::KeyTaken { .. } => 2,
+        ClientError::InvalidStore { .. } | ClientError::NoStore { .. } => 2,
+        ClientError::UnknownTurn { .. }
+        | ClientError::UnknownAgent { .. }
+        | ClientError::NotInHistory { .. }
+        | ClientError::UnknownWorker { .. } => 4,
+        ClientError::QueueFull { .. } => 5,
+        ClientError::AgentBusy { .. } | ClientError::HistoryChanged { .. } => 6,
+        ClientError::AgentTaken { .. } => 6,
+        ClientError::OtherTenant { .. } | ClientError::AgentFile(_) | ClientError::File(_) => 2,
+        ClientError::Gap { .. } => 1,
         _ => 3,
     }
 }
 
-impl From<ProducerError> for Exit {
-    fn from(error: ProducerError) -> Self {
+impl From<ClientError> for Exit {
+    fn from(error: ClientError) -> Self {
         Self::Queue(error)
     }
 }

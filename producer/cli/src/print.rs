@@ -6,7 +6,7 @@ use std::pin::pin;
 use futures::StreamExt;
 use serde::Serialize;
 use turnmill_client::schema::{End, Event, Name, Outcome, TurnId};
-use turnmill_client::{Fault, Followed, Producer, ProducerError, StreamId, TurnResult};
+use turnmill_client::{Client, ClientError, Fault, Followed, StreamId, TurnResult};
 
 use crate::exit::Exit;
 use crate::text::{for_stdout, json_for, say};
@@ -32,7 +32,7 @@ struct EventLine<'a> {
 
 impl Show {
     /// Writes the result of a turn that was waited for. True: it completed. An error if its text has expired.
-    pub fn result(self, turn: TurnId, result: Result<TurnResult, ProducerError>) -> Result<bool, Exit> {
+    pub fn result(self, turn: TurnId, result: Result<TurnResult, ClientError>) -> Result<bool, Exit> {
         let mut result = result.map_err(|error| goes_on(turn, error))?;
         let is_kept = result.text.is_some();
         if self.json {
@@ -55,13 +55,8 @@ impl Show {
 
     /// Follows the turn and writes its events, or its text as it is made. True: it completed. An error if its text has
     /// expired.
-    pub async fn events(
-        self,
-        producer: &Producer,
-        turn: TurnId,
-        from: Option<StreamId>,
-    ) -> Result<bool, Exit> {
-        let mut events = pin!(producer.follow(turn, from));
+    pub async fn events(self, client: &Client, turn: TurnId, from: Option<StreamId>) -> Result<bool, Exit> {
+        let mut events = pin!(client.follow(turn, from));
         let mut last_byte = b'\n';
         while let Some(followed) = events.next().await {
             let followed = followed.map_err(|error| goes_on(turn, error))?;
@@ -126,9 +121,8 @@ fn expired(turn: TurnId) -> String {
 }
 
 /// A turn does not end because nobody listens: says how to listen again.
-fn goes_on(turn: TurnId, mut error: ProducerError) -> Exit {
-    if let ProducerError::Queue(Fault::Unreachable { reason, .. } | Fault::Stale { reason, .. }) = &mut error
-    {
+fn goes_on(turn: TurnId, mut error: ClientError) -> Exit {
+    if let ClientError::Queue(Fault::Unreachable { reason, .. } | Fault::Stale { reason, .. }) = &mut error {
         reason.push_str(&format!(" (the turn goes on; read it later with: turnmill tail {turn})"));
     }
     Exit::Queue(error)

@@ -8,7 +8,7 @@ use turnmill_schema::{Event, StreamId, TurnId, envelope};
 use super::Followed;
 use super::entry::event_of;
 use super::seen::{Misfit, Seen};
-use crate::error::ProducerError;
+use crate::error::ClientError;
 use crate::passed_by::PassedBy;
 
 /// What one reader has of a turn.
@@ -29,7 +29,7 @@ impl Assembly {
     }
 
     /// Where the next entry stands, and what it adds: nothing if it is not ours, or says again what was read.
-    pub(crate) fn take(&mut self, entry: &ResultEntry) -> Result<(StreamId, Option<Event>), ProducerError> {
+    pub(crate) fn take(&mut self, entry: &ResultEntry) -> Result<(StreamId, Option<Event>), ClientError> {
         let id = id_of(entry)?;
         let event = match event_of(entry) {
             Ok(event) => event,
@@ -57,7 +57,7 @@ impl Assembly {
         &mut self,
         end: &[u8],
         state: &TurnState,
-    ) -> Result<Vec<Followed>, ProducerError> {
+    ) -> Result<Vec<Followed>, ClientError> {
         let end = match self.stored("outcome", end)? {
             end @ Event::End(_) => end,
             _ => return Err(self.unreadable("stored outcome", "it is not an End".into())),
@@ -75,18 +75,18 @@ impl Assembly {
         Ok(rest.into_iter().chain([end]).collect())
     }
 
-    fn stored(&self, what: &str, bytes: &[u8]) -> Result<Event, ProducerError> {
+    fn stored(&self, what: &str, bytes: &[u8]) -> Result<Event, ClientError> {
         envelope::decode(bytes).map_err(|error| self.unreadable(&format!("stored {what}"), error.to_string()))
     }
 
     /// Something of the turn is not what this version reads.
-    pub(crate) fn unreadable(&self, what: &str, reason: String) -> ProducerError {
-        ProducerError::Unreadable { what: format!("the {what} of turn {}", self.turn), reason }
+    pub(crate) fn unreadable(&self, what: &str, reason: String) -> ClientError {
+        ClientError::Unreadable { what: format!("the {what} of turn {}", self.turn), reason }
     }
 
-    fn misfit(&self, misfit: Misfit) -> ProducerError {
+    fn misfit(&self, misfit: Misfit) -> ClientError {
         match misfit {
-            Misfit::Gap { expected, found } => ProducerError::Gap { turn: self.turn, expected, found },
+            Misfit::Gap { expected, found } => ClientError::Gap { turn: self.turn, expected, found },
             Misfit::Uncut(error) => {
                 let instead = if self.from_start { "" } else { ", or follow the turn from its start" };
                 self.unreadable("result", format!("tokens come again, and {error}{instead}"))
@@ -96,8 +96,8 @@ impl Assembly {
 }
 
 /// Where an entry stands.
-pub(super) fn id_of(entry: &ResultEntry) -> Result<StreamId, ProducerError> {
-    entry.id.parse().map_err(|error| ProducerError::Unreadable {
+pub(super) fn id_of(entry: &ResultEntry) -> Result<StreamId, ClientError> {
+    entry.id.parse().map_err(|error| ClientError::Unreadable {
         what: format!("entry {} of the result stream", entry.id),
         reason: format!("{error}"),
     })

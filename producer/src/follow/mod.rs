@@ -22,8 +22,8 @@ use futures_util::stream::{SelectAll, StreamExt};
 use serde::Serialize;
 use turnmill_schema::{Event, StreamId, TurnId};
 
-use crate::error::ProducerError;
-use crate::producer::Producer;
+use crate::client::Client;
+use crate::error::ClientError;
 
 pub(crate) use assembly::Assembly;
 #[cfg(test)]
@@ -41,18 +41,18 @@ pub struct Followed {
     pub event: Event,
 }
 
-impl Producer {
+impl Client {
     /// The turn's events after entry `from` (none: from the start), waiting for those to come. Ends after its End.
     ///
-    /// Followers of one producer and its clones share a few connections. Fails if no trace of the turn is left, or if Redis is
-    /// away for longer than [`crate::ProducerSettings::retry_for`]; the turn goes on all the same.
+    /// Followers of one client and its clones share a few connections. Fails if no trace of the turn is left, or if Redis is
+    /// away for longer than [`crate::ClientBuilder::retry_for`]; the turn goes on all the same.
     ///
     /// The stream must be polled by a task of a tokio runtime.
     pub fn follow(
         &self,
         turn: TurnId,
         from: Option<StreamId>,
-    ) -> impl Stream<Item = Result<Followed, ProducerError>> + Send + use<> {
+    ) -> impl Stream<Item = Result<Followed, ClientError>> + Send + use<> {
         let reader = Reader::new(self, turn, from);
         futures_util::stream::try_unfold(reader, |mut reader| async move {
             let followed = reader.next().await?;
@@ -65,7 +65,7 @@ impl Producer {
     pub fn follow_many(
         &self,
         turns: Vec<TurnId>,
-    ) -> impl Stream<Item = (TurnId, Result<Followed, ProducerError>)> + Send + use<> {
+    ) -> impl Stream<Item = (TurnId, Result<Followed, ClientError>)> + Send + use<> {
         let follow = |turn| self.follow(turn, None).map(move |followed| (turn, followed)).boxed();
         turns.into_iter().map(follow).collect::<SelectAll<_>>()
     }

@@ -15,12 +15,12 @@ use super::Followed;
 use super::assembly::{Assembly, id_of};
 use super::entry::event_of;
 use super::source::{self, News};
-use crate::error::ProducerError;
-use crate::producer::Producer;
+use crate::client::Client;
+use crate::error::ClientError;
 
 /// Reads one turn.
 pub(crate) struct Reader {
-    producer: Producer,
+    client: Client,
     turn: TurnId,
     /// Whose turn it is, as far as that is known.
     agent: Option<AgentId>,
@@ -34,10 +34,10 @@ pub(crate) struct Reader {
 }
 
 impl Reader {
-    pub(crate) fn new(producer: &Producer, turn: TurnId, from: Option<StreamId>) -> Self {
+    pub(crate) fn new(client: &Client, turn: TurnId, from: Option<StreamId>) -> Self {
         let last = from.unwrap_or(StreamId::START);
         Self {
-            producer: producer.clone(),
+            client: client.clone(),
             turn,
             agent: None,
             last,
@@ -53,7 +53,7 @@ impl Reader {
         self.agent.as_ref()
     }
 
-    pub(crate) async fn next(&mut self) -> Result<Option<Followed>, ProducerError> {
+    pub(crate) async fn next(&mut self) -> Result<Option<Followed>, ClientError> {
         loop {
             if let Some(followed) = self.ready.pop_front() {
                 return Ok(Some(followed));
@@ -71,14 +71,13 @@ impl Reader {
     }
 
     async fn hear(&mut self) -> Option<News> {
-        let (producer, read) = (&self.producer, ReadUpTo { turn: self.turn, last: self.last });
-        let open =
-            || source::open(&producer.connection, &producer.waiters, &producer.keys_of(read.turn), read);
+        let (client, read) = (&self.client, ReadUpTo { turn: self.turn, last: self.last });
+        let open = || source::open(&client.connection, &client.waiters, &client.keys_of(read.turn), read);
         self.news.get_or_insert_with(open).recv().await
     }
 
     /// Ends here if no further entry can come.
-    fn judge(&mut self, mut state: TurnState) -> Result<(), ProducerError> {
+    fn judge(&mut self, mut state: TurnState) -> Result<(), ClientError> {
         let is_known = state.agent.is_some();
         self.agent = state.agent.take().or(self.agent.take());
         let read = |top| id_of(top).map(|id| (id, event_of(top)));
@@ -92,14 +91,14 @@ impl Reader {
                     rest.into_iter().for_each(|followed| self.tell(followed));
                 }
                 None if is_known => {}
-                None => return Err(self.producer.unknown_turn(self.turn)),
+                None => return Err(self.client.unknown_turn(self.turn)),
             },
         }
         Ok(())
     }
 
     /// Takes entries up to the End.
-    fn take(&mut self, entries: &[ResultEntry]) -> Result<(), ProducerError> {
+    fn take(&mut self, entries: &[ResultEntry]) -> Result<(), ClientError> {
         for entry in entries {
             let (id, added) = self.assembly.take(entry)?;
             self.last = id;
@@ -125,12 +124,12 @@ mod tests {
 
     use super::super::entry::foreign;
     use super::*;
-    use crate::settings::ProducerSettings;
+    use crate::settings::Settings;
 
     fn reader() -> Reader {
         let name = || turnmill_schema::Name::new("n").expect("a name");
-        let producer = Producer::unconnected(ProducerSettings::new(name(), name()));
-        Reader::new(&producer, TurnId::new(0), None)
+        let client = Client::unconnected(Settings::new(name(), name()));
+        Reader::new(&client, TurnId::new(0), None)
     }
 
     fn token(index: u32) -> Event {
@@ -190,7 +189,7 @@ mod tests {
         for events in [vec![(1, token(0)), (3, token(2))], vec![(1, token(0)), (2, end())]] {
             for stream in with_foreign(&stream(&events), 1) {
                 let error = reader().take(&stream).expect_err("a token is missing");
-                assert!(matches!(error, ProducerError::Gap { expected: 1, .. }), "{error}");
+                assert!(matches!(error, ClientError::Gap { expected: 1, .. }), "{error}");
             }
         }
     }

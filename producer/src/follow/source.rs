@@ -8,7 +8,7 @@ use turnmill_schema::keys::Keys;
 use super::assembly::id_of;
 use super::waiters::{Waiter, Waiters};
 use crate::connection::Connection;
-use crate::error::ProducerError;
+use crate::error::ClientError;
 
 /// Entries in one reply at most.
 const COUNT: usize = 256;
@@ -23,7 +23,7 @@ pub(super) enum News {
     /// The next entries of its result stream.
     Entries(Vec<ResultEntry>),
     /// It cannot be read any further.
-    Failed(ProducerError),
+    Failed(ClientError),
 }
 
 /// Tells what is new of a turn after `read`. If the telling ends, whoever told is gone: start again from what was read by then.
@@ -55,7 +55,7 @@ async fn catch_up(
     keys: &Keys,
     mut read: ReadUpTo,
     news: &mpsc::Sender<News>,
-) -> Result<Option<ReadUpTo>, ProducerError> {
+) -> Result<Option<ReadUpTo>, ClientError> {
     // Leave is taken for each try, and not kept while it pauses: in an outage everybody's time runs from their own start.
     let state = connection
         .ask(async |server| {

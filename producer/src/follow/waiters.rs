@@ -12,7 +12,7 @@ use super::assembly::id_of;
 use super::source::News;
 use super::watch::Watch;
 use crate::connection::Connection;
-use crate::error::ProducerError;
+use crate::error::ClientError;
 
 /// Tasks at most, for each shard; each has a connection.
 const TASKS: usize = 4;
@@ -21,7 +21,7 @@ const TURNS_EACH: usize = 64;
 /// Questions at once of those that catch up.
 const CATCH_UPS: usize = 32;
 
-/// The tasks of a producer and its clones.
+/// The tasks of a client and its clones.
 #[derive(Clone, Debug)]
 pub(crate) struct Waiters {
     tasks: Arc<Mutex<Vec<Task>>>,
@@ -154,7 +154,7 @@ impl Waiter {
     }
 
     /// Gives the turn up. A follower that has no room finds the telling ended, and starts again when it has taken everything.
-    pub(super) fn fail(&mut self, error: ProducerError) {
+    pub(super) fn fail(&mut self, error: ClientError) {
         let _ = self.news.try_send(News::Failed(error));
         self.failed = true;
     }

@@ -9,7 +9,7 @@ use turnmill_schema::keys::{BacklogEntry, Keys};
 use turnmill_schema::{AgentId, Name, TurnId};
 
 use super::{Operator, Scope};
-use crate::error::ProducerError;
+use crate::error::ClientError;
 
 pub use turnmill_redis::steps::AgentAction;
 
@@ -60,16 +60,16 @@ pub struct AgentQuery {
 
 impl Operator {
     /// The tenant's agent of that name.
-    pub async fn agent(&self, agent: &Name) -> Result<AgentView, ProducerError> {
+    pub async fn agent(&self, agent: &Name) -> Result<AgentView, ClientError> {
         let (keys, id) = self.agent_keys(agent);
         let view = self.views(&keys, &[id]).await?.pop();
         view.ok_or_else(|| self.unknown_agent(agent))
     }
 
     /// Agents with work, those longest without an end first; then idle ones, where asked for.
-    pub async fn agents(&self, query: AgentQuery) -> Result<Vec<AgentView>, ProducerError> {
+    pub async fn agents(&self, query: AgentQuery) -> Result<Vec<AgentView>, ClientError> {
         let mut found = Vec::new();
-        for keys in self.producer.queue.all_keys() {
+        for keys in self.client.queue.all_keys() {
             let mut ids = self.open(&keys, query).await?;
             if query.idle {
                 self.add_idle(&keys, query, &mut ids).await?;
@@ -84,7 +84,7 @@ impl Operator {
     }
 
     /// Agents with work.
-    async fn open(&self, keys: &Keys, query: AgentQuery) -> Result<Vec<AgentId>, ProducerError> {
+    async fn open(&self, keys: &Keys, query: AgentQuery) -> Result<Vec<AgentId>, ClientError> {
         let (mut listed, mut found) = (HashSet::new(), Vec::new());
         let mut next = Some(WorkPlace::default());
         while let Some(from) = next.filter(|_| found.len() < query.limit) {
@@ -103,7 +103,7 @@ impl Operator {
         keys: &Keys,
         query: AgentQuery,
         listed: &mut Vec<AgentId>,
-    ) -> Result<(), ProducerError> {
+    ) -> Result<(), ClientError> {
         let with_work: HashSet<AgentId> = listed.iter().cloned().collect();
         let room = query.limit.saturating_sub(listed.len());
         let prefix = keys.agent(&AgentId::from_wire(String::new()));
@@ -120,11 +120,11 @@ impl Operator {
     }
 
     fn covers(&self, query: AgentQuery, agent: &AgentId) -> bool {
-        query.scope.covers(&self.producer.settings.tenant, agent.tenant())
+        query.scope.covers(&self.client.settings.tenant, agent.tenant())
     }
 
     /// Agents of one shard, without those that are not there.
-    async fn views(&self, keys: &Keys, agents: &[AgentId]) -> Result<Vec<AgentView>, ProducerError> {
+    async fn views(&self, keys: &Keys, agents: &[AgentId]) -> Result<Vec<AgentView>, ClientError> {
         let now_ms = self.now_ms().await?;
         let found = self.redis().ask(|server| server.agents(keys, agents)).await?;
         let view = |(agent, found): (&AgentId, AgentFound)| match found {
@@ -136,7 +136,7 @@ impl Operator {
     }
 
     /// Does it; the agent's state after.
-    pub async fn act_on_agent(&self, agent: &Name, action: AgentAction) -> Result<String, ProducerError> {
+    pub async fn act_on_agent(&self, agent: &Name, action: AgentAction) -> Result<String, ClientError> {
         let (keys, id) = self.agent_keys(agent);
         let mut head: Option<BacklogEntry> = None;
         // Every round but the last met another's progress, so this comes to an end.
@@ -145,20 +145,20 @@ impl Operator {
             head = match self.redis().run(&keys, &step).await? {
                 AgentActed::Done(state) => return Ok(state),
                 AgentActed::Head(head) => head,
-                AgentActed::Busy => return Err(ProducerError::AgentBusy { agent: agent.to_string() }),
+                AgentActed::Busy => return Err(ClientError::AgentBusy { agent: agent.to_string() }),
                 AgentActed::Changed => {
-                    return Err(ProducerError::HistoryChanged { agent: agent.to_string() });
+                    return Err(ClientError::HistoryChanged { agent: agent.to_string() });
                 }
                 AgentActed::Unknown => return Err(self.unknown_agent(agent)),
             };
         }
     }
 
-    pub(super) fn unknown_agent(&self, agent: &Name) -> ProducerError {
-        ProducerError::UnknownAgent {
+    pub(super) fn unknown_agent(&self, agent: &Name) -> ClientError {
+        ClientError::UnknownAgent {
             agent: agent.to_string(),
-            tenant: self.producer.settings.tenant.to_string(),
-            queue: self.producer.queue.name.to_string(),
+            tenant: self.client.settings.tenant.to_string(),
+            queue: self.client.queue.name.to_string(),
         }
     }
 }

@@ -12,7 +12,7 @@ use turnmill_redis::steps::{Letter, Purge};
 use turnmill_schema::{Name, StoredTurn, StreamId, Turn, TurnId};
 
 use super::{Operator, Scope};
-use crate::error::ProducerError;
+use crate::error::ClientError;
 use crate::passed_by::PassedBy;
 
 /// Letters read or purged in one call.
@@ -66,7 +66,7 @@ pub struct DeadLetters {
 
 impl Operator {
     /// The dead letters that fit the query.
-    pub async fn dead_letters(&self, query: &DeadQuery) -> Result<DeadLetters, ProducerError> {
+    pub async fn dead_letters(&self, query: &DeadQuery) -> Result<DeadLetters, ClientError> {
         let mut found = DeadLetters::default();
         self.each_dead_letter(query, |letter| {
             *found.reasons.entry(letter.reason.clone()).or_default() += 1;
@@ -77,10 +77,7 @@ impl Operator {
     }
 
     /// How many dead letters of each reason fit the query.
-    pub async fn count_dead_letters(
-        &self,
-        query: &DeadQuery,
-    ) -> Result<BTreeMap<String, u64>, ProducerError> {
+    pub async fn count_dead_letters(&self, query: &DeadQuery) -> Result<BTreeMap<String, u64>, ClientError> {
         let mut reasons = BTreeMap::new();
         self.each_dead_letter(query, |letter| *reasons.entry(letter.reason).or_default() += 1).await?;
         Ok(reasons)
@@ -91,14 +88,14 @@ impl Operator {
         &self,
         query: &DeadQuery,
         mut take: impl FnMut(DeadLetter),
-    ) -> Result<(), ProducerError> {
+    ) -> Result<(), ClientError> {
         let failed_before_ms = match query.older_than {
             Some(age) => self.now_ms().await?.saturating_sub(age.as_millis() as u64),
             None => u64::MAX,
         };
         let turns: HashSet<TurnId> = query.turns.iter().copied().collect();
         let mut passed_by = PassedBy::of_dead_letters();
-        for keys in self.producer.queue.all_keys() {
+        for keys in self.client.queue.all_keys() {
             let mut after = StreamId::START;
             loop {
                 let page = self.redis().ask(|server| server.dead_letters(&keys, after, PAGE)).await?;
@@ -114,9 +111,9 @@ impl Operator {
     }
 
     /// The newest dead letters of all tenants, newest first, each with what was wrong; at most `limit`.
-    pub async fn newest_dead_letters(&self, limit: usize) -> Result<Vec<DeadLetter>, ProducerError> {
+    pub async fn newest_dead_letters(&self, limit: usize) -> Result<Vec<DeadLetter>, ClientError> {
         let (mut letters, mut passed_by) = (Vec::new(), PassedBy::of_dead_letters());
-        for keys in self.producer.queue.all_keys() {
+        for keys in self.client.queue.all_keys() {
             let newest = self.redis().ask(|server| server.newest_dead_letters(&keys, limit)).await?;
             let ours = newest.into_iter().filter_map(|entry| passed_by.ours(entry));
             letters.extend(ours.map(letter));
@@ -134,7 +131,7 @@ impl Operator {
         failed_before_ms: u64,
         letter: &DeadLetter,
     ) -> bool {
-        query.scope.covers(&self.producer.settings.tenant, &letter.tenant)
+        query.scope.covers(&self.client.settings.tenant, &letter.tenant)
             && (turns.is_empty() || turns.contains(&letter.turn))
             && query.reason.as_ref().is_none_or(|reason| *reason == letter.reason)
             && query.agent.as_ref().is_none_or(|agent| letter.agent.as_ref() == Some(agent))
@@ -142,8 +139,8 @@ impl Operator {
     }
 
     /// Adds what was wrong with each.
-    pub async fn add_errors(&self, letters: &mut [DeadLetter]) -> Result<(), ProducerError> {
-        for keys in self.producer.queue.all_keys() {
+    pub async fn add_errors(&self, letters: &mut [DeadLetter]) -> Result<(), ClientError> {
+        for keys in self.client.queue.all_keys() {
             let mut here: Vec<&mut DeadLetter> =
                 letters.iter_mut().filter(|letter| letter.turn.shard() == keys.shard()).collect();
             for page in here.chunks_mut(PAGE) {
@@ -158,22 +155,22 @@ impl Operator {
     }
 
     /// The turn as it was asked for.
-    pub async fn dead_turn(&self, letter: &DeadLetter) -> Result<Turn, ProducerError> {
-        let (turn, keys) = (letter.turn, self.producer.keys_of(letter.turn));
+    pub async fn dead_turn(&self, letter: &DeadLetter) -> Result<Turn, ClientError> {
+        let (turn, keys) = (letter.turn, self.client.keys_of(letter.turn));
         let stored = self.redis().ask(|server| server.turn_payload(&keys, turn)).await?;
-        let stored = StoredTurn::decode(&stored.ok_or_else(|| self.producer.unknown_turn(turn))?);
+        let stored = StoredTurn::decode(&stored.ok_or_else(|| self.client.unknown_turn(turn))?);
         let what = || format!("what is stored of turn {turn}");
-        self.producer.load(stored.map_err(|error| self.unreadable(what(), error.to_string()))?).await
+        self.client.load(stored.map_err(|error| self.unreadable(what(), error.to_string()))?).await
     }
 
     /// Enqueues what the letter asked for as a new turn, then purges the letter; the new turn. A deadline is dropped: it was
     /// that of the first try.
-    pub async fn replay(&self, letter: &DeadLetter) -> Result<TurnId, ProducerError> {
+    pub async fn replay(&self, letter: &DeadLetter) -> Result<TurnId, ClientError> {
         let turn = self.dead_turn(letter).await?;
         let key = Name::new(format!("replay-{}", turn.id));
         let key = key.map_err(|error| self.unreadable("a replay's key".into(), error.to_string()))?;
         let replay = Turn {
-            id: self.producer.queue.new_turn_id(&turn.tenant, turn.agent.as_ref()),
+            id: self.client.queue.new_turn_id(&turn.tenant, turn.agent.as_ref()),
             deadline_ms: None,
             not_before_ms: None,
             idempotency_key: Some(key),
@@ -181,24 +178,24 @@ impl Operator {
             ..turn
         };
         let id = replay.id;
-        let ids = self.producer.enqueue_new(vec![replay.into()]).await?;
+        let ids = self.client.enqueue_new(vec![replay.into()]).await?;
         self.purge(std::slice::from_ref(letter)).await?;
         Ok(ids.first().copied().unwrap_or(id))
     }
 
     /// Forgets letters, their turns and results; how many were there.
-    pub async fn purge(&self, letters: &[DeadLetter]) -> Result<u64, ProducerError> {
+    pub async fn purge(&self, letters: &[DeadLetter]) -> Result<u64, ClientError> {
         let mut purged = 0;
-        for keys in self.producer.queue.all_keys() {
+        for keys in self.client.queue.all_keys() {
             let here: Vec<&DeadLetter> =
                 letters.iter().filter(|letter| letter.turn.shard() == keys.shard()).collect();
             for page in here.chunks(PAGE) {
                 let turns: Vec<_> = page.iter().map(|letter| letter.turn).collect();
-                let objects = self.producer.objects_of(&turns).await?;
+                let objects = self.client.objects_of(&turns).await?;
                 let letters = page.iter().map(|letter| Letter { entry: &letter.entry, turn: letter.turn });
                 purged +=
                     self.redis().run(&keys, &Purge { over_bytes: None, letters: letters.collect() }).await?;
-                self.producer.remove_objects(&objects).await;
+                self.client.remove_objects(&objects).await;
             }
         }
         Ok(purged)

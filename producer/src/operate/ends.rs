@@ -7,7 +7,7 @@ use turnmill_schema::keys::Keys;
 
 use super::Operator;
 use super::events::EndedTurn;
-use crate::error::ProducerError;
+use crate::error::ClientError;
 use crate::passed_by::PassedBy;
 
 /// Reads ends; see [`Operator::newest_ends`].
@@ -43,9 +43,9 @@ impl Operator {
 
 impl NewestEnds {
     /// What is new. After an error the same is read again.
-    pub async fn read(&mut self) -> Result<EndsRead, ProducerError> {
+    pub async fn read(&mut self) -> Result<EndsRead, ClientError> {
         let read_ms = self.operator.now_ms().await?;
-        let shards: Vec<Keys> = self.operator.producer.queue.all_keys().collect();
+        let shards: Vec<Keys> = self.operator.client.queue.all_keys().collect();
         let first = self.last.is_none();
         let mut last = self.last.clone().unwrap_or_else(|| vec![StreamId::START; shards.len()]);
         let mut read = EndsRead { read_ms, first, whole: true, ..EndsRead::default() };

@@ -18,7 +18,7 @@ use turnmill_schema::{End, Name, StreamId, TurnId};
 use super::claims::{Claims, REMOVE_AFTER};
 use super::{Operator, Scope};
 use crate::connection::{Connection, Patience, passes};
-use crate::error::ProducerError;
+use crate::error::ClientError;
 use crate::passed_by::PassedBy;
 
 pub use super::claims::CLAIM_AFTER;
@@ -104,14 +104,14 @@ impl Operator {
     /// them: to this consumer when it starts anew, or to another one after [`CLAIM_AFTER`].
     pub fn events(&self, query: EventsQuery) -> Events {
         let EventsQuery { scope, membership, from, count } = query;
-        let tenant = self.producer.settings.tenant.clone();
+        let tenant = self.client.settings.tenant.clone();
         let member = membership.map(|Membership { group, consumer }| {
             let group = events_group((scope == Scope::Tenant).then_some(&tenant), &group);
             Member { group, consumer }
         });
         Events {
-            connection: self.producer.connection.clone(),
-            keys: self.producer.queue.keys(0),
+            connection: self.client.connection.clone(),
+            keys: self.client.queue.keys(0),
             scope,
             tenant,
             member,
@@ -132,9 +132,9 @@ impl Operator {
 
 impl Events {
     /// The next one, waiting for it; none: those that were asked for have been handed out. Fails if Redis is away for longer than
-    /// [`crate::ProducerSettings::retry_for`]. An entry of somebody else, or of another version, is passed by: in a group it stays
+    /// [`crate::ClientBuilder::retry_for`]. An entry of somebody else, or of another version, is passed by: in a group it stays
     /// pending, for a consumer that can read it. No end is lost if the future is dropped.
-    pub async fn next(&mut self) -> Result<Option<EndedTurn>, ProducerError> {
+    pub async fn next(&mut self) -> Result<Option<EndedTurn>, ClientError> {
         while self.left > 0 {
             self.acknowledge_done().await?;
             if let Some(ended) = self.ready.pop_front() {
@@ -150,11 +150,11 @@ impl Events {
     }
 
     /// Says that the entry was dealt with, so that its group does not hand it out again.
-    pub async fn acknowledge(&mut self, id: StreamId) -> Result<(), ProducerError> {
+    pub async fn acknowledge(&mut self, id: StreamId) -> Result<(), ClientError> {
         self.acknowledge_all(&[id]).await
     }
 
-    async fn acknowledge_done(&mut self) -> Result<(), ProducerError> {
+    async fn acknowledge_done(&mut self) -> Result<(), ClientError> {
         if !self.done.is_empty() {
             self.acknowledge_all(&self.done.clone()).await?;
             self.done.clear();
@@ -162,7 +162,7 @@ impl Events {
         Ok(())
     }
 
-    async fn acknowledge_all(&mut self, ids: &[StreamId]) -> Result<(), ProducerError> {
+    async fn acknowledge_all(&mut self, ids: &[StreamId]) -> Result<(), ClientError> {
         let Some(Member { group, .. }) = &self.member else { return Ok(()) };
         self.connection.ask(|server| server.acknowledge_events(&self.keys, group, ids)).await?;
         ids.iter().for_each(|id| {
@@ -248,7 +248,7 @@ impl Events {
     }
 
     /// Waits before the next try, or gives up.
-    async fn lose(&mut self, fault: Fault) -> Result<(), ProducerError> {
+    async fn lose(&mut self, fault: Fault) -> Result<(), ClientError> {
         if !passes(&fault) {
             return Err(fault.into());
         }

@@ -10,7 +10,7 @@ use turnmill_schema::envelope::{decode, encode};
 use turnmill_schema::{Manifest, Name, TranscriptEntry, TurnId};
 
 use super::Operator;
-use crate::error::ProducerError;
+use crate::error::ClientError;
 
 /// What an agent heard and said, as it is stored.
 #[derive(Clone, Debug)]
@@ -23,9 +23,9 @@ pub(super) struct StoredHistory {
 
 impl StoredHistory {
     /// How many entries there are up to that of `turn`, which is one of them.
-    fn up_to(&self, agent: &Name, turn: TurnId) -> Result<usize, ProducerError> {
+    fn up_to(&self, agent: &Name, turn: TurnId) -> Result<usize, ClientError> {
         let found = self.entries.iter().position(|(entry, _)| *entry == turn);
-        found.map(|index| index + 1).ok_or_else(|| ProducerError::NotInHistory {
+        found.map(|index| index + 1).ok_or_else(|| ClientError::NotInHistory {
             turn,
             agent: agent.to_string(),
             history: self.entries.iter().map(|(turn, _)| *turn).collect(),
@@ -36,7 +36,7 @@ impl StoredHistory {
 impl Operator {
     /// Forgets what the agent heard and said after `turn`; how many turns that were. Refused while a turn runs, or waits
     /// that has published tokens.
-    pub async fn roll_back(&self, agent: &Name, turn: TurnId) -> Result<usize, ProducerError> {
+    pub async fn roll_back(&self, agent: &Name, turn: TurnId) -> Result<usize, ClientError> {
         let history = self.history(agent).await?;
         let stay = history.up_to(agent, turn)?;
         let entries = history.entries.len();
@@ -54,7 +54,7 @@ impl Operator {
         source: &Name,
         target: &Name,
         turn: Option<TurnId>,
-    ) -> Result<usize, ProducerError> {
+    ) -> Result<usize, ClientError> {
         let mut history = self.history(source).await?;
         if let Some(turn) = turn {
             let stay = history.up_to(source, turn)?;
@@ -64,7 +64,7 @@ impl Operator {
         Ok(history.entries.len())
     }
 
-    pub(super) async fn history(&self, agent: &Name) -> Result<StoredHistory, ProducerError> {
+    pub(super) async fn history(&self, agent: &Name) -> Result<StoredHistory, ClientError> {
         let (keys, id) = self.agent_keys(agent);
         let found = self.redis().ask(|server| server.history(&keys, &id)).await?;
         let HistoryRecord { halts, manifest, entries } = found.ok_or_else(|| self.unknown_agent(agent))?;
@@ -74,7 +74,7 @@ impl Operator {
             let read = read.map_err(|error| self.unreadable(what(), error.to_string()))?;
             Ok((read.turn, entry))
         };
-        let entries = entries.into_iter().map(read).collect::<Result<_, ProducerError>>()?;
+        let entries = entries.into_iter().map(read).collect::<Result<_, ClientError>>()?;
         let on_dead = if halts { OnDead::Halt } else { OnDead::Skip };
         // One that cannot be read is none: it is only a hint.
         let manifest = manifest.and_then(|bytes| decode(&bytes).ok());
@@ -85,7 +85,7 @@ impl Operator {
     ///
     /// In one call, however long the history is: a worker, or the same call again, would take the first part of one for the
     /// whole. Redis serves nobody else meanwhile; forks and imports are rare.
-    pub(super) async fn seed(&self, agent: &Name, history: &StoredHistory) -> Result<(), ProducerError> {
+    pub(super) async fn seed(&self, agent: &Name, history: &StoredHistory) -> Result<(), ClientError> {
         let (keys, id) = self.agent_keys(agent);
         let step = Seed {
             agent: &id,
@@ -105,7 +105,7 @@ impl Operator {
     }
 
     /// Refuses an agent that has a history or open turns, before anything is made ready for it.
-    pub(super) async fn check_free(&self, agent: &Name) -> Result<(), ProducerError> {
+    pub(super) async fn check_free(&self, agent: &Name) -> Result<(), ClientError> {
         let (keys, id) = self.agent_keys(agent);
         match self.redis().ask(|server| server.history_size(&keys, &id)).await? {
             HistorySize { entries: 0, open: 0 } => Ok(()),
@@ -114,6 +114,6 @@ impl Operator {
     }
 }
 
-fn taken(agent: &Name, entries: u64, open: u64) -> ProducerError {
-    ProducerError::AgentTaken { agent: agent.to_string(), entries, open }
+fn taken(agent: &Name, entries: u64, open: u64) -> ClientError {
+    ClientError::AgentTaken { agent: agent.to_string(), entries, open }
 }

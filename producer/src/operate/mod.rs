@@ -27,20 +27,20 @@ use turnmill_redis::Server;
 use turnmill_schema::keys::Keys;
 use turnmill_schema::{AgentId, Name};
 
+use crate::client::Client;
 use crate::connection::Connection;
-use crate::error::ProducerError;
-use crate::producer::Producer;
+use crate::error::ClientError;
 
-/// An operator of a producer's queue. Agents are those of the producer's tenant.
+/// An operator of a client's queue. Agents are those of the client's tenant.
 #[derive(Clone, Debug)]
 pub struct Operator {
-    producer: Producer,
+    client: Client,
 }
 
 impl Operator {
-    /// An operator that shares the producer's connection.
-    pub fn new(producer: Producer) -> Self {
-        Self { producer }
+    /// An operator that shares the client's connection.
+    pub fn new(client: Client) -> Self {
+        Self { client }
     }
 
     /// Where its Redis is: host and port, or a socket's path. Never a password.
@@ -50,23 +50,23 @@ impl Operator {
 
     /// The queue's name.
     pub fn queue(&self) -> &Name {
-        &self.producer.queue.name
+        &self.client.queue.name
     }
 
     /// The tenant's agent of that name, and the keys of its shard.
     fn agent_keys(&self, agent: &Name) -> (Keys, AgentId) {
-        let tenant = &self.producer.settings.tenant;
-        let shard = self.producer.queue.shard_of(tenant, agent);
-        (self.producer.queue.keys(shard), AgentId::named(tenant, agent))
+        let tenant = &self.client.settings.tenant;
+        let shard = self.client.queue.shard_of(tenant, agent);
+        (self.client.queue.keys(shard), AgentId::named(tenant, agent))
     }
 
     /// The way to Redis.
     fn redis(&self) -> &Connection {
-        &self.producer.connection
+        &self.client.connection
     }
 
     /// The server's clock, in Unix milliseconds.
-    async fn now_ms(&self) -> Result<u64, ProducerError> {
+    async fn now_ms(&self) -> Result<u64, ClientError> {
         self.redis().ask(Server::now_ms).await
     }
 }
@@ -74,7 +74,7 @@ impl Operator {
 /// Whose agents and turns to look at.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Scope {
-    /// The producer's tenant.
+    /// The client's tenant.
     #[default]
     Tenant,
     /// Every tenant.
@@ -82,7 +82,7 @@ pub enum Scope {
 }
 
 impl Scope {
-    /// Whether what belongs to `tenant` is in scope for a producer of the tenant `own`.
+    /// Whether what belongs to `tenant` is in scope for a client of the tenant `own`.
     fn covers(self, own: &Name, tenant: &str) -> bool {
         self == Self::AllTenants || tenant == own.as_str()
     }

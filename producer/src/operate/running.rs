@@ -5,7 +5,7 @@ use turnmill_redis::RunningRecord;
 use turnmill_schema::{Name, Priority, TurnId};
 
 use super::Operator;
-use crate::error::ProducerError;
+use crate::error::ClientError;
 
 /// A turn that a worker runs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -39,9 +39,9 @@ pub struct Running {
 
 impl Operator {
     /// Turns of all tenants that workers run, at most `limit` of them.
-    pub async fn running(&self, limit: usize) -> Result<Running, ProducerError> {
+    pub async fn running(&self, limit: usize) -> Result<Running, ClientError> {
         let mut found = Vec::new();
-        for keys in self.producer.queue.all_keys() {
+        for keys in self.client.queue.all_keys() {
             found.extend(self.redis().ask(|server| server.running(&keys, limit)).await?);
         }
         found.truncate(limit);

@@ -14,7 +14,7 @@ use turnmill_schema::{Manifest, TranscriptEntry};
 
 use super::Operator;
 use super::history::StoredHistory;
-use crate::error::ProducerError;
+use crate::error::ClientError;
 use crate::store::NO_STORE;
 
 /// What went into a file or came out of one.
@@ -31,14 +31,14 @@ pub struct Transferred {
 }
 
 impl Operator {
-    /// Writes an agent to `file`: its history and, where the producer has a store, its K and V as far as they are there.
+    /// Writes an agent to `file`: its history and, where the client has a store, its K and V as far as they are there.
     pub async fn export_agent(
         &self,
         agent: &Name,
         file: &mut (impl AsyncWrite + Unpin),
-    ) -> Result<Transferred, ProducerError> {
+    ) -> Result<Transferred, ClientError> {
         let StoredHistory { entries, on_dead, manifest } = self.history(agent).await?;
-        let tenant = self.producer.settings.tenant.clone();
+        let tenant = self.client.settings.tenant.clone();
         let head = ExportedAgent { tenant, agent: agent.clone(), on_dead, manifest };
         file.write_all(&START).await?;
         write(file, &Record::Agent(head)).await?;
@@ -57,9 +57,9 @@ impl Operator {
         &self,
         manifest: Option<&Manifest>,
         file: &mut (impl AsyncWrite + Unpin),
-    ) -> Result<(u64, Option<String>), ProducerError> {
+    ) -> Result<(u64, Option<String>), ClientError> {
         let Some(manifest) = manifest else { return Ok((0, None)) };
-        let Some(store) = &self.producer.payloads else {
+        let Some(store) = &self.client.payloads else {
             return Ok((0, Some(NO_STORE.to_owned())));
         };
         let (mut segments, mut objects) = (store.segments(manifest), 0);
@@ -79,7 +79,7 @@ impl Operator {
         &self,
         file: &mut (impl AsyncRead + Unpin),
         name: Option<&Name>,
-    ) -> Result<Transferred, ProducerError> {
+    ) -> Result<Transferred, ClientError> {
         let mut start = START;
         read_whole(file, &mut start).await?;
         check_start(&start)?;
@@ -93,7 +93,7 @@ impl Operator {
             StoredHistory { entries: Vec::new(), on_dead: head.on_dead, manifest: head.manifest };
         let objects = self.import_records(file, &mut history).await?;
         self.seed(&agent, &history).await?;
-        let is_left_out = objects > 0 && self.producer.payloads.is_none();
+        let is_left_out = objects > 0 && self.client.payloads.is_none();
         Ok(Transferred {
             agent,
             turns: history.entries.len() as u64,
@@ -107,7 +107,7 @@ impl Operator {
         &self,
         file: &mut (impl AsyncRead + Unpin),
         history: &mut StoredHistory,
-    ) -> Result<u64, ProducerError> {
+    ) -> Result<u64, ClientError> {
         let mut objects = 0;
         loop {
             match read(file).await? {
@@ -118,7 +118,7 @@ impl Operator {
                 }
                 Record::Object(object) => {
                     objects += 1;
-                    if let Some(store) = &self.producer.payloads {
+                    if let Some(store) = &self.client.payloads {
                         store.put_segment(object).await?;
                     }
                 }
@@ -136,24 +136,24 @@ impl Operator {
         }
     }
 
-    fn check_tenant(&self, head: &ExportedAgent) -> Result<(), ProducerError> {
-        let tenant = &self.producer.settings.tenant;
+    fn check_tenant(&self, head: &ExportedAgent) -> Result<(), ClientError> {
+        let tenant = &self.client.settings.tenant;
         if head.tenant == *tenant {
             return Ok(());
         }
-        Err(ProducerError::OtherTenant { found: head.tenant.to_string(), tenant: tenant.to_string() })
+        Err(ClientError::OtherTenant { found: head.tenant.to_string(), tenant: tenant.to_string() })
     }
 }
 
-fn malformed(reason: &str) -> ProducerError {
+fn malformed(reason: &str) -> ClientError {
     AgentFileError::Malformed { reason: reason.to_owned() }.into()
 }
 
-async fn write(file: &mut (impl AsyncWrite + Unpin), record: &Record) -> Result<(), ProducerError> {
+async fn write(file: &mut (impl AsyncWrite + Unpin), record: &Record) -> Result<(), ClientError> {
     Ok(file.write_all(&record.encode()?).await?)
 }
 
-async fn read(file: &mut (impl AsyncRead + Unpin)) -> Result<Record, ProducerError> {
+async fn read(file: &mut (impl AsyncRead + Unpin)) -> Result<Record, ClientError> {
     let mut start = [0; RECORD_START_BYTES];
     read_whole(file, &mut start).await?;
     let start = RecordStart::read(start)?;
@@ -163,7 +163,7 @@ async fn read(file: &mut (impl AsyncRead + Unpin)) -> Result<Record, ProducerErr
     Ok(start.open(body)?)
 }
 
-async fn read_whole(file: &mut (impl AsyncRead + Unpin), bytes: &mut [u8]) -> Result<(), ProducerError> {
+async fn read_whole(file: &mut (impl AsyncRead + Unpin), bytes: &mut [u8]) -> Result<(), ClientError> {
     match file.read_exact(bytes).await {
         Ok(_) => Ok(()),
         Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => Err(AgentFileError::Cut.into()),

@@ -6,7 +6,7 @@ use turnmill_redis::{TurnPlace, TurnRecord, TurnWait};
 use turnmill_schema::{End, Name, Outcome, Priority, TurnId};
 
 use super::Operator;
-use crate::error::ProducerError;
+use crate::error::ClientError;
 
 /// A turn as it is now.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -72,10 +72,10 @@ pub enum RunNow {
 
 impl Operator {
     /// The turn as it is now.
-    pub async fn turn(&self, turn: TurnId) -> Result<TurnView, ProducerError> {
-        let keys = self.producer.keys_of(turn);
+    pub async fn turn(&self, turn: TurnId) -> Result<TurnView, ClientError> {
+        let keys = self.client.keys_of(turn);
         let found = self.redis().ask(|server| server.turn(&keys, turn)).await?;
-        let record = found.ok_or_else(|| self.producer.unknown_turn(turn))?;
+        let record = found.ok_or_else(|| self.client.unknown_turn(turn))?;
         if record.state == "ended" {
             return Ok(view(turn, record, TurnWait::default()));
         }
@@ -84,30 +84,30 @@ impl Operator {
     }
 
     /// Cancels a turn, waiting or running. A running one has ended when this returns; its worker learns of it at once or
-    /// with its next renewal. The object of a large turn is removed from the producer's store.
-    pub async fn cancel_turn(&self, turn: TurnId) -> Result<Cancelled, ProducerError> {
+    /// with its next renewal. The object of a large turn is removed from the client's store.
+    pub async fn cancel_turn(&self, turn: TurnId) -> Result<Cancelled, ClientError> {
         let TurnPlace { agent, entry } = self.place_of(turn).await?;
-        let objects = self.producer.objects_of(&[turn]).await?;
-        let (keys, limits) = (self.producer.keys_of(turn), self.producer.settings.unrun_limits());
+        let objects = self.client.objects_of(&[turn]).await?;
+        let (keys, limits) = (self.client.keys_of(turn), self.client.settings.unrun_limits());
         let cancel = [Cancel { agent, entry }];
         let mut answers = self.redis().ask(|server| server.run_items(&keys, &limits, &cancel)).await?;
         match answers.pop().transpose()? {
             Some(Unrun::Done) => {
-                self.producer.remove_objects(&objects).await;
+                self.client.remove_objects(&objects).await;
                 Ok(Cancelled::Cancelled)
             }
             Some(Unrun::Ended(outcome)) => Ok(Cancelled::Ended(self.outcome_named(turn, &outcome)?)),
             // Only an ending for a deadline can come too early.
-            Some(Unrun::Unknown | Unrun::Early) | None => Err(self.producer.unknown_turn(turn)),
+            Some(Unrun::Unknown | Unrun::Early) | None => Err(self.client.unknown_turn(turn)),
         }
     }
 
     /// Lets a turn that waits for a time (a retry, or a schedule) run at once.
-    pub async fn run_now(&self, turn: TurnId) -> Result<RunNow, ProducerError> {
-        let keys = self.producer.keys_of(turn);
+    pub async fn run_now(&self, turn: TurnId) -> Result<RunNow, ClientError> {
+        let keys = self.client.keys_of(turn);
         let found = self.redis().ask(|server| server.turn(&keys, turn)).await?;
         let TurnRecord { place: TurnPlace { agent, entry }, end, .. } =
-            found.ok_or_else(|| self.producer.unknown_turn(turn))?;
+            found.ok_or_else(|| self.client.unknown_turn(turn))?;
         if let Some(end) = end {
             return Ok(RunNow::Ended(end.outcome));
         }
@@ -124,20 +124,20 @@ impl Operator {
         Ok(if promoted.count == 1 { RunNow::Promoted } else { RunNow::NotDelayed })
     }
 
-    async fn place_of(&self, turn: TurnId) -> Result<TurnPlace, ProducerError> {
-        let keys = self.producer.keys_of(turn);
+    async fn place_of(&self, turn: TurnId) -> Result<TurnPlace, ClientError> {
+        let keys = self.client.keys_of(turn);
         let found = self.redis().ask(|server| server.turn_place(&keys, turn)).await?;
-        found.ok_or_else(|| self.producer.unknown_turn(turn))
+        found.ok_or_else(|| self.client.unknown_turn(turn))
     }
 
-    fn outcome_named(&self, turn: TurnId, name: &str) -> Result<Outcome, ProducerError> {
+    fn outcome_named(&self, turn: TurnId, name: &str) -> Result<Outcome, ClientError> {
         let all = Outcome::ALL;
         let found = all.into_iter().find(|outcome| outcome.as_str() == name);
         found.ok_or_else(|| self.unreadable(format!("the outcome of turn {turn}"), format!("it is {name:?}")))
     }
 
-    pub(super) fn unreadable(&self, what: String, reason: String) -> ProducerError {
-        ProducerError::Unreadable { what, reason }
+    pub(super) fn unreadable(&self, what: String, reason: String) -> ClientError {
+        ClientError::Unreadable { what, reason }
     }
 }
 

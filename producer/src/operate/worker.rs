@@ -7,7 +7,7 @@ use turnmill_schema::WorkerStatus;
 use turnmill_schema::keys::ORDER_DRAIN;
 
 use super::Operator;
-use crate::error::ProducerError;
+use crate::error::ClientError;
 
 /// The state of a worker that is not heard of.
 const SILENT: &str = "silent";
@@ -50,8 +50,8 @@ impl WorkerView {
 
 impl Operator {
     /// The queue's workers, by name.
-    pub async fn workers(&self) -> Result<Vec<WorkerView>, ProducerError> {
-        let keys = self.producer.queue.keys(0);
+    pub async fn workers(&self) -> Result<Vec<WorkerView>, ClientError> {
+        let keys = self.client.queue.keys(0);
         let now_ms = self.now_ms().await?;
         let found = self.redis().ask(|server| server.workers(&keys)).await?;
         let mut found: Vec<WorkerView> = found.into_iter().map(|record| view(record, now_ms)).collect();
@@ -60,8 +60,8 @@ impl Operator {
     }
 
     /// Tells the workers of that id or name to finish what they run and stop; their ids.
-    pub async fn drain_workers(&self, id_or_name: &str) -> Result<Vec<String>, ProducerError> {
-        let keys = self.producer.queue.keys(0);
+    pub async fn drain_workers(&self, id_or_name: &str) -> Result<Vec<String>, ClientError> {
+        let keys = self.client.queue.keys(0);
         let ids = self.workers_named(id_or_name).await?;
         for id in &ids {
             let step = Order { worker: id, order: ORDER_DRAIN, for_ms: ORDER_TTL_MS };
@@ -72,8 +72,8 @@ impl Operator {
 
     /// Takes the workers of that id or name out of the registry; their ids. One that lives enters itself again with its next
     /// beat, and what it runs goes on.
-    pub async fn forget_workers(&self, id_or_name: &str) -> Result<Vec<String>, ProducerError> {
-        let keys = self.producer.queue.keys(0);
+    pub async fn forget_workers(&self, id_or_name: &str) -> Result<Vec<String>, ClientError> {
+        let keys = self.client.queue.keys(0);
         let ids = self.workers_named(id_or_name).await?;
         for id in &ids {
             self.redis().run(&keys, &Leave { worker: id }).await?;
@@ -82,12 +82,12 @@ impl Operator {
     }
 
     /// Ids of the workers of that id or name: at least one.
-    async fn workers_named(&self, id_or_name: &str) -> Result<Vec<String>, ProducerError> {
+    async fn workers_named(&self, id_or_name: &str) -> Result<Vec<String>, ClientError> {
         let all = self.workers().await?;
         let named = |worker: &WorkerView| worker.id == id_or_name || worker.name == id_or_name;
         let ids: Vec<String> = all.into_iter().filter(named).map(|worker| worker.id).collect();
         if ids.is_empty() {
-            return Err(ProducerError::UnknownWorker { worker: id_or_name.to_owned() });
+            return Err(ClientError::UnknownWorker { worker: id_or_name.to_owned() });
         }
         Ok(ids)
     }

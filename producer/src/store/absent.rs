@@ -4,7 +4,7 @@ use std::convert::Infallible;
 
 use turnmill_schema::{Manifest, Name, PayloadReference, Turn};
 
-use crate::error::ProducerError;
+use crate::error::ClientError;
 
 /// A store, of which there is none. The field is private, so that code around it is not taken for unreachable.
 #[derive(Clone, Debug)]
@@ -17,15 +17,15 @@ pub(crate) struct PayloadStore(Infallible);
 pub(crate) struct Segments(Infallible);
 
 impl PayloadStore {
-    pub(crate) fn open(_: &str, _: &Name) -> Result<Self, ProducerError> {
-        Err(ProducerError::StoreNotBuilt)
+    pub(crate) fn open(_: &str, _: &Name) -> Result<Self, ClientError> {
+        Err(ClientError::StoreNotBuilt)
     }
 
-    pub(crate) async fn put(&self, _: &PayloadReference, _: Vec<u8>) -> Result<(), ProducerError> {
+    pub(crate) async fn put(&self, _: &PayloadReference, _: Vec<u8>) -> Result<(), ClientError> {
         match self.0 {}
     }
 
-    pub(crate) async fn get(&self, _: &PayloadReference) -> Result<Turn, ProducerError> {
+    pub(crate) async fn get(&self, _: &PayloadReference) -> Result<Turn, ClientError> {
         match self.0 {}
     }
 
@@ -37,13 +37,13 @@ impl PayloadStore {
         match self.0 {}
     }
 
-    pub(crate) async fn put_segment(&self, _: Vec<u8>) -> Result<(), ProducerError> {
+    pub(crate) async fn put_segment(&self, _: Vec<u8>) -> Result<(), ClientError> {
         match self.0 {}
     }
 }
 
 impl Segments {
-    pub(crate) async fn next(&mut self) -> Result<Option<Result<Vec<u8>, String>>, ProducerError> {
+    pub(crate) async fn next(&mut self) -> Result<Option<Result<Vec<u8>, String>>, ClientError> {
         match self.0 {}
     }
 }

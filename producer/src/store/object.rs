@@ -12,14 +12,14 @@ use tracing::warn;
 use turnmill_schema::{Name, PayloadReference, Turn};
 use url::Url;
 
-use crate::error::ProducerError;
+use crate::error::ClientError;
 
 /// How long a store may take for an answer, and how much longer for each piece of what is sent or read. Its client
 /// tries again by itself, which this bounds too.
 const ANSWER: Duration = Duration::from_secs(5);
 const ANSWER_PER_PIECE: Duration = Duration::from_secs(1);
 const PIECE_BYTES: u64 = 256 << 10;
-/// How long the client waits for a connection, before it tries again.
+/// How long the store's client waits for a connection, before it tries again.
 const CONNECT: (&str, &str) = ("connect_timeout", "2 s");
 
 /// Variables that say who we are to a store and where it is, by the names that its own tools read.
@@ -36,8 +36,8 @@ pub(crate) struct PayloadStore {
 
 impl PayloadStore {
     /// Opens the store at `url`. A folder is made where there is none; other stores are not asked yet.
-    pub(crate) fn open(url: &str, queue: &Name) -> Result<Self, ProducerError> {
-        let invalid = |reason: &dyn ToString| ProducerError::InvalidStore { reason: reason.to_string() };
+    pub(crate) fn open(url: &str, queue: &Name) -> Result<Self, ClientError> {
+        let invalid = |reason: &dyn ToString| ClientError::InvalidStore { reason: reason.to_string() };
         let mut url = Url::parse(url).map_err(|error| invalid(&error))?;
         // Stores read credentials from the environment; an error means that a URL of its kind has none.
         let _ = url.set_password(None);
@@ -56,21 +56,17 @@ impl PayloadStore {
     }
 
     /// Writes an object. Repeating it writes the same again.
-    pub(crate) async fn put(
-        &self,
-        reference: &PayloadReference,
-        object: Vec<u8>,
-    ) -> Result<(), ProducerError> {
+    pub(crate) async fn put(&self, reference: &PayloadReference, object: Vec<u8>) -> Result<(), ClientError> {
         let path = self.path(reference);
         let put = self.within(reference.bytes, self.store.put(&path, object.into())).await;
         put.map(drop)
-            .map_err(|error| ProducerError::Store { url: self.url.to_string(), reason: self.reason(&error) })
+            .map_err(|error| ClientError::Store { url: self.url.to_string(), reason: self.reason(&error) })
     }
 
     /// Reads the turn of an object.
-    pub(crate) async fn get(&self, reference: &PayloadReference) -> Result<Turn, ProducerError> {
+    pub(crate) async fn get(&self, reference: &PayloadReference) -> Result<Turn, ClientError> {
         let what = || format!("the payload of turn {} in {}", reference.turn, self.url);
-        let failed = |reason| ProducerError::Unreadable { what: what(), reason };
+        let failed = |reason| ClientError::Unreadable { what: what(), reason };
         let (path, refused) = (self.path(reference), |error| failed(self.reason(&error)));
         let found = self.within(0, self.store.get(&path)).await.map_err(refused)?;
         reference.check_size(found.meta.size).map_err(|error| failed(error.to_string()))?;
@@ -95,13 +91,13 @@ impl PayloadStore {
         let pieces = u32::try_from(bytes / PIECE_BYTES).unwrap_or(u32::MAX);
         let time = ANSWER.saturating_add(ANSWER_PER_PIECE.saturating_mul(pieces));
         tokio::time::timeout(time, answer).await.unwrap_or_else(|_| {
-            // It may have answered with errors of its own, and the client tries again by itself.
+            // It may have answered with errors of its own, and the store's client tries again by itself.
             let source = format!("it gave no good answer within {} s", time.as_secs()).into();
             Err(object_store::Error::Generic { store: "remote", source })
         })
     }
 
-    /// What went wrong, without what the client tells of its own doings.
+    /// What went wrong, without what the store's client tells of its own doings.
     pub(crate) fn reason(&self, error: &object_store::Error) -> String {
         let mut cause: &dyn Error = error;
         // A folder's errors name the file; what is behind them does not.

@@ -8,7 +8,7 @@ use turnmill_schema::kv_object::{self, HeaderStart};
 use turnmill_schema::{Digest, Manifest};
 
 use super::PayloadStore;
-use crate::error::ProducerError;
+use crate::error::ClientError;
 
 /// Tokens of a block, the least that a segment has.
 const BLOCK_TOKENS: u32 = 16;
@@ -31,10 +31,10 @@ impl PayloadStore {
     }
 
     /// Puts an object in its place, unless there is one.
-    pub(crate) async fn put_segment(&self, object: Vec<u8>) -> Result<(), ProducerError> {
+    pub(crate) async fn put_segment(&self, object: Vec<u8>) -> Result<(), ClientError> {
         let Some(start) = HeaderStart::read(&object) else {
             let reason = "it holds no K and V".to_owned();
-            return Err(ProducerError::Unreadable { what: "an object".to_owned(), reason });
+            return Err(ClientError::Unreadable { what: "an object".to_owned(), reason });
         };
         let path = self.segment_path(&start.namespace, &start.hash);
         let bytes = object.len() as u64;
@@ -49,14 +49,14 @@ impl PayloadStore {
         kv_object::path(&self.queue, namespace, hash).into()
     }
 
-    fn failed(&self, error: &object_store::Error) -> ProducerError {
-        ProducerError::KvStore { url: self.url.to_string(), reason: self.reason(error) }
+    fn failed(&self, error: &object_store::Error) -> ClientError {
+        ClientError::KvStore { url: self.url.to_string(), reason: self.reason(error) }
     }
 }
 
 impl Segments<'_> {
     /// The next object, or why there is none though the chain goes on: the rest costs prefill, and nothing else.
-    pub(crate) async fn next(&mut self) -> Result<Option<Result<Vec<u8>, String>>, ProducerError> {
+    pub(crate) async fn next(&mut self) -> Result<Option<Result<Vec<u8>, String>>, ClientError> {
         let Some(hash) = self.next.take() else { return Ok(None) };
         let missing = |what: &str| Ok(Some(Err(format!("object {hash} {what}"))));
         if self.left == 0 {

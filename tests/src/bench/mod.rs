@@ -35,7 +35,7 @@ pub mod table;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use turnmill_client::ProducerError;
+use turnmill_client::ClientError;
 
 use build::Build;
 use report::{Memory, Report, ShapeReport};
@@ -107,7 +107,7 @@ pub enum BenchError {
     NotBuilt(PathBuf),
     /// A producer of the agents' turns.
     #[error("a producer cannot go on: {0}")]
-    Producer(#[from] ProducerError),
+    Producer(#[from] ClientError),
     /// llama.cpp's server does not do as it is asked.
     #[error("llama-server does not answer as it should: {0}")]
     Server(#[from] reqwest::Error),

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
-use turnmill_client::{NewTurn, Producer, ProducerSettings};
+use turnmill_client::{Client, NewTurn};
 
 use super::report::Samples;
 use super::rounds::median;
@@ -43,7 +43,7 @@ pub struct Overhead {
 }
 
 struct Side {
-    producer: Producer,
+    producer: Client,
     worker: Arc<Worker>,
 }
 
@@ -56,8 +56,7 @@ impl Side {
     ) -> Result<Self, BenchError> {
         let flags = [&["--model", model, "--queue", queue], flags].concat();
         let worker = tokio::task::block_in_place(|| Worker::start(redis, &flags));
-        let settings = ProducerSettings::new(name(queue), name("default"));
-        let producer = Producer::connect(&redis.url(), settings).await?;
+        let producer = Client::builder(redis.url()).queue(name(queue)).connect().await?;
         Ok(Self { producer, worker: Arc::new(worker) })
     }
 

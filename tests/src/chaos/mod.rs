@@ -39,7 +39,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use turnmill_client::ProducerError;
+use turnmill_client::ClientError;
 use turnmill_schema::Name;
 use turnmill_worker::store::StoreError;
 
@@ -117,7 +117,7 @@ pub enum ChaosError {
     Redis(#[from] redis::RedisError),
     /// Something that asking again does not mend.
     #[error("a producer cannot go on: {0}")]
-    Producer(#[from] ProducerError),
+    Producer(#[from] ClientError),
     /// The two servers do not change roles.
     #[error("Redis does not fail over: {0}")]
     Failover(String),

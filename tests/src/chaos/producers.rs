@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use turnmill_client::{Advice, NewTurn, Producer, ProducerError, ProducerSettings};
+use turnmill_client::{Advice, Client, ClientError, NewTurn};
 use turnmill_schema::{Name, TurnId};
 
 use super::ChaosError;
@@ -33,7 +33,7 @@ pub struct Producers {
 /// What producers share.
 #[derive(Clone)]
 struct Asking {
-    producer: Producer,
+    producer: Client,
     tenant: Name,
     ledger: Arc<Ledger>,
     /// Redis may forget what it acknowledged: then it is enqueued again.
@@ -49,11 +49,10 @@ impl Producers {
         ledger: Arc<Ledger>,
         forgetful: bool,
     ) -> Result<Self, ChaosError> {
-        let mut settings = ProducerSettings::new(name.clone(), name.clone());
+        let builder = Client::builder(url).queue(name.clone()).tenant(name.clone());
         // Impatient, so that it is the producers here that have to ask again.
-        settings.response_timeout = Duration::from_secs(1);
-        settings.retry_for = Duration::from_millis(300);
-        let producer = Producer::connect(url, settings).await?;
+        let builder = builder.response_timeout(Duration::from_secs(1)).retry_for(Duration::from_millis(300));
+        let producer = builder.connect().await?;
         let asking = Asking { producer, tenant: name.clone(), ledger, forgetful };
         let enough = CancellationToken::new();
         let next = Arc::new(AtomicU32::new(0));
@@ -144,15 +143,15 @@ impl Asking {
                     }
                     return Ok(());
                 }
-                Err(ProducerError::UnknownTurn { .. }) if self.forgetful => {
+                Err(ClientError::UnknownTurn { .. }) if self.forgetful => {
                     let again = self.enqueue(request).await?;
                     let acknowledged = Acknowledged::new(&self.tenant, again, request.clone());
                     self.ledger.re_enqueue(turn, acknowledged);
                     turn = again;
                 }
-                Err(ProducerError::Gap { .. }) if self.forgetful => tokio::time::sleep(PAUSE).await,
+                Err(ClientError::Gap { .. }) if self.forgetful => tokio::time::sleep(PAUSE).await,
                 Err(error) if error.advice() == Advice::Retry => tokio::time::sleep(PAUSE).await,
-                Err(error @ (ProducerError::UnknownTurn { .. } | ProducerError::Gap { .. })) => {
+                Err(error @ (ClientError::UnknownTurn { .. } | ClientError::Gap { .. })) => {
                     eprintln!("a reader of {turn} was told: {error}");
                     return Ok(());
                 }

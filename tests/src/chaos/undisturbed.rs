@@ -3,7 +3,7 @@
 //! Invariant: it has no object store, so that every word is computed: K and V that came back in the storm are right where
 //! the words are equal.
 
-use turnmill_client::{Producer, ProducerSettings};
+use turnmill_client::Client;
 use turnmill_schema::Name;
 
 use super::ChaosError;
@@ -16,8 +16,7 @@ use crate::worker::Worker;
 /// Runs the ledger's turns to their ends.
 pub async fn undisturbed(ledger: &[Acknowledged], queue: &Name) -> Result<Undisturbed, ChaosError> {
     let redis = RedisServer::start();
-    let settings = ProducerSettings::new(queue.clone(), queue.clone());
-    let producer = Producer::connect(&redis.url(), settings).await?;
+    let producer = Client::builder(redis.url()).queue(queue.clone()).tenant(queue.clone()).connect().await?;
     let requests = ledger.iter().map(|known| known.request.clone()).collect();
     let turns = producer.enqueue_batch(requests).await?;
     // With every core: nothing else runs by now, and words depend on no number of threads.

@@ -10,7 +10,7 @@ use turnmill_client::schema::keys::{FIELD_AT, FIELD_END, FIELD_EVENT, Keys};
 use turnmill_client::schema::{
     Delta, End, Event, FinishReason, Name, Outcome, Timing, TurnId, Usage, envelope,
 };
-use turnmill_client::{NewTurn, Producer, ProducerError, ProducerSettings};
+use turnmill_client::{Client, ClientBuilder, ClientError, NewTurn};
 use turnmill_tests::PATIENCE;
 use turnmill_tests::chaos::failover::Failovers;
 use turnmill_tests::proxy::Proxy;
@@ -20,11 +20,13 @@ fn name(text: &str) -> Name {
     Name::new(text).expect("a name")
 }
 
-async fn producer(url: &str) -> Producer {
-    let mut settings = ProducerSettings::new(name("q"), name("t"));
+fn builder(url: &str) -> ClientBuilder {
+    Client::builder(url).queue(name("q")).tenant(name("t"))
+}
+
+async fn producer(url: &str) -> Client {
     // Looks at what the streams do not tell come often.
-    settings.block = Duration::from_millis(200);
-    Producer::connect(url, settings).await.expect("Redis answers")
+    builder(url).block(Duration::from_millis(200)).connect().await.expect("Redis answers")
 }
 
 async fn client(server: &RedisServer) -> MultiplexedConnection {
@@ -38,7 +40,7 @@ async fn command<T: redis::FromRedisValue>(redis: &mut MultiplexedConnection, wo
 }
 
 /// Enqueues so many turns.
-async fn enqueue(producer: &Producer, count: usize) -> Vec<TurnId> {
+async fn enqueue(producer: &Client, count: usize) -> Vec<TurnId> {
     let turns = (0..count).map(|number| NewTurn::user(number.to_string())).collect();
     producer.enqueue_batch(turns).await.expect("enqueued")
 }
@@ -208,7 +210,7 @@ async fn a_turn_that_goes_while_it_is_followed_is_told() {
     assert!(events.next().await.is_some_and(|event| event.is_ok()));
     let _: String = command(&mut redis, &["FLUSHALL"]).await;
     let lost = tokio::time::timeout(PATIENCE, events.next()).await.expect("it is told");
-    assert!(matches!(lost, Some(Err(ProducerError::UnknownTurn { .. }))), "{lost:?}");
+    assert!(matches!(lost, Some(Err(ClientError::UnknownTurn { .. }))), "{lost:?}");
 }
 
 /// The address moves to another server, and connections made before stay open to the old one, which becomes a replica.
@@ -240,14 +242,13 @@ async fn an_outage_ends_the_waits_of_many_together() {
     const RETRY_FOR: Duration = Duration::from_secs(2);
     let server = RedisServer::start();
     let proxy = Proxy::start(server.address()).await.expect("a local port is free");
-    let settings = ProducerSettings { retry_for: RETRY_FOR, ..ProducerSettings::new(name("q"), name("t")) };
-    let producer = Producer::connect(&proxy.url(), settings).await.expect("Redis answers");
+    let producer = builder(&proxy.url()).retry_for(RETRY_FOR).connect().await.expect("Redis answers");
     let turns = enqueue(&producer, 320).await;
     proxy.refuse(true);
     proxy.cut_all();
     let start = Instant::now();
     for result in futures::future::join_all(turns.iter().map(|turn| producer.wait(*turn))).await {
-        assert!(result.as_ref().is_err_and(ProducerError::is_outage), "{result:?}");
+        assert!(result.as_ref().is_err_and(ClientError::is_outage), "{result:?}");
     }
     assert!(start.elapsed() < RETRY_FOR * 5, "one wave after the other: {:?}", start.elapsed());
 }

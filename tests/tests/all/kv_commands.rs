@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::process::Command;
 use turnmill_client::operate::Operator;
-use turnmill_client::{NewTurn, Producer, ProducerSettings};
+use turnmill_client::{Client, NewTurn};
 use turnmill_schema::envelope::{MAX_INLINE_BYTES, encode};
 use turnmill_schema::keys::{FIELD_MANIFEST, Keys};
 use turnmill_schema::{AgentId, Digest, Manifest, Name, PayloadReference, TurnId, kv_object};
@@ -335,9 +335,8 @@ async fn the_right_to_collect_is_renewed_and_work_ends_when_it_is_lost() {
 async fn gc_removes_payloads_that_no_turn_refers_to() {
     let place = Place::new();
     scene(&place).await;
-    let mut settings = ProducerSettings::new(name("q"), name("t"));
-    settings.store = Some(place.store());
-    let producer = Producer::connect(&place.redis.url(), settings).await.expect("Redis answers");
+    let builder = Client::builder(place.redis.url()).queue(name("q")).tenant(name("t"));
+    let producer = builder.clone().store(place.store()).connect().await.expect("Redis answers");
     let large = || NewTurn::user("x".repeat(MAX_INLINE_BYTES)).agent(name("a"));
     let waiting = producer.enqueue(large()).await.expect("enqueued");
     let replayed = producer.enqueue(large()).await.expect("enqueued");
@@ -347,8 +346,7 @@ async fn gc_removes_payloads_that_no_turn_refers_to() {
     place.redis::<()>(redis::cmd("RENAME").arg(keys.turn(replayed)).arg(keys.turn(TurnId::new(0)))).await;
     // Whoever cancelled this one had no store; a deadline that passes while a turn waits leaves the same.
     let cancelled = producer.enqueue(large()).await.expect("enqueued");
-    let settings = ProducerSettings::new(name("q"), name("t"));
-    let blind = Producer::connect(&place.redis.url(), settings).await.expect("Redis answers");
+    let blind = builder.connect().await.expect("Redis answers");
     Operator::new(blind).cancel_turn(cancelled).await.expect("cancelled");
     let payloads = place.file("payloads/q");
     let files = std::fs::read_dir(&payloads).expect("there").map(|file| file.expect("readable").path());

@@ -10,7 +10,7 @@ use turnmill_client::operate::events::{EventsQuery, Membership};
 use turnmill_client::operate::{Operator, Scope};
 use turnmill_client::schema::keys::{Keys, events_group};
 use turnmill_client::schema::{AgentId, Name, TurnId};
-use turnmill_client::{NewTurn, Producer, ProducerSettings};
+use turnmill_client::{Client, ClientBuilder, NewTurn};
 use turnmill_tests::PATIENCE;
 use turnmill_tests::proxy::{Hold, Proxy};
 use turnmill_tests::redis_server::RedisServer;
@@ -19,16 +19,16 @@ fn name(text: &str) -> Name {
     Name::new(text).expect("a name")
 }
 
-fn settings() -> ProducerSettings {
-    ProducerSettings::new(name("q"), name("t"))
+fn builder(url: &str) -> ClientBuilder {
+    Client::builder(url).queue(name("q")).tenant(name("t"))
 }
 
 fn keys() -> Keys {
     Keys::new(&name("q"), 0)
 }
 
-async fn producer(url: &str) -> Producer {
-    Producer::connect(url, settings()).await.expect("Redis answers")
+async fn producer(url: &str) -> Client {
+    builder(url).connect().await.expect("Redis answers")
 }
 
 async fn client(server: &RedisServer) -> MultiplexedConnection {
@@ -42,7 +42,7 @@ async fn command<T: redis::FromRedisValue>(redis: &mut MultiplexedConnection, wo
 }
 
 /// Ends a turn, with an event.
-async fn end_one(producer: &Producer) -> TurnId {
+async fn end_one(producer: &Client) -> TurnId {
     let turn = producer.enqueue(NewTurn::user("hi")).await.expect("enqueued");
     Operator::new(producer.clone()).cancel_turn(turn).await.expect("cancels");
     turn
@@ -55,8 +55,8 @@ async fn an_end_that_was_delivered_to_a_dropped_read_is_handed_out() {
     let (direct, mut redis) = (producer(&server.url()).await, client(&server).await);
     let proxy = Proxy::start(server.address()).await.expect("a local port is free");
     // Longer than this test: what it waits for is one read.
-    let long = ProducerSettings { block: Duration::from_secs(600), ..settings() };
-    let reader = Operator::new(Producer::connect(&proxy.url(), long).await.expect("Redis answers"));
+    let long = builder(&proxy.url()).block(Duration::from_secs(600));
+    let reader = Operator::new(long.connect().await.expect("Redis answers"));
     let membership = Some(Membership { group: name("g"), consumer: name("c") });
     let mut events = reader.events(EventsQuery { membership, ..EventsQuery::default() });
     let (events_key, group) = (keys().events(), events_group(Some(&name("t")), &name("g")));
@@ -144,7 +144,7 @@ async fn a_server_that_does_not_serve_is_told_soon_and_not_as_a_want_of_rights()
     let mut redis = client(&server).await;
     let () = command(&mut redis, &["CONFIG", "SET", "replica-serve-stale-data", "no"]).await;
     let () = command(&mut redis, &["REPLICAOF", "127.0.0.1", "1"]).await;
-    let operator = Operator::reach(&server.url(), settings()).await.expect("it answers");
+    let operator = Operator::reach(builder(&server.url())).await.expect("it answers");
     let start = Instant::now();
     let checks = operator.examine(15_000).await;
     assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());

@@ -10,7 +10,7 @@ use redis::AsyncCommands;
 use tempfile::TempDir;
 use turnmill_client::operate::Operator;
 use turnmill_client::operate::turn::Cancelled;
-use turnmill_client::{Advice, NewTurn, Producer, ProducerError, ProducerSettings};
+use turnmill_client::{Advice, Client, ClientError, NewTurn};
 use turnmill_schema::envelope::{MAX_ENVELOPE_BYTES, MAX_INLINE_BYTES};
 use turnmill_schema::keys::Keys;
 use turnmill_schema::{Name, Outcome, PayloadReference, StoredTurn, Turn};
@@ -49,10 +49,13 @@ impl Place {
         format!("file://{}", self.store().display())
     }
 
-    async fn producer(&self, store: Option<String>) -> Producer {
-        let mut settings = ProducerSettings::new(name("q"), name("t"));
-        settings.store = store;
-        Producer::connect(&self.redis.url(), settings).await.expect("Redis answers and the store opens")
+    async fn producer(&self, store: Option<String>) -> Client {
+        let builder = Client::builder(self.redis.url()).queue(name("q")).tenant(name("t"));
+        let builder = match store {
+            Some(store) => builder.store(store),
+            None => builder,
+        };
+        builder.connect().await.expect("Redis answers and the store opens")
     }
 
     async fn broker(&self) -> RedisBroker {
@@ -171,13 +174,13 @@ async fn without_a_store_and_over_the_hard_limit_a_turn_is_refused_and_nothing_i
     let place = Place::new();
     let large = || NewTurn::user("x".repeat(MIB));
     let error = place.producer(None).await.enqueue(large()).await.expect_err("no store");
-    assert!(matches!(error, ProducerError::NoStore { .. }) && error.advice() == Advice::Reject, "{error}");
+    assert!(matches!(error, ClientError::NoStore { .. }) && error.advice() == Advice::Reject, "{error}");
     assert!(["--store", "TURNMILL_STORE", "262144"].iter().all(|part| error.to_string().contains(part)));
 
     let producer = place.producer(Some(place.url())).await;
     let huge = NewTurn::user("x".repeat(MAX_ENVELOPE_BYTES));
     let error = producer.enqueue_batch(vec![large(), huge]).await.expect_err("too large");
-    assert!(matches!(error, ProducerError::Envelope(_)) && error.advice() == Advice::Reject, "{error}");
+    assert!(matches!(error, ClientError::Envelope(_)) && error.advice() == Advice::Reject, "{error}");
     assert!(error.to_string().contains("at most 16777216 are allowed"), "{error}");
 
     assert_eq!(files(&place.store()), Vec::<PathBuf>::new());
@@ -192,7 +195,7 @@ async fn a_store_that_cannot_be_written_to_enqueues_nothing() {
     // A file where a folder should be.
     std::fs::write(place.store().join("payloads"), "").expect("written");
     let error = producer.enqueue(NewTurn::user("x".repeat(MIB))).await.expect_err("it cannot be stored");
-    assert!(matches!(error, ProducerError::Store { .. }) && error.advice() == Advice::Retry, "{error}");
+    assert!(matches!(error, ClientError::Store { .. }) && error.advice() == Advice::Retry, "{error}");
     let keys: Vec<String> = place.connection().await.keys("*").await.expect("KEYS");
     assert_eq!(keys, Vec::<String>::new());
 }

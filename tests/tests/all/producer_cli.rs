@@ -15,7 +15,7 @@ use turnmill_client::schema::keys::{FIELD_AGENT, FIELD_AT, FIELD_END, FIELD_EVEN
 use turnmill_client::schema::{
     Begin, Delta, End, Event, FinishReason, Name, Outcome, Priority, Timing, TurnId, Usage, envelope,
 };
-use turnmill_client::{Followed, NewTurn, Producer, ProducerError, ProducerSettings, StreamId};
+use turnmill_client::{Client, ClientBuilder, ClientError, Followed, NewTurn, StreamId};
 use turnmill_tests::program;
 use turnmill_tests::redis_server::RedisServer;
 
@@ -29,14 +29,12 @@ fn name(text: &str) -> Name {
     Name::new(text).expect("a name")
 }
 
-fn settings() -> ProducerSettings {
-    let mut settings = ProducerSettings::new(name("default"), name("default"));
-    settings.block = Duration::from_millis(200);
-    settings
+fn builder(server: &RedisServer) -> ClientBuilder {
+    Client::builder(server.url()).block(Duration::from_millis(200))
 }
 
-async fn producer(server: &RedisServer) -> Producer {
-    Producer::connect(&server.url(), settings()).await.expect("Redis answers")
+async fn producer(server: &RedisServer) -> Client {
+    builder(server).connect().await.expect("Redis answers")
 }
 
 /// The played worker and the operator with redis-cli.
@@ -166,10 +164,10 @@ fn failed() -> End {
     }
 }
 
-type Events = Vec<Result<Followed, ProducerError>>;
+type Events = Vec<Result<Followed, ClientError>>;
 
 /// Reads one event that is there or will come.
-async fn next(events: &mut (impl Stream<Item = Result<Followed, ProducerError>> + Unpin)) -> Followed {
+async fn next(events: &mut (impl Stream<Item = Result<Followed, ClientError>> + Unpin)) -> Followed {
     events.next().await.expect("not ended").expect("no error")
 }
 
@@ -269,7 +267,7 @@ async fn an_expired_stream_leaves_the_outcome_and_an_expired_turn_is_told() {
 
     let _deleted: u64 = worker.redis.del(worker.keys.turn(turn)).await.expect("DEL");
     let error = producer.wait(turn).await.expect_err("must be told");
-    assert!(matches!(error, ProducerError::UnknownTurn { .. }), "{error}");
+    assert!(matches!(error, ClientError::UnknownTurn { .. }), "{error}");
 }
 
 #[tokio::test]
@@ -304,7 +302,7 @@ async fn a_short_reply_outlives_its_stream() {
     worker.keep_reply(turn, Delta { lengths: Vec::new(), ..delta(0, 13) }).await;
     assert_eq!(producer.wait(turn).await.expect("ended").text.as_deref(), Some(REPLY));
     let cut = from(5, 4).await;
-    assert!(matches!(&cut[..], [Err(ProducerError::Unreadable { .. })]), "{cut:?}");
+    assert!(matches!(&cut[..], [Err(ClientError::Unreadable { .. })]), "{cut:?}");
 }
 
 #[tokio::test]
@@ -315,7 +313,7 @@ async fn a_gap_is_an_error_and_not_wrong_text() {
     worker.delta(turn, 5, 0, 2).await;
     worker.delta(turn, 5, 4, 6).await;
     let error = producer.wait(turn).await.expect_err("must be told");
-    assert!(matches!(error, ProducerError::Gap { expected: 2, found: 4, .. }), "{error}");
+    assert!(matches!(error, ClientError::Gap { expected: 2, found: 4, .. }), "{error}");
 }
 
 #[tokio::test]
@@ -344,17 +342,15 @@ async fn batches_keep_their_order_and_repeating_them_adds_nothing() {
 #[tokio::test]
 async fn the_idempotency_key_and_the_depth_limit_hold() {
     let server = RedisServer::start();
-    let mut settings = settings();
-    settings.max_depth = 1;
-    let producer = Producer::connect(&server.url(), settings).await.expect("Redis answers");
+    let producer = builder(&server).max_depth(1).connect().await.expect("Redis answers");
     let keyed = || NewTurn { idempotency_key: Some(name("k")), ..NewTurn::user("hi") };
     let first = producer.enqueue(keyed()).await.expect("enqueued");
     assert_eq!(producer.enqueue(keyed()).await.expect("enqueued before"), first);
     let error = producer.enqueue(NewTurn::user("hi")).await.expect_err("must be refused");
-    assert!(matches!(error, ProducerError::QueueFull { tenant: None, open: 1, limit: 1, .. }), "{error}");
+    assert!(matches!(error, ClientError::QueueFull { tenant: None, open: 1, limit: 1, .. }), "{error}");
     assert!(error.to_string().starts_with("queue full; retry after "), "{error}");
     let error = producer.enqueue(NewTurn::default()).await.expect_err("must be refused");
-    assert!(matches!(error, ProducerError::InvalidTurn(_)), "{error}");
+    assert!(matches!(error, ClientError::InvalidTurn(_)), "{error}");
 }
 
 #[tokio::test]
@@ -377,9 +373,8 @@ async fn lag_tells_leased_from_runnable() {
 #[tokio::test]
 async fn a_redis_that_stays_away_ends_the_wait() {
     let server = RedisServer::start();
-    let mut settings = settings();
-    settings.retry_for = Duration::from_millis(300);
-    let producer = Producer::connect(&server.url(), settings).await.expect("Redis answers");
+    let producer =
+        builder(&server).retry_for(Duration::from_millis(300)).connect().await.expect("Redis answers");
     let turn = producer.enqueue(NewTurn::user("hi")).await.expect("enqueued");
     drop(server);
     let error = producer.wait(turn).await.expect_err("must give up");

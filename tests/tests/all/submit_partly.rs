@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tempfile::NamedTempFile;
-use turnmill_client::{Advice, Fate, NewTurn, Producer, ProducerError, ProducerSettings};
+use turnmill_client::{Advice, Client, ClientError, Fate, NewTurn};
 use turnmill_tests::PATIENCE;
 use turnmill_tests::line::{Line, name};
 use turnmill_tests::proxy::{Hold, Proxy};
@@ -82,11 +82,7 @@ async fn a_full_queue_is_told_with_what_is_in_it() {
 #[tokio::test]
 async fn a_batch_that_ends_half_way_says_so_of_each_turn_and_can_be_repeated() {
     let line = Line::without_workers().await;
-    let limited = async |max_depth| {
-        let settings =
-            ProducerSettings { max_depth, ..ProducerSettings::new(name("default"), name("default")) };
-        Producer::connect(&line.redis.url(), settings).await
-    };
+    let limited = async |max_depth| Client::builder(line.redis.url()).max_depth(max_depth).connect().await;
     let (small, large) = tokio::join!(limited(300), limited(1000));
     let (small, large) = (small.expect("Redis answers"), large.expect("Redis answers"));
     let turn = |i| small.prepare(NewTurn::user("hi").agent(name(&format!("agent-{i}"))));
@@ -99,8 +95,8 @@ async fn a_batch_that_ends_half_way_says_so_of_each_turn_and_can_be_repeated() {
     }
     let told = error.to_string();
     assert!(told.starts_with("200 of 450 turns are in the queue; the others are not: queue full"), "{told}");
-    assert!(matches!(&error, ProducerError::Partly { source, .. }
-        if matches!(**source, ProducerError::QueueFull { open: 200, limit: 300, .. })));
+    assert!(matches!(&error, ClientError::Partly { source, .. }
+        if matches!(**source, ClientError::QueueFull { open: 200, limit: 300, .. })));
     assert_eq!(open_turns(&line).await, 200);
     let ids = large.enqueue_prepared(&turns).await.expect("there is room");
     assert_eq!(ids, turns.iter().map(|turn| turn.id).collect::<Vec<_>>());
@@ -111,12 +107,8 @@ async fn a_batch_that_ends_half_way_says_so_of_each_turn_and_can_be_repeated() {
 async fn a_batch_without_an_answer_is_unknown_not_absent() {
     let line = Line::without_workers().await;
     let proxy = Proxy::start(line.redis.address()).await.expect("a port is free");
-    let settings = ProducerSettings {
-        response_timeout: Duration::from_millis(500),
-        retry_for: Duration::from_secs(2),
-        ..ProducerSettings::new(name("default"), name("default"))
-    };
-    let producer = Producer::connect(&proxy.url(), settings).await.expect("Redis answers");
+    let builder = Client::builder(proxy.url()).response_timeout(Duration::from_millis(500));
+    let producer = builder.retry_for(Duration::from_secs(2)).connect().await.expect("Redis answers");
     let turns: Vec<_> = (0..450).map(|i| producer.prepare(NewTurn::user(format!("{i}")))).collect();
     // The connection stands and the script is known: what is held back below is the answer to the batch, and nothing before it.
     producer.enqueue(NewTurn::user("first")).await.expect("enqueued");
@@ -135,13 +127,12 @@ async fn a_batch_without_an_answer_is_unknown_not_absent() {
 async fn a_lost_answer_is_not_forgotten_because_a_later_try_is_refused() {
     let (first, second) = (RedisServer::start(), RedisServer::start());
     let proxy = Proxy::start(first.address()).await.expect("a port is free");
-    let settings = ProducerSettings {
-        response_timeout: Duration::from_millis(200),
-        retry_for: Duration::from_secs(3),
-        ..ProducerSettings::new(name("default"), name("default"))
+    let builder = |url: String| {
+        let builder = Client::builder(url).response_timeout(Duration::from_millis(200));
+        builder.retry_for(Duration::from_secs(3))
     };
-    let producer = Producer::connect(&proxy.url(), settings.clone()).await.expect("Redis answers");
-    let direct = Producer::connect(&first.url(), settings).await.expect("Redis answers");
+    let producer = builder(proxy.url()).connect().await.expect("Redis answers");
+    let direct = builder(first.url()).connect().await.expect("Redis answers");
     let replica = redis::Client::open(second.url()).expect("a URL");
     let mut replica = replica.get_multiplexed_async_connection().await.expect("Redis answers");
     let mut follow = redis::cmd("REPLICAOF");

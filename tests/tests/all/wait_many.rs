@@ -8,7 +8,7 @@ use redis::aio::MultiplexedConnection;
 use tokio::time::timeout;
 use turnmill_client::schema::keys::{FIELD_END, FIELD_EVENT, Keys};
 use turnmill_client::schema::{Delta, End, Event, Outcome, Timing, TurnId, Usage, envelope};
-use turnmill_client::{NewTurn, Producer, ProducerError, ProducerSettings, WaitMany};
+use turnmill_client::{Client, ClientError, NewTurn, WaitMany};
 use turnmill_tests::PATIENCE;
 use turnmill_tests::line::{Line, exactly, name};
 
@@ -174,16 +174,13 @@ async fn turns_are_not_given_up_while_redis_is_busy() {
 #[tokio::test]
 async fn what_is_not_there_and_a_redis_that_stays_away_are_told_of_each_turn() {
     let line = Line::without_workers().await;
-    let settings = ProducerSettings {
-        retry_for: Duration::from_millis(300),
-        ..ProducerSettings::new(name("default"), name("default"))
-    };
-    let producer = Producer::connect(&line.redis.url(), settings).await.expect("Redis answers");
+    let builder = Client::builder(line.redis.url()).retry_for(Duration::from_millis(300));
+    let producer = builder.connect().await.expect("Redis answers");
     let mut ends = producer.wait_many();
     let unknown = TurnId::new(0);
     ends.add(unknown);
     let told = ends.next().await.expect("one is waited for");
-    assert!(matches!(told, (turn, Err(ProducerError::UnknownTurn { .. })) if turn == unknown));
+    assert!(matches!(told, (turn, Err(ClientError::UnknownTurn { .. })) if turn == unknown));
 
     let turns = line.enqueue((0..3).map(|i| NewTurn::user(format!("{i}"))).collect()).await;
     turns.iter().for_each(|turn| ends.add(*turn));

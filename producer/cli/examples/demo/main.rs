@@ -15,7 +15,7 @@ use clap::Parser;
 use futures::StreamExt;
 use futures::future::try_join_all;
 use turnmill_client::schema::{End, Event, Message, Name, Outcome, Role, Sampling};
-use turnmill_client::{NewTurn, Producer, ProducerSettings};
+use turnmill_client::{Client, NewTurn};
 
 use cast::{AGENTS, Agent, SYSTEM};
 use screen::{Screen, Voice, visible};
@@ -47,17 +47,16 @@ async fn main() -> ExitCode {
 }
 
 async fn run(args: Args) -> Result<(), Box<dyn Error>> {
-    let settings = ProducerSettings::new(args.queue, Name::new("default")?);
-    let producer = Producer::connect(&args.redis_url, settings).await?;
+    let client = Client::builder(&args.redis_url).queue(args.queue).connect().await?;
     let screen = Screen::new();
-    let talks = AGENTS.iter().map(|agent| talk(&producer, agent, screen.voice(agent.name)));
+    let talks = AGENTS.iter().map(|agent| talk(&client, agent, screen.voice(agent.name)));
     let rows = try_join_all(talks).await?.concat();
     println!("\n{}\n\n{}", table::render(&rows), table::summary(&rows));
     Ok(())
 }
 
 /// An agent's turns, one after the other: the second continues the history the first one left.
-async fn talk(producer: &Producer, agent: &Agent, mut voice: Voice) -> Result<Vec<Row>, Box<dyn Error>> {
+async fn talk(client: &Client, agent: &Agent, mut voice: Voice) -> Result<Vec<Row>, Box<dyn Error>> {
     let name = Name::new(agent.name)?;
     let mut rows = Vec::new();
     for (index, question) in agent.questions.into_iter().enumerate() {
@@ -76,7 +75,7 @@ async fn talk(producer: &Producer, agent: &Agent, mut voice: Voice) -> Result<Ve
         let turn =
             NewTurn { messages, sampling, new_session: first, ..NewTurn::default() }.agent(name.clone());
         voice.asked(question);
-        let end = tokio::time::timeout(PATIENCE, take(producer, turn, &mut voice))
+        let end = tokio::time::timeout(PATIENCE, take(client, turn, &mut voice))
             .await
             .map_err(|_| "a turn had no result for five minutes; is a worker serving this queue?")??;
         rows.push(Row { agent: agent.name, turn: index + 1, end });
@@ -85,9 +84,9 @@ async fn talk(producer: &Producer, agent: &Agent, mut voice: Voice) -> Result<Ve
 }
 
 /// Enqueues a turn and speaks its reply as it is made.
-async fn take(producer: &Producer, turn: NewTurn, voice: &mut Voice) -> Result<End, Box<dyn Error>> {
-    let turn = producer.enqueue(turn).await?;
-    let mut events = std::pin::pin!(producer.follow(turn, None));
+async fn take(client: &Client, turn: NewTurn, voice: &mut Voice) -> Result<End, Box<dyn Error>> {
+    let turn = client.enqueue(turn).await?;
+    let mut events = std::pin::pin!(client.follow(turn, None));
     while let Some(followed) = events.next().await {
         match followed?.event {
             Event::Begin(_) => {}

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use tempfile::NamedTempFile;
-use turnmill_client::ProducerError;
+use turnmill_client::ClientError;
 use turnmill_client::operate::Operator;
 use turnmill_client::operate::transfer::Transferred;
 use turnmill_client::schema::Name;
@@ -85,9 +85,9 @@ impl Export {
 }
 
 /// The file is the standard output: nobody reads it any more, or it cannot be written.
-fn unwritten(error: ProducerError) -> Exit {
+fn unwritten(error: ClientError) -> Exit {
     match error {
-        ProducerError::File(error) => Exit::Output(error),
+        ClientError::File(error) => Exit::Output(error),
         other => Exit::Queue(other),
     }
 }
@@ -109,9 +109,9 @@ impl Import {
 }
 
 /// An error while the file was written or read. One that is about the file names it.
-fn of_file(error: ProducerError, verb: &str, path: &Path) -> Exit {
+fn of_file(error: ClientError, verb: &str, path: &Path) -> Exit {
     match error {
-        ProducerError::File(error) => cannot(verb, path, &error),
+        ClientError::File(error) => cannot(verb, path, &error),
         other => Exit::Queue(other),
     }
 }
@@ -145,21 +145,21 @@ mod tests {
 
     #[test]
     fn an_error_of_the_file_names_it_and_no_other_does() {
-        let full = ProducerError::File(Error::from(ErrorKind::StorageFull));
+        let full = ClientError::File(Error::from(ErrorKind::StorageFull));
         let (code, said) = of_file(full, "written", Path::new("/backup/a.tmagent")).read();
         assert_eq!(code, 2);
         assert!(said.is_some_and(|said| said.starts_with("/backup/a.tmagent cannot be written: ")));
         let tenant = || "t".to_owned();
-        let other = ProducerError::OtherTenant { found: tenant(), tenant: tenant() };
+        let other = ClientError::OtherTenant { found: tenant(), tenant: tenant() };
         let (_, said) = of_file(other, "read", Path::new("/backup/a.tmagent")).read();
         assert!(said.is_some_and(|said| !said.contains("/backup")));
     }
 
     #[test]
     fn a_closed_pipe_ends_an_export_quietly_and_nothing_else_does() {
-        let file = |kind: ErrorKind| ProducerError::File(Error::from(kind));
+        let file = |kind: ErrorKind| ClientError::File(Error::from(kind));
         let unknown =
-            || ProducerError::UnknownAgent { agent: "a".into(), tenant: "t".into(), queue: "q".into() };
+            || ClientError::UnknownAgent { agent: "a".into(), tenant: "t".into(), queue: "q".into() };
         for (error, code, says) in [
             (file(ErrorKind::BrokenPipe), 0, None),
             (file(ErrorKind::StorageFull), 1, Some("cannot write the output")),

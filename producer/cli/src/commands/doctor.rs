@@ -24,7 +24,7 @@ pub struct Doctor {
 
 impl Doctor {
     pub async fn run(self, global: &Global) -> Result<(), Exit> {
-        let operator = Operator::reach(&global.redis_url, global.settings()).await?;
+        let operator = Operator::reach(global.builder()).await?;
         let checks = operator.examine(self.lease_ms).await;
         if self.json {
             checks.iter().try_for_each(json_line)?;

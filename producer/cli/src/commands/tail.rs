@@ -22,9 +22,9 @@ pub struct Tail {
 
 impl Tail {
     pub async fn run(self, global: &Global) -> Result<(), Exit> {
-        let producer = global.connect().await?;
+        let client = global.connect().await?;
         let show = Show { json: self.json, ..Show::default() };
-        match show.events(&producer, self.turn, self.from).await? {
+        match show.events(&client, self.turn, self.from).await? {
             true => Ok(()),
             false => Err(Exit::NotCompleted),
         }

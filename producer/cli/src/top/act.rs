@@ -1,6 +1,6 @@
 //! Does what somebody confirmed, and says what came of it.
 
-use turnmill_client::ProducerError;
+use turnmill_client::ClientError;
 use turnmill_client::operate::Operator;
 use turnmill_client::operate::turn::Cancelled;
 
@@ -11,7 +11,7 @@ pub async fn perform(operator: &Operator, order: Order) -> Result<String, String
     done(operator, order).await.map_err(|error| format!("it failed: {error}"))
 }
 
-async fn done(operator: &Operator, order: Order) -> Result<String, ProducerError> {
+async fn done(operator: &Operator, order: Order) -> Result<String, ClientError> {
     Ok(match order {
         Order::Cancel(turn) => match operator.cancel_turn(turn).await? {
             Cancelled::Cancelled => format!("turn {turn} is cancelled"),

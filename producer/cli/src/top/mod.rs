@@ -25,7 +25,7 @@ use futures::stream::FuturesUnordered;
 use ratatui::crossterm::event::{Event, EventStream, KeyEvent};
 use tokio::sync::{Notify, mpsc};
 use turnmill_client::operate::Operator;
-use turnmill_client::{ProducerError, ProducerSettings};
+use turnmill_client::{ClientBuilder, ClientError};
 
 use model::{Effect, State};
 use poll::Reader;
@@ -41,9 +41,9 @@ const RESPONSE_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long a reading goes on trying: a connection that broke while it idled is no outage. The next reading comes soon.
 const RETRY_FOR: Duration = Duration::from_millis(250);
 
-/// A producer's settings for somebody who watches.
-pub fn settings(settings: ProducerSettings) -> ProducerSettings {
-    ProducerSettings { response_timeout: RESPONSE_TIMEOUT, retry_for: RETRY_FOR, ..settings }
+/// The patience of somebody who watches.
+pub fn patience(builder: ClientBuilder) -> ClientBuilder {
+    builder.response_timeout(RESPONSE_TIMEOUT).retry_for(RETRY_FOR)
 }
 
 /// Takes over the terminal until somebody quits.
@@ -98,7 +98,7 @@ fn press(state: &mut State, key: KeyEvent) -> Effect {
 }
 
 /// Prints one frame, as wide as given and as long as it takes. Reads twice where turns run: a speed needs two readings.
-pub async fn once(operator: Operator, interval: Duration, width: u16) -> Result<String, ProducerError> {
+pub async fn once(operator: Operator, interval: Duration, width: u16) -> Result<String, ClientError> {
     let mut state = State::new(operator.queue().to_string(), operator.address().to_owned());
     let mut reader = Reader::new(operator);
     state.take(Ok(reader.read().await?), Instant::now());

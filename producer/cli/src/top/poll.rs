@@ -7,14 +7,14 @@
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc};
-use turnmill_client::ProducerError;
+use turnmill_client::ClientError;
 use turnmill_client::operate::Operator;
 use turnmill_client::operate::ends::NewestEnds;
 
 use super::model::{ENDS_KEPT, MAX_DEAD, MAX_RUNNING, Part, Snapshot};
 
 /// What a reading came to.
-pub type Reading = Result<Snapshot, ProducerError>;
+pub type Reading = Result<Snapshot, ClientError>;
 
 /// Reads one snapshot after the other.
 pub struct Reader {
@@ -68,11 +68,11 @@ impl Reader {
 #[derive(Default)]
 struct Troubles {
     parts: usize,
-    errors: Vec<ProducerError>,
+    errors: Vec<ClientError>,
 }
 
 impl Troubles {
-    fn part<T>(&mut self, read: Result<T, ProducerError>) -> Part<T> {
+    fn part<T>(&mut self, read: Result<T, ClientError>) -> Part<T> {
         self.parts += 1;
         read.map_err(|error| {
             let why = error.to_string();
@@ -84,7 +84,7 @@ impl Troubles {
     /// A reading is none where Redis is away, or where every part failed.
     fn judge(self, snapshot: Snapshot) -> Reading {
         let Self { parts, mut errors } = self;
-        let away = errors.iter().position(ProducerError::is_outage);
+        let away = errors.iter().position(ClientError::is_outage);
         match away {
             Some(away) => Err(errors.swap_remove(away)),
             None if errors.len() == parts => Err(errors.swap_remove(0)),
@@ -100,11 +100,11 @@ mod tests {
 
     use super::*;
 
-    fn refused() -> Result<(), ProducerError> {
+    fn refused() -> Result<(), ClientError> {
         Err(Fault::Unsuitable("this user may not".to_owned()).into())
     }
 
-    fn away() -> Result<(), ProducerError> {
+    fn away() -> Result<(), ClientError> {
         Err(Fault::Unreachable { address: "h:1".to_owned(), reason: "refused".to_owned() }.into())
     }
 

@@ -14,9 +14,9 @@ use serde::Serialize;
 use turnmill_redis::Fault;
 
 use super::Operator;
-use crate::error::ProducerError;
-use crate::producer::Producer;
-use crate::settings::ProducerSettings;
+use crate::builder::ClientBuilder;
+use crate::client::Client;
+use crate::error::ClientError;
 
 /// How long a check goes on trying: a person waits for the report, and a server that does not answer is what it reports.
 const RETRY_FOR: Duration = Duration::from_secs(1);
@@ -71,15 +71,15 @@ impl Check {
     }
 
     /// A check that could not be made.
-    fn unknown(check: &'static str, error: &ProducerError) -> Self {
+    fn unknown(check: &'static str, error: &ClientError) -> Self {
         Self::warn(check, format!("unknown: {error}"), advice(error))
     }
 }
 
 /// What to do if a check cannot be made.
-fn advice(error: &ProducerError) -> &'static str {
+fn advice(error: &ClientError) -> &'static str {
     match error {
-        ProducerError::Queue(Fault::Unsuitable(_)) => "let this user run the command, or ask who may",
+        ClientError::Queue(Fault::Unsuitable(_)) => "let this user run the command, or ask who may",
         error if error.is_outage() => "run turnmill doctor again once the server serves the queue",
         _ => "see the reason; if it names a key, the check of types tells what is wrong with it",
     }
@@ -88,9 +88,9 @@ fn advice(error: &ProducerError) -> &'static str {
 impl Operator {
     /// Connects to a server whatever state it is in: what makes it unsuitable is for [`Operator::examine`] to tell.
     /// It retries for at most a second, whatever the settings say.
-    pub async fn reach(url: &str, settings: ProducerSettings) -> Result<Self, ProducerError> {
-        let settings = ProducerSettings { retry_for: settings.retry_for.min(RETRY_FOR), ..settings };
-        Ok(Self::new(Producer::reach(url, settings).await?))
+    pub async fn reach(builder: ClientBuilder) -> Result<Self, ClientError> {
+        let retry_for = builder.settings.retry_for.min(RETRY_FOR);
+        Ok(Self::new(Client::reach(builder.retry_for(retry_for)).await?))
     }
 
     /// Every check, in a fixed order. `lease_ms` is what the workers' leases are set to.

@@ -3,7 +3,7 @@
 use turnmill_redis::type_of_name;
 
 use super::Check;
-use crate::error::ProducerError;
+use crate::error::ClientError;
 use crate::operate::Operator;
 use crate::operate::Scope;
 use crate::operate::dead::DeadQuery;
@@ -19,7 +19,7 @@ const NAMED: usize = 3;
 
 impl Operator {
     pub(super) async fn examine_queue(&self, lease_ms: u64) -> Vec<Check> {
-        let or_unknown = |check, found: Result<Check, ProducerError>| {
+        let or_unknown = |check, found: Result<Check, ClientError>| {
             found.unwrap_or_else(|error| Check::unknown(check, &error))
         };
         let mut checks = vec![or_unknown("types", self.types().await)];
@@ -30,9 +30,9 @@ impl Operator {
     }
 
     /// Whether every key of ours has the type the scripts expect.
-    async fn types(&self) -> Result<Check, ProducerError> {
+    async fn types(&self) -> Result<Check, ClientError> {
         let (mut seen, mut wrong) = (0, Vec::new());
-        for keys in self.producer.queue.all_keys() {
+        for keys in self.client.queue.all_keys() {
             let prefix = keys.open().trim_end_matches("open").to_owned();
             let mut scan = self.redis().server().scan(format!("{prefix}*"));
             while let Some(page) = self.redis().next_page(&mut scan).await? {
@@ -57,7 +57,7 @@ impl Operator {
         Ok(Check::fail("types", found, advice))
     }
 
-    async fn wrong_types(&self, prefix: &str, page: Vec<String>) -> Result<Vec<String>, ProducerError> {
+    async fn wrong_types(&self, prefix: &str, page: Vec<String>) -> Result<Vec<String>, ClientError> {
         let types = self.redis().ask(|server| server.types_of(&page)).await?;
         let wrong = |(key, found): (String, String)| {
             let expected = type_of_name(key.strip_prefix(prefix).unwrap_or_default());
@@ -73,7 +73,7 @@ impl Operator {
 
     /// Scripts, lag, workers and whether the queue is paused.
     async fn work(&self) -> Vec<Check> {
-        let lag = match self.producer.lag().await {
+        let lag = match self.client.lag().await {
             Ok(lag) => lag,
             Err(error) => {
                 let advice = match error.is_outage() {
@@ -107,10 +107,10 @@ impl Operator {
     }
 
     /// Tickets that were delivered and that nobody kept alive or reclaimed since.
-    async fn stuck(&self, lease_ms: u64) -> Result<Check, ProducerError> {
+    async fn stuck(&self, lease_ms: u64) -> Result<Check, ClientError> {
         let idle_ms = lease_ms.saturating_mul(STUCK_LEASES);
         let mut stuck = 0;
-        for keys in self.producer.queue.all_keys() {
+        for keys in self.client.queue.all_keys() {
             stuck += self.redis().ask(|server| server.count_unrenewed(&keys, idle_ms, MAX_STUCK)).await?;
         }
         if stuck == 0 {
@@ -121,7 +121,7 @@ impl Operator {
         Ok(Check::fail("stuck", found, "start a worker: a live one reclaims them within two of its leases"))
     }
 
-    async fn dead(&self) -> Result<Check, ProducerError> {
+    async fn dead(&self) -> Result<Check, ClientError> {
         let query = DeadQuery { scope: Scope::AllTenants, ..DeadQuery::default() };
         let reasons = self.count_dead_letters(&query).await?;
         if reasons.is_empty() {

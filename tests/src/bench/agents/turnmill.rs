@@ -6,7 +6,7 @@ use std::time::Instant;
 use futures::future::try_join_all;
 use tempfile::TempDir;
 use turnmill_client::schema::{Message, Outcome, Role};
-use turnmill_client::{NewTurn, Producer, ProducerSettings};
+use turnmill_client::{Client, NewTurn};
 
 use super::script::{self, SYSTEM};
 use super::{AGENTS, Heard, REPLY_TOKENS, Round, TURNS, check, round_of};
@@ -24,8 +24,7 @@ pub(super) async fn round(model: &Path, keeps: bool) -> Result<Round, BenchError
     let redis = RedisServer::start();
     let flags = ["--model", &model, "--store", &store];
     let worker = tokio::task::block_in_place(|| Worker::start(&redis, &flags));
-    let settings = ProducerSettings::new(name("default"), name("default"));
-    let producer = Producer::connect(&redis.url(), settings).await?;
+    let producer = Client::builder(redis.url()).connect().await?;
     take(&producer, NewTurn::user("Good morning.").sampling(exactly(REPLY_TOKENS))).await?;
 
     let began = Instant::now();
@@ -34,7 +33,7 @@ pub(super) async fn round(model: &Path, keeps: bool) -> Result<Round, BenchError
 }
 
 /// An agent's turns, one after the other. The queue remembers what was said.
-async fn talk(producer: &Producer, agent: usize) -> Result<Vec<Heard>, BenchError> {
+async fn talk(producer: &Client, agent: usize) -> Result<Vec<Heard>, BenchError> {
     let mut heard = Vec::new();
     for turn in 0..TURNS {
         let mut messages = vec![Message::new(Role::User, script::question(agent, turn))];
@@ -47,7 +46,7 @@ async fn talk(producer: &Producer, agent: usize) -> Result<Vec<Heard>, BenchErro
     Ok(heard)
 }
 
-async fn take(producer: &Producer, turn: NewTurn) -> Result<Heard, BenchError> {
+async fn take(producer: &Client, turn: NewTurn) -> Result<Heard, BenchError> {
     let began = Instant::now();
     let turn = producer.enqueue(turn).await?;
     let result = producer.wait(turn).await?;

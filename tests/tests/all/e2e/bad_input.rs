@@ -4,7 +4,7 @@ use std::io::Write;
 use std::net::TcpListener;
 
 use tempfile::NamedTempFile;
-use turnmill_client::{NewTurn, ProducerError};
+use turnmill_client::{ClientError, NewTurn};
 use turnmill_schema::envelope::{self, EnvelopeError, MAX_ENVELOPE_BYTES, MAX_INLINE_BYTES};
 use turnmill_schema::{Outcome, Sampling, Turn, TurnId};
 use turnmill_tests::line::{Line, exactly, greedy, name};
@@ -81,12 +81,12 @@ async fn producers_refuse_what_can_never_run_and_write_nothing() {
     assert_eq!(error.to_string(), "max_tokens is 0; it must be at least 1");
     let large = NewTurn::user("x".repeat(MAX_INLINE_BYTES));
     let error = line.producer.enqueue(large).await.expect_err("must be refused");
-    assert!(matches!(error, ProducerError::NoStore { .. }), "{error}");
+    assert!(matches!(error, ClientError::NoStore { .. }), "{error}");
     let huge = NewTurn::user("x".repeat(MAX_ENVELOPE_BYTES));
     let error = line.producer.enqueue(huge).await.expect_err("must be refused");
     let limit = MAX_ENVELOPE_BYTES;
     assert!(
-        matches!(error, ProducerError::Envelope(EnvelopeError::TooLarge { limit: l, .. }) if l == limit),
+        matches!(error, ClientError::Envelope(EnvelopeError::TooLarge { limit: l, .. }) if l == limit),
         "{error}"
     );
     for (arguments, part) in [

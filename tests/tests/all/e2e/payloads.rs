@@ -1,17 +1,16 @@
 //! Turns too large for Redis. What a worker with the store does is in `s3.rs`; one that has none ends them with a sentence.
 
 use tempfile::TempDir;
-use turnmill_client::{NewTurn, Producer, ProducerSettings};
+use turnmill_client::{Client, NewTurn};
 use turnmill_schema::{Outcome, Sampling};
-use turnmill_tests::line::{Line, exactly, name};
+use turnmill_tests::line::{Line, exactly};
 
 #[tokio::test]
 async fn a_worker_without_the_store_fails_a_large_turn_and_its_object_stays_for_a_replay() {
     let line = Line::start().await;
     let store = TempDir::new().expect("the temporary directory is writable");
-    let mut settings = ProducerSettings::new(name("default"), name("default"));
-    settings.store = Some(format!("file://{}", store.path().display()));
-    let producer = Producer::connect(&line.redis.url(), settings).await.expect("Redis answers");
+    let builder = Client::builder(line.redis.url()).store(format!("file://{}", store.path().display()));
+    let producer = builder.connect().await.expect("Redis answers");
     // Its prompt is short and its envelope is large.
     let stop = (0..16).map(|i| format!("{i}{}", "x".repeat(20 * 1024))).collect();
     let large = NewTurn::user("hi").sampling(Sampling { stop, ..exactly(2) });

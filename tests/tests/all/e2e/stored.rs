@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use tempfile::TempDir;
-use turnmill_client::{NewTurn, Producer, ProducerSettings, TurnResult};
+use turnmill_client::{Client, NewTurn, TurnResult};
 use turnmill_schema::{Message, Outcome, Role, Sampling, TurnId};
 use turnmill_tests::line::{Line, exactly, greedy, name};
 use turnmill_tests::proxy::Proxy;
@@ -191,9 +191,8 @@ async fn a_tenant_finds_nothing_of_another() {
     let mut tokens = Vec::new();
     for tenant in ["default", "other", "default"] {
         let worker = line.worker(&["--store", &store]);
-        let mut settings = ProducerSettings::new(name("default"), name("default"));
-        settings.tenant = name(tenant);
-        let producer = Producer::connect(&line.redis.url(), settings).await.expect("Redis answers");
+        let producer =
+            Client::builder(line.redis.url()).tenant(name(tenant)).connect().await.expect("Redis answers");
         let messages = vec![system_prompt(), Message::new(Role::User, "Hello.")];
         let turn = NewTurn { messages, agent: Some(name("a")), new_session: true, ..NewTurn::default() };
         let turn = producer.enqueue(turn.sampling(greedy(4))).await.expect("enqueued");
@@ -298,9 +297,8 @@ async fn with_keys_only_tenants_that_have_one_are_kept_and_only_keys_open_them()
     std::fs::write(keys.path().join("default.key"), "a1".repeat(32)).expect("written");
     let keys = keys.path().display().to_string();
     let turn = |text: &str| NewTurn::user(text).agent(name("a")).sampling(greedy(20));
-    let mut other = ProducerSettings::new(name("default"), name("default"));
-    other.tenant = name("other");
-    let other = Producer::connect(&line.redis.url(), other).await.expect("Redis answers");
+    let other =
+        Client::builder(line.redis.url()).tenant(name("other")).connect().await.expect("Redis answers");
     {
         let worker = line.worker(&["--store", &store, "--kv-keys", &keys]);
         let kept_not = other.enqueue(turn("Tell me about keys.")).await.expect("enqueued");

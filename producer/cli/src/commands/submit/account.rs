@@ -92,7 +92,7 @@ fn lines((first, last): (u64, u64)) -> String {
 
 #[cfg(test)]
 mod tests {
-    use turnmill_client::ProducerError;
+    use turnmill_client::ClientError;
     use turnmill_client::schema::TurnId;
 
     use super::*;
@@ -128,7 +128,7 @@ mod tests {
         let gone = || Err(Exit::NotThere("the result has expired".to_owned()));
         let refused = || {
             let (what, reason) = ("a result".to_owned(), "it is a list".to_owned());
-            Err(Exit::from(ProducerError::Unreadable { what, reason }))
+            Err(Exit::from(ClientError::Unreadable { what, reason }))
         };
         let mut results: [fn() -> Result<bool, Exit>; 4] = [|| Ok(false), gone, || Ok(true), refused];
         for _ in 0..results.len() {

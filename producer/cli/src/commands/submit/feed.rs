@@ -11,7 +11,7 @@ use futures::stream::ReadyChunks;
 use futures::{Stream, StreamExt, stream};
 use serde::Serialize;
 use turnmill_client::schema::{Name, TurnId};
-use turnmill_client::{BATCH_TURNS, Fate, PackedTurn, Producer, ProducerError};
+use turnmill_client::{BATCH_TURNS, Client, ClientError, Fate, PackedTurn};
 
 use crate::exit::Exit;
 use crate::input::{Given, WrongLine};
@@ -44,7 +44,7 @@ pub struct Stopped {
 
 /// What is needed to enqueue, and what was read and is not in the queue yet.
 pub struct Feed<'a, L: Stream> {
-    producer: &'a Producer,
+    client: &'a Client,
     traces: &'a Traces,
     /// If the queue is full, wait for room.
     wait_for_room: bool,
@@ -66,9 +66,9 @@ struct Mark {
 }
 
 impl<'a, L: Stream<Item = Result<Given, WrongLine>>> Feed<'a, L> {
-    pub fn new(producer: &'a Producer, traces: &'a Traces, wait_for_room: bool, lines: L) -> Self {
+    pub fn new(client: &'a Client, traces: &'a Traces, wait_for_room: bool, lines: L) -> Self {
         Self {
-            producer,
+            client,
             traces,
             wait_for_room,
             room: BATCH_TURNS,
@@ -96,7 +96,7 @@ impl<'a, L: Stream<Item = Result<Given, WrongLine>>> Feed<'a, L> {
         }
         loop {
             let tried = self.turns.len().min(self.room);
-            let error = match self.producer.enqueue_packed(&mut self.turns[..tried]).await {
+            let error = match self.client.enqueue_packed(&mut self.turns[..tried]).await {
                 Ok(ids) => {
                     self.room = BATCH_TURNS;
                     return Ok(Some(self.enqueued(&ids)));
@@ -139,8 +139,8 @@ impl<'a, L: Stream<Item = Result<Given, WrongLine>>> Feed<'a, L> {
 
     fn prepare(&mut self, given: Given) -> Result<(), Stopped> {
         let Given { line, turn } = given;
-        let mut turn = self.producer.prepare(turn);
-        self.producer.check(&turn).map_err(|error| match line {
+        let mut turn = self.client.prepare(turn);
+        self.client.check(&turn).map_err(|error| match line {
             Some(line) => WrongLine { line, reason: error.to_string() }.into(),
             None => Stopped { why: error.into(), unsure: Vec::new(), line },
         })?;
@@ -162,11 +162,7 @@ impl<'a, L: Stream<Item = Result<Given, WrongLine>>> Feed<'a, L> {
     }
 
     /// Ends the feed, after those of the turns tried that are in the queue all the same.
-    async fn failed(
-        &mut self,
-        error: ProducerError,
-        tried: usize,
-    ) -> Result<Option<Vec<Submitted>>, Stopped> {
+    async fn failed(&mut self, error: ClientError, tried: usize) -> Result<Option<Vec<Submitted>>, Stopped> {
         let fates = error.fates(tried);
         let ids = first_enqueued(&fates);
         let certain = fates.iter().rev().take_while(|fate| **fate == Fate::NotEnqueued).count();
@@ -188,7 +184,7 @@ impl<'a, L: Stream<Item = Result<Given, WrongLine>>> Feed<'a, L> {
             line: mark.line,
         });
         let stopped = Stopped { why, unsure: unsure.collect(), line };
-        self.producer.discard(rest).await;
+        self.client.discard(rest).await;
         if submitted.is_empty() {
             return Err(stopped);
         }
@@ -203,10 +199,10 @@ fn first_enqueued(fates: &[Fate]) -> Vec<TurnId> {
 }
 
 /// How much room there is and when to come again, if the queue is full and ever has room.
-fn room_in(error: &ProducerError) -> Option<(u64, Duration)> {
+fn room_in(error: &ClientError) -> Option<(u64, Duration)> {
     match error {
-        ProducerError::Partly { source, .. } => room_in(source),
-        ProducerError::QueueFull { open, limit: limit @ 1.., retry_after, .. } => {
+        ClientError::Partly { source, .. } => room_in(source),
+        ClientError::QueueFull { open, limit: limit @ 1.., retry_after, .. } => {
             Some((limit.saturating_sub(*open), *retry_after))
         }
         _ => None,
@@ -214,10 +210,10 @@ fn room_in(error: &ProducerError) -> Option<(u64, Duration)> {
 }
 
 /// The place of the turn whose idempotency key is another turn's.
-fn taken_in(error: &ProducerError) -> Option<usize> {
+fn taken_in(error: &ClientError) -> Option<usize> {
     match error {
-        ProducerError::Partly { source, .. } => taken_in(source),
-        ProducerError::KeyTaken { place, .. } => Some(*place),
+        ClientError::Partly { source, .. } => taken_in(source),
+        ClientError::KeyTaken { place, .. } => Some(*place),
         _ => None,
     }
 }

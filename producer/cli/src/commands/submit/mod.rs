@@ -12,8 +12,8 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use futures::stream::FuturesUnordered;
 use futures::{Stream, StreamExt, stream};
 use tokio::io::AsyncRead;
+use turnmill_client::NewTurn;
 use turnmill_client::schema::{Message, Name, Priority, RequestId, Role, TraceParent, TraceState, TurnId};
-use turnmill_client::{NewTurn, Producer, ProducerSettings};
 
 use self::account::Account;
 use self::feed::{Feed, Submitted};
@@ -209,15 +209,11 @@ impl Submit {
         global: &Global,
         lines: impl Stream<Item = Result<Given, WrongLine>>,
     ) -> Result<(), Exit> {
-        let limits = ProducerSettings {
-            max_depth: self.max_depth,
-            tenant_max_depth: self.tenant_max_depth,
-            ..global.settings()
-        };
         let traces = Traces::from_environment(&global.queue);
-        let producer = Producer::connect(&global.redis_url, limits).await?;
-        let mut feed = std::pin::pin!(Feed::new(&producer, &traces, self.wait_for_room, lines).into_stream());
-        let mut waited = producer.wait_many();
+        let limited = global.builder().max_depth(self.max_depth).tenant_max_depth(self.tenant_max_depth);
+        let client = limited.connect().await?;
+        let mut feed = std::pin::pin!(Feed::new(&client, &traces, self.wait_for_room, lines).into_stream());
+        let mut waited = client.wait_many();
         // Lines under one idempotency key are one turn, and each of them has a result.
         let mut lines_of: HashMap<TurnId, usize> = HashMap::new();
         let mut followers = FuturesUnordered::new();
@@ -235,7 +231,7 @@ impl Submit {
                             *lines_of.entry(turn.turn).or_default() += 1;
                             waited.add(turn.turn);
                         } else if self.stream {
-                            followers.push(show.events(&producer, turn.turn, None));
+                            followers.push(show.events(&client, turn.turn, None));
                         } else {
                             done.printed(self.print_id(&turn));
                         }
@@ -256,7 +252,7 @@ impl Submit {
             if done.is_unread() {
                 followers.clear();
                 if waited.waiting() > 0 {
-                    waited = producer.wait_many();
+                    waited = client.wait_many();
                 }
             }
         }

@@ -12,7 +12,7 @@ mod snapshot;
 
 use std::time::{Duration, Instant};
 
-use turnmill_client::ProducerError;
+use turnmill_client::ClientError;
 use turnmill_client::operate::dead::DeadLetter;
 use turnmill_client::operate::running::RunningTurn;
 use turnmill_client::operate::worker::WorkerView;
@@ -75,7 +75,7 @@ impl State {
     }
 
     /// Takes what was read. After an error the reading before stays.
-    pub fn take(&mut self, reading: Result<Snapshot, ProducerError>, now: Instant) {
+    pub fn take(&mut self, reading: Result<Snapshot, ClientError>, now: Instant) {
         let snapshot = match reading {
             Ok(snapshot) => snapshot,
             Err(error) => return self.trouble = Some(error.to_string()),

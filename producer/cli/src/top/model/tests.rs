@@ -10,7 +10,7 @@ fn state() -> (State, Instant) {
     (state, now)
 }
 
-fn away() -> ProducerError {
+fn away() -> ClientError {
     turnmill_client::Fault::Unreachable { address: "h:1".to_owned(), reason: "refused".to_owned() }.into()
 }
 

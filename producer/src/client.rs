@@ -1,53 +1,54 @@
-//! The producer: a queue, a tenant and a way to Redis.
+//! The client: a queue, a tenant and a way to Redis.
 
 use turnmill_schema::keys::{Keys, Queue};
 use turnmill_schema::{Turn, TurnId};
 
+use crate::builder::ClientBuilder;
 use crate::connection::Connection;
-use crate::error::ProducerError;
+use crate::error::ClientError;
 use crate::follow::Waiters;
 use crate::new_turn::NewTurn;
-use crate::settings::ProducerSettings;
+use crate::settings::Settings;
 use crate::store::PayloadStore;
 
-/// A producer of one tenant for one queue. Cheap to clone; clones share its few connections.
+/// A client of one tenant for one queue. Cheap to clone; clones share its few connections.
 #[derive(Clone, Debug)]
-pub struct Producer {
+pub struct Client {
     pub(crate) connection: Connection,
     pub(crate) waiters: Waiters,
     pub(crate) queue: Queue,
     pub(crate) payloads: Option<PayloadStore>,
-    pub(crate) settings: ProducerSettings,
+    pub(crate) settings: Settings,
 }
 
-impl Producer {
-    /// Connects to `url` (`redis://[user:password@]host[:port][/database]`, `rediss://` for TLS, `unix://`; `valkey://` and
-    /// `valkeys://` mean the same). Characters of user and password that have a meaning in URLs are percent-encoded.
-    ///
-    /// Fails at once if Redis cannot be reached, is older than 7.0, may evict what it holds or is a replica, and if
-    /// [`ProducerSettings::store`] is not the URL of a store.
-    pub async fn connect(url: &str, settings: ProducerSettings) -> Result<Self, ProducerError> {
-        settings.validate()?;
-        let payloads = payloads(&settings)?;
+impl Client {
+    /// Begins to connect to the Redis at `url`: `redis://[user:password@]host[:port][/database]`, `rediss://` for TLS, `unix://`;
+    /// `valkey://` and `valkeys://` mean the same. Characters of user and password that have a meaning in URLs are
+    /// percent-encoded.
+    pub fn builder(url: impl Into<String>) -> ClientBuilder {
+        ClientBuilder::new(url.into())
+    }
+
+    pub(crate) async fn open(builder: ClientBuilder) -> Result<Self, ClientError> {
+        let (payloads, ClientBuilder { url, settings }) = (checked(&builder)?, builder);
         let connection = Connection::open(url, &settings).await?;
         Ok(Self::of(connection, payloads, settings))
     }
 
     /// Connects, and takes the server as it is.
-    pub(crate) async fn reach(url: &str, settings: ProducerSettings) -> Result<Self, ProducerError> {
-        settings.validate()?;
-        let payloads = payloads(&settings)?;
+    pub(crate) async fn reach(builder: ClientBuilder) -> Result<Self, ClientError> {
+        let (payloads, ClientBuilder { url, settings }) = (checked(&builder)?, builder);
         let connection = Connection::reach(url, &settings).await?;
         Ok(Self::of(connection, payloads, settings))
     }
 
     /// Has connected to nothing, for tests of what asks nothing.
     #[cfg(test)]
-    pub(crate) fn unconnected(settings: ProducerSettings) -> Self {
+    pub(crate) fn unconnected(settings: Settings) -> Self {
         Self::of(Connection::unconnected(&settings), None, settings)
     }
 
-    fn of(connection: Connection, payloads: Option<PayloadStore>, settings: ProducerSettings) -> Self {
+    fn of(connection: Connection, payloads: Option<PayloadStore>, settings: Settings) -> Self {
         Self {
             connection,
             waiters: Waiters::default(),
@@ -64,8 +65,8 @@ impl Producer {
     }
 
     /// No trace of the turn is left.
-    pub(crate) fn unknown_turn(&self, turn: TurnId) -> ProducerError {
-        ProducerError::UnknownTurn { turn, queue: self.queue.name.to_string() }
+    pub(crate) fn unknown_turn(&self, turn: TurnId) -> ClientError {
+        ClientError::UnknownTurn { turn, queue: self.queue.name.to_string() }
     }
 
     /// The key names of the turn's shard.
@@ -74,15 +75,17 @@ impl Producer {
     }
 }
 
-fn payloads(settings: &ProducerSettings) -> Result<Option<PayloadStore>, ProducerError> {
-    settings.store.as_ref().map(|store| PayloadStore::open(store, &settings.queue)).transpose()
+/// Its store, if it names one. Refuses settings that are of no use.
+fn checked(builder: &ClientBuilder) -> Result<Option<PayloadStore>, ClientError> {
+    let settings = &builder.settings;
+    settings.validate()?;
+    settings.store.as_ref().map(|store| PayloadStore::open(&store.0, &settings.queue)).transpose()
 }
 
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
     use turnmill_redis::Fault;
-    use turnmill_schema::Name;
 
     use super::*;
 
@@ -94,15 +97,14 @@ mod tests {
         fn no_part_of_a_password_is_told_or_taken_for_a_host(
             before in "[-a-z@:/?#%&= ]{0,4}", after in "[-a-z@:/?#%&= ]{0,4}", user in "[a-z]{0,3}",
         ) {
-            let name = || Name::new("default").expect("a name");
             let url = format!("redis://{user}:{before}hunter{after}@127.0.0.1:1");
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("one");
-            let connected = runtime.block_on(Producer::connect(&url, ProducerSettings::new(name(), name())));
+            let connected = runtime.block_on(Client::builder(&url).connect());
             let error = connected.expect_err("nobody listens there");
             prop_assert!(!error.to_string().contains("hunter"), "{}", error);
             match error {
-                ProducerError::Queue(Fault::Unreachable { address, .. }) => prop_assert_eq!(address, "127.0.0.1:1"),
-                ProducerError::InvalidUrl(reason) => prop_assert!(reason.contains("percent-encode"), "{}", reason),
+                ClientError::Queue(Fault::Unreachable { address, .. }) => prop_assert_eq!(address, "127.0.0.1:1"),
+                ClientError::InvalidUrl(reason) => prop_assert!(reason.contains("percent-encode"), "{}", reason),
                 other => prop_assert!(false, "{}", other),
             }
         }
