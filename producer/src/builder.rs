@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use turnmill_redis::RedisUrl;
-use turnmill_schema::Name;
+use turnmill_schema::{QueueName, TenantName};
 
 use crate::client::Client;
 use crate::error::ClientError;
@@ -21,18 +21,17 @@ pub struct ClientBuilder {
 
 impl ClientBuilder {
     pub(crate) fn new(url: String) -> Self {
-        let default = || Name::new("default").expect("letters make a name");
-        Self { url: url.into(), settings: Settings::new(default(), default()) }
+        Self { url: url.into(), settings: Settings::default() }
     }
 
     /// The queue; it serves one model. `default` unless set.
-    pub fn queue(mut self, queue: Name) -> Self {
+    pub fn queue(mut self, queue: QueueName) -> Self {
         self.settings.queue = queue;
         self
     }
 
     /// Whose turns these are; tenants never share anything. `default` unless set.
-    pub fn tenant(mut self, tenant: Name) -> Self {
+    pub fn tenant(mut self, tenant: TenantName) -> Self {
         self.settings.tenant = tenant;
         self
     }

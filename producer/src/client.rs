@@ -52,7 +52,7 @@ impl Client {
         Self {
             connection,
             waiters: Waiters::default(),
-            queue: Queue::single(settings.queue.clone()),
+            queue: Queue::single(settings.queue.clone().into()),
             payloads,
             settings,
         }
@@ -79,7 +79,7 @@ impl Client {
 fn checked(builder: &ClientBuilder) -> Result<Option<PayloadStore>, ClientError> {
     let settings = &builder.settings;
     settings.validate()?;
-    settings.store.as_ref().map(|store| PayloadStore::open(&store.0, &settings.queue)).transpose()
+    settings.store.as_ref().map(|store| PayloadStore::open(&store.0, settings.queue.as_name())).transpose()
 }
 
 #[cfg(test)]

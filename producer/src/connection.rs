@@ -223,8 +223,6 @@ impl Patience {
 mod tests {
     use std::cell::RefCell;
 
-    use turnmill_schema::Name;
-
     use super::*;
 
     fn unreachable() -> Fault {
@@ -245,8 +243,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_try_without_an_answer_is_remembered_whatever_the_last_one_says() {
-        let name = || Name::new("default").expect("a name");
-        let connection = Connection::unconnected(&Settings::new(name(), name()));
+        let connection = Connection::unconnected(&Settings::default());
         for (tries, expected) in [
             (vec![Ok(())], (Ok(()), false)),
             (vec![Err(stale()), Err(busy()), Ok(())], (Ok(()), false)),

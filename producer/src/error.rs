@@ -5,7 +5,7 @@ use std::time::Duration;
 use turnmill_redis::{Advice, Fault};
 use turnmill_schema::agent_file::AgentFileError;
 use turnmill_schema::envelope::{EnvelopeError, MAX_INLINE_BYTES};
-use turnmill_schema::{InvalidTurn, Name, TurnId};
+use turnmill_schema::{IdempotencyKey, InvalidTurn, TurnId};
 
 /// What became of a turn in a call of many that failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,7 +74,7 @@ pub enum ClientError {
     )]
     KeyTaken {
         /// The key.
-        key: Name,
+        key: IdempotencyKey,
         /// The turn that is not in the queue.
         turn: TurnId,
         /// Its place among the turns of the call, from 0. Those before it have no such conflict.

@@ -3,14 +3,15 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use turnmill_schema::{
-    Message, Name, Priority, RequestId, Role, Sampling, TraceParent, TraceState, Turn, TurnId,
+    AgentName, IdempotencyKey, Message, Priority, RequestId, Role, Sampling, TenantName, TraceParent,
+    TraceState, Turn, TurnId,
 };
 
 /// What an agent says next and how to sample the answer. See [`Turn`] for the fields.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct NewTurn {
     /// Whose turn it is; none: it stands alone, without history or order.
-    pub agent: Option<Name>,
+    pub agent: Option<AgentName>,
     /// The new messages, oldest first; at least one.
     pub messages: Vec<Message>,
     /// Forget the agent's history before this turn.
@@ -25,7 +26,7 @@ pub struct NewTurn {
     /// agent wait for it.
     pub not_before_ms: Option<u64>,
     /// Enqueueing again under the same key returns the first turn.
-    pub idempotency_key: Option<Name>,
+    pub idempotency_key: Option<IdempotencyKey>,
     /// What the request is called in logs and traces; none: the turn's id.
     pub request_id: Option<RequestId>,
     /// The span that the turn is enqueued in, as the caller's tracing library has it: workers' spans become its children.
@@ -41,8 +42,13 @@ impl NewTurn {
     }
 
     /// The next turn of `agent`.
-    pub fn agent(self, agent: Name) -> Self {
+    pub fn agent(self, agent: AgentName) -> Self {
         Self { agent: Some(agent), ..self }
+    }
+
+    /// Safe to enqueue again: the tenant's turns under `key` are one turn.
+    pub fn idempotency_key(self, key: IdempotencyKey) -> Self {
+        Self { idempotency_key: Some(key), ..self }
     }
 
     /// Sampled as `sampling` says.
@@ -76,7 +82,7 @@ impl NewTurn {
     }
 
     /// The turn with its id. The seed is fixed here, so that every attempt samples the same words.
-    pub(crate) fn into_turn(self, id: TurnId, tenant: Name) -> Turn {
+    pub(crate) fn into_turn(self, id: TurnId, tenant: TenantName) -> Turn {
         let mut sampling = self.sampling;
         sampling.seed.get_or_insert(id.seed());
         Turn {
@@ -110,7 +116,7 @@ mod tests {
 
     #[test]
     fn a_missing_seed_is_fixed_and_a_given_one_kept() {
-        let tenant = || Name::new("default").expect("valid");
+        let tenant = || TenantName::new("default").expect("valid");
         let id = TurnId::new(0);
         assert_eq!(NewTurn::user("hi").into_turn(id, tenant()).sampling.seed, Some(id.seed()));
         let given = NewTurn::user("hi").sampling(Sampling { seed: Some(7), ..Sampling::default() });
@@ -119,7 +125,7 @@ mod tests {
 
     #[test]
     fn a_missing_request_id_is_made_and_a_given_one_kept() {
-        let tenant = || Name::new("default").expect("valid");
+        let tenant = || TenantName::new("default").expect("valid");
         let id = TurnId::new(0);
         assert_eq!(NewTurn::user("hi").into_turn(id, tenant()).request_id, Some(id.into()));
         let given: RequestId = "r-1".parse().expect("valid");

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use turnmill_redis::masked;
 use turnmill_redis::steps::UnrunLimits;
-use turnmill_schema::Name;
+use turnmill_schema::{Name, QueueName, TenantName};
 
 use crate::error::ClientError;
 
@@ -19,8 +19,8 @@ const MAX_DEPTH: u64 = 100_000;
 /// What a [`crate::ClientBuilder`] was told. The fields are documented there.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
-    pub(crate) queue: Name,
-    pub(crate) tenant: Name,
+    pub(crate) queue: QueueName,
+    pub(crate) tenant: TenantName,
     pub(crate) store: Option<StoreUrl>,
     pub(crate) max_depth: u64,
     pub(crate) tenant_max_depth: u64,
@@ -42,12 +42,13 @@ impl fmt::Debug for StoreUrl {
     }
 }
 
-impl Settings {
+impl Default for Settings {
     /// Good for most.
-    pub(crate) fn new(queue: Name, tenant: Name) -> Self {
+    fn default() -> Self {
+        let name = Name::new("default").expect("letters make a name");
         Self {
-            queue,
-            tenant,
+            queue: name.clone().into(),
+            tenant: name.into(),
             store: None,
             max_depth: MAX_DEPTH,
             tenant_max_depth: MAX_DEPTH,
@@ -59,7 +60,9 @@ impl Settings {
             ca_file: None,
         }
     }
+}
 
+impl Settings {
     /// How long what is left of turns stays that no worker ended.
     pub(crate) fn unrun_limits(&self) -> UnrunLimits {
         UnrunLimits {
@@ -95,10 +98,8 @@ mod tests {
     use super::*;
 
     fn settings(times: [Duration; 5]) -> Settings {
-        let name = || Name::new("default").expect("a name");
         let [response_timeout, retry_for, block, result_ttl, outcome_ttl] = times;
-        let settings = Settings::new(name(), name());
-        Settings { response_timeout, retry_for, block, result_ttl, outcome_ttl, ..settings }
+        Settings { response_timeout, retry_for, block, result_ttl, outcome_ttl, ..Settings::default() }
     }
 
     proptest! {

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 use turnmill_schema::{
-    AgentId, Delta, End, Event, FinishReason, Name, Outcome, Timing, TokenLogprobs, TurnId, Usage,
+    AgentId, AgentName, Delta, End, Event, FinishReason, Outcome, Timing, TokenLogprobs, TurnId, Usage,
 };
 
 use crate::client::Client;
@@ -15,7 +15,7 @@ pub struct TurnResult {
     /// The turn.
     pub turn: TurnId,
     /// Its agent; none for a turn that stood alone.
-    pub agent: Option<Name>,
+    pub agent: Option<AgentName>,
     /// How it ended.
     pub outcome: Outcome,
     /// Why generation ended, for completed turns.

@@ -15,9 +15,9 @@
 use serde::{Deserialize, Serialize};
 
 use crate::envelope::{EnvelopeError, MAX_ENVELOPE_BYTES, decode, encode};
-use crate::ids::Name;
 use crate::kv_object::HeaderStart;
 use crate::manifest::{DIGEST_BYTES, Manifest};
+use crate::names::{AgentName, TenantName};
 use crate::transcript::TranscriptEntry;
 
 /// First bytes of a file: `TMAF`, the version (1, little endian), two zeros.
@@ -49,9 +49,9 @@ pub enum OnDead {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExportedAgent {
     /// Its tenant.
-    pub tenant: Name,
+    pub tenant: TenantName,
     /// Its name.
-    pub agent: Name,
+    pub agent: AgentName,
     /// Its policy.
     #[serde(default)]
     pub on_dead: OnDead,
@@ -231,8 +231,8 @@ mod tests {
     use crate::ids::TurnId;
     use crate::manifest::Digest;
 
-    fn name(text: &str) -> Name {
-        Name::new(text).expect("a name")
+    fn name<T: std::str::FromStr<Err: std::fmt::Debug>>(text: &str) -> T {
+        text.parse().expect("a name")
     }
 
     fn agent() -> Record {

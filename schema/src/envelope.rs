@@ -102,13 +102,14 @@ mod tests {
     use super::*;
     use crate::delta::{Delta, TokenLogprobs};
     use crate::event::{Begin, End, Event, FinishReason, Outcome, Timing, Usage};
-    use crate::ids::{Name, TurnId};
+    use crate::ids::TurnId;
+    use crate::names::{AgentName, TenantName};
     use crate::turn::{Message, Role};
 
     fn turn(content: &str) -> Turn {
         let id = "01980000-0000-7000-8000-000000000000.0".parse::<TurnId>().expect("a turn id");
-        let tenant = Name::new("default").expect("a name");
-        let agent = Some(Name::new("a").expect("a name"));
+        let tenant = TenantName::new("default").expect("a name");
+        let agent = Some(AgentName::new("a").expect("a name"));
         Turn { agent, ..Turn::new(id, tenant, vec![Message::new(Role::User, content)]) }
     }
 

@@ -9,6 +9,8 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::names::{AgentName, TenantName};
+
 /// Longest name of a queue, tenant or agent, in bytes.
 pub const MAX_NAME_BYTES: usize = 128;
 
@@ -164,12 +166,12 @@ pub struct AgentId(String);
 
 impl AgentId {
     /// A named agent of a tenant.
-    pub fn named(tenant: &Name, agent: &Name) -> Self {
+    pub fn named(tenant: &TenantName, agent: &AgentName) -> Self {
         Self(format!("{tenant}/{agent}"))
     }
 
     /// The single-turn agent of a turn without one.
-    pub fn lone(tenant: &Name, turn: TurnId) -> Self {
+    pub fn lone(tenant: &TenantName, turn: TurnId) -> Self {
         Self(format!("{tenant}/~{turn}"))
     }
 
@@ -184,9 +186,9 @@ impl AgentId {
     }
 
     /// The agent's name; none for a turn that stands alone.
-    pub fn agent(&self) -> Option<Name> {
+    pub fn agent(&self) -> Option<AgentName> {
         let (_, agent) = self.0.split_once('/')?;
-        Name::new(agent).ok()
+        AgentName::new(agent).ok()
     }
 
     /// What follows its tenant: the agent's name, or `~<turn id>` for a turn that stands alone.
@@ -238,8 +240,8 @@ mod tests {
 
     #[test]
     fn a_lone_turn_is_told_from_an_agent() {
-        let tenant = Name::new("default").expect("valid");
-        let agent = Name::new("a").expect("valid");
+        let tenant = TenantName::new("default").expect("valid");
+        let agent = AgentName::new("a").expect("valid");
         assert!(!AgentId::named(&tenant, &agent).is_lone());
         assert!(AgentId::lone(&tenant, TurnId::new(0)).is_lone());
         assert_eq!(AgentId::named(&tenant, &agent).agent(), Some(agent));

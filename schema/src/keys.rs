@@ -8,6 +8,7 @@ use std::fmt;
 use std::num::NonZeroU16;
 
 use crate::ids::{AgentId, Name, TurnId};
+use crate::names::{AgentName, IdempotencyKey, TenantName};
 use crate::turn::Priority;
 
 /// The consumer group of every ready stream.
@@ -50,13 +51,13 @@ impl Queue {
     }
 
     /// The shard of a named agent: FNV-1a (64 bit) of `tenant/agent`, modulo the number of shards.
-    pub fn shard_of(&self, tenant: &Name, agent: &Name) -> u16 {
+    pub fn shard_of(&self, tenant: &TenantName, agent: &AgentName) -> u16 {
         let hash = fnv1a(AgentId::named(tenant, agent).as_str().as_bytes());
         (hash % u64::from(self.shards.get())) as u16
     }
 
     /// A new turn's id, in its agent's shard; turns without an agent are spread at random.
-    pub fn new_turn_id(&self, tenant: &Name, agent: Option<&Name>) -> TurnId {
+    pub fn new_turn_id(&self, tenant: &TenantName, agent: Option<&AgentName>) -> TurnId {
         let shard = match agent {
             Some(agent) => self.shard_of(tenant, agent),
             None => (TurnId::new(0).seed() % u64::from(self.shards.get())) as u16,
@@ -260,12 +261,12 @@ fn own_key<'a>(queue: &Name, key: &'a str, kind: &str) -> Option<(u16, &'a str)>
 /// must not take each other's ends. The group of that name that reads the ends of all tenants is `*/<group>`.
 ///
 /// A [`Name`] holds neither `/` nor `*`, so two different groups never have the same name in Redis.
-pub fn events_group(tenant: Option<&Name>, group: &Name) -> String {
-    format!("{}/{group}", tenant.map_or("*", Name::as_str))
+pub fn events_group(tenant: Option<&TenantName>, group: &Name) -> String {
+    format!("{}/{group}", tenant.map_or("*", TenantName::as_str))
 }
 
 /// An idempotency key as it stands in key names: qualified by its tenant.
-pub fn idempotency_name(tenant: &Name, key: &Name) -> String {
+pub fn idempotency_name(tenant: &TenantName, key: &IdempotencyKey) -> String {
     format!("{tenant}/{key}")
 }
 
@@ -376,8 +377,8 @@ impl EndedEntry {
 mod tests {
     use super::*;
 
-    fn name(text: &str) -> Name {
-        Name::new(text).expect("a name")
+    fn name<T: std::str::FromStr<Err: std::fmt::Debug>>(text: &str) -> T {
+        text.parse().expect("a name")
     }
 
     #[test]
@@ -406,11 +407,11 @@ mod tests {
 
     #[test]
     fn groups_of_tenants_are_different_groups() {
-        let names = ["a", "b", "a.b", "a-b", "a@", "@a", "+", "_"].map(name);
+        let names = ["a", "b", "a.b", "a-b", "a@", "@a", "+", "_"];
         let mut groups = std::collections::BTreeSet::new();
-        for group in &names {
+        for group in &names.map(name) {
             assert!(groups.insert(events_group(None, group)), "{group} of all tenants");
-            for tenant in &names {
+            for tenant in &names.map(name) {
                 assert!(groups.insert(events_group(Some(tenant), group)), "{group} of {tenant}");
             }
         }
@@ -423,7 +424,7 @@ mod tests {
 
     #[test]
     fn keys_of_a_queue_are_told_from_those_of_queues_whose_names_start_alike() {
-        let queue = name("q");
+        let queue: Name = name("q");
         let turn: TurnId = "01980000-0000-7000-8000-000000000000.2".parse().expect("a turn id");
         let agent = AgentId::named(&name("acme"), &name("a"));
         let (own, other) = (Keys::new(&queue, 2), Keys::new(&name("q.1"), 2));

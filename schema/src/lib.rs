@@ -11,6 +11,7 @@
 //! * [`payload`]: turns too large for Redis, and the references that stand in their place.
 //! * [`trace_context`], [`request_id`]: what ties a turn to what happened before it, in traces and logs.
 //! * [`environment`]: every variable that a program reads.
+//! * [`names`]: a name, by what it names.
 //! * [`keys`]: every Redis key, stream, group and field name.
 //! * [`stream_id`]: where an entry stands in a stream.
 //! * [`worker_status`]: what a worker says of itself in the registry.
@@ -24,6 +25,7 @@ pub mod ids;
 pub mod keys;
 pub mod kv_object;
 pub mod manifest;
+pub mod names;
 pub mod payload;
 pub mod request_id;
 pub mod stream_id;
@@ -36,6 +38,7 @@ pub use delta::{CutError, Delta, TokenLogprobs};
 pub use event::{Begin, DeadReason, End, Event, FinishReason, Outcome, Timing, Usage};
 pub use ids::{AgentId, InvalidName, Name, TurnId};
 pub use manifest::{Digest, Manifest};
+pub use names::{AgentName, IdempotencyKey, QueueName, TenantName};
 pub use payload::{EncodedTurn, PayloadError, PayloadReference, StoredTurn};
 pub use request_id::RequestId;
 pub use stream_id::{InvalidStreamId, StreamId};

@@ -184,6 +184,7 @@ mod tests {
 
     use super::*;
     use crate::envelope::encode_turn;
+    use crate::names::TenantName;
     use crate::turn::{Message, Role};
 
     const ID: &str = "01980000-0000-7000-8000-000000000000.0";
@@ -191,7 +192,7 @@ mod tests {
     fn turn(content: &str) -> Turn {
         Turn::new(
             ID.parse().expect("a turn id"),
-            Name::new("default").expect("a name"),
+            TenantName::new("default").expect("a name"),
             vec![Message::new(Role::User, content)],
         )
     }

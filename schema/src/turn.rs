@@ -10,7 +10,8 @@ use std::str::FromStr;
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::ids::{AgentId, Name, TurnId};
+use crate::ids::{AgentId, TurnId};
+use crate::names::{AgentName, IdempotencyKey, TenantName};
 use crate::request_id::RequestId;
 use crate::trace_context::{TraceParent, TraceState};
 
@@ -148,9 +149,9 @@ pub struct Turn {
     /// Its id, made by the producer.
     pub id: TurnId,
     /// Whose turn it is; tenants never share anything.
-    pub tenant: Name,
+    pub tenant: TenantName,
     /// The agent whose conversation it continues; none: the turn stands alone, without history or order.
-    pub agent: Option<Name>,
+    pub agent: Option<AgentName>,
     /// The new messages, oldest first; at least one.
     pub messages: Vec<Message>,
     /// Forget the agent's history before this turn.
@@ -170,7 +171,7 @@ pub struct Turn {
     pub not_before_ms: Option<u64>,
     /// Enqueueing again under the same key returns the first turn.
     #[serde(default)]
-    pub idempotency_key: Option<Name>,
+    pub idempotency_key: Option<IdempotencyKey>,
     /// The dead letter of which this turn is another try.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replay_of: Option<TurnId>,
@@ -238,7 +239,7 @@ pub enum InvalidTurn {
 
 impl Turn {
     /// A turn that stands alone; everything else as by default.
-    pub fn new(id: TurnId, tenant: Name, messages: Vec<Message>) -> Self {
+    pub fn new(id: TurnId, tenant: TenantName, messages: Vec<Message>) -> Self {
         Self {
             id,
             tenant,
@@ -358,7 +359,7 @@ mod tests {
 
     #[test]
     fn times_are_before_2200() {
-        let tenant = || Name::new("default").expect("valid");
+        let tenant = || TenantName::new("default").expect("valid");
         let turn = || Turn::new(TurnId::new(0), tenant(), vec![Message::new(Role::User, "hi")]);
         for (ms, valid) in [(0, true), (END_OF_TIME_MS - 1, true), (END_OF_TIME_MS, false), (u64::MAX, false)]
         {

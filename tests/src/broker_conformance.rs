@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 
 use turnmill_redis::steps::{AgentAction, DepthLimits};
 use turnmill_schema::{
-    AgentId, Begin, DeadReason, Delta, End, Event, FinishReason, Message, Name, Outcome, Priority, Role,
-    StoredTurn, Timing, TranscriptEntry, Turn, TurnId, Usage,
+    AgentId, AgentName, Begin, DeadReason, Delta, End, Event, FinishReason, IdempotencyKey, Message, Outcome,
+    Priority, Role, StoredTurn, TenantName, Timing, TranscriptEntry, Turn, TurnId, Usage,
 };
 use turnmill_worker::broker::memory::{Acted, Cancelled, DeadLetter, NotEnqueued, QueueFull};
 use turnmill_worker::broker::{Advice, Broker, BrokerError, Claim, Ending, Lease, QueueCounts, Ticket};
@@ -164,8 +164,8 @@ macro_rules! broker_conformance {
 
 /// A turn of agent `agent` of tenant `test` saying `content`.
 pub fn turn(agent: Option<&str>, content: &str) -> Turn {
-    let tenant = Name::new("test").expect("a name");
-    let agent = agent.map(|agent| Name::new(agent).expect("a name"));
+    let tenant = TenantName::new("test").expect("a name");
+    let agent = agent.map(|agent| AgentName::new(agent).expect("a name"));
     Turn { agent, ..Turn::new(TurnId::new(0), tenant, vec![Message::new(Role::User, content)]) }
 }
 
@@ -626,14 +626,14 @@ pub async fn progress_starts_the_count_of_attempts_anew<Q: TestQueue>(queue: &Q)
 
 /// A producer that did not hear the answer asks again.
 pub async fn enqueueing_again_returns_the_first_turn<Q: TestQueue>(queue: &Q) {
-    let keyed = |content| Turn { idempotency_key: Name::new("k").ok(), ..turn(Some("a"), content) };
+    let keyed = |content| Turn { idempotency_key: IdempotencyKey::new("k").ok(), ..turn(Some("a"), content) };
     let first = keyed("1");
     assert_eq!(enqueue(queue, std::slice::from_ref(&first)).await, [first.id]);
     assert_eq!(enqueue(queue, &[keyed("1"), keyed("1")]).await, [first.id, first.id]);
     // Another question is not the same turn again.
     let other = queue.enqueue(&[turn(Some("b"), "1"), keyed("2")], ROOM).await;
     assert_eq!(other, Err(NotEnqueued::Conflict { place: 1, first: first.id }));
-    let other_tenant = Turn { tenant: Name::new("other").expect("a name"), ..keyed("1") };
+    let other_tenant = Turn { tenant: TenantName::new("other").expect("a name"), ..keyed("1") };
     assert_eq!(enqueue(queue, std::slice::from_ref(&other_tenant)).await, [other_tenant.id]);
     let plain = turn(Some("b"), "1");
     assert_eq!(enqueue(queue, &[plain.clone(), plain.clone()]).await, [plain.id, plain.id]);

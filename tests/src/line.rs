@@ -6,6 +6,7 @@
 
 use std::num::NonZeroU16;
 use std::process::{Output, Stdio};
+use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use tokio::process::Command;
@@ -14,7 +15,7 @@ use turnmill_client::{Client, NewTurn, TurnResult};
 use turnmill_redis::steps::{DepthLimits, Enqueue, Enqueued};
 use turnmill_redis::{RESPONSE_TIMEOUT, RedisUrl, Server};
 use turnmill_schema::keys::{FIELD_MANIFEST, Keys};
-use turnmill_schema::{AgentId, Event, Manifest, Name, Sampling, Turn, TurnId, envelope};
+use turnmill_schema::{AgentId, Event, InvalidName, Manifest, Sampling, Turn, TurnId, envelope};
 use turnmill_worker::broker::redis::BrokerSettings;
 
 use crate::machine::{self, Alone};
@@ -200,8 +201,8 @@ impl Line {
 }
 
 /// A valid name.
-pub fn name(text: &str) -> Name {
-    Name::new(text).expect("a name")
+pub fn name<T: FromStr<Err = InvalidName>>(text: &str) -> T {
+    text.parse().expect("a name")
 }
 
 /// Always the likeliest token, `max_tokens` of them whatever the model says.

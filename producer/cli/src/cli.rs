@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser};
 use turnmill_client::operate::Operator;
-use turnmill_client::schema::Name;
+use turnmill_client::schema::{QueueName, TenantName};
 use turnmill_client::{Client, ClientBuilder, ClientError};
 
 use crate::commands::Command;
@@ -68,7 +68,7 @@ pub struct Global {
         value_name = "NAME",
         allow_hyphen_values = true
     )]
-    pub queue: Name,
+    pub queue: QueueName,
     /// Whose turns these are; tenants never share anything.
     #[arg(
         long,
@@ -78,7 +78,7 @@ pub struct Global {
         value_name = "NAME",
         allow_hyphen_values = true
     )]
-    pub tenant: Name,
+    pub tenant: TenantName,
     /// Where turns too large for Redis go, as in file:///var/lib/turnmill or s3://bucket/prefix. `none` or `auto` means: no
     /// store (workers accept the same values).
     #[arg(

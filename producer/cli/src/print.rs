@@ -5,7 +5,7 @@ use std::pin::pin;
 
 use futures::StreamExt;
 use serde::Serialize;
-use turnmill_client::schema::{End, Event, Name, Outcome, TurnId};
+use turnmill_client::schema::{AgentName, End, Event, Outcome, TurnId};
 use turnmill_client::{Client, ClientError, Fault, Followed, StreamId, TurnResult};
 
 use crate::exit::Exit;
@@ -44,7 +44,7 @@ impl Show {
             return self.ended(turn, is_kept, result.outcome, result.error.as_deref());
         }
         if self.headed {
-            let agent = result.agent.as_ref().map_or("no agent", Name::as_str);
+            let agent = result.agent.as_ref().map_or("no agent", AgentName::as_str);
             writeln!(stdout(), "==> {turn} ({agent}) <==")?;
         }
         if let Some(text) = result.text.filter(|text| !text.is_empty()) {

@@ -7,7 +7,7 @@ use std::borrow::Cow;
 use std::fmt::{Display, Write as _};
 use std::io::{IsTerminal, Write as _, stderr, stdout};
 
-use turnmill_client::schema::Name;
+use turnmill_client::schema::AgentName;
 
 /// The text with its control characters, but for line ends and tabs, in the form `\u{1b}`.
 pub fn visible(text: &str) -> Cow<'_, str> {
@@ -53,8 +53,8 @@ pub fn age(ms: u64) -> String {
 }
 
 /// A tenant's agent; a turn that stands alone has none.
-pub fn agent_id(tenant: &str, agent: Option<&Name>) -> String {
-    format!("{tenant}/{}", agent.map_or("-", Name::as_str))
+pub fn agent_id(tenant: &str, agent: Option<&AgentName>) -> String {
+    format!("{tenant}/{}", agent.map_or("-", AgentName::as_str))
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig as _};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider, Span, SpanData, SpanExporter as Exporter};
-use turnmill_client::schema::{Name, TraceParent, Turn, TurnId};
+use turnmill_client::schema::{QueueName, TraceParent, Turn, TurnId};
 
 /// How long the program's end waits for the last spans.
 const LAST_EXPORT: Duration = Duration::from_secs(1);
@@ -37,7 +37,7 @@ pub struct Enqueueing(Vec<Span>);
 
 impl Traces {
     /// As the standard variables say; none where they name no receiver, or one that cannot be spoken to.
-    pub fn from_environment(queue: &Name) -> Self {
+    pub fn from_environment(queue: &QueueName) -> Self {
         if !is_on() {
             return Self(None);
         }

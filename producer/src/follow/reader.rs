@@ -127,8 +127,7 @@ mod tests {
     use crate::settings::Settings;
 
     fn reader() -> Reader {
-        let name = || turnmill_schema::Name::new("n").expect("a name");
-        let client = Client::unconnected(Settings::new(name(), name()));
+        let client = Client::unconnected(Settings::default());
         Reader::new(&client, TurnId::new(0), None)
     }
 

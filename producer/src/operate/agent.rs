@@ -6,7 +6,7 @@ use serde::Serialize;
 use turnmill_redis::steps::{ActOnAgent, AgentActed};
 use turnmill_redis::{AgentFound, AgentRecord, WorkPlace};
 use turnmill_schema::keys::{BacklogEntry, Keys};
-use turnmill_schema::{AgentId, Name, TurnId};
+use turnmill_schema::{AgentId, AgentName, TurnId};
 
 use super::{Operator, Scope};
 use crate::error::ClientError;
@@ -22,7 +22,7 @@ pub struct AgentView {
     /// Its tenant.
     pub tenant: String,
     /// Its name; none for a turn that stands alone.
-    pub agent: Option<Name>,
+    pub agent: Option<AgentName>,
     /// `idle`, `ready`, `leased`, `delayed`, `parked` (its tenant runs as many turns as it may), `paused`, `halted`
     /// (by a dead letter), or `unreadable`.
     pub state: String,
@@ -60,7 +60,7 @@ pub struct AgentQuery {
 
 impl Operator {
     /// The tenant's agent of that name.
-    pub async fn agent(&self, agent: &Name) -> Result<AgentView, ClientError> {
+    pub async fn agent(&self, agent: &AgentName) -> Result<AgentView, ClientError> {
         let (keys, id) = self.agent_keys(agent);
         let view = self.views(&keys, &[id]).await?.pop();
         view.ok_or_else(|| self.unknown_agent(agent))
@@ -136,7 +136,7 @@ impl Operator {
     }
 
     /// Does it; the agent's state after.
-    pub async fn act_on_agent(&self, agent: &Name, action: AgentAction) -> Result<String, ClientError> {
+    pub async fn act_on_agent(&self, agent: &AgentName, action: AgentAction) -> Result<String, ClientError> {
         let (keys, id) = self.agent_keys(agent);
         let mut head: Option<BacklogEntry> = None;
         // Every round but the last met another's progress, so this comes to an end.
@@ -154,7 +154,7 @@ impl Operator {
         }
     }
 
-    pub(super) fn unknown_agent(&self, agent: &Name) -> ClientError {
+    pub(super) fn unknown_agent(&self, agent: &AgentName) -> ClientError {
         ClientError::UnknownAgent {
             agent: agent.to_string(),
             tenant: self.client.settings.tenant.to_string(),

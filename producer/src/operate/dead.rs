@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde::Serialize;
 use turnmill_redis::DeadRecord;
 use turnmill_redis::steps::{Letter, Purge};
-use turnmill_schema::{Name, StoredTurn, StreamId, Turn, TurnId};
+use turnmill_schema::{AgentName, IdempotencyKey, StoredTurn, StreamId, Turn, TurnId};
 
 use super::{Operator, Scope};
 use crate::error::ClientError;
@@ -26,7 +26,7 @@ pub struct DeadLetter {
     /// Its tenant.
     pub tenant: String,
     /// Its agent; none for a turn that stood alone.
-    pub agent: Option<Name>,
+    pub agent: Option<AgentName>,
     /// Why it is here: `attempts`, `rejected` or `unreadable`.
     pub reason: String,
     /// Leases that counted as attempts.
@@ -50,7 +50,7 @@ pub struct DeadQuery {
     /// Of this reason.
     pub reason: Option<String>,
     /// Of this agent.
-    pub agent: Option<Name>,
+    pub agent: Option<AgentName>,
     /// That failed at least so long ago.
     pub older_than: Option<Duration>,
 }
@@ -167,7 +167,7 @@ impl Operator {
     /// that of the first try.
     pub async fn replay(&self, letter: &DeadLetter) -> Result<TurnId, ClientError> {
         let turn = self.dead_turn(letter).await?;
-        let key = Name::new(format!("replay-{}", turn.id));
+        let key = IdempotencyKey::new(format!("replay-{}", turn.id));
         let key = key.map_err(|error| self.unreadable("a replay's key".into(), error.to_string()))?;
         let replay = Turn {
             id: self.client.queue.new_turn_id(&turn.tenant, turn.agent.as_ref()),

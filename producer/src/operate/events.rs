@@ -13,7 +13,7 @@ use serde::Serialize;
 use turnmill_redis::steps::{ConsumerGroup, CreateGroup, RemoveConsumers};
 use turnmill_redis::{Blocking, Claimed, Consumer, EndedRecord, Entry, Fault, Found, Server};
 use turnmill_schema::keys::{Keys, events_group};
-use turnmill_schema::{End, Name, StreamId, TurnId};
+use turnmill_schema::{AgentName, End, Name, StreamId, TenantName, TurnId};
 
 use super::claims::{Claims, REMOVE_AFTER};
 use super::{Operator, Scope};
@@ -36,7 +36,7 @@ pub struct EndedTurn {
     /// Its tenant.
     pub tenant: String,
     /// Its agent; none for a turn that stood alone.
-    pub agent: Option<Name>,
+    pub agent: Option<AgentName>,
     /// Its terminal result.
     #[serde(flatten)]
     pub end: End,
@@ -71,7 +71,7 @@ pub struct Events {
     keys: Keys,
     /// Whose ends are handed out.
     scope: Scope,
-    tenant: Name,
+    tenant: TenantName,
     member: Option<Member>,
     /// How many may still be handed out.
     left: u64,

@@ -7,7 +7,7 @@ use turnmill_redis::steps::{AgentAction, Rollback, Seed, Seeded};
 use turnmill_redis::{HistoryRecord, HistorySize};
 use turnmill_schema::agent_file::OnDead;
 use turnmill_schema::envelope::{decode, encode};
-use turnmill_schema::{Manifest, Name, TranscriptEntry, TurnId};
+use turnmill_schema::{AgentName, Manifest, TranscriptEntry, TurnId};
 
 use super::Operator;
 use crate::error::ClientError;
@@ -23,7 +23,7 @@ pub(super) struct StoredHistory {
 
 impl StoredHistory {
     /// How many entries there are up to that of `turn`, which is one of them.
-    fn up_to(&self, agent: &Name, turn: TurnId) -> Result<usize, ClientError> {
+    fn up_to(&self, agent: &AgentName, turn: TurnId) -> Result<usize, ClientError> {
         let found = self.entries.iter().position(|(entry, _)| *entry == turn);
         found.map(|index| index + 1).ok_or_else(|| ClientError::NotInHistory {
             turn,
@@ -36,7 +36,7 @@ impl StoredHistory {
 impl Operator {
     /// Forgets what the agent heard and said after `turn`; how many turns that were. Refused while a turn runs, or waits
     /// that has published tokens.
-    pub async fn roll_back(&self, agent: &Name, turn: TurnId) -> Result<usize, ClientError> {
+    pub async fn roll_back(&self, agent: &AgentName, turn: TurnId) -> Result<usize, ClientError> {
         let history = self.history(agent).await?;
         let stay = history.up_to(agent, turn)?;
         let entries = history.entries.len();
@@ -51,8 +51,8 @@ impl Operator {
     /// turns.
     pub async fn fork(
         &self,
-        source: &Name,
-        target: &Name,
+        source: &AgentName,
+        target: &AgentName,
         turn: Option<TurnId>,
     ) -> Result<usize, ClientError> {
         let mut history = self.history(source).await?;
@@ -64,7 +64,7 @@ impl Operator {
         Ok(history.entries.len())
     }
 
-    pub(super) async fn history(&self, agent: &Name) -> Result<StoredHistory, ClientError> {
+    pub(super) async fn history(&self, agent: &AgentName) -> Result<StoredHistory, ClientError> {
         let (keys, id) = self.agent_keys(agent);
         let found = self.redis().ask(|server| server.history(&keys, &id)).await?;
         let HistoryRecord { halts, manifest, entries } = found.ok_or_else(|| self.unknown_agent(agent))?;
@@ -85,7 +85,7 @@ impl Operator {
     ///
     /// In one call, however long the history is: a worker, or the same call again, would take the first part of one for the
     /// whole. Redis serves nobody else meanwhile; forks and imports are rare.
-    pub(super) async fn seed(&self, agent: &Name, history: &StoredHistory) -> Result<(), ClientError> {
+    pub(super) async fn seed(&self, agent: &AgentName, history: &StoredHistory) -> Result<(), ClientError> {
         let (keys, id) = self.agent_keys(agent);
         let step = Seed {
             agent: &id,
@@ -105,7 +105,7 @@ impl Operator {
     }
 
     /// Refuses an agent that has a history or open turns, before anything is made ready for it.
-    pub(super) async fn check_free(&self, agent: &Name) -> Result<(), ClientError> {
+    pub(super) async fn check_free(&self, agent: &AgentName) -> Result<(), ClientError> {
         let (keys, id) = self.agent_keys(agent);
         match self.redis().ask(|server| server.history_size(&keys, &id)).await? {
             HistorySize { entries: 0, open: 0 } => Ok(()),
@@ -114,6 +114,6 @@ impl Operator {
     }
 }
 
-fn taken(agent: &Name, entries: u64, open: u64) -> ClientError {
+fn taken(agent: &AgentName, entries: u64, open: u64) -> ClientError {
     ClientError::AgentTaken { agent: agent.to_string(), entries, open }
 }

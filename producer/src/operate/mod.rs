@@ -25,7 +25,7 @@ pub mod worker;
 
 use turnmill_redis::Server;
 use turnmill_schema::keys::Keys;
-use turnmill_schema::{AgentId, Name};
+use turnmill_schema::{AgentId, AgentName, QueueName, TenantName};
 
 use crate::client::Client;
 use crate::connection::Connection;
@@ -49,12 +49,12 @@ impl Operator {
     }
 
     /// The queue's name.
-    pub fn queue(&self) -> &Name {
-        &self.client.queue.name
+    pub fn queue(&self) -> &QueueName {
+        &self.client.settings.queue
     }
 
     /// The tenant's agent of that name, and the keys of its shard.
-    fn agent_keys(&self, agent: &Name) -> (Keys, AgentId) {
+    fn agent_keys(&self, agent: &AgentName) -> (Keys, AgentId) {
         let tenant = &self.client.settings.tenant;
         let shard = self.client.queue.shard_of(tenant, agent);
         (self.client.queue.keys(shard), AgentId::named(tenant, agent))
@@ -83,7 +83,7 @@ pub enum Scope {
 
 impl Scope {
     /// Whether what belongs to `tenant` is in scope for a client of the tenant `own`.
-    fn covers(self, own: &Name, tenant: &str) -> bool {
+    fn covers(self, own: &TenantName, tenant: &str) -> bool {
         self == Self::AllTenants || tenant == own.as_str()
     }
 }

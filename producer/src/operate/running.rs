@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 use turnmill_redis::RunningRecord;
-use turnmill_schema::{Name, Priority, TurnId};
+use turnmill_schema::{AgentName, Priority, TurnId};
 
 use super::Operator;
 use crate::error::ClientError;
@@ -15,7 +15,7 @@ pub struct RunningTurn {
     /// Its tenant.
     pub tenant: String,
     /// Its agent; none for a turn that stands alone.
-    pub agent: Option<Name>,
+    pub agent: Option<AgentName>,
     /// Its priority.
     pub priority: Priority,
     /// The consumer id of its worker.

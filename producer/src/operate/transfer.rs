@@ -5,7 +5,7 @@
 
 use serde::Serialize;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use turnmill_schema::Name;
+use turnmill_schema::AgentName;
 use turnmill_schema::agent_file::{
     AgentFileError, ExportedAgent, RECORD_START_BYTES, Record, RecordStart, START, Totals, check_start,
 };
@@ -21,7 +21,7 @@ use crate::store::NO_STORE;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Transferred {
     /// The agent.
-    pub agent: Name,
+    pub agent: AgentName,
     /// Turns of its history.
     pub turns: u64,
     /// Objects of K and V that were written: into the file, or into the store unless they were there.
@@ -34,7 +34,7 @@ impl Operator {
     /// Writes an agent to `file`: its history and, where the client has a store, its K and V as far as they are there.
     pub async fn export_agent(
         &self,
-        agent: &Name,
+        agent: &AgentName,
         file: &mut (impl AsyncWrite + Unpin),
     ) -> Result<Transferred, ClientError> {
         let StoredHistory { entries, on_dead, manifest } = self.history(agent).await?;
@@ -78,7 +78,7 @@ impl Operator {
     pub async fn import_agent(
         &self,
         file: &mut (impl AsyncRead + Unpin),
-        name: Option<&Name>,
+        name: Option<&AgentName>,
     ) -> Result<Transferred, ClientError> {
         let mut start = START;
         read_whole(file, &mut start).await?;

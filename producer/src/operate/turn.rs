@@ -3,7 +3,7 @@
 use serde::Serialize;
 use turnmill_redis::steps::{Cancel, Promote, Unrun};
 use turnmill_redis::{TurnPlace, TurnRecord, TurnWait};
-use turnmill_schema::{End, Name, Outcome, Priority, TurnId};
+use turnmill_schema::{AgentName, End, Outcome, Priority, TurnId};
 
 use super::Operator;
 use crate::error::ClientError;
@@ -16,7 +16,7 @@ pub struct TurnView {
     /// Its tenant.
     pub tenant: String,
     /// Its agent; none for a turn that stands alone.
-    pub agent: Option<Name>,
+    pub agent: Option<AgentName>,
     /// `queued`, `leased` or `ended`.
     pub state: String,
     /// The agent's own state, until the turn ended: why a queued turn does not run.

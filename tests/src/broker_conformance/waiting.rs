@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use turnmill_redis::steps::{AgentAction, DepthLimits};
-use turnmill_schema::{AgentId, DeadReason, Delta, Name, Outcome, Priority, Turn, TurnId};
+use turnmill_schema::{AgentId, DeadReason, Delta, Outcome, Priority, TenantName, Turn, TurnId};
 use turnmill_worker::broker::memory::{Acted, AgentState, DeadLetter};
 use turnmill_worker::broker::{Broker, Claim, Ending, Retry};
 
@@ -117,7 +117,7 @@ pub async fn a_dead_letter_halts_an_agent_that_asks_for_it<Q: TestQueue>(queue: 
 pub async fn a_tenant_runs_as_many_turns_as_it_may<Q: TestQueue>(queue: &Q) {
     let limits = WorkerLimits { tenant_max_running: 1, ..Default::default() };
     let broker = queue.worker_with("w", limits).await;
-    let other = Turn { tenant: Name::new("other").expect("a name"), ..turn(Some("a"), "1") };
+    let other = Turn { tenant: TenantName::new("other").expect("a name"), ..turn(Some("a"), "1") };
     let ids = enqueue(queue, &[turn(Some("a"), "1"), turn(Some("b"), "1"), other]).await;
     let first = claim(&broker).await;
     let ticket = read_one(&broker).await;
@@ -168,7 +168,7 @@ pub async fn a_tenant_has_a_depth_of_its_own<Q: TestQueue>(queue: &Q) {
     assert!(queue.enqueue(&[turn(Some("a"), "1")], limits).await.is_ok());
     let full = full(queue.enqueue(&[turn(Some("b"), "1")], limits).await);
     assert_eq!((full.tenant.as_deref(), full.open, full.limit), (Some("test"), 1, 1));
-    let other = Turn { tenant: Name::new("other").expect("a name"), ..turn(Some("a"), "1") };
+    let other = Turn { tenant: TenantName::new("other").expect("a name"), ..turn(Some("a"), "1") };
     assert!(queue.enqueue(&[other], limits).await.is_ok());
 }
 
@@ -259,7 +259,7 @@ pub async fn nobody_starves_behind_a_hot_agent<Q: TestQueue>(queue: &Q) {
     let limits = WorkerLimits { tenant_max_running: 1, max_continues: 2, ..Default::default() };
     let (broker, dead) = (queue.worker_with("w", limits).await, queue.worker_with("dead", limits).await);
     let of = |tenant: &str, agent: &str| Turn {
-        tenant: Name::new(tenant).expect("a name"),
+        tenant: TenantName::new(tenant).expect("a name"),
         ..turn(Some(agent), "1")
     };
     let orphan = enqueue(queue, &[of("dead", "a")]).await[0];

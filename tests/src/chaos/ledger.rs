@@ -6,7 +6,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use turnmill_client::NewTurn;
-use turnmill_schema::{AgentId, Name, TurnId};
+use turnmill_schema::{AgentId, TenantName, TurnId};
 
 /// Tokens and text of a reply.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -32,7 +32,7 @@ pub struct Acknowledged {
 
 impl Acknowledged {
     /// `request`, acknowledged as `turn` to a producer of `tenant`.
-    pub fn new(tenant: &Name, turn: TurnId, request: NewTurn) -> Self {
+    pub fn new(tenant: &TenantName, turn: TurnId, request: NewTurn) -> Self {
         let agent = match &request.agent {
             Some(agent) => AgentId::named(tenant, agent),
             None => AgentId::lone(tenant, turn),
@@ -103,7 +103,7 @@ mod tests {
 
     #[test]
     fn a_turn_enqueued_again_is_last_and_counted() {
-        let tenant = Name::new("t").expect("a name");
+        let tenant = TenantName::new("t").expect("a name");
         let known = |text: &str| Acknowledged::new(&tenant, TurnId::new(0), NewTurn::user(text));
         let (first, second, again) = (known("1"), known("2"), known("1"));
         assert!(first.agent.is_lone());

@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use turnmill_client::{Advice, Client, ClientError, NewTurn};
-use turnmill_schema::{Name, TurnId};
+use turnmill_schema::{Name, TenantName, TurnId};
 
 use super::ChaosError;
 use super::ledger::{Acknowledged, Ledger, Words};
@@ -34,7 +34,7 @@ pub struct Producers {
 #[derive(Clone)]
 struct Asking {
     producer: Client,
-    tenant: Name,
+    tenant: TenantName,
     ledger: Arc<Ledger>,
     /// Redis may forget what it acknowledged: then it is enqueued again.
     forgetful: bool,
@@ -49,11 +49,11 @@ impl Producers {
         ledger: Arc<Ledger>,
         forgetful: bool,
     ) -> Result<Self, ChaosError> {
-        let builder = Client::builder(url).queue(name.clone()).tenant(name.clone());
+        let builder = Client::builder(url).queue(name.clone().into()).tenant(name.clone().into());
         // Impatient, so that it is the producers here that have to ask again.
         let builder = builder.response_timeout(Duration::from_secs(1)).retry_for(Duration::from_millis(300));
         let producer = builder.connect().await?;
-        let asking = Asking { producer, tenant: name.clone(), ledger, forgetful };
+        let asking = Asking { producer, tenant: name.clone().into(), ledger, forgetful };
         let enough = CancellationToken::new();
         let next = Arc::new(AtomicU32::new(0));
         let mut tasks = JoinSet::new();

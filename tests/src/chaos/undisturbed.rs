@@ -16,7 +16,8 @@ use crate::worker::Worker;
 /// Runs the ledger's turns to their ends.
 pub async fn undisturbed(ledger: &[Acknowledged], queue: &Name) -> Result<Undisturbed, ChaosError> {
     let redis = RedisServer::start();
-    let producer = Client::builder(redis.url()).queue(queue.clone()).tenant(queue.clone()).connect().await?;
+    let builder = Client::builder(redis.url()).queue(queue.clone().into()).tenant(queue.clone().into());
+    let producer = builder.connect().await?;
     let requests = ledger.iter().map(|known| known.request.clone()).collect();
     let turns = producer.enqueue_batch(requests).await?;
     // With every core: nothing else runs by now, and words depend on no number of threads.

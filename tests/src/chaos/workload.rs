@@ -3,8 +3,10 @@
 //! Invariant: session `n` of a seed is always the same, so that what was asked for can be asked for again of an
 //! undisturbed worker. Every turn has its own seed and its own idempotency key.
 
+use std::str::FromStr;
+
 use turnmill_client::NewTurn;
-use turnmill_schema::{Name, Priority, Sampling};
+use turnmill_schema::{InvalidName, Priority, Sampling};
 
 use super::dice::{Dice, Use};
 
@@ -94,8 +96,8 @@ fn sampling(dice: &mut Dice) -> Sampling {
     }
 }
 
-fn name(text: String) -> Name {
-    Name::new(text).expect("letters, digits and dashes make a name")
+fn name<T: FromStr<Err = InvalidName>>(text: String) -> T {
+    text.parse().expect("letters, digits and dashes make a name")
 }
 
 #[cfg(test)]

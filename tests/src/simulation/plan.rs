@@ -1,7 +1,9 @@
 //! What a seed's world consists of: turns to enqueue, and how hostile everything is.
 
 use turnmill_redis::steps::DepthLimits;
-use turnmill_schema::{AgentId, Message, Name, Priority, Role, Turn, TurnId};
+use turnmill_schema::{
+    AgentId, AgentName, IdempotencyKey, Message, Priority, Role, TenantName, Turn, TurnId,
+};
 
 use super::dice::Dice;
 use crate::broker_conformance::WorkerLimits;
@@ -13,8 +15,8 @@ pub(super) struct Plan {
     pub(super) number: usize,
     /// Who enqueues it; all turns of an agent have one producer, so that their order is known.
     pub(super) producer: usize,
-    pub(super) tenant: Name,
-    pub(super) agent: Option<Name>,
+    pub(super) tenant: TenantName,
+    pub(super) agent: Option<AgentName>,
     pub(super) tokens: usize,
     pub(super) priority: Priority,
     /// Milliseconds after it is enqueued.
@@ -30,12 +32,11 @@ pub(super) struct Plan {
 impl Plan {
     fn throw(dice: &Dice, number: usize, agents: u64) -> Self {
         let agent = dice.below(agents + 1);
-        let name = |text: String| Name::new(text).expect("a name");
         Self {
             number,
             producer: (agent % 2) as usize,
-            tenant: name(format!("t{}", agent % 2)),
-            agent: (agent < agents).then(|| name(format!("a{agent}"))),
+            tenant: TenantName::new(format!("t{}", agent % 2)).expect("a name"),
+            agent: (agent < agents).then(|| AgentName::new(format!("a{agent}")).expect("a name")),
             tokens: dice.below(16) as usize,
             priority: if dice.chance(300) { Priority::Batch } else { Priority::Interactive },
             deadline_ms: dice.chance(80).then(|| dice.between(1, 2000)),
@@ -59,7 +60,7 @@ impl Plan {
             priority: self.priority,
             deadline_ms: self.deadline_ms.map(|ms| now_ms + ms),
             not_before_ms: self.not_before_ms.map(|ms| now_ms + ms),
-            idempotency_key: self.is_keyed.then(|| Name::new(key).expect("a name")),
+            idempotency_key: self.is_keyed.then(|| IdempotencyKey::new(key).expect("a name")),
             replay_of: None,
             request_id: None,
             traceparent: None,

@@ -7,7 +7,9 @@ use turnmill_redis::steps::{DepthLimits, Enqueue, KeepCollector, Order};
 use turnmill_redis::{Fault, RESPONSE_TIMEOUT, Server};
 use turnmill_schema::envelope::{EnvelopeError, decode, encode_turn};
 use turnmill_schema::keys::{FIELD_END, GROUP, Keys, ORDER_DRAIN, Queue};
-use turnmill_schema::{AgentId, Event, Name, Outcome, Priority, Turn, TurnId, WorkerStatus};
+use turnmill_schema::{
+    AgentId, Event, IdempotencyKey, Name, Outcome, Priority, TenantName, Turn, TurnId, WorkerStatus,
+};
 use turnmill_tests::broker_conformance::{
     LEASE_MS, PATIENCE, ROOM, TestQueue, WorkerLimits, claim, delta, end, ending, ending_with, enqueue,
     entry, read_one, reclaim, reclaim_one, turn,
@@ -100,7 +102,7 @@ async fn a_lone_turn_leaves_its_result_and_outcome_only_and_both_expire() {
     let broker = queue.worker("w").await;
     let keys = queue.keys();
     let before: Vec<String> = queue.dump().await.into_keys().collect();
-    let lone = Turn { idempotency_key: Name::new("k").ok(), ..turn(None, "1") };
+    let lone = Turn { idempotency_key: IdempotencyKey::new("k").ok(), ..turn(None, "1") };
     let id = enqueue(&queue, std::slice::from_ref(&lone)).await[0];
     let claim = claim(&broker).await;
     let entry = entry(&claim.lease, "1", 0, &[1]);
@@ -458,7 +460,7 @@ async fn agents_that_cannot_be_read_keep_nobody_from_being_promoted() {
     let _: u64 = queue.command(&["SADD", &queue.keys().parked("broken"), "foreign"]).await;
     let due = queue.now_ms().await + 200;
     let later = |tenant: &str, agent: &str| Turn {
-        tenant: Name::new(tenant).expect("a name"),
+        tenant: TenantName::new(tenant).expect("a name"),
         not_before_ms: Some(due),
         ..turn(Some(agent), "1")
     };

@@ -7,18 +7,13 @@ use std::time::{Duration, Instant};
 use futures::{FutureExt, StreamExt};
 use redis::aio::MultiplexedConnection;
 use turnmill_client::schema::keys::{FIELD_AT, FIELD_END, FIELD_EVENT, Keys};
-use turnmill_client::schema::{
-    Delta, End, Event, FinishReason, Name, Outcome, Timing, TurnId, Usage, envelope,
-};
+use turnmill_client::schema::{Delta, End, Event, FinishReason, Outcome, Timing, TurnId, Usage, envelope};
 use turnmill_client::{Client, ClientBuilder, ClientError, NewTurn};
 use turnmill_tests::PATIENCE;
 use turnmill_tests::chaos::failover::Failovers;
+use turnmill_tests::line::name;
 use turnmill_tests::proxy::Proxy;
 use turnmill_tests::redis_server::RedisServer;
-
-fn name(text: &str) -> Name {
-    Name::new(text).expect("a name")
-}
 
 fn builder(url: &str) -> ClientBuilder {
     Client::builder(url).queue(name("q")).tenant(name("t"))

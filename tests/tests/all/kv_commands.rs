@@ -12,7 +12,8 @@ use turnmill_client::operate::Operator;
 use turnmill_client::{Client, NewTurn};
 use turnmill_schema::envelope::{MAX_INLINE_BYTES, encode};
 use turnmill_schema::keys::{FIELD_MANIFEST, Keys};
-use turnmill_schema::{AgentId, Digest, Manifest, Name, PayloadReference, TurnId, kv_object};
+use turnmill_schema::{AgentId, Digest, Manifest, PayloadReference, TurnId, kv_object};
+use turnmill_tests::line::name;
 use turnmill_tests::redis_server::RedisServer;
 use turnmill_tests::{PATIENCE, command};
 use turnmill_worker::broker::redis::{Collector, HoldError, RedisReferences};
@@ -25,10 +26,6 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 const SHAPE: BlockShape =
     BlockShape { layers: 2, block_tokens: 4, kv_heads: 2, head_dim: 8, dtype: KvDtype::F16 };
 const HEX_KEY: &str = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
-
-fn name(text: &str) -> Name {
-    Name::new(text).expect("a name")
-}
 
 /// A segment that was stored.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -9,15 +9,12 @@ use turnmill_client::operate::doctor::Verdict;
 use turnmill_client::operate::events::{EventsQuery, Membership};
 use turnmill_client::operate::{Operator, Scope};
 use turnmill_client::schema::keys::{Keys, events_group};
-use turnmill_client::schema::{AgentId, Name, TurnId};
+use turnmill_client::schema::{AgentId, TurnId};
 use turnmill_client::{Client, ClientBuilder, NewTurn};
 use turnmill_tests::PATIENCE;
+use turnmill_tests::line::name;
 use turnmill_tests::proxy::{Hold, Proxy};
 use turnmill_tests::redis_server::RedisServer;
-
-fn name(text: &str) -> Name {
-    Name::new(text).expect("a name")
-}
 
 fn builder(url: &str) -> ClientBuilder {
     Client::builder(url).queue(name("q")).tenant(name("t"))

@@ -13,8 +13,9 @@ use turnmill_client::operate::turn::Cancelled;
 use turnmill_client::{Advice, Client, ClientError, NewTurn};
 use turnmill_schema::envelope::{MAX_ENVELOPE_BYTES, MAX_INLINE_BYTES};
 use turnmill_schema::keys::Keys;
-use turnmill_schema::{Name, Outcome, PayloadReference, StoredTurn, Turn};
+use turnmill_schema::{Outcome, PayloadReference, StoredTurn, Turn};
 use turnmill_tests::broker_conformance::{claim, ending};
+use turnmill_tests::line::name;
 use turnmill_tests::program;
 use turnmill_tests::redis_server::RedisServer;
 use turnmill_tests::s3_server::{Faults, S3Server};
@@ -24,10 +25,6 @@ use turnmill_worker::config::{RedisUrl, StoreUrl};
 use turnmill_worker::store::{Payloads, StoreError};
 
 const MIB: usize = 1024 * 1024;
-
-fn name(text: &str) -> Name {
-    Name::new(text).expect("a name")
-}
 
 /// A queue and a store of files.
 struct Place {

@@ -13,9 +13,10 @@ use redis::aio::MultiplexedConnection;
 use serde_json::{Value, json};
 use turnmill_client::schema::keys::{FIELD_AGENT, FIELD_AT, FIELD_END, FIELD_EVENT, FIELD_REPLY, Keys};
 use turnmill_client::schema::{
-    Begin, Delta, End, Event, FinishReason, Name, Outcome, Priority, Timing, TurnId, Usage, envelope,
+    Begin, Delta, End, Event, FinishReason, Outcome, Priority, Timing, TurnId, Usage, envelope,
 };
 use turnmill_client::{Client, ClientBuilder, ClientError, Followed, NewTurn, StreamId};
+use turnmill_tests::line::name;
 use turnmill_tests::program;
 use turnmill_tests::redis_server::RedisServer;
 
@@ -24,10 +25,6 @@ const REPLY: &str = "naïve ⅔ wörds";
 
 /// Longest wait for a condition; a busy machine is slow, a broken producer never gets there.
 const PATIENCE: Duration = Duration::from_secs(60);
-
-fn name(text: &str) -> Name {
-    Name::new(text).expect("a name")
-}
 
 fn builder(server: &RedisServer) -> ClientBuilder {
     Client::builder(server.url()).block(Duration::from_millis(200))

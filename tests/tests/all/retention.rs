@@ -1,7 +1,7 @@
 //! What is kept of ended turns, and for how long, in a real Redis.
 
 use turnmill_schema::keys::{FIELD_END, counter};
-use turnmill_schema::{Delta, Name, Outcome, TokenLogprobs, Turn, TurnId};
+use turnmill_schema::{Delta, IdempotencyKey, Outcome, TokenLogprobs, Turn, TurnId};
 use turnmill_tests::broker_conformance::{TestQueue, WorkerLimits, claim, delta, ending, enqueue, turn};
 use turnmill_tests::redis_queue::RedisQueue;
 use turnmill_tests::until;
@@ -17,8 +17,10 @@ async fn worker(queue: &RedisQueue, retained_bytes: u64) -> RedisBroker {
 
 /// Runs `count` turns of 40 tokens that stand alone; their ids.
 async fn run_turns(queue: &RedisQueue, broker: &RedisBroker, count: usize) -> Vec<TurnId> {
-    let keyed =
-        |i: usize| Turn { idempotency_key: Name::new(format!("k{i}")).ok(), ..turn(None, "Tell me.") };
+    let keyed = |i: usize| Turn {
+        idempotency_key: IdempotencyKey::new(format!("k{i}")).ok(),
+        ..turn(None, "Tell me.")
+    };
     let mut ids = Vec::new();
     for start in (0..count).step_by(100) {
         let turns: Vec<Turn> = (start..count.min(start + 100)).map(keyed).collect();

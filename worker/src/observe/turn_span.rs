@@ -244,13 +244,13 @@ mod tests {
     use std::time::Duration;
 
     use opentelemetry_sdk::trace::SpanData;
-    use turnmill_schema::{AgentId, Message, Name, Role, TurnId};
+    use turnmill_schema::{AgentId, Message, Role, TurnId};
 
     use super::super::traces::tests::recorded;
     use super::*;
 
-    fn name(text: &str) -> Name {
-        Name::new(text).expect("a name")
+    fn name<T: std::str::FromStr<Err: std::fmt::Debug>>(text: &str) -> T {
+        text.parse().expect("a name")
     }
 
     fn turn(traceparent: Option<&str>) -> Turn {

@@ -154,7 +154,7 @@ async fn after(stop: &CancellationToken, wait: Duration) {
 mod tests {
     use tokio::sync::Notify;
     use turnmill_redis::steps::DepthLimits;
-    use turnmill_schema::{Message, Name, Role, Turn, TurnId};
+    use turnmill_schema::{Message, Role, TenantName, Turn, TurnId};
 
     use super::*;
     use crate::broker::memory::{Link, MemoryQueue, MemorySettings, Passage, TokioClock};
@@ -191,7 +191,7 @@ mod tests {
             let queue = MemoryQueue::new(Arc::new(TokioClock::start()));
             let gate = Arc::new(Gate::default());
             let broker = queue.worker_over(MemorySettings::example("w"), gate.clone());
-            let tenant = Name::new("default").expect("a name");
+            let tenant = TenantName::new("default").expect("a name");
             let turn = Turn::new(TurnId::new(0), tenant, vec![Message::new(Role::User, "hi")]);
             queue.enqueue(&[turn], DepthLimits { queue: 10, tenant: 10 }).expect("there is room");
             let ticket = broker.read(1).await.expect("answered").pop().expect("a ticket");

@@ -82,7 +82,7 @@ pub(super) async fn remove(
 #[cfg(test)]
 mod tests {
     use turnmill_schema::envelope::MAX_INLINE_BYTES;
-    use turnmill_schema::{AgentId, EncodedTurn, Message, Name, Role, TurnId};
+    use turnmill_schema::{AgentId, EncodedTurn, Message, Name, Role, TenantName, TurnId};
 
     use super::*;
     use crate::config::StoreUrl;
@@ -90,7 +90,7 @@ mod tests {
     fn turn(content: String) -> Turn {
         Turn::new(
             TurnId::new(0),
-            Name::new("default").expect("a name"),
+            TenantName::new("default").expect("a name"),
             vec![Message::new(Role::User, content)],
         )
     }

@@ -120,7 +120,7 @@ impl<B: Broker> Publisher<B> {
 #[cfg(test)]
 mod tests {
     use turnmill_redis::steps::DepthLimits;
-    use turnmill_schema::{Event, Message, Name, Role, TokenLogprobs, Turn, TurnId};
+    use turnmill_schema::{Event, Message, Role, TenantName, TokenLogprobs, Turn, TurnId};
 
     use super::*;
     use crate::broker::Claim;
@@ -137,7 +137,7 @@ mod tests {
         fn new() -> Self {
             let queue = MemoryQueue::new(Arc::new(TokioClock::start()));
             let broker = queue.worker(MemorySettings::example("w"));
-            let (turn, tenant) = (TurnId::new(0), Name::new("default").expect("a name"));
+            let (turn, tenant) = (TurnId::new(0), TenantName::new("default").expect("a name"));
             let turns = [Turn::new(turn, tenant, vec![Message::new(Role::User, "hi")])];
             let room = DepthLimits { queue: 10, tenant: 10 };
             queue.enqueue(&turns, room).expect("there is room");

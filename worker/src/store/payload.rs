@@ -64,14 +64,14 @@ impl Payloads {
 #[cfg(test)]
 mod tests {
     use turnmill_schema::envelope::MAX_INLINE_BYTES;
-    use turnmill_schema::{EncodedTurn, Message, Role, TurnId};
+    use turnmill_schema::{EncodedTurn, Message, Role, TenantName, TurnId};
 
     use super::*;
 
     fn turn() -> Turn {
         Turn::new(
             TurnId::new(0),
-            Name::new("default").expect("a name"),
+            TenantName::new("default").expect("a name"),
             vec![Message::new(Role::User, "x".repeat(MAX_INLINE_BYTES))],
         )
     }

@@ -14,7 +14,7 @@ use std::time::Duration;
 use clap::Parser;
 use futures::StreamExt;
 use futures::future::try_join_all;
-use turnmill_client::schema::{End, Event, Message, Name, Outcome, Role, Sampling};
+use turnmill_client::schema::{AgentName, End, Event, Message, Outcome, QueueName, Role, Sampling};
 use turnmill_client::{Client, NewTurn};
 
 use cast::{AGENTS, Agent, SYSTEM};
@@ -32,7 +32,7 @@ struct Args {
     redis_url: String,
     /// The queue that a worker serves.
     #[arg(long, default_value = "default")]
-    queue: Name,
+    queue: QueueName,
 }
 
 #[tokio::main]
@@ -57,7 +57,7 @@ async fn run(args: Args) -> Result<(), Box<dyn Error>> {
 
 /// An agent's turns, one after the other: the second continues the history the first one left.
 async fn talk(client: &Client, agent: &Agent, mut voice: Voice) -> Result<Vec<Row>, Box<dyn Error>> {
-    let name = Name::new(agent.name)?;
+    let name = AgentName::new(agent.name)?;
     let mut rows = Vec::new();
     for (index, question) in agent.questions.into_iter().enumerate() {
         let first = index == 0;

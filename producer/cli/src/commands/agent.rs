@@ -6,7 +6,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
 use turnmill_client::operate::Operator;
 use turnmill_client::operate::agent::{AgentAction, AgentQuery, AgentView};
-use turnmill_client::schema::{Name, TurnId};
+use turnmill_client::schema::{AgentName, TurnId};
 
 use super::Tenants;
 use super::agent_file::{Export, Import};
@@ -59,7 +59,7 @@ pub struct Ls {
 #[derive(Debug, Args)]
 pub struct Which {
     /// The agent's name.
-    agent: Name,
+    agent: AgentName,
     /// One JSON object.
     #[arg(long)]
     json: bool,
@@ -104,7 +104,7 @@ pub struct Fork {
     which: Which,
     /// The new agent's name.
     #[arg(value_name = "NEW_AGENT")]
-    new: Name,
+    new: AgentName,
     /// The last turn that the new agent knows [default: the newest].
     #[arg(long, value_name = "TURN")]
     at: Option<TurnId>,
@@ -113,7 +113,7 @@ pub struct Fork {
 /// What became of an agent's history.
 #[derive(Serialize)]
 struct Turns<'a> {
-    agent: &'a Name,
+    agent: &'a AgentName,
     /// Turns that stay, or that were copied.
     #[serde(skip_serializing_if = "Option::is_none")]
     turns: Option<usize>,
@@ -125,7 +125,7 @@ struct Turns<'a> {
 /// What a command made of an agent.
 #[derive(Serialize)]
 struct Done<'a> {
-    agent: &'a Name,
+    agent: &'a AgentName,
     state: String,
 }
 

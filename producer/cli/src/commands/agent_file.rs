@@ -10,7 +10,7 @@ use tempfile::NamedTempFile;
 use turnmill_client::ClientError;
 use turnmill_client::operate::Operator;
 use turnmill_client::operate::transfer::Transferred;
-use turnmill_client::schema::Name;
+use turnmill_client::schema::AgentName;
 
 use crate::exit::Exit;
 use crate::print::json_line_to;
@@ -22,7 +22,7 @@ const STANDARD: &str = "-";
 #[derive(Debug, Args)]
 pub struct Export {
     /// The agent's name.
-    agent: Name,
+    agent: AgentName,
     /// The file to write, or `-` for the standard output [default: AGENT.tmagent].
     #[arg(long, value_name = "FILE", allow_hyphen_values = true)]
     file: Option<PathBuf>,
@@ -40,7 +40,7 @@ pub struct Import {
     file: PathBuf,
     /// The new agent's name [default: the name in the file].
     #[arg(long, value_name = "NAME", allow_hyphen_values = true)]
-    agent: Option<Name>,
+    agent: Option<AgentName>,
     /// One JSON object.
     #[arg(long)]
     json: bool,

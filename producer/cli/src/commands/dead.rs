@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use turnmill_client::operate::dead::{DeadLetter, DeadLetters, DeadQuery};
 use turnmill_client::operate::{Operator, Scope};
-use turnmill_client::schema::{DeadReason, Name, Turn, TurnId};
+use turnmill_client::schema::{AgentName, DeadReason, Turn, TurnId};
 
 use super::Tenants;
 use crate::changes::{Done, change_each, named};
@@ -45,7 +45,7 @@ struct Filter {
     reason: Option<String>,
     /// Only turns of this agent.
     #[arg(long, value_name = "NAME", allow_hyphen_values = true)]
-    agent: Option<Name>,
+    agent: Option<AgentName>,
     /// Only turns that failed at least SECONDS ago.
     #[arg(long, value_name = "SECONDS", allow_negative_numbers = true)]
     older_than: Option<Seconds>,

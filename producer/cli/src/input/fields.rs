@@ -194,7 +194,7 @@ fn check_keys<'a>(mut keys: impl Iterator<Item = &'a String>) -> Result<(), Stri
 
 #[cfg(test)]
 mod tests {
-    use turnmill_client::schema::{Name, Priority, TraceParent};
+    use turnmill_client::schema::{AgentName, IdempotencyKey, Priority, TraceParent};
 
     use super::*;
 
@@ -208,11 +208,11 @@ mod tests {
             "new_session": true, "priority": "batch", "idempotency_key": "k", "deadline": 5,
             "temperature": 0, "sampling": {"seed": 18446744073709551615, "logit_bias": {"5": -1.5}}}"#;
         let turn = read(line).expect("valid");
-        assert_eq!(turn.agent, Name::new("a").ok());
+        assert_eq!(turn.agent, AgentName::new("a").ok());
         let roles: Vec<Role> = turn.messages.iter().map(|message| message.role).collect();
         assert_eq!(roles, [Role::System, Role::User]);
         assert!(turn.new_session && turn.deadline_ms.is_some());
-        assert_eq!((turn.priority, turn.idempotency_key), (Priority::Batch, Name::new("k").ok()));
+        assert_eq!((turn.priority, turn.idempotency_key), (Priority::Batch, IdempotencyKey::new("k").ok()));
         let sampling = turn.sampling;
         assert_eq!((sampling.temperature, sampling.seed), (0.0, Some(u64::MAX)));
         assert_eq!(sampling.logit_bias.get(&5), Some(&-1.5));
@@ -221,10 +221,11 @@ mod tests {
     #[test]
     fn flags_are_defaults_that_a_line_overrides() {
         let sampling = Sampling { temperature: 0.7, max_tokens: Some(9), ..Sampling::default() };
-        let turn = NewTurn { agent: Name::new("flag").ok(), ..NewTurn::default() }.sampling(sampling.clone());
+        let turn =
+            NewTurn { agent: AgentName::new("flag").ok(), ..NewTurn::default() }.sampling(sampling.clone());
         let defaults = Defaults { turn, system: Some("from the flag".into()) };
         let plain = defaults.read(r#"{"message": "hi"}"#).expect("valid");
-        assert_eq!((plain.agent, plain.sampling), (Name::new("flag").ok(), sampling));
+        assert_eq!((plain.agent, plain.sampling), (AgentName::new("flag").ok(), sampling));
         assert_eq!(plain.messages[0], Message::new(Role::System, "from the flag"));
         let own = defaults.read(r#"{"message": "hi", "agent": null, "system": "own", "max_tokens": 1}"#);
         let own = own.expect("valid");
@@ -254,7 +255,7 @@ mod tests {
     fn null_means_none_whatever_the_flags_say() {
         let sampling = Sampling { temperature: 0.7, max_tokens: Some(9), ..Sampling::default() };
         let flags = NewTurn {
-            agent: Name::new("flag").ok(),
+            agent: AgentName::new("flag").ok(),
             new_session: true,
             priority: Priority::Batch,
             deadline_ms: Some(1),

@@ -133,7 +133,7 @@ fn parse_turn(id: &str) -> Result<TurnId, ParsingError> {
 
 #[cfg(test)]
 mod tests {
-    use turnmill_schema::Name;
+    use turnmill_schema::TenantName;
 
     use super::*;
 
@@ -160,8 +160,9 @@ mod tests {
 
     #[test]
     fn what_was_known_stands_at_its_place() {
-        let turns: Vec<Turn> =
-            (0..3).map(|_| Turn::new(TurnId::new(0), Name::new("t").expect("a name"), vec![])).collect();
+        let turns: Vec<Turn> = (0..3)
+            .map(|_| Turn::new(TurnId::new(0), TenantName::new("t").expect("a name"), vec![]))
+            .collect();
         let limits = DepthLimits { queue: 9, tenant: 9 };
         let step = Enqueue { limits, turns: turns.iter().map(|turn| (turn, vec![])).collect() };
         let first = TurnId::new(0);

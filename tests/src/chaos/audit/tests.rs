@@ -5,8 +5,8 @@ use std::ops::Range;
 use turnmill_client::NewTurn;
 use turnmill_schema::kv_object::HeaderStart;
 use turnmill_schema::{
-    Begin, Delta, Digest, End, Event, FinishReason, Manifest, Message, Name, Outcome, Role, Timing,
-    TranscriptEntry, Usage,
+    AgentName, Begin, Delta, Digest, End, Event, FinishReason, Manifest, Message, Outcome, Role, TenantName,
+    Timing, TranscriptEntry, Usage,
 };
 
 use super::*;
@@ -25,8 +25,8 @@ struct Run {
 
 impl Run {
     fn sound() -> Self {
-        let tenant = Name::new("t").expect("a name");
-        let agent = || NewTurn::user("hi").agent(Name::new("a").expect("a name"));
+        let tenant = TenantName::new("t").expect("a name");
+        let agent = || NewTurn::user("hi").agent(AgentName::new("a").expect("a name"));
         let ledger: Vec<Acknowledged> = [agent(), agent(), NewTurn::user("hi")]
             .map(|request| Acknowledged::new(&tenant, TurnId::new(0), request))
             .into();
@@ -42,7 +42,7 @@ impl Run {
         let turns = vec![TurnId::new(0), TurnId::new(0), TurnId::new(0)];
         let mut there = queue(&ledger, [plain(5), plain(7), plain(5)]);
         rename(&mut there, &ids, &turns);
-        let kept = Kept { queue: tenant, objects: BTreeMap::new() };
+        let kept = Kept { queue: tenant.into(), objects: BTreeMap::new() };
         let mut run = Self { ledger, stored, kept, undisturbed: Undisturbed { turns, stored: there } };
         for kept in [
             kept_segment(None, 1, 0..256),

@@ -11,10 +11,11 @@ use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 use turnmill_client::schema::{
-    AgentId, DeadReason, Delta, End, Name, Outcome, Priority, StoredTurn, Timing, TranscriptEntry, TurnId,
-    Usage, WorkerStatus,
+    AgentId, DeadReason, Delta, End, Outcome, Priority, StoredTurn, Timing, TranscriptEntry, TurnId, Usage,
+    WorkerStatus,
 };
 use turnmill_tests::broker_conformance::{TestQueue, WorkerLimits};
+use turnmill_tests::line::name;
 use turnmill_tests::program;
 use turnmill_tests::redis_queue::RedisQueue;
 use turnmill_worker::broker::redis::{BrokerSettings, RedisBroker};
@@ -69,10 +70,6 @@ async fn run(url: &str, arguments: &[&str], input: &str) -> Ran {
     let output = output.unwrap_or_else(|_| panic!("{arguments:?} does not end")).expect("ends");
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     Ran { code: output.status.code(), out: text(&output.stdout), err: text(&output.stderr) }
-}
-
-fn name(text: &str) -> Name {
-    Name::new(text).expect("a name")
 }
 
 /// Submits one turn of `agent`; its id as text.

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use turnmill_redis::{Fault, RedisUrl, Server};
 use turnmill_schema::keys::{Keys, Queue};
-use turnmill_schema::{Message, Name, Role, Turn};
+use turnmill_schema::{AgentName, Message, Name, Role, TenantName, Turn};
 use uuid::Uuid;
 
 use crate::broker::BrokerError;
@@ -165,8 +165,8 @@ impl Bench {
     /// Turn number `i`: ten in a row are of different agents, and every agent has ten.
     fn turn(&self, i: usize) -> Turn {
         let agents = self.options.turns.div_ceil(TURNS_AN_AGENT).max(1);
-        let tenant = Name::new("bench").expect("a name");
-        let agent = Name::new(format!("a{}", i % agents)).expect("a name");
+        let tenant = TenantName::new("bench").expect("a name");
+        let agent = AgentName::new(format!("a{}", i % agents)).expect("a name");
         let id = self.queue.new_turn_id(&tenant, Some(&agent));
         let messages = vec![Message::new(Role::User, "x".repeat(self.options.payload))];
         Turn { agent: Some(agent), ..Turn::new(id, tenant, messages) }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use futures::stream::ReadyChunks;
 use futures::{Stream, StreamExt, stream};
 use serde::Serialize;
-use turnmill_client::schema::{Name, TurnId};
+use turnmill_client::schema::{AgentName, TurnId};
 use turnmill_client::{BATCH_TURNS, Client, ClientError, Fate, PackedTurn};
 
 use crate::exit::Exit;
@@ -25,7 +25,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 #[derive(Clone, Debug, Serialize)]
 pub struct Submitted {
     pub turn: TurnId,
-    pub agent: Option<Name>,
+    pub agent: Option<AgentName>,
     /// Where it stood in the input.
     #[serde(skip)]
     pub line: Option<u64>,

@@ -13,7 +13,9 @@ use futures::stream::FuturesUnordered;
 use futures::{Stream, StreamExt, stream};
 use tokio::io::AsyncRead;
 use turnmill_client::NewTurn;
-use turnmill_client::schema::{Message, Name, Priority, RequestId, Role, TraceParent, TraceState, TurnId};
+use turnmill_client::schema::{
+    AgentName, IdempotencyKey, Message, Priority, RequestId, Role, TraceParent, TraceState, TurnId,
+};
 
 use self::account::Account;
 use self::feed::{Feed, Submitted};
@@ -53,7 +55,7 @@ pub struct Submit {
     file: Option<PathBuf>,
     /// The agent whose turn it is; without it the turn stands alone.
     #[arg(long, value_name = "NAME", allow_hyphen_values = true)]
-    agent: Option<Name>,
+    agent: Option<AgentName>,
     /// What the user says; may be given again.
     #[arg(long, short, value_name = "TEXT", allow_hyphen_values = true)]
     message: Vec<String>,
@@ -68,7 +70,7 @@ pub struct Submit {
     priority: Priority,
     /// Enqueue once: submitting again under the same key gives the first turn.
     #[arg(long, value_name = "KEY", conflicts_with = "file", allow_hyphen_values = true)]
-    idempotency_key: Option<Name>,
+    idempotency_key: Option<IdempotencyKey>,
     /// The request's name in logs and traces [default: the turn's id].
     #[arg(long, value_name = "ID", allow_hyphen_values = true)]
     request_id: Option<RequestId>,

@@ -5,7 +5,7 @@ use turnmill_client::operate::ends::EndsRead;
 use turnmill_client::operate::events::EndedTurn;
 use turnmill_client::operate::running::{Running, RunningTurn};
 use turnmill_client::operate::worker::WorkerView;
-use turnmill_client::schema::{End, Name, Outcome, Priority, Timing, TurnId, Usage};
+use turnmill_client::schema::{AgentName, End, Outcome, Priority, Timing, TurnId, Usage};
 use turnmill_client::{Lag, PriorityLag, StreamId};
 
 use super::Snapshot;
@@ -13,8 +13,8 @@ use super::Snapshot;
 /// The server's clock at the first reading.
 pub const NOW_MS: u64 = 1_770_000_000_400;
 
-fn name(text: &str) -> Name {
-    Name::new(text).expect("a name")
+fn name(text: &str) -> AgentName {
+    AgentName::new(text).expect("a name")
 }
 
 /// A turn's id that ends so.
