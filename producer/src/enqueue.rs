@@ -1,12 +1,14 @@
 //! Enqueueing: check everything, store what is too large for Redis, then script calls for many turns each.
 
-use turnmill_redis::steps::{DepthLimits, Enqueue, Enqueued};
+use turnmill_redis::Advice;
+use turnmill_redis::steps::{self, DepthLimits, Enqueue};
 use turnmill_schema::keys::Keys;
 use turnmill_schema::{EncodedTurn, Turn, TurnId};
 
+use crate::batch::{BatchError, Enqueued, Fate};
 use crate::client::Client;
 use crate::connection::Tried;
-use crate::error::{ClientError, Fate};
+use crate::error::ClientError;
 use crate::new_turn::NewTurn;
 use crate::packed::PackedTurn;
 use crate::pieces::{Bounds, pieces};
@@ -19,25 +21,35 @@ pub const BATCH_BYTES: usize = 1 << 20;
 
 const BATCH: Bounds = Bounds { items: BATCH_TURNS, weight: BATCH_BYTES };
 
+/// Turns of one call are not in the queue, as far as that is known.
+struct Refused {
+    error: ClientError,
+    /// The turn whose fault it is. Those before it have no such fault.
+    place: Option<usize>,
+    /// What became of them.
+    fate: Fate,
+}
+
 impl Client {
-    /// Enqueues one turn. Its id, or that of the turn enqueued earlier under the same idempotency key.
+    /// Enqueues one turn.
     ///
-    /// If an error leaves the turn's fate unknown ([`ClientError::fates`]), calling this again is safe only for a turn with an
+    /// If the error is [`ClientError::Unsure`], the turn may be in the queue; calling this again is safe only for a turn with an
     /// idempotency key.
-    pub async fn enqueue(&self, turn: NewTurn) -> Result<TurnId, ClientError> {
+    pub async fn enqueue(&self, turn: NewTurn) -> Result<Enqueued, ClientError> {
         let turn = self.prepare(turn);
         let id = turn.id;
-        let ids = self.enqueue_new(vec![turn.into()]).await?;
-        Ok(ids.first().copied().unwrap_or(id))
+        match self.enqueue_new(vec![turn.into()]).await {
+            Ok(enqueued) => Ok(enqueued.first().copied().unwrap_or(Enqueued { turn: id, fresh: true })),
+            Err(error) => Err(error.of_one(id)),
+        }
     }
 
-    /// Enqueues turns; ids in the order given. Turns of one agent run in that order.
+    /// Enqueues turns; what became of each, in the order given. Turns of one agent run in that order.
     ///
     /// Nothing is written if one of them is invalid. One call to Redis takes at most [`BATCH_TURNS`] turns, of at most
-    /// [`BATCH_BYTES`] together, and enqueues all of them or none. If a later call fails, the error is
-    /// [`ClientError::Partly`], which says what became of each turn. To repeat the call without enqueueing turns twice, use
-    /// [`Client::enqueue_prepared`].
-    pub async fn enqueue_batch(&self, turns: Vec<NewTurn>) -> Result<Vec<TurnId>, ClientError> {
+    /// [`BATCH_BYTES`] together, and enqueues all of them or none. If a later call fails, the earlier ones stand; the error says
+    /// what became of each turn. To repeat the call without enqueueing turns twice, use [`Client::enqueue_prepared`].
+    pub async fn enqueue_batch(&self, turns: Vec<NewTurn>) -> Result<Vec<Enqueued>, BatchError> {
         self.enqueue_new(turns.into_iter().map(|turn| self.prepare(turn).into()).collect()).await
     }
 
@@ -45,7 +57,7 @@ impl Client {
     pub(crate) async fn enqueue_new(
         &self,
         mut turns: Vec<PackedTurn<'_>>,
-    ) -> Result<Vec<TurnId>, ClientError> {
+    ) -> Result<Vec<Enqueued>, BatchError> {
         let enqueued = self.enqueue_packed(&mut turns).await;
         if enqueued.is_err() {
             self.discard(turns).await;
@@ -54,33 +66,41 @@ impl Client {
     }
 
     /// Enqueues turns that have their ids. Repeating the call with the same turns enqueues none of them twice.
-    pub async fn enqueue_prepared(&self, turns: &[Turn]) -> Result<Vec<TurnId>, ClientError> {
+    pub async fn enqueue_prepared(&self, turns: &[Turn]) -> Result<Vec<Enqueued>, BatchError> {
         // The objects of turns that are refused stay: an earlier call may have enqueued them.
         self.enqueue_packed(&mut turns.iter().map(PackedTurn::from).collect::<Vec<_>>()).await
     }
 
     /// As [`Client::enqueue_prepared`], for one who tries the same turns again, such as until a full queue has room: a turn is
     /// encoded once, and its object is written to the store once. [`Client::discard`] those that are given up.
-    pub async fn enqueue_packed(&self, turns: &mut [PackedTurn<'_>]) -> Result<Vec<TurnId>, ClientError> {
-        self.pack(turns).await?;
-        let mut fates = vec![Fate::NotEnqueued; turns.len()];
+    pub async fn enqueue_packed(&self, turns: &mut [PackedTurn<'_>]) -> Result<Vec<Enqueued>, BatchError> {
+        let mut fates: Vec<Fate> = turns.iter().map(PackedTurn::fate).collect();
+        if let Err((place, error)) = self.pack(turns).await {
+            let place = (error.advice() == Advice::Reject).then_some(place);
+            return Err(BatchError::new(fates, place, error));
+        }
         for keys in self.queue.all_keys() {
             let places: Vec<usize> =
                 (0..turns.len()).filter(|i| turns[*i].turn().id.shard() == keys.shard()).collect();
             for places in pieces(&places, BATCH, |i| turns[*i].bytes().len()) {
                 // If this future is dropped, nobody knows.
-                let before: Vec<bool> = places.iter().map(|i| turns[*i].set_may_be_enqueued(true)).collect();
+                places.iter().for_each(|i| turns[*i].set_may_be_enqueued(true));
                 match self.enqueue_step(&keys, turns, places).await {
                     Ok(ids) => {
-                        ids.iter().zip(places).for_each(|(id, i)| fates[*i] = Fate::Enqueued(*id));
+                        for (turn, i) in ids.iter().zip(places) {
+                            let fresh = *turn == turns[*i].turn().id;
+                            fates[*i] = Fate::Enqueued(Enqueued { turn: *turn, fresh });
+                        }
                         self.remove_unused(turns, places, &ids).await;
                     }
-                    Err((error, these)) => {
-                        for ((fate, i), before) in these.iter().zip(places).zip(before) {
-                            fates[*i] = *fate;
-                            turns[*i].set_may_be_enqueued(before || *fate != Fate::NotEnqueued);
-                        }
-                        return Err(error.after(fates));
+                    Err(Refused { error, place, fate: Fate::NotEnqueued }) => {
+                        // Says nothing of an earlier try that had no answer.
+                        places.iter().for_each(|i| turns[*i].set_may_be_enqueued(fates[*i] == Fate::Unknown));
+                        return Err(BatchError::new(fates, place, error));
+                    }
+                    Err(Refused { error, place, fate }) => {
+                        places.iter().for_each(|i| fates[*i] = fate);
+                        return Err(BatchError::new(fates, place, error));
                     }
                 }
             }
@@ -103,50 +123,50 @@ impl Client {
         DepthLimits { queue: self.settings.max_depth, tenant: self.settings.tenant_max_depth }
     }
 
-    /// Enqueues the turns at some places, which are of one shard: all of them or none. Their ids, in order; or why they are not
-    /// in the queue, as far as that is known.
+    /// Enqueues the turns at some places, which are of one shard: all of them or none. Their ids, in order.
     async fn enqueue_step(
         &self,
         keys: &Keys,
         turns: &[PackedTurn<'_>],
         places: &[usize],
-    ) -> Result<Vec<TurnId>, (ClientError, Vec<Fate>)> {
+    ) -> Result<Vec<TurnId>, Refused> {
         let stored = places.iter().map(|i| (turns[*i].turn(), turns[*i].bytes().to_vec()));
         let step = Enqueue { limits: self.depth_limits(), turns: stored.collect() };
         let Tried { answer, unsure } = self.connection.try_step(keys, &step).await;
         let ids = match answer {
             Ok(enqueued) => self.ids_of(enqueued, &step, places),
-            Err(fault) => Err(fault.into()),
+            Err(fault) => Err((None, fault.into())),
         };
-        ids.map_err(|error| {
+        ids.map_err(|(place, error)| {
             // What the last try says does not hold for one before it that had no answer: that may be carried out yet.
-            let fates = if unsure { vec![Fate::Unknown; places.len()] } else { error.fates(places.len()) };
-            (error, fates)
+            let fate = if unsure { Fate::Unknown } else { error.fate() };
+            Refused { error, place, fate }
         })
     }
 
+    /// The ids; or why there are none, and the turn whose fault that is.
     fn ids_of(
         &self,
-        enqueued: Enqueued,
+        enqueued: steps::Enqueued,
         step: &Enqueue<'_>,
         places: &[usize],
-    ) -> Result<Vec<TurnId>, ClientError> {
+    ) -> Result<Vec<TurnId>, (Option<usize>, ClientError)> {
         let unreadable =
-            |reason: String| ClientError::Unreadable { what: "the answer to enqueue".into(), reason };
+            |reason: String| (None, ClientError::Unreadable { what: "the answer to enqueue".into(), reason });
         match enqueued {
-            Enqueued::Full { tenant, open, limit, retry_after } => {
+            steps::Enqueued::Full { tenant, open, limit, retry_after } => {
                 let queue = self.queue.name.to_string();
-                Err(ClientError::QueueFull { queue, tenant, open, limit, retry_after })
+                Err((None, ClientError::QueueFull { queue, tenant, open, limit, retry_after }))
             }
-            Enqueued::Conflict { place, first } => {
+            steps::Enqueued::Conflict { place, first } => {
                 let found = step.turns.get(place).zip(places.get(place));
                 let keyed = found.and_then(|((turn, _), place)| {
                     let key = turn.idempotency_key.clone()?;
-                    Some(ClientError::KeyTaken { key, turn: turn.id, place: *place, first })
+                    Some((Some(*place), ClientError::KeyTaken { key, turn: turn.id, first }))
                 });
                 Err(keyed.unwrap_or_else(|| unreadable(format!("no turn with a key is at place {place}"))))
             }
-            Enqueued::Done { known } => step.ids(&known).ok_or_else(|| {
+            steps::Enqueued::Done { known } => step.ids(&known).ok_or_else(|| {
                 unreadable(format!("it names a place beyond those of {} turns", step.turns.len()))
             }),
         }

@@ -7,29 +7,11 @@ use turnmill_schema::agent_file::AgentFileError;
 use turnmill_schema::envelope::{EnvelopeError, MAX_INLINE_BYTES};
 use turnmill_schema::{IdempotencyKey, InvalidTurn, TurnId};
 
-/// What became of a turn in a call of many that failed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fate {
-    /// It is in the queue, under this id.
-    Enqueued(TurnId),
-    /// Redis did not say. Enqueueing the prepared turn again, with the same id, is safe.
-    Unknown,
-    /// It is not in the queue.
-    NotEnqueued,
-}
-
-impl Fate {
-    /// The id in the queue, if the turn is there.
-    pub fn enqueued(&self) -> Option<TurnId> {
-        match self {
-            Self::Enqueued(id) => Some(*id),
-            Self::Unknown | Self::NotEnqueued => None,
-        }
-    }
-}
+use crate::batch::{BatchError, Fate};
 
 /// Errors of [`crate::Client`].
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum ClientError {
     /// A time in the settings is out of bounds.
     #[error("{name} is {value:?}; it must be from {least:?} to {most:?} (ten years)")]
@@ -77,19 +59,20 @@ pub enum ClientError {
         key: IdempotencyKey,
         /// The turn that is not in the queue.
         turn: TurnId,
-        /// Its place among the turns of the call, from 0. Those before it have no such conflict.
-        place: usize,
         /// The turn whose key it is.
         first: TurnId,
     },
-    /// Some turns of a call are in the queue, or may be, and others are not.
-    #[error("{}: {source}", partly(fates))]
-    Partly {
-        /// What became of each turn, in the order given.
-        fates: Vec<Fate>,
-        /// Why not all of them are in the queue.
+    /// Redis did not say whether it took the turn. Enqueueing it again is safe if it has an idempotency key.
+    #[error("turn {turn} may be in the queue: {source}")]
+    Unsure {
+        /// The id that it has if it is there.
+        turn: TurnId,
+        /// Why that is not known.
         source: Box<ClientError>,
     },
+    /// Not all turns of a call are in the queue.
+    #[error(transparent)]
+    Batch(#[from] BatchError),
     /// The turn can never run.
     #[error(transparent)]
     InvalidTurn(#[from] InvalidTurn),
@@ -111,19 +94,8 @@ pub enum ClientError {
     )]
     StoreNotBuilt,
     /// The turn is too large for Redis, and there is no other place for it.
-    #[cfg_attr(
-        feature = "store",
-        error(
-            "the turn has {bytes} bytes; with more than {MAX_INLINE_BYTES} it goes through an object store, and none is \
-             named: give --store or set TURNMILL_STORE, or send less text"
-        )
-    )]
-    #[cfg_attr(
-        not(feature = "store"),
-        error(
-            "the turn has {bytes} bytes; with more than {MAX_INLINE_BYTES} it goes through an object store, which \
-             turnmill-client was built without: enable its feature `store` and name a store, or send less text"
-        )
+    #[error(
+        "the turn has {bytes} bytes; with more than {MAX_INLINE_BYTES} it goes through an object store, {NO_STORE}, or send less text"
     )]
     NoStore {
         /// The turn.
@@ -196,7 +168,9 @@ pub enum ClientError {
         open: u64,
     },
     /// The file is of another tenant.
-    #[error("the file holds an agent of tenant {found}, not of {tenant}; give --tenant {found}")]
+    #[error(
+        "the file holds an agent of tenant {found}, not of {tenant}; connect as tenant {found} to read it"
+    )]
     OtherTenant {
         /// Whose it is.
         found: String,
@@ -221,7 +195,7 @@ pub enum ClientError {
         reason: String,
     },
     /// There is no such worker.
-    #[error("no worker has the id or name {worker}; see turnmill worker ls")]
+    #[error("no worker has the id or name {worker}; look it up among the workers of the queue")]
     UnknownWorker {
         /// What was asked for.
         worker: String,
@@ -261,20 +235,13 @@ fn shown(history: &[TurnId]) -> String {
     }
 }
 
-/// How many turns had which fate.
-fn partly(fates: &[Fate]) -> String {
-    let count = |of: fn(&Fate) -> bool| fates.iter().filter(|fate| of(fate)).count();
-    let enqueued = count(|fate| matches!(fate, Fate::Enqueued(_)));
-    let unknown = match count(|fate| *fate == Fate::Unknown) {
-        0 => String::new(),
-        unknown => format!(", {unknown} may be"),
-    };
-    let others = match count(|fate| *fate == Fate::NotEnqueued) {
-        0 => "",
-        _ => "; the others are not",
-    };
-    format!("{enqueued} of {} turns are in the queue{unknown}{others}", fates.len())
-}
+/// What to do about a turn that is too large for Redis.
+const NO_STORE: &str = match cfg!(feature = "store") {
+    true => "and none is named: name one when you connect",
+    false => {
+        "which turnmill-client was built without: enable its feature `store`, and name one when you connect"
+    }
+};
 
 /// Whether a step that ended with this fault may have been taken: it may have arrived, and only its answer is missing.
 pub(crate) fn may_be_done(fault: &Fault) -> bool {
@@ -289,25 +256,20 @@ fn whose(queue: &str, tenant: Option<&str>) -> String {
 }
 
 impl ClientError {
-    /// What became of the turns of a call that ended with this error; `turns` is how many it had.
-    pub fn fates(&self, turns: usize) -> Vec<Fate> {
+    /// What this says of turns that were in the call that failed with it, and in no earlier one.
+    pub(crate) fn fate(&self) -> Fate {
         match self {
-            Self::Partly { fates, .. } => fates.clone(),
-            Self::Queue(fault) if may_be_done(fault) => vec![Fate::Unknown; turns],
-            Self::Unreadable { .. } => vec![Fate::Unknown; turns],
-            _ => vec![Fate::NotEnqueued; turns],
+            Self::Queue(fault) if may_be_done(fault) => Fate::Unknown,
+            Self::Unreadable { .. } => Fate::Unknown,
+            _ => Fate::NotEnqueued,
         }
-    }
-
-    /// This error, of a call in which turns had these fates.
-    pub(crate) fn after(self, fates: Vec<Fate>) -> Self {
-        if fates == self.fates(fates.len()) { self } else { Self::Partly { fates, source: Box::new(self) } }
     }
 
     /// Whether Redis is away, or is not the queue's now: whoever asks it anything is told the same.
     pub fn is_outage(&self) -> bool {
         match self {
-            Self::Partly { source, .. } => source.is_outage(),
+            Self::Unsure { source, .. } => source.is_outage(),
+            Self::Batch(error) => error.is_outage(),
             Self::Queue(fault) => fault.is_outage(),
             _ => false,
         }
@@ -316,7 +278,8 @@ impl ClientError {
     /// Retry, reject or stop. Enqueueing again needs an idempotency key, or prepared turns, to be safe.
     pub fn advice(&self) -> Advice {
         match self {
-            Self::Partly { source, .. } => source.advice(),
+            Self::Unsure { source, .. } => source.advice(),
+            Self::Batch(error) => error.advice(),
             Self::Queue(fault) => fault.advice(),
             Self::QueueFull { .. } => Advice::Retry,
             Self::Store { .. } | Self::KvStore { .. } => Advice::Retry,

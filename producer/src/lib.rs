@@ -22,6 +22,7 @@
 //! and workers that died. After a lost reply a turn with an idempotency key may be enqueued again, and
 //! [`Client::enqueue_prepared`] may be called again with the same turns: no turn is enqueued twice.
 
+mod batch;
 mod builder;
 mod client;
 mod connection;
@@ -45,10 +46,11 @@ pub use turnmill_redis::{Advice, Fault, choose_cryptography};
 pub use turnmill_schema as schema;
 pub use turnmill_schema::{InvalidStreamId, StreamId};
 
+pub use batch::{BatchError, Enqueued, Fate};
 pub use builder::ClientBuilder;
 pub use client::Client;
 pub use enqueue::{BATCH_BYTES, BATCH_TURNS};
-pub use error::{ClientError, Fate};
+pub use error::ClientError;
 pub use follow::Followed;
 pub use lag::{Lag, PriorityLag};
 pub use new_turn::NewTurn;

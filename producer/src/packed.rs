@@ -6,6 +6,7 @@ use std::time::Duration;
 use futures_util::{StreamExt, stream};
 use turnmill_schema::{EncodedTurn, PayloadReference, Turn};
 
+use crate::batch::Fate;
 use crate::client::Client;
 use crate::error::ClientError;
 use crate::payload::PUTS_AT_ONCE;
@@ -59,31 +60,39 @@ impl PackedTurn<'_> {
         self.envelope.as_ref().and_then(|envelope| envelope.object)
     }
 
-    /// A try begins or is judged; what was known before.
-    pub(crate) fn set_may_be_enqueued(&mut self, may_be: bool) -> bool {
-        std::mem::replace(&mut self.may_be_enqueued, may_be)
+    /// A try begins or is judged.
+    pub(crate) fn set_may_be_enqueued(&mut self, may_be: bool) {
+        self.may_be_enqueued = may_be;
+    }
+
+    /// What earlier tries left.
+    pub(crate) fn fate(&self) -> Fate {
+        if self.may_be_enqueued { Fate::Unknown } else { Fate::NotEnqueued }
     }
 }
 
 impl Client {
     /// Encodes those turns that are not encoded yet, and writes the objects of those that are too large for Redis. Nothing is
-    /// written if one of them is invalid or over the hard limit.
-    pub(crate) async fn pack(&self, turns: &mut [PackedTurn<'_>]) -> Result<(), ClientError> {
-        let new = |turn: &&PackedTurn<'_>| turn.envelope.is_none();
-        turns.iter().filter(new).try_for_each(|turn| turn.turn.validate())?;
+    /// written if one of them is invalid or over the hard limit; the place of such a turn comes with the error.
+    pub(crate) async fn pack(&self, turns: &mut [PackedTurn<'_>]) -> Result<(), (usize, ClientError)> {
+        let new = |(_, turn): &(usize, &PackedTurn<'_>)| turn.envelope.is_none();
+        for (place, packed) in turns.iter().enumerate().filter(new) {
+            packed.turn.validate().map_err(|error| (place, error.into()))?;
+        }
         let (mut small, mut large) = (Vec::new(), Vec::new());
-        for (place, packed) in turns.iter().enumerate().filter(|(_, turn)| new(turn)) {
-            match EncodedTurn::new(&packed.turn)? {
+        for (place, packed) in turns.iter().enumerate().filter(new) {
+            match EncodedTurn::new(&packed.turn).map_err(|error| (place, error.into()))? {
                 EncodedTurn::Inline(bytes) => small.push((place, Envelope { bytes, object: None })),
                 EncodedTurn::Large { reference, object } => {
-                    let bytes = reference.encode()?;
+                    let bytes = reference.encode().map_err(|error| (place, error.into()))?;
                     large.push((place, Envelope { bytes, object: Some(reference) }, reference, object));
                 }
             }
         }
         let envelopes = small.into_iter().map(Ok);
         let puts = large.into_iter().map(|(place, envelope, reference, object)| async move {
-            self.put_object(&reference, object).await.map(|()| (place, envelope))
+            let put = self.put_object(&reference, object).await;
+            put.map(|()| (place, envelope)).map_err(|error| (place, error))
         });
         let mut envelopes = stream::iter(envelopes).chain(stream::iter(puts).buffer_unordered(PUTS_AT_ONCE));
         while let Some(packed) = envelopes.next().await {

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use tokio::process::Command;
 use tokio::time::timeout;
-use turnmill_client::{Client, NewTurn, TurnResult};
-use turnmill_redis::steps::{DepthLimits, Enqueue, Enqueued};
+use turnmill_client::{Client, Enqueued, NewTurn, TurnResult};
+use turnmill_redis::steps::{self, DepthLimits, Enqueue};
 use turnmill_redis::{RESPONSE_TIMEOUT, RedisUrl, Server};
 use turnmill_schema::keys::{FIELD_MANIFEST, Keys};
 use turnmill_schema::{AgentId, Event, InvalidName, Manifest, Sampling, Turn, TurnId, envelope};
@@ -93,7 +93,7 @@ impl Line {
 
     /// Enqueues turns; ids in their order.
     pub async fn enqueue(&self, turns: Vec<NewTurn>) -> Vec<TurnId> {
-        self.producer.enqueue_batch(turns).await.expect("valid turns are enqueued")
+        ids(self.producer.enqueue_batch(turns).await.expect("valid turns are enqueued"))
     }
 
     /// Enqueues as a producer would that checks nothing.
@@ -103,7 +103,7 @@ impl Line {
         let endpoint = RedisUrl::from(self.redis.url()).into();
         let server = Server::new(&endpoint, RESPONSE_TIMEOUT).expect("a URL of ours is usable");
         let enqueued = server.run(&self.keys, &Enqueue { limits, turns: vec![(turn, stored)] }).await;
-        assert_eq!(enqueued, Ok(Enqueued::Done { known: vec![] }));
+        assert_eq!(enqueued, Ok(steps::Enqueued::Done { known: vec![] }));
     }
 
     /// Replaces the stored envelope of a turn that waits.
@@ -198,6 +198,11 @@ impl Line {
         let output = timeout(PATIENCE, command.kill_on_drop(true).output()).await;
         output.expect("the command ends").expect("the command can be run")
     }
+}
+
+/// The turns that were enqueued, in order.
+pub fn ids(enqueued: Vec<Enqueued>) -> Vec<TurnId> {
+    enqueued.into_iter().map(|enqueued| enqueued.turn).collect()
 }
 
 /// A valid name.

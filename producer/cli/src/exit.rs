@@ -4,9 +4,10 @@ use std::fmt::Display;
 use std::io;
 use std::process::ExitCode;
 
-use turnmill_client::ClientError;
+use turnmill_client::{BatchError, ClientError};
 
 use crate::text::say;
+use crate::words::words;
 
 /// Why the program ends early.
 #[derive(Debug)]
@@ -100,7 +101,7 @@ impl Exit {
             Self::NotThere(message) => (4, message),
             Self::Conflict(message) => (6, message),
             Self::Declined => (1, "nothing was done".to_owned()),
-            Self::Queue(error) => (queue_code(&error), error.to_string()),
+            Self::Queue(error) => (queue_code(&error), words(&error)),
         };
         (code, Some(message))
     }
@@ -115,7 +116,8 @@ pub fn worse(one: u8, other: u8) -> u8 {
 
 fn queue_code(error: &ClientError) -> u8 {
     match error {
-        ClientError::Partly { source, .. } => queue_code(source),
+        ClientError::Batch(error) => queue_code(&error.source),
+        ClientError::Unsure { source, .. } => queue_code(source),
         ClientError::InvalidTurn(_) | ClientError::Envelope(_) | ClientError::InvalidUrl(_) => 2,
         ClientError::InvalidSetting { .. } | ClientError::KeyTaken { .. } => 2,
         ClientError::InvalidStore { .. } | ClientError::NoStore { .. } => 2,
@@ -135,6 +137,12 @@ fn queue_code(error: &ClientError) -> u8 {
 impl From<ClientError> for Exit {
     fn from(error: ClientError) -> Self {
         Self::Queue(error)
+    }
+}
+
+impl From<BatchError> for Exit {
+    fn from(error: BatchError) -> Self {
+        Self::Queue(error.into())
     }
 }
 

@@ -19,6 +19,7 @@ mod table;
 mod text;
 mod top;
 mod traces;
+mod words;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;

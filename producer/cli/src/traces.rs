@@ -32,8 +32,8 @@ struct Recorder {
     queue: String,
 }
 
-/// The spans of turns on their way into the queue. Dropped before they are there, they say that they failed.
-pub struct Enqueueing(Vec<Span>);
+/// The span of a turn on its way into the queue. Dropped before the turn is there, it says that it failed.
+pub struct Enqueueing(Option<Span>);
 
 impl Traces {
     /// As the standard variables say; none where they name no receiver, or one that cannot be spoken to.
@@ -58,10 +58,9 @@ impl Traces {
         Self(Some(Recorder { provider, tracer, queue: queue.to_string() }))
     }
 
-    /// Begins a span for each turn, whose context the turn carries from now on.
-    pub fn enqueue(&self, turns: &mut [Turn]) -> Enqueueing {
-        let Some(recorder) = &self.0 else { return Enqueueing(Vec::new()) };
-        Enqueueing(turns.iter_mut().map(|turn| recorder.begin(turn)).collect())
+    /// Begins a span, whose context the turn carries from now on.
+    pub fn enqueue(&self, turn: &mut Turn) -> Enqueueing {
+        Enqueueing(self.0.as_ref().map(|recorder| recorder.begin(turn)))
     }
 }
 
@@ -130,10 +129,10 @@ impl Recorder {
 }
 
 impl Enqueueing {
-    /// The turns are in the queue, under these ids: a turn's own, or that of the one enqueued before under its key.
-    pub fn enqueued(mut self, ids: &[TurnId]) {
-        for (mut span, id) in self.0.drain(..).zip(ids) {
-            span.set_attribute(KeyValue::new("turnmill.enqueued_as", id.to_string()));
+    /// The turn is in the queue, under this id: its own, or that of the one enqueued before under its key.
+    pub fn enqueued(mut self, turn: TurnId) {
+        if let Some(mut span) = self.0.take() {
+            span.set_attribute(KeyValue::new("turnmill.enqueued_as", turn.to_string()));
             span.end();
         }
     }
@@ -141,7 +140,7 @@ impl Enqueueing {
 
 impl Drop for Enqueueing {
     fn drop(&mut self) {
-        for span in &mut self.0 {
+        if let Some(span) = &mut self.0 {
             span.set_status(Status::error("not enqueued"));
         }
     }

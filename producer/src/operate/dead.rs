@@ -178,9 +178,10 @@ impl Operator {
             ..turn
         };
         let id = replay.id;
-        let ids = self.client.enqueue_new(vec![replay.into()]).await?;
+        let enqueued =
+            self.client.enqueue_new(vec![replay.into()]).await.map_err(|error| error.of_one(id))?;
         self.purge(std::slice::from_ref(letter)).await?;
-        Ok(ids.first().copied().unwrap_or(id))
+        Ok(enqueued.first().map_or(id, |enqueued| enqueued.turn))
     }
 
     /// Forgets letters, their turns and results; how many were there.

@@ -10,12 +10,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
-use turnmill_client::{Client, NewTurn};
+use turnmill_client::{Client, ClientError, NewTurn};
 
 use super::report::Samples;
 use super::rounds::median;
 use super::{BenchError, say};
-use crate::line::{exactly, name};
+use crate::line::{exactly, ids, name};
 use crate::otlp_server::OtlpServer;
 use crate::redis_server::RedisServer;
 use crate::worker::Worker;
@@ -67,7 +67,8 @@ impl Side {
         };
         let began = Instant::now();
         let mut tokens = 0;
-        for turn in self.producer.enqueue_batch((0..TURNS).map(turn).collect()).await? {
+        let enqueued = self.producer.enqueue_batch((0..TURNS).map(turn).collect()).await;
+        for turn in ids(enqueued.map_err(ClientError::from)?) {
             tokens += self.producer.wait(turn).await?.usage.completion_tokens;
         }
         Ok(f64::from(tokens) / began.elapsed().as_secs_f64())

@@ -121,7 +121,7 @@ impl Asking {
         loop {
             match self.producer.enqueue(request.clone()).await {
                 Err(error) if error.advice() == Advice::Retry => tokio::time::sleep(PAUSE).await,
-                result => return Ok(result?),
+                result => return Ok(result?.turn),
             }
         }
     }

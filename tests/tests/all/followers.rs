@@ -11,7 +11,7 @@ use turnmill_client::schema::{Delta, End, Event, FinishReason, Outcome, Timing, 
 use turnmill_client::{Client, ClientBuilder, ClientError, NewTurn};
 use turnmill_tests::PATIENCE;
 use turnmill_tests::chaos::failover::Failovers;
-use turnmill_tests::line::name;
+use turnmill_tests::line::{ids, name};
 use turnmill_tests::proxy::Proxy;
 use turnmill_tests::redis_server::RedisServer;
 
@@ -37,7 +37,7 @@ async fn command<T: redis::FromRedisValue>(redis: &mut MultiplexedConnection, wo
 /// Enqueues so many turns.
 async fn enqueue(producer: &Client, count: usize) -> Vec<TurnId> {
     let turns = (0..count).map(|number| NewTurn::user(number.to_string())).collect();
-    producer.enqueue_batch(turns).await.expect("enqueued")
+    ids(producer.enqueue_batch(turns).await.expect("enqueued"))
 }
 
 fn keys() -> Keys {
@@ -253,7 +253,7 @@ async fn a_deadline_ends_the_wait_for_a_turn_that_no_worker_runs() {
     let server = RedisServer::start();
     let producer = producer(&server.url()).await;
     let hurried = || NewTurn::user("hi").deadline_in(Duration::from_millis(300));
-    let turns = producer.enqueue_batch(vec![hurried(), hurried()]).await.expect("enqueued");
+    let turns = ids(producer.enqueue_batch(vec![hurried(), hurried()]).await.expect("enqueued"));
     let mut ends = producer.wait_many();
     ends.add(turns[1]);
     let both = async { (producer.wait(turns[0]).await, ends.next().await) };

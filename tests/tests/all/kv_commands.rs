@@ -335,14 +335,14 @@ async fn gc_removes_payloads_that_no_turn_refers_to() {
     let builder = Client::builder(place.redis.url()).queue(name("q")).tenant(name("t"));
     let producer = builder.clone().store(place.store()).connect().await.expect("Redis answers");
     let large = || NewTurn::user("x".repeat(MAX_INLINE_BYTES)).agent(name("a"));
-    let waiting = producer.enqueue(large()).await.expect("enqueued");
-    let replayed = producer.enqueue(large()).await.expect("enqueued");
-    let small = producer.enqueue(NewTurn::user("hi").agent(name("a"))).await.expect("enqueued");
+    let waiting = producer.enqueue(large()).await.expect("enqueued").turn;
+    let replayed = producer.enqueue(large()).await.expect("enqueued").turn;
+    let small = producer.enqueue(NewTurn::user("hi").agent(name("a"))).await.expect("enqueued").turn;
     // A replay refers to the object of its letter, which is purged.
     let keys = Keys::new(&name("q"), 0);
     place.redis::<()>(redis::cmd("RENAME").arg(keys.turn(replayed)).arg(keys.turn(TurnId::new(0)))).await;
     // Whoever cancelled this one had no store; a deadline that passes while a turn waits leaves the same.
-    let cancelled = producer.enqueue(large()).await.expect("enqueued");
+    let cancelled = producer.enqueue(large()).await.expect("enqueued").turn;
     let blind = builder.connect().await.expect("Redis answers");
     Operator::new(blind).cancel_turn(cancelled).await.expect("cancelled");
     let payloads = place.file("payloads/q");

@@ -40,7 +40,7 @@ async fn command<T: redis::FromRedisValue>(redis: &mut MultiplexedConnection, wo
 
 /// Ends a turn, with an event.
 async fn end_one(producer: &Client) -> TurnId {
-    let turn = producer.enqueue(NewTurn::user("hi")).await.expect("enqueued");
+    let turn = producer.enqueue(NewTurn::user("hi")).await.expect("enqueued").turn;
     Operator::new(producer.clone()).cancel_turn(turn).await.expect("cancels");
     turn
 }

@@ -10,12 +10,12 @@ use redis::AsyncCommands;
 use tempfile::TempDir;
 use turnmill_client::operate::Operator;
 use turnmill_client::operate::turn::Cancelled;
-use turnmill_client::{Advice, Client, ClientError, NewTurn};
+use turnmill_client::{Advice, Client, ClientError, Enqueued, Fate, NewTurn};
 use turnmill_schema::envelope::{MAX_ENVELOPE_BYTES, MAX_INLINE_BYTES};
 use turnmill_schema::keys::Keys;
 use turnmill_schema::{Outcome, PayloadReference, StoredTurn, Turn};
 use turnmill_tests::broker_conformance::{claim, ending};
-use turnmill_tests::line::name;
+use turnmill_tests::line::{ids, name};
 use turnmill_tests::program;
 use turnmill_tests::redis_server::RedisServer;
 use turnmill_tests::s3_server::{Faults, S3Server};
@@ -129,8 +129,8 @@ async fn what_fits_stays_in_redis_and_batches_may_hold_both() {
     let producer = place.producer(Some(place.url())).await;
     let (small, large) = (|| NewTurn::user("small"), || NewTurn::user("x".repeat(MAX_INLINE_BYTES)));
     let turns = [small(), large(), small(), large()].map(|turn| producer.prepare(turn.agent(name("a"))));
-    let ids = producer.enqueue_prepared(&turns).await.expect("enqueued");
-    assert_eq!(ids, turns.each_ref().map(|turn| turn.id));
+    let enqueued = producer.enqueue_prepared(&turns).await.expect("enqueued");
+    assert_eq!(ids(enqueued), turns.each_ref().map(|turn| turn.id));
     assert_eq!(files(&place.store()).len(), 2);
     for turn in &turns {
         let key = Keys::new(&name("q"), 0).turn(turn.id);
@@ -172,12 +172,13 @@ async fn without_a_store_and_over_the_hard_limit_a_turn_is_refused_and_nothing_i
     let large = || NewTurn::user("x".repeat(MIB));
     let error = place.producer(None).await.enqueue(large()).await.expect_err("no store");
     assert!(matches!(error, ClientError::NoStore { .. }) && error.advice() == Advice::Reject, "{error}");
-    assert!(["--store", "TURNMILL_STORE", "262144"].iter().all(|part| error.to_string().contains(part)));
+    assert!(["262144", "none is named"].iter().all(|part| error.to_string().contains(part)), "{error}");
 
     let producer = place.producer(Some(place.url())).await;
     let huge = NewTurn::user("x".repeat(MAX_ENVELOPE_BYTES));
     let error = producer.enqueue_batch(vec![large(), huge]).await.expect_err("too large");
-    assert!(matches!(error, ClientError::Envelope(_)) && error.advice() == Advice::Reject, "{error}");
+    assert!(matches!(*error.source, ClientError::Envelope(_)) && error.advice() == Advice::Reject, "{error}");
+    assert_eq!((error.place, &*error.fates), (Some(1), &[Fate::NotEnqueued; 2][..]));
     assert!(error.to_string().contains("at most 16777216 are allowed"), "{error}");
 
     assert_eq!(files(&place.store()), Vec::<PathBuf>::new());
@@ -215,7 +216,8 @@ async fn a_flipped_byte_or_a_cut_is_an_error_that_names_the_object_and_never_a_t
     }
     // Enqueueing it again writes the object again.
     let producer = place.producer(Some(place.url())).await;
-    assert_eq!(producer.enqueue_prepared(std::slice::from_ref(&turn)).await.expect("known"), [turn.id]);
+    let again = producer.enqueue_prepared(std::slice::from_ref(&turn)).await.expect("known");
+    assert_eq!(again, [Enqueued { turn: turn.id, fresh: true }]);
     assert_eq!(place.payloads().get(&reference).await.expect("whole again"), turn);
 }
 
@@ -234,10 +236,10 @@ async fn enqueueing_again_under_an_idempotency_key_leaves_one_object() {
     let place = Place::new();
     let producer = place.producer(Some(place.url())).await;
     let keyed = || NewTurn { idempotency_key: Some(name("k")), ..NewTurn::user("x".repeat(MIB)) };
-    let first = producer.enqueue(keyed()).await.expect("enqueued");
+    let first = producer.enqueue(keyed()).await.expect("enqueued").turn;
     let [object] = &files(&place.store())[..] else { panic!("not one object") };
     assert!(object.display().to_string().contains(&first.to_string()));
-    assert_eq!(producer.enqueue(keyed()).await.expect("known"), first);
+    assert_eq!(producer.enqueue(keyed()).await.expect("known"), Enqueued { turn: first, fresh: false });
     assert_eq!(&files(&place.store()), std::slice::from_ref(object));
 }
 

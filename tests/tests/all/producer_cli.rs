@@ -15,8 +15,8 @@ use turnmill_client::schema::keys::{FIELD_AGENT, FIELD_AT, FIELD_END, FIELD_EVEN
 use turnmill_client::schema::{
     Begin, Delta, End, Event, FinishReason, Outcome, Priority, Timing, TurnId, Usage, envelope,
 };
-use turnmill_client::{Client, ClientBuilder, ClientError, Followed, NewTurn, StreamId};
-use turnmill_tests::line::name;
+use turnmill_client::{Client, ClientBuilder, ClientError, Enqueued, Followed, NewTurn, StreamId};
+use turnmill_tests::line::{ids, name};
 use turnmill_tests::program;
 use turnmill_tests::redis_server::RedisServer;
 
@@ -191,7 +191,7 @@ fn whole() -> (Vec<u32>, String, bool) {
 async fn follow_goes_on_after_a_killed_connection_without_a_repeated_token() {
     let server = RedisServer::start();
     let (producer, mut worker) = (producer(&server).await, Worker::new(&server).await);
-    let turn = producer.enqueue(NewTurn::user("hi")).await.expect("enqueued");
+    let turn = producer.enqueue(NewTurn::user("hi")).await.expect("enqueued").turn;
     let reader = tokio::spawn(producer.follow(turn, None).collect::<Events>());
 
     worker.begin(turn, 5, 0).await;
@@ -213,7 +213,7 @@ async fn follow_goes_on_after_a_killed_connection_without_a_repeated_token() {
 async fn follow_cuts_what_comes_again_after_redis_lost_its_last_second() {
     let server = RedisServer::start();
     let (producer, mut worker) = (producer(&server).await, Worker::new(&server).await);
-    let turn = producer.enqueue(NewTurn::user("hi")).await.expect("enqueued");
+    let turn = producer.enqueue(NewTurn::user("hi")).await.expect("enqueued").turn;
     let mut events = pin!(producer.follow(turn, None));
 
     worker.begin(turn, 5, 0).await;
@@ -235,7 +235,7 @@ async fn follow_cuts_what_comes_again_after_redis_lost_its_last_second() {
 async fn follow_from_an_entry_gives_what_comes_after_it() {
     let server = RedisServer::start();
     let (producer, mut worker) = (producer(&server).await, Worker::new(&server).await);
-    let turn = producer.enqueue(NewTurn::user("hi")).await.expect("enqueued");
+    let turn = producer.enqueue(NewTurn::user("hi")).await.expect("enqueued").turn;
     worker.answer(turn, &completed()).await;
     let from =
         |epoch, sequence| producer.follow(turn, Some(StreamId { epoch, sequence })).collect::<Events>();
@@ -253,7 +253,7 @@ async fn follow_from_an_entry_gives_what_comes_after_it() {
 async fn an_expired_stream_leaves_the_outcome_and_an_expired_turn_is_told() {
     let server = RedisServer::start();
     let (producer, mut worker) = (producer(&server).await, Worker::new(&server).await);
-    let turn = producer.enqueue(NewTurn::user("hi").agent(name("a"))).await.expect("enqueued");
+    let turn = producer.enqueue(NewTurn::user("hi").agent(name("a"))).await.expect("enqueued").turn;
     worker.answer(turn, &completed()).await;
     let result = producer.wait(turn).await.expect("ended");
     assert_eq!((result.text.as_deref(), result.agent), (Some(REPLY), Some(name("a"))));
@@ -271,7 +271,7 @@ async fn an_expired_stream_leaves_the_outcome_and_an_expired_turn_is_told() {
 async fn a_short_reply_outlives_its_stream() {
     let server = RedisServer::start();
     let (producer, mut worker) = (producer(&server).await, Worker::new(&server).await);
-    let turn = producer.enqueue(NewTurn::user("hi")).await.expect("enqueued");
+    let turn = producer.enqueue(NewTurn::user("hi")).await.expect("enqueued").turn;
     let mut events = pin!(producer.follow(turn, None));
     worker.begin(turn, 5, 0).await;
     worker.delta(turn, 5, 0, 4).await;
@@ -306,7 +306,7 @@ async fn a_short_reply_outlives_its_stream() {
 async fn a_gap_is_an_error_and_not_wrong_text() {
     let server = RedisServer::start();
     let (producer, mut worker) = (producer(&server).await, Worker::new(&server).await);
-    let turn = producer.enqueue(NewTurn::user("hi")).await.expect("enqueued");
+    let turn = producer.enqueue(NewTurn::user("hi")).await.expect("enqueued").turn;
     worker.delta(turn, 5, 0, 2).await;
     worker.delta(turn, 5, 4, 6).await;
     let error = producer.wait(turn).await.expect_err("must be told");
@@ -319,8 +319,9 @@ async fn batches_keep_their_order_and_repeating_them_adds_nothing() {
     let (producer, mut worker) = (producer(&server).await, Worker::new(&server).await);
     let turns: Vec<_> =
         (0..450).map(|i| producer.prepare(NewTurn::user(format!("{i}")).agent(name("a")))).collect();
-    let ids = producer.enqueue_prepared(&turns).await.expect("enqueued");
-    assert_eq!(producer.enqueue_prepared(&turns).await.expect("enqueued before"), ids);
+    let enqueued = producer.enqueue_prepared(&turns).await.expect("enqueued");
+    assert_eq!(producer.enqueue_prepared(&turns).await.expect("enqueued before"), enqueued);
+    let ids = ids(enqueued);
     let agent = turns[0].agent_id();
     let backlog: Vec<String> = worker.redis.lrange(worker.keys.backlog(&agent), 0, -1).await.expect("LRANGE");
     let backlog: Vec<TurnId> =
@@ -341,8 +342,11 @@ async fn the_idempotency_key_and_the_depth_limit_hold() {
     let server = RedisServer::start();
     let producer = builder(&server).max_depth(1).connect().await.expect("Redis answers");
     let keyed = || NewTurn { idempotency_key: Some(name("k")), ..NewTurn::user("hi") };
-    let first = producer.enqueue(keyed()).await.expect("enqueued");
-    assert_eq!(producer.enqueue(keyed()).await.expect("enqueued before"), first);
+    let first = producer.enqueue(keyed()).await.expect("enqueued").turn;
+    assert_eq!(
+        producer.enqueue(keyed()).await.expect("enqueued before"),
+        Enqueued { turn: first, fresh: false }
+    );
     let error = producer.enqueue(NewTurn::user("hi")).await.expect_err("must be refused");
     assert!(matches!(error, ClientError::QueueFull { tenant: None, open: 1, limit: 1, .. }), "{error}");
     assert!(error.to_string().starts_with("queue full; retry after "), "{error}");
@@ -372,7 +376,7 @@ async fn a_redis_that_stays_away_ends_the_wait() {
     let server = RedisServer::start();
     let producer =
         builder(&server).retry_for(Duration::from_millis(300)).connect().await.expect("Redis answers");
-    let turn = producer.enqueue(NewTurn::user("hi")).await.expect("enqueued");
+    let turn = producer.enqueue(NewTurn::user("hi")).await.expect("enqueued").turn;
     drop(server);
     let error = producer.wait(turn).await.expect_err("must give up");
     assert!(error.is_outage(), "{error}");
@@ -468,7 +472,7 @@ async fn json_lines_are_submitted_and_printed_as_they_end() {
 async fn tail_goes_on_from_an_entry_it_printed() {
     let server = RedisServer::start();
     let (producer, mut worker) = (producer(&server).await, Worker::new(&server).await);
-    let turn = producer.enqueue(NewTurn::user("hi")).await.expect("enqueued");
+    let turn = producer.enqueue(NewTurn::user("hi")).await.expect("enqueued").turn;
     worker.answer(turn, &completed()).await;
     let turn = turn.to_string();
     let output = run(turnmill(&server, &["tail", &turn, "--json"]), "").await;
@@ -521,7 +525,7 @@ async fn a_redis_that_may_evict_turns_is_not_used() {
 async fn a_closed_pipe_ends_the_command_quietly() {
     let server = RedisServer::start();
     let (producer, mut worker) = (producer(&server).await, Worker::new(&server).await);
-    let turn = producer.enqueue(NewTurn::user("hi")).await.expect("enqueued");
+    let turn = producer.enqueue(NewTurn::user("hi")).await.expect("enqueued").turn;
     let mut child = turnmill(&server, &["tail", &turn.to_string()]).spawn().expect("starts");
     drop(child.stdout.take());
     worker.answer(turn, &completed()).await;
@@ -534,7 +538,7 @@ async fn a_closed_pipe_ends_the_command_quietly() {
 async fn a_turn_without_an_agent_has_none() {
     let server = RedisServer::start();
     let (producer, mut worker) = (producer(&server).await, Worker::new(&server).await);
-    let turn = producer.enqueue(NewTurn::user("hi")).await.expect("enqueued");
+    let turn = producer.enqueue(NewTurn::user("hi")).await.expect("enqueued").turn;
     let agent: String = worker.redis.hget(worker.keys.turn(turn), FIELD_AGENT).await.expect("HGET");
     assert_eq!(agent, format!("default/~{turn}"));
     worker.answer(turn, &completed()).await;

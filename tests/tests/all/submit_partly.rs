@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tempfile::NamedTempFile;
-use turnmill_client::{Advice, Client, ClientError, Fate, NewTurn};
+use turnmill_client::{Advice, Client, ClientError, Enqueued, Fate, NewTurn};
 use turnmill_tests::PATIENCE;
-use turnmill_tests::line::{Line, name};
+use turnmill_tests::line::{Line, ids, name};
 use turnmill_tests::proxy::{Hold, Proxy};
 use turnmill_tests::redis_server::RedisServer;
 
@@ -88,18 +88,20 @@ async fn a_batch_that_ends_half_way_says_so_of_each_turn_and_can_be_repeated() {
     let turn = |i| small.prepare(NewTurn::user("hi").agent(name(&format!("agent-{i}"))));
     let turns: Vec<_> = (0..450).map(turn).collect();
     let error = small.enqueue_prepared(&turns).await.expect_err("too many");
-    let fates = error.fates(turns.len());
-    for (i, fate) in fates.iter().enumerate() {
-        let expected = if i < 200 { Fate::Enqueued(turns[i].id) } else { Fate::NotEnqueued };
+    assert_eq!(error.fates.len(), turns.len());
+    for (i, fate) in error.fates.iter().enumerate() {
+        let expected = match i < 200 {
+            true => Fate::Enqueued(Enqueued { turn: turns[i].id, fresh: true }),
+            false => Fate::NotEnqueued,
+        };
         assert_eq!(*fate, expected, "turn {i}");
     }
     let told = error.to_string();
     assert!(told.starts_with("200 of 450 turns are in the queue; the others are not: queue full"), "{told}");
-    assert!(matches!(&error, ClientError::Partly { source, .. }
-        if matches!(**source, ClientError::QueueFull { open: 200, limit: 300, .. })));
+    assert!(matches!(*error.source, ClientError::QueueFull { open: 200, limit: 300, .. }));
     assert_eq!(open_turns(&line).await, 200);
-    let ids = large.enqueue_prepared(&turns).await.expect("there is room");
-    assert_eq!(ids, turns.iter().map(|turn| turn.id).collect::<Vec<_>>());
+    let enqueued = large.enqueue_prepared(&turns).await.expect("there is room");
+    assert_eq!(ids(enqueued), turns.iter().map(|turn| turn.id).collect::<Vec<_>>());
     assert_eq!(open_turns(&line).await, 450, "none twice");
 }
 
@@ -115,7 +117,7 @@ async fn a_batch_without_an_answer_is_unknown_not_absent() {
     proxy.hold(Hold::Replies);
     let error = producer.enqueue_prepared(&turns).await.expect_err("no answer");
     let expected = [[Fate::Unknown; 200].as_slice(), &[Fate::NotEnqueued; 250]].concat();
-    assert_eq!(error.fates(turns.len()), expected, "{error}");
+    assert_eq!(error.fates, expected, "{error}");
     assert_eq!(error.advice(), Advice::Retry);
     // They are there.
     assert_eq!(open_turns(&line).await, 201);
@@ -151,6 +153,6 @@ async fn a_lost_answer_is_not_forgotten_because_a_later_try_is_refused() {
     proxy.cut_all();
     proxy.hold(Hold::Nothing);
     let error = enqueued.await.expect("no panic").expect_err("a replica takes no turns");
-    assert_eq!(error.fates(3), [Fate::Unknown; 3], "{error}");
+    assert_eq!(error.fates, [Fate::Unknown; 3], "{error}");
     assert!(error.is_outage() && error.advice() == Advice::Retry, "{error}");
 }

@@ -85,7 +85,7 @@ async fn talk(client: &Client, agent: &Agent, mut voice: Voice) -> Result<Vec<Ro
 
 /// Enqueues a turn and speaks its reply as it is made.
 async fn take(client: &Client, turn: NewTurn, voice: &mut Voice) -> Result<End, Box<dyn Error>> {
-    let turn = client.enqueue(turn).await?;
+    let turn = client.enqueue(turn).await?.turn;
     let mut events = std::pin::pin!(client.follow(turn, None));
     while let Some(followed) = events.next().await {
         match followed?.event {

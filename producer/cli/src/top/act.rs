@@ -5,10 +5,11 @@ use turnmill_client::operate::Operator;
 use turnmill_client::operate::turn::Cancelled;
 
 use super::model::Order;
+use crate::words::words;
 
 /// What was done, or why not; a sentence either way.
 pub async fn perform(operator: &Operator, order: Order) -> Result<String, String> {
-    done(operator, order).await.map_err(|error| format!("it failed: {error}"))
+    done(operator, order).await.map_err(|error| format!("it failed: {}", words(&error)))
 }
 
 async fn done(operator: &Operator, order: Order) -> Result<String, ClientError> {

@@ -48,7 +48,7 @@ async fn talk(producer: &Client, agent: usize) -> Result<Vec<Heard>, BenchError>
 
 async fn take(producer: &Client, turn: NewTurn) -> Result<Heard, BenchError> {
     let began = Instant::now();
-    let turn = producer.enqueue(turn).await?;
+    let turn = producer.enqueue(turn).await?.turn;
     let result = producer.wait(turn).await?;
     let made = if result.outcome == Outcome::Completed { result.usage.completion_tokens } else { 0 };
     check(made.into(), || result.error.clone().unwrap_or_else(|| format!("{:?}", result.finish)))?;

@@ -14,7 +14,7 @@ async fn a_worker_without_the_store_fails_a_large_turn_and_its_object_stays_for_
     // Its prompt is short and its envelope is large.
     let stop = (0..16).map(|i| format!("{i}{}", "x".repeat(20 * 1024))).collect();
     let large = NewTurn::user("hi").sampling(Sampling { stop, ..exactly(2) });
-    let stranded = producer.enqueue(large).await.expect("enqueued");
+    let stranded = producer.enqueue(large).await.expect("enqueued").turn;
     let _worker = line.worker(&[]);
     let result = line.wait(stranded).await;
     let error = result.error.unwrap_or_default();

@@ -195,7 +195,7 @@ async fn a_tenant_finds_nothing_of_another() {
             Client::builder(line.redis.url()).tenant(name(tenant)).connect().await.expect("Redis answers");
         let messages = vec![system_prompt(), Message::new(Role::User, "Hello.")];
         let turn = NewTurn { messages, agent: Some(name("a")), new_session: true, ..NewTurn::default() };
-        let turn = producer.enqueue(turn.sampling(greedy(4))).await.expect("enqueued");
+        let turn = producer.enqueue(turn.sampling(greedy(4))).await.expect("enqueued").turn;
         let usage = producer.wait(turn).await.expect("the result can be read").usage;
         tokens.push(usage.cached_tokens);
         until_saved(&worker).await;
@@ -301,7 +301,7 @@ async fn with_keys_only_tenants_that_have_one_are_kept_and_only_keys_open_them()
         Client::builder(line.redis.url()).tenant(name("other")).connect().await.expect("Redis answers");
     {
         let worker = line.worker(&["--store", &store, "--kv-keys", &keys]);
-        let kept_not = other.enqueue(turn("Tell me about keys.")).await.expect("enqueued");
+        let kept_not = other.enqueue(turn("Tell me about keys.")).await.expect("enqueued").turn;
         other.wait(kept_not).await.expect("the result can be read");
         until_saved(&worker).await;
         assert_eq!(objects(folder.path()), 0, "a tenant without a key is kept in the clear");

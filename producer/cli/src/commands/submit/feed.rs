@@ -11,11 +11,12 @@ use futures::stream::ReadyChunks;
 use futures::{Stream, StreamExt, stream};
 use serde::Serialize;
 use turnmill_client::schema::{AgentName, TurnId};
-use turnmill_client::{BATCH_TURNS, Client, ClientError, Fate, PackedTurn};
+use turnmill_client::{BATCH_TURNS, BatchError, Client, ClientError, Enqueued, Fate, PackedTurn};
 
 use crate::exit::Exit;
 use crate::input::{Given, WrongLine};
 use crate::traces::{Enqueueing, Traces};
+use crate::words::words;
 
 /// Longest pause between two tries while the queue is full. The queue's own advice is up to a minute, which is long if
 /// the turns that are there end sooner.
@@ -97,17 +98,17 @@ impl<'a, L: Stream<Item = Result<Given, WrongLine>>> Feed<'a, L> {
         loop {
             let tried = self.turns.len().min(self.room);
             let error = match self.client.enqueue_packed(&mut self.turns[..tried]).await {
-                Ok(ids) => {
+                Ok(enqueued) => {
                     self.room = BATCH_TURNS;
-                    return Ok(Some(self.enqueued(&ids)));
+                    return Ok(Some(self.enqueued(&enqueued)));
                 }
                 Err(error) => error,
             };
             let (full, taken) = (room_in(&error).filter(|_| self.wait_for_room), taken_in(&error));
             // Large turns take several calls, and the first ones may have gone through.
-            let ids = first_enqueued(&error.fates(tried));
-            if (full.is_some() || taken.is_some()) && !ids.is_empty() {
-                return Ok(Some(self.enqueued(&ids)));
+            let enqueued = first_enqueued(&error.fates);
+            if (full.is_some() || taken.is_some()) && !enqueued.is_empty() {
+                return Ok(Some(self.enqueued(&enqueued)));
             }
             match (full, taken) {
                 (Some((room, retry_after)), _) => self.make_room(room, tried, retry_after).await,
@@ -141,39 +142,38 @@ impl<'a, L: Stream<Item = Result<Given, WrongLine>>> Feed<'a, L> {
         let Given { line, turn } = given;
         let mut turn = self.client.prepare(turn);
         self.client.check(&turn).map_err(|error| match line {
-            Some(line) => WrongLine { line, reason: error.to_string() }.into(),
+            Some(line) => WrongLine { line, reason: words(&error) }.into(),
             None => Stopped { why: error.into(), unsure: Vec::new(), line },
         })?;
-        let span = self.traces.enqueue(std::slice::from_mut(&mut turn));
+        let span = self.traces.enqueue(&mut turn);
         self.turns.push(turn.into());
         self.marks.push_back(Mark { line, span });
         Ok(())
     }
 
-    /// The first turns are in the queue, under these ids.
-    fn enqueued(&mut self, ids: &[TurnId]) -> Vec<Submitted> {
-        let marks = self.marks.drain(..ids.len());
-        let turns = self.turns.drain(..ids.len()).zip(marks).zip(ids);
-        let submitted = |((turn, Mark { line, span }), id): ((PackedTurn<'_>, Mark), &TurnId)| {
-            span.enqueued(std::slice::from_ref(id));
-            Submitted { turn: *id, agent: turn.turn().agent.clone(), line }
+    /// The first turns are in the queue, as these.
+    fn enqueued(&mut self, enqueued: &[Enqueued]) -> Vec<Submitted> {
+        let marks = self.marks.drain(..enqueued.len());
+        let turns = self.turns.drain(..enqueued.len()).zip(marks).zip(enqueued);
+        let submitted = |((turn, Mark { line, span }), done): ((PackedTurn<'_>, Mark), &Enqueued)| {
+            span.enqueued(done.turn);
+            Submitted { turn: done.turn, agent: turn.turn().agent.clone(), line }
         };
         turns.map(submitted).collect()
     }
 
     /// Ends the feed, after those of the turns tried that are in the queue all the same.
-    async fn failed(&mut self, error: ClientError, tried: usize) -> Result<Option<Vec<Submitted>>, Stopped> {
-        let fates = error.fates(tried);
-        let ids = first_enqueued(&fates);
-        let certain = fates.iter().rev().take_while(|fate| **fate == Fate::NotEnqueued).count();
-        let submitted = self.enqueued(&ids);
+    async fn failed(&mut self, error: BatchError, tried: usize) -> Result<Option<Vec<Submitted>>, Stopped> {
+        let enqueued = first_enqueued(&error.fates);
+        let certain = error.fates.iter().rev().take_while(|fate| **fate == Fate::NotEnqueued).count();
+        let submitted = self.enqueued(&enqueued);
         // Between those that are in and those that are not, none is taken for either.
-        let unsure = tried - ids.len() - certain;
+        let unsure = tried - enqueued.len() - certain;
         let line = self.marks.get(unsure).and_then(|mark| mark.line);
         // A conflict is only told of the first turn.
         let wrong = taken_in(&error).and_then(|_| self.marks.front()).and_then(|mark| mark.line);
         let why = match wrong {
-            Some(line) => Exit::bad_input(WrongLine { line, reason: error.to_string() }),
+            Some(line) => Exit::bad_input(WrongLine { line, reason: words(&error.into()) }),
             None => error.into(),
         };
         let (rest, marks) = (std::mem::take(&mut self.turns), std::mem::take(&mut self.marks));
@@ -193,15 +193,14 @@ impl<'a, L: Stream<Item = Result<Given, WrongLine>>> Feed<'a, L> {
     }
 }
 
-/// The ids of the first turns, up to the first turn that is not in the queue.
-fn first_enqueued(fates: &[Fate]) -> Vec<TurnId> {
+/// The first turns, up to the first that is not in the queue.
+fn first_enqueued(fates: &[Fate]) -> Vec<Enqueued> {
     fates.iter().map_while(Fate::enqueued).collect()
 }
 
 /// How much room there is and when to come again, if the queue is full and ever has room.
-fn room_in(error: &ClientError) -> Option<(u64, Duration)> {
-    match error {
-        ClientError::Partly { source, .. } => room_in(source),
+fn room_in(error: &BatchError) -> Option<(u64, Duration)> {
+    match &*error.source {
         ClientError::QueueFull { open, limit: limit @ 1.., retry_after, .. } => {
             Some((limit.saturating_sub(*open), *retry_after))
         }
@@ -210,12 +209,8 @@ fn room_in(error: &ClientError) -> Option<(u64, Duration)> {
 }
 
 /// The place of the turn whose idempotency key is another turn's.
-fn taken_in(error: &ClientError) -> Option<usize> {
-    match error {
-        ClientError::Partly { source, .. } => taken_in(source),
-        ClientError::KeyTaken { place, .. } => Some(*place),
-        _ => None,
-    }
+fn taken_in(error: &BatchError) -> Option<usize> {
+    error.place.filter(|_| matches!(*error.source, ClientError::KeyTaken { .. }))
 }
 
 impl From<WrongLine> for Stopped {
