@@ -1,7 +1,7 @@
 //! The client: a queue, a tenant and a way to Redis.
 
 use turnmill_schema::keys::{Keys, Queue};
-use turnmill_schema::{Turn, TurnId};
+use turnmill_schema::{AgentId, AgentName, Turn, TurnId};
 
 use crate::builder::ClientBuilder;
 use crate::connection::Connection;
@@ -67,6 +67,21 @@ impl Client {
     /// No trace of the turn is left.
     pub(crate) fn unknown_turn(&self, turn: TurnId) -> ClientError {
         ClientError::UnknownTurn { turn, queue: self.queue.name.to_string() }
+    }
+
+    /// There is no such agent.
+    pub(crate) fn unknown_agent(&self, agent: &AgentName) -> ClientError {
+        ClientError::UnknownAgent {
+            agent: agent.to_string(),
+            tenant: self.settings.tenant.to_string(),
+            queue: self.queue.name.to_string(),
+        }
+    }
+
+    /// The tenant's agent of that name, and the keys of its shard.
+    pub(crate) fn agent_keys(&self, agent: &AgentName) -> (Keys, AgentId) {
+        let tenant = &self.settings.tenant;
+        (self.queue.keys(self.queue.shard_of(tenant, agent)), AgentId::named(tenant, agent))
     }
 
     /// The key names of the turn's shard.

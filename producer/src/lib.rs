@@ -24,10 +24,13 @@
 
 mod batch;
 mod builder;
+mod cancel;
+mod claims;
 mod client;
 mod connection;
 mod enqueue;
 mod error;
+pub mod events;
 mod follow;
 mod lag;
 mod new_turn;
@@ -48,10 +51,11 @@ pub use turnmill_schema::{InvalidStreamId, StreamId};
 
 pub use batch::{BatchError, Enqueued, Fate};
 pub use builder::ClientBuilder;
+pub use cancel::Cancelled;
 pub use client::Client;
 pub use enqueue::{BATCH_BYTES, BATCH_TURNS};
 pub use error::ClientError;
-pub use follow::Followed;
+pub use follow::{Follow, Followed};
 pub use lag::{Lag, PriorityLag};
 pub use new_turn::NewTurn;
 pub use packed::PackedTurn;

@@ -22,9 +22,9 @@ use turnmill_schema::{StreamId, TurnId};
 use crate::client::Client;
 use crate::connection::{Pauses, unless_passing};
 use crate::error::ClientError;
+use crate::events::{Events, EventsQuery};
 use crate::follow::{Assembly, Followed};
-use crate::operate::events::{Events, EventsQuery};
-use crate::operate::{Operator, Scope};
+use crate::operate::Scope;
 use crate::pieces::{Bounds, pieces};
 use crate::turn_result::{Reply, TurnResult};
 
@@ -155,7 +155,7 @@ impl Ends {
         let keys = self.client.queue.keys(0);
         let place = self.client.connection.ask(|server| server.newest_event(&keys)).await?;
         let query = EventsQuery { scope: Scope::AllTenants, from: Some(place), ..EventsQuery::default() };
-        self.events = Some(Operator::new(self.client.clone()).events(query));
+        self.events = Some(self.client.events(query));
         Ok(Told::Open)
     }
 }

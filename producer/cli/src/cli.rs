@@ -122,12 +122,12 @@ impl Global {
     }
 
     pub async fn operator(&self) -> Result<Operator, ClientError> {
-        self.connect().await.map(Operator::new)
+        Ok(self.connect().await?.operate())
     }
 
     /// An operator for one who watches: short patience, since the next reading comes soon.
     pub async fn watcher(&self) -> Result<Operator, ClientError> {
-        crate::top::patience(self.builder()).connect().await.map(Operator::new)
+        Ok(crate::top::patience(self.builder()).connect().await?.operate())
     }
 
     /// A client as the flags say.

@@ -1,9 +1,7 @@
 //! What the program writes: results and events, for people or one JSON object a line.
 
 use std::io::{IsTerminal, Write, stdout};
-use std::pin::pin;
 
-use futures::StreamExt;
 use serde::Serialize;
 use turnmill_client::schema::{AgentName, End, Event, Outcome, TurnId};
 use turnmill_client::{Client, ClientError, Fault, Followed, StreamId, TurnResult};
@@ -56,7 +54,7 @@ impl Show {
     /// Follows the turn and writes its events, or its text as it is made. True: it completed. An error if its text has
     /// expired.
     pub async fn events(self, client: &Client, turn: TurnId, from: Option<StreamId>) -> Result<bool, Exit> {
-        let mut events = pin!(client.follow(turn, from));
+        let mut events = client.follow(turn, from);
         let mut last_byte = b'\n';
         while let Some(followed) = events.next().await {
             let followed = followed.map_err(|error| goes_on(turn, error))?;

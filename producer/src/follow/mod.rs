@@ -17,8 +17,12 @@ mod source;
 mod waiters;
 mod watch;
 
+use std::fmt;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
 use futures_util::Stream;
-use futures_util::stream::{SelectAll, StreamExt};
+use futures_util::stream::{BoxStream, SelectAll, StreamExt};
 use serde::Serialize;
 use turnmill_schema::{Event, StreamId, TurnId};
 
@@ -41,6 +45,31 @@ pub struct Followed {
     pub event: Event,
 }
 
+/// A turn's events: a stream, and [`Follow::next`] for who has no use for streams. Dropping it is all it takes to end it.
+#[must_use = "nothing is followed before it is polled"]
+pub struct Follow(BoxStream<'static, Result<Followed, ClientError>>);
+
+impl Follow {
+    /// The next event; none after the End, or after an error.
+    pub async fn next(&mut self) -> Option<Result<Followed, ClientError>> {
+        self.0.next().await
+    }
+}
+
+impl Stream for Follow {
+    type Item = Result<Followed, ClientError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.0.poll_next_unpin(context)
+    }
+}
+
+impl fmt::Debug for Follow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Follow")
+    }
+}
+
 impl Client {
     /// The turn's events after entry `from` (none: from the start), waiting for those to come. Ends after its End.
     ///
@@ -48,16 +77,13 @@ impl Client {
     /// away for longer than [`crate::ClientBuilder::retry_for`]; the turn goes on all the same.
     ///
     /// The stream must be polled by a task of a tokio runtime.
-    pub fn follow(
-        &self,
-        turn: TurnId,
-        from: Option<StreamId>,
-    ) -> impl Stream<Item = Result<Followed, ClientError>> + Send + use<> {
+    pub fn follow(&self, turn: TurnId, from: Option<StreamId>) -> Follow {
         let reader = Reader::new(self, turn, from);
-        futures_util::stream::try_unfold(reader, |mut reader| async move {
+        let events = futures_util::stream::try_unfold(reader, |mut reader| async move {
             let followed = reader.next().await?;
             Ok(followed.map(|followed| (followed, reader)))
-        })
+        });
+        Follow(events.boxed())
     }
 
     /// The events of many turns from their start, as they come, each with its turn. A turn that cannot be followed any further

@@ -63,7 +63,7 @@ impl Operator {
     pub async fn agent(&self, agent: &AgentName) -> Result<AgentView, ClientError> {
         let (keys, id) = self.agent_keys(agent);
         let view = self.views(&keys, &[id]).await?.pop();
-        view.ok_or_else(|| self.unknown_agent(agent))
+        view.ok_or_else(|| self.client.unknown_agent(agent))
     }
 
     /// Agents with work, those longest without an end first; then idle ones, where asked for.
@@ -149,16 +149,8 @@ impl Operator {
                 AgentActed::Changed => {
                     return Err(ClientError::HistoryChanged { agent: agent.to_string() });
                 }
-                AgentActed::Unknown => return Err(self.unknown_agent(agent)),
+                AgentActed::Unknown => return Err(self.client.unknown_agent(agent)),
             };
-        }
-    }
-
-    pub(super) fn unknown_agent(&self, agent: &AgentName) -> ClientError {
-        ClientError::UnknownAgent {
-            agent: agent.to_string(),
-            tenant: self.client.settings.tenant.to_string(),
-            queue: self.client.queue.name.to_string(),
         }
     }
 }

@@ -1,13 +1,13 @@
 //! The newest ends of turns, each read once: for who wants to count them, and may miss some.
 //!
-//! Who must not miss any follows [`super::events`] as a group.
+//! Who must not miss any follows [`crate::events`] as a group.
 
 use turnmill_schema::StreamId;
 use turnmill_schema::keys::Keys;
 
 use super::Operator;
-use super::events::EndedTurn;
 use crate::error::ClientError;
+use crate::events::EndedTurn;
 use crate::passed_by::PassedBy;
 
 /// Reads ends; see [`Operator::newest_ends`].

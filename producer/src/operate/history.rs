@@ -1,4 +1,4 @@
-//! An agent's history: going back in it, and giving it to another agent.
+//! An agent's history: reading it, going back in it, and giving it to another agent.
 //!
 //! Invariant: the agent that changes does so in one step. Where two are involved, the source is read first, whatever it
 //! does meanwhile: what completed turns said does not change.
@@ -10,6 +10,7 @@ use turnmill_schema::envelope::{decode, encode};
 use turnmill_schema::{AgentName, Manifest, TranscriptEntry, TurnId};
 
 use super::Operator;
+use crate::client::Client;
 use crate::error::ClientError;
 
 /// What an agent heard and said, as it is stored.
@@ -33,11 +34,32 @@ impl StoredHistory {
     }
 }
 
+impl Client {
+    /// What the agent heard and said, oldest first: an entry for each of its completed turns.
+    pub async fn history(&self, agent: &AgentName) -> Result<Vec<TranscriptEntry>, ClientError> {
+        let record = self.history_record(agent).await?;
+        record.entries.iter().map(|entry| read(agent, entry)).collect()
+    }
+
+    async fn history_record(&self, agent: &AgentName) -> Result<HistoryRecord, ClientError> {
+        let (keys, id) = self.agent_keys(agent);
+        let found = self.connection.ask(|server| server.history(&keys, &id)).await?;
+        found.ok_or_else(|| self.unknown_agent(agent))
+    }
+}
+
+fn read(agent: &AgentName, entry: &[u8]) -> Result<TranscriptEntry, ClientError> {
+    decode(entry).map_err(|error| ClientError::Unreadable {
+        what: format!("the history of agent {agent}"),
+        reason: error.to_string(),
+    })
+}
+
 impl Operator {
     /// Forgets what the agent heard and said after `turn`; how many turns that were. Refused while a turn runs, or waits
     /// that has published tokens.
     pub async fn roll_back(&self, agent: &AgentName, turn: TurnId) -> Result<usize, ClientError> {
-        let history = self.history(agent).await?;
+        let history = self.stored_history(agent).await?;
         let stay = history.up_to(agent, turn)?;
         let entries = history.entries.len();
         let last = history.entries.last().map_or(turn, |(turn, _)| *turn);
@@ -55,7 +77,7 @@ impl Operator {
         target: &AgentName,
         turn: Option<TurnId>,
     ) -> Result<usize, ClientError> {
-        let mut history = self.history(source).await?;
+        let mut history = self.stored_history(source).await?;
         if let Some(turn) = turn {
             let stay = history.up_to(source, turn)?;
             history.entries.truncate(stay);
@@ -64,16 +86,9 @@ impl Operator {
         Ok(history.entries.len())
     }
 
-    pub(super) async fn history(&self, agent: &AgentName) -> Result<StoredHistory, ClientError> {
-        let (keys, id) = self.agent_keys(agent);
-        let found = self.redis().ask(|server| server.history(&keys, &id)).await?;
-        let HistoryRecord { halts, manifest, entries } = found.ok_or_else(|| self.unknown_agent(agent))?;
-        let read = |entry: Vec<u8>| {
-            let what = || format!("the history of agent {agent}");
-            let read = decode::<TranscriptEntry>(&entry);
-            let read = read.map_err(|error| self.unreadable(what(), error.to_string()))?;
-            Ok((read.turn, entry))
-        };
+    pub(super) async fn stored_history(&self, agent: &AgentName) -> Result<StoredHistory, ClientError> {
+        let HistoryRecord { halts, manifest, entries } = self.client.history_record(agent).await?;
+        let read = |entry: Vec<u8>| Ok((read(agent, &entry)?.turn, entry));
         let entries = entries.into_iter().map(read).collect::<Result<_, ClientError>>()?;
         let on_dead = if halts { OnDead::Halt } else { OnDead::Skip };
         // One that cannot be read is none: it is only a hint.

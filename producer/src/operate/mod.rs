@@ -4,18 +4,15 @@
 //! * [`running`]: the turns that workers hold, and how far each got. [`ends`]: how the newest ended.
 //! * [`history`]: go back in an agent's history, or give it to another agent.
 //! * [`transfer`]: an agent as one file.
-//! * [`events`]: follow the turns of all agents as they end.
 //! * [`doctor`]: what is wrong with the server or the queue, and what to do.
 //!
 //! Invariant: everything that changes the queue is one of its scripts, or a key that only operators write. What is
 //! shown is read without a lock and may be old by the time it is read by a person.
 
 pub mod agent;
-mod claims;
 pub mod dead;
 pub mod doctor;
 pub mod ends;
-pub mod events;
 pub mod history;
 pub mod queue;
 pub mod running;
@@ -37,10 +34,17 @@ pub struct Operator {
     client: Client,
 }
 
+impl Client {
+    /// An operator that shares this client's connection.
+    pub fn operate(&self) -> Operator {
+        Operator { client: self.clone() }
+    }
+}
+
 impl Operator {
-    /// An operator that shares the client's connection.
-    pub fn new(client: Client) -> Self {
-        Self { client }
+    /// The client whose queue it is.
+    pub fn client(&self) -> &Client {
+        &self.client
     }
 
     /// Where its Redis is: host and port, or a socket's path. Never a password.
@@ -55,9 +59,7 @@ impl Operator {
 
     /// The tenant's agent of that name, and the keys of its shard.
     fn agent_keys(&self, agent: &AgentName) -> (Keys, AgentId) {
-        let tenant = &self.client.settings.tenant;
-        let shard = self.client.queue.shard_of(tenant, agent);
-        (self.client.queue.keys(shard), AgentId::named(tenant, agent))
+        self.client.agent_keys(agent)
     }
 
     /// The way to Redis.
@@ -83,7 +85,7 @@ pub enum Scope {
 
 impl Scope {
     /// Whether what belongs to `tenant` is in scope for a client of the tenant `own`.
-    fn covers(self, own: &TenantName, tenant: &str) -> bool {
+    pub(crate) fn covers(self, own: &TenantName, tenant: &str) -> bool {
         self == Self::AllTenants || tenant == own.as_str()
     }
 }

@@ -53,11 +53,6 @@ impl Operator {
         Ok(changed)
     }
 
-    /// How much work there is.
-    pub async fn lag(&self) -> Result<Lag, ClientError> {
-        self.client.lag().await
-    }
-
     /// How the queue does.
     pub async fn queue_stats(&self) -> Result<QueueStats, ClientError> {
         let workers = self.workers().await?;

@@ -37,7 +37,7 @@ impl Operator {
         agent: &AgentName,
         file: &mut (impl AsyncWrite + Unpin),
     ) -> Result<Transferred, ClientError> {
-        let StoredHistory { entries, on_dead, manifest } = self.history(agent).await?;
+        let StoredHistory { entries, on_dead, manifest } = self.stored_history(agent).await?;
         let tenant = self.client.settings.tenant.clone();
         let head = ExportedAgent { tenant, agent: agent.clone(), on_dead, manifest };
         file.write_all(&START).await?;

@@ -1,7 +1,7 @@
-//! One turn: what became of it, cancelling it, and running it now or again.
+//! One turn: what became of it, and running it now or again.
 
 use serde::Serialize;
-use turnmill_redis::steps::{Cancel, Promote, Unrun};
+use turnmill_redis::steps::Promote;
 use turnmill_redis::{TurnPlace, TurnRecord, TurnWait};
 use turnmill_schema::{AgentName, End, Outcome, Priority, TurnId};
 
@@ -49,16 +49,6 @@ pub struct TurnView {
     pub end: Option<End>,
 }
 
-/// What [`Operator::cancel_turn`] found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase", tag = "status", content = "outcome")]
-pub enum Cancelled {
-    /// It is cancelled, now.
-    Cancelled,
-    /// It had ended before, in this way.
-    Ended(Outcome),
-}
-
 /// What [`Operator::run_now`] did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RunNow {
@@ -83,25 +73,6 @@ impl Operator {
         Ok(view(turn, record, wait))
     }
 
-    /// Cancels a turn, waiting or running. A running one has ended when this returns; its worker learns of it at once or
-    /// with its next renewal. The object of a large turn is removed from the client's store.
-    pub async fn cancel_turn(&self, turn: TurnId) -> Result<Cancelled, ClientError> {
-        let TurnPlace { agent, entry } = self.place_of(turn).await?;
-        let objects = self.client.objects_of(&[turn]).await?;
-        let (keys, limits) = (self.client.keys_of(turn), self.client.settings.unrun_limits());
-        let cancel = [Cancel { agent, entry }];
-        let mut answers = self.redis().ask(|server| server.run_items(&keys, &limits, &cancel)).await?;
-        match answers.pop().transpose()? {
-            Some(Unrun::Done) => {
-                self.client.remove_objects(&objects).await;
-                Ok(Cancelled::Cancelled)
-            }
-            Some(Unrun::Ended(outcome)) => Ok(Cancelled::Ended(self.outcome_named(turn, &outcome)?)),
-            // Only an ending for a deadline can come too early.
-            Some(Unrun::Unknown | Unrun::Early) | None => Err(self.client.unknown_turn(turn)),
-        }
-    }
-
     /// Lets a turn that waits for a time (a retry, or a schedule) run at once.
     pub async fn run_now(&self, turn: TurnId) -> Result<RunNow, ClientError> {
         let keys = self.client.keys_of(turn);
@@ -122,18 +93,6 @@ impl Operator {
             return Err(self.unreadable(format!("the agent of turn {turn}"), error.clone()));
         }
         Ok(if promoted.count == 1 { RunNow::Promoted } else { RunNow::NotDelayed })
-    }
-
-    async fn place_of(&self, turn: TurnId) -> Result<TurnPlace, ClientError> {
-        let keys = self.client.keys_of(turn);
-        let found = self.redis().ask(|server| server.turn_place(&keys, turn)).await?;
-        found.ok_or_else(|| self.client.unknown_turn(turn))
-    }
-
-    fn outcome_named(&self, turn: TurnId, name: &str) -> Result<Outcome, ClientError> {
-        let all = Outcome::ALL;
-        let found = all.into_iter().find(|outcome| outcome.as_str() == name);
-        found.ok_or_else(|| self.unreadable(format!("the outcome of turn {turn}"), format!("it is {name:?}")))
     }
 
     pub(super) fn unreadable(&self, what: String, reason: String) -> ClientError {

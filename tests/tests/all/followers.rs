@@ -200,7 +200,7 @@ async fn a_turn_that_goes_while_it_is_followed_is_told() {
     let server = RedisServer::start();
     let (producer, mut redis) = (producer(&server.url()).await, client(&server).await);
     let turn = enqueue(&producer, 1).await[0];
-    let mut events = pin!(producer.follow(turn, None));
+    let mut events = producer.follow(turn, None);
     say(&mut redis, turn, 0).await;
     assert!(events.next().await.is_some_and(|event| event.is_ok()));
     let _: String = command(&mut redis, &["FLUSHALL"]).await;
@@ -215,7 +215,7 @@ async fn a_producer_goes_on_after_a_failover_that_keeps_its_connections() {
     let proxy = Proxy::start(primary.address()).await.expect("a local port is free");
     let producer = producer(&proxy.url()).await;
     let turn = enqueue(&producer, 1).await[0];
-    let mut events = pin!(producer.follow(turn, None));
+    let mut events = producer.follow(turn, None);
     say(&mut client(&primary).await, turn, 0).await;
     assert!(events.next().await.is_some_and(|event| event.is_ok()));
 

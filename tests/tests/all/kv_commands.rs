@@ -8,7 +8,6 @@ use std::time::{Duration, SystemTime};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::process::Command;
-use turnmill_client::operate::Operator;
 use turnmill_client::{Client, NewTurn};
 use turnmill_schema::envelope::{MAX_INLINE_BYTES, encode};
 use turnmill_schema::keys::{FIELD_MANIFEST, Keys};
@@ -344,7 +343,7 @@ async fn gc_removes_payloads_that_no_turn_refers_to() {
     // Whoever cancelled this one had no store; a deadline that passes while a turn waits leaves the same.
     let cancelled = producer.enqueue(large()).await.expect("enqueued").turn;
     let blind = builder.connect().await.expect("Redis answers");
-    Operator::new(blind).cancel_turn(cancelled).await.expect("cancelled");
+    blind.cancel(cancelled).await.expect("cancelled");
     let payloads = place.file("payloads/q");
     let files = std::fs::read_dir(&payloads).expect("there").map(|file| file.expect("readable").path());
     let files: Vec<PathBuf> = files.collect();

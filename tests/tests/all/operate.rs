@@ -4,9 +4,9 @@ use std::time::{Duration, Instant};
 
 use redis::aio::MultiplexedConnection;
 use tokio::time::timeout;
+use turnmill_client::events::{EventsQuery, Membership};
 use turnmill_client::operate::agent::AgentQuery;
 use turnmill_client::operate::doctor::Verdict;
-use turnmill_client::operate::events::{EventsQuery, Membership};
 use turnmill_client::operate::{Operator, Scope};
 use turnmill_client::schema::keys::{Keys, events_group};
 use turnmill_client::schema::{AgentId, TurnId};
@@ -41,7 +41,7 @@ async fn command<T: redis::FromRedisValue>(redis: &mut MultiplexedConnection, wo
 /// Ends a turn, with an event.
 async fn end_one(producer: &Client) -> TurnId {
     let turn = producer.enqueue(NewTurn::user("hi")).await.expect("enqueued").turn;
-    Operator::new(producer.clone()).cancel_turn(turn).await.expect("cancels");
+    producer.cancel(turn).await.expect("cancels");
     turn
 }
 
@@ -53,7 +53,7 @@ async fn an_end_that_was_delivered_to_a_dropped_read_is_handed_out() {
     let proxy = Proxy::start(server.address()).await.expect("a local port is free");
     // Longer than this test: what it waits for is one read.
     let long = builder(&proxy.url()).block(Duration::from_secs(600));
-    let reader = Operator::new(long.connect().await.expect("Redis answers"));
+    let reader = long.connect().await.expect("Redis answers");
     let membership = Some(Membership { group: name("g"), consumer: name("c") });
     let mut events = reader.events(EventsQuery { membership, ..EventsQuery::default() });
     let (events_key, group) = (keys().events(), events_group(Some(&name("t")), &name("g")));
@@ -124,7 +124,7 @@ async fn an_agent_with_work_is_listed_before_idle_ones() {
     for agent in ["b", "z"] {
         producer.enqueue(NewTurn::user("hi").agent(name(agent))).await.expect("enqueued");
     }
-    let operator = Operator::new(producer);
+    let operator = producer.operate();
     for (limit, idle) in [(2, 0), (3, 1), (22, 20), (1000, 20)] {
         let query = AgentQuery { scope: Scope::Tenant, idle: true, limit };
         let listed = operator.agents(query).await.expect("lists");

@@ -8,9 +8,7 @@ use std::time::{Duration, Instant};
 
 use redis::AsyncCommands;
 use tempfile::TempDir;
-use turnmill_client::operate::Operator;
-use turnmill_client::operate::turn::Cancelled;
-use turnmill_client::{Advice, Client, ClientError, Enqueued, Fate, NewTurn};
+use turnmill_client::{Advice, Cancelled, Client, ClientError, Enqueued, Fate, NewTurn};
 use turnmill_schema::envelope::{MAX_ENVELOPE_BYTES, MAX_INLINE_BYTES};
 use turnmill_schema::keys::Keys;
 use turnmill_schema::{Outcome, PayloadReference, StoredTurn, Turn};
@@ -288,16 +286,16 @@ async fn cancelling_and_purging_remove_the_objects_of_large_turns() {
     };
     assert!([&dead, &cancelled, &blind, &stays].into_iter().all(has), "a failed turn's object is needed");
 
-    let operator = Operator::new(producer);
+    let operator = producer.operate();
     for _ in 0..2 {
-        let ended = operator.cancel_turn(cancelled.id).await.expect("answered");
+        let ended = operator.client().cancel(cancelled.id).await.expect("answered");
         assert!(matches!(ended, Cancelled::Cancelled | Cancelled::Ended(Outcome::Cancelled)), "{ended:?}");
         assert!(!has(&cancelled));
     }
     let letters = operator.newest_dead_letters(9).await.expect("answered");
     assert_eq!(operator.purge(&letters).await.expect("answered"), 1);
-    let without_store = Operator::new(place.producer(None).await);
-    assert_eq!(without_store.cancel_turn(blind.id).await.expect("answered"), Cancelled::Cancelled);
+    let without_store = place.producer(None).await;
+    assert_eq!(without_store.cancel(blind.id).await.expect("answered"), Cancelled::Cancelled);
     assert_eq!([&dead, &cancelled, &blind, &stays].map(has), [false, false, true, true]);
 }
 

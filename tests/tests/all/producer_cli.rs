@@ -3,7 +3,6 @@
 
 use std::collections::BTreeSet;
 use std::io::Write;
-use std::pin::pin;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
@@ -214,7 +213,7 @@ async fn follow_cuts_what_comes_again_after_redis_lost_its_last_second() {
     let server = RedisServer::start();
     let (producer, mut worker) = (producer(&server).await, Worker::new(&server).await);
     let turn = producer.enqueue(NewTurn::user("hi")).await.expect("enqueued").turn;
-    let mut events = pin!(producer.follow(turn, None));
+    let mut events = producer.follow(turn, None);
 
     worker.begin(turn, 5, 0).await;
     worker.delta(turn, 5, 0, 6).await;
@@ -272,7 +271,7 @@ async fn a_short_reply_outlives_its_stream() {
     let server = RedisServer::start();
     let (producer, mut worker) = (producer(&server).await, Worker::new(&server).await);
     let turn = producer.enqueue(NewTurn::user("hi")).await.expect("enqueued").turn;
-    let mut events = pin!(producer.follow(turn, None));
+    let mut events = producer.follow(turn, None);
     worker.begin(turn, 5, 0).await;
     worker.delta(turn, 5, 0, 4).await;
     let mut all = vec![next(&mut events).await, next(&mut events).await];

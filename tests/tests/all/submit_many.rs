@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tempfile::{NamedTempFile, TempDir};
 use turnmill_client::NewTurn;
-use turnmill_client::operate::Operator;
 use turnmill_tests::PATIENCE;
 use turnmill_tests::line::Line;
 
@@ -145,7 +144,7 @@ async fn a_large_line_is_written_to_the_store_once_however_long_it_waits_for_roo
     let make_room = async {
         let seen = watch.await;
         assert!(seen.iter().all(|now| *now == seen[0]), "it is written again: {seen:?}");
-        Operator::new(line.producer.clone()).cancel_turn(first).await.expect("cancels");
+        line.producer.cancel(first).await.expect("cancels");
     };
     tokio::join!(submitted, make_room);
     assert_eq!(stored(folder.path()).len(), 1, "the turn is in the queue and needs its object");

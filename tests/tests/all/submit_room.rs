@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 use tempfile::NamedTempFile;
 use tokio::time::{sleep, timeout};
 use turnmill_client::NewTurn;
+use turnmill_client::operate::Scope;
 use turnmill_client::operate::agent::AgentQuery;
-use turnmill_client::operate::{Operator, Scope};
 use turnmill_client::schema::TurnId;
 use turnmill_tests::line::{Line, exactly, name};
 use turnmill_tests::{PATIENCE, program};
@@ -91,7 +91,7 @@ async fn large_turns_wait_for_room_too() {
     let path = file.path().to_string_lossy();
     let flags = ["submit", &path, "--wait-for-room", "--max-depth", &DEPTH.to_string()];
     let child = turnmill(&line, &flags, printed.reopen().expect("still there"), Stdio::inherit());
-    let operator = Operator::new(line.producer.clone());
+    let operator = line.producer.operate();
     let mut ended = std::pin::pin!(exit_code(child));
     let code = loop {
         tokio::select! {
@@ -102,7 +102,7 @@ async fn large_turns_wait_for_room_too() {
             // There is no worker: room comes from here.
             let all = AgentQuery { scope: Scope::Tenant, idle: false, limit: 100 };
             for agent in operator.agents(all).await.expect("lists") {
-                operator.cancel_turn(agent.head.expect("it has work")).await.expect("cancels");
+                operator.client().cancel(agent.head.expect("it has work")).await.expect("cancels");
             }
         }
     };
@@ -120,7 +120,7 @@ async fn what_is_in_the_queue_is_shown_while_the_rest_waits_for_room() {
     let flags = ["--max-depth", "1", "--wait-for-room", "--stream", "--json"];
     let mut child =
         turnmill(&line, &[&["submit", &path], &flags[..]].concat(), Stdio::piped(), Stdio::null());
-    let operator = Operator::new(line.producer.clone());
+    let operator = line.producer.operate();
     let enqueued = async {
         loop {
             match operator.agent(&name("agent-0")).await {
@@ -159,7 +159,7 @@ async fn read_one_of(line: &Line, count: usize, flags: &[&str]) {
     let first = timeout(PATIENCE, first).await.expect("a line is printed");
     assert!(first.expect("no panic").expect("text") > 0, "{flags:?}");
     assert_eq!(exit_code(child).await, Some(0), "{flags:?}");
-    let found = Operator::new(line.producer.clone()).agent(&last).await;
+    let found = line.producer.operate().agent(&last).await;
     assert!(found.is_ok(), "{flags:?}: the last line is not in the queue");
 }
 

@@ -12,7 +12,6 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
-use futures::StreamExt;
 use futures::future::try_join_all;
 use turnmill_client::schema::{AgentName, End, Event, Message, Outcome, QueueName, Role, Sampling};
 use turnmill_client::{Client, NewTurn};
@@ -86,7 +85,7 @@ async fn talk(client: &Client, agent: &Agent, mut voice: Voice) -> Result<Vec<Ro
 /// Enqueues a turn and speaks its reply as it is made.
 async fn take(client: &Client, turn: NewTurn, voice: &mut Voice) -> Result<End, Box<dyn Error>> {
     let turn = client.enqueue(turn).await?.turn;
-    let mut events = std::pin::pin!(client.follow(turn, None));
+    let mut events = client.follow(turn, None);
     while let Some(followed) = events.next().await {
         match followed?.event {
             Event::Begin(_) => {}

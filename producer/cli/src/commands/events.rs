@@ -3,7 +3,7 @@
 use std::io::{Write, stdout};
 
 use clap::Args;
-use turnmill_client::operate::events::{EndedTurn, EventsQuery, Membership};
+use turnmill_client::events::{EndedTurn, EventsQuery, Membership};
 use turnmill_client::schema::{END_OF_TIME_MS, Name};
 use turnmill_client::{InvalidStreamId, StreamId};
 
@@ -52,7 +52,7 @@ pub struct Events {
 
 impl Events {
     pub async fn run(self, global: &Global) -> Result<(), Exit> {
-        let operator = global.operator().await?;
+        let client = global.connect().await?;
         let membership = self
             .group
             .clone()
@@ -60,7 +60,7 @@ impl Events {
             .map(|(group, consumer)| Membership { group, consumer });
         let query =
             EventsQuery { scope: self.tenants.scope(), membership, from: self.from, count: self.count };
-        let mut events = operator.events(query);
+        let mut events = client.events(query);
         while let Some(ended) = events.next().await? {
             self.print(&ended)?;
             events.acknowledge(ended.id).await?;

@@ -1,10 +1,11 @@
 //! `turnmill turn`: show, cancel or retry turns.
 
 use clap::{Args, Subcommand};
+use turnmill_client::Cancelled;
 use turnmill_client::operate::Operator;
 use turnmill_client::operate::Scope;
 use turnmill_client::operate::dead::DeadQuery;
-use turnmill_client::operate::turn::{Cancelled, RunNow, TurnView};
+use turnmill_client::operate::turn::{RunNow, TurnView};
 use turnmill_client::schema::{Outcome, TurnId};
 
 use crate::changes::{Done, change_each, named, show_each};
@@ -52,7 +53,7 @@ impl Turn {
 
 /// Cancels one. An error if it was too late.
 async fn cancel(operator: &Operator, turn: TurnId, json: bool) -> Result<(), Exit> {
-    let outcome = match operator.cancel_turn(turn).await? {
+    let outcome = match operator.client().cancel(turn).await? {
         Cancelled::Cancelled => return Done::new(turn, "cancelled").print(json),
         Cancelled::Ended(outcome) => outcome,
     };

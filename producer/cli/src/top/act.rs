@@ -1,8 +1,7 @@
 //! Does what somebody confirmed, and says what came of it.
 
-use turnmill_client::ClientError;
 use turnmill_client::operate::Operator;
-use turnmill_client::operate::turn::Cancelled;
+use turnmill_client::{Cancelled, ClientError};
 
 use super::model::Order;
 use crate::words::words;
@@ -14,7 +13,7 @@ pub async fn perform(operator: &Operator, order: Order) -> Result<String, String
 
 async fn done(operator: &Operator, order: Order) -> Result<String, ClientError> {
     Ok(match order {
-        Order::Cancel(turn) => match operator.cancel_turn(turn).await? {
+        Order::Cancel(turn) => match operator.client().cancel(turn).await? {
             Cancelled::Cancelled => format!("turn {turn} is cancelled"),
             Cancelled::Ended(outcome) => format!("turn {turn} had ended: {}", outcome.as_str()),
         },

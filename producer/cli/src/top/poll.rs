@@ -41,7 +41,7 @@ impl Reader {
     pub async fn read(&mut self) -> Reading {
         let Self { operator, ends } = self;
         let (lag, workers, running, newest, dead) = tokio::join!(
-            operator.lag(),
+            operator.client().lag(),
             operator.workers(),
             operator.running(MAX_RUNNING),
             ends.read(),

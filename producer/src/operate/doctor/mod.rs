@@ -90,7 +90,7 @@ impl Operator {
     /// It retries for at most a second, whatever the settings say.
     pub async fn reach(builder: ClientBuilder) -> Result<Self, ClientError> {
         let retry_for = builder.settings.retry_for.min(RETRY_FOR);
-        Ok(Self::new(Client::reach(builder.retry_for(retry_for)).await?))
+        Ok(Client::reach(builder.retry_for(retry_for)).await?.operate())
     }
 
     /// Every check, in a fixed order. `lease_ms` is what the workers' leases are set to.

@@ -1,6 +1,6 @@
 //! Ends of turns as consumer groups read them: nobody takes what is another's, and nobody keeps what they do not print.
 
-use turnmill_client::operate::events::CLAIM_AFTER;
+use turnmill_client::events::CLAIM_AFTER;
 use turnmill_client::schema::keys::events_group;
 use turnmill_redis::steps::{ConsumerGroup, RemoveConsumers};
 

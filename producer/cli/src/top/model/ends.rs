@@ -115,7 +115,7 @@ mod tests {
         read_ms: u64,
         first: bool,
         whole: bool,
-        ended: Vec<turnmill_client::operate::events::EndedTurn>,
+        ended: Vec<turnmill_client::events::EndedTurn>,
     ) -> EndsRead {
         EndsRead { read_ms, ended, whole, first }
     }

@@ -1,8 +1,8 @@
 //! Readings for tests: what a small fleet looks like on a busy afternoon.
 
+use turnmill_client::events::EndedTurn;
 use turnmill_client::operate::dead::DeadLetter;
 use turnmill_client::operate::ends::EndsRead;
-use turnmill_client::operate::events::EndedTurn;
 use turnmill_client::operate::running::{Running, RunningTurn};
 use turnmill_client::operate::worker::WorkerView;
 use turnmill_client::schema::{AgentName, End, Outcome, Priority, Timing, TurnId, Usage};

@@ -16,7 +16,7 @@ const PAUSE: Duration = Duration::from_secs(10);
 
 /// Where the look at a group's delivered ends stands.
 #[derive(Debug)]
-pub(super) struct Claims {
+pub(crate) struct Claims {
     /// The first end that is not looked at yet.
     from: StreamId,
     due: Instant,
@@ -25,27 +25,27 @@ pub(super) struct Claims {
 
 impl Claims {
     /// Looks at once.
-    pub(super) fn new(now: Instant) -> Self {
+    pub(crate) fn new(now: Instant) -> Self {
         Self { from: StreamId::START, due: now, removal_due: now }
     }
 
     /// Where to look on, if it is time to.
-    pub(super) fn due(&self, now: Instant) -> Option<StreamId> {
+    pub(crate) fn due(&self, now: Instant) -> Option<StreamId> {
         (self.due <= now).then_some(self.from)
     }
 
     /// Whether it is time to look for consumers that are gone.
-    pub(super) fn is_removal_due(&self, now: Instant) -> bool {
+    pub(crate) fn is_removal_due(&self, now: Instant) -> bool {
         self.removal_due <= now
     }
 
     /// Consumers that are gone were looked for.
-    pub(super) fn removed(&mut self, now: Instant) {
+    pub(crate) fn removed(&mut self, now: Instant) {
         self.removal_due = now + PAUSE_OF_REMOVAL;
     }
 
     /// Everything before `next` was looked at; [`StreamId::START`]: all there is.
-    pub(super) fn looked(&mut self, next: StreamId, now: Instant) {
+    pub(crate) fn looked(&mut self, next: StreamId, now: Instant) {
         self.from = next;
         self.due = if next == StreamId::START { now + PAUSE } else { now };
     }

@@ -15,13 +15,14 @@ use turnmill_redis::{Blocking, Claimed, Consumer, EndedRecord, Entry, Fault, Fou
 use turnmill_schema::keys::{Keys, events_group};
 use turnmill_schema::{AgentName, End, Name, StreamId, TenantName, TurnId};
 
-use super::claims::{Claims, REMOVE_AFTER};
-use super::{Operator, Scope};
+use crate::claims::{Claims, REMOVE_AFTER};
+use crate::client::Client;
 use crate::connection::{Connection, Patience, passes};
 use crate::error::ClientError;
+use crate::operate::Scope;
 use crate::passed_by::PassedBy;
 
-pub use super::claims::CLAIM_AFTER;
+pub use crate::claims::CLAIM_AFTER;
 
 /// Entries in one reply at most.
 const COUNT: u64 = 100;
@@ -55,6 +56,13 @@ pub struct EventsQuery {
     pub count: Option<u64>,
 }
 
+impl EventsQuery {
+    /// Ends of the client's tenant, shared with the other consumers of `group`. None is missed while all of them are away.
+    pub fn group(group: Name, consumer: Name) -> Self {
+        Self { membership: Some(Membership { group, consumer }), ..Self::default() }
+    }
+}
+
 /// A consumer of a group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Membership {
@@ -65,7 +73,7 @@ pub struct Membership {
     pub consumer: Name,
 }
 
-/// Reads ended turns one by one; see [`Operator::events`].
+/// Reads ended turns one by one; see [`Client::events`].
 pub struct Events {
     connection: Connection,
     keys: Keys,
@@ -99,19 +107,19 @@ struct Member {
     consumer: Name,
 }
 
-impl Operator {
+impl Client {
     /// Turns as they end. As a consumer of a group, entries are handed out again until [`Events::acknowledge`] was called for
     /// them: to this consumer when it starts anew, or to another one after [`CLAIM_AFTER`].
     pub fn events(&self, query: EventsQuery) -> Events {
         let EventsQuery { scope, membership, from, count } = query;
-        let tenant = self.client.settings.tenant.clone();
+        let tenant = self.settings.tenant.clone();
         let member = membership.map(|Membership { group, consumer }| {
             let group = events_group((scope == Scope::Tenant).then_some(&tenant), &group);
             Member { group, consumer }
         });
         Events {
-            connection: self.client.connection.clone(),
-            keys: self.client.queue.keys(0),
+            connection: self.connection.clone(),
+            keys: self.queue.keys(0),
             scope,
             tenant,
             member,
@@ -276,7 +284,7 @@ async fn remove_gone(server: &Server, keys: &Keys, group: &str) -> Result<(), Fa
 }
 
 impl EndedTurn {
-    pub(super) fn of(id: StreamId, EndedRecord { turn, agent, end }: EndedRecord) -> Self {
+    pub(crate) fn of(id: StreamId, EndedRecord { turn, agent, end }: EndedRecord) -> Self {
         Self { id, turn, tenant: agent.tenant().to_owned(), agent: agent.agent(), end }
     }
 }
