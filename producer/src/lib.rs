@@ -1,26 +1,68 @@
-//! Puts agent turns into a Turnmill queue and reads what comes back.
+//! Puts agents' turns into a Turnmill queue on Redis, and reads what comes back.
 //!
 //! ```no_run
-//! use futures_util::StreamExt;
-//! use turnmill_client::schema::{Event, Name};
 //! use turnmill_client::{Client, NewTurn};
 //!
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
 //! let client = Client::builder("redis://127.0.0.1:6379").connect().await?;
-//! let turn = client.enqueue(NewTurn::user("What is the capital of France?").agent(Name::new("a")?)).await?;
-//! let mut events = std::pin::pin!(client.follow(turn, None));
-//! while let Some(followed) = events.next().await {
-//!     if let Event::Delta(delta) = followed?.event {
-//!         print!("{}", delta.text);
-//!     }
-//! }
+//! let turn = NewTurn::user("What is the capital of France?").agent("ada".parse()?);
+//! let enqueued = client.enqueue(turn).await?;
+//! let result = client.wait(enqueued.turn).await?;
+//! println!("{}", result.text.unwrap_or_default());
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! Promises: a turn is checked before anything is written; [`Client::follow`] gives every token once, across dropped connections
-//! and workers that died. After a lost reply a turn with an idempotency key may be enqueued again, and
-//! [`Client::enqueue_prepared`] may be called again with the same turns: no turn is enqueued twice.
+//! A **turn** is what an agent hears next, and how to sample its answer: [`NewTurn`]. An **agent** is a name. Its turns run one at a
+//! time, in the order in which they were enqueued, and each goes on from the history that those before it left. Agents do not wait
+//! for each other. **Tenants** share nothing.
+//!
+//! | to | call |
+//! |---|---|
+//! | enqueue one turn, or many | [`Client::enqueue`], [`Client::enqueue_batch`] |
+//! | read a reply while it is made | [`Client::follow`], [`Client::follow_many`] |
+//! | wait for the end of one turn, or of many | [`Client::wait`], [`Client::wait_many`] |
+//! | hear of every turn that ends, as one of several consumers | [`Client::events`] |
+//! | cancel a turn | [`Client::cancel`] |
+//! | read what an agent heard and said | [`Client::history`] |
+//! | know how much work there is | [`Client::lag`] |
+//! | look at turns, agents and workers, and look after them | [`Client::operate`] |
+//!
+//! # Promises
+//!
+//! - A turn is checked before anything is written.
+//! - A follower gets every token once, across dropped connections and workers that died.
+//! - After a lost reply a turn with an [idempotency key](NewTurn::idempotency_key) may be enqueued again, and
+//!   [`Client::enqueue_prepared`] may be called again with the same turns: no turn is enqueued twice.
+//! - A connection that broke, or that leads to a server which lost its place in a failover, is made anew behind each call, for
+//!   [`ClientBuilder::retry_for`].
+//!
+//! # Errors
+//!
+//! [`ClientError::advice`] says whether to try again, to give up on the turn, or to stop. A call for several turns says what became
+//! of each of them:
+//!
+//! ```no_run
+//! use turnmill_client::{Client, Fate, NewTurn};
+//!
+//! # async fn example(client: Client, turns: Vec<NewTurn>) {
+//! if let Err(error) = client.enqueue_batch(turns).await {
+//!     eprintln!("{error}"); // 200 of 450 turns are in the queue; the others are not: queue full; …
+//!     for (place, fate) in error.fates.iter().enumerate() {
+//!         match fate {
+//!             Fate::Enqueued(enqueued) => println!("{place} is turn {}", enqueued.turn),
+//!             Fate::Unknown => println!("{place} may be in the queue"),
+//!             Fate::NotEnqueued => println!("{place} is not in the queue"),
+//!         }
+//!     }
+//! }
+//! # }
+//! ```
+//!
+//! # Features
+//!
+//! `store`: turns too large for Redis (256 KiB) go through an object store, and exported agents take their K and V along. Without it,
+//! such turns are refused.
 
 mod batch;
 mod builder;
@@ -47,7 +89,10 @@ mod wait_many;
 
 pub use turnmill_redis::{Advice, Fault, choose_cryptography};
 pub use turnmill_schema as schema;
-pub use turnmill_schema::{InvalidStreamId, StreamId};
+pub use turnmill_schema::{
+    AgentName, End, Event, FinishReason, IdempotencyKey, InvalidName, InvalidStreamId, InvalidTurn, Message,
+    Name, Outcome, Priority, QueueName, Role, Sampling, StreamId, TenantName, TurnId, Usage,
+};
 
 pub use batch::{BatchError, Enqueued, Fate};
 pub use builder::ClientBuilder;
