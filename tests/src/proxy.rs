@@ -44,9 +44,17 @@ struct Shared {
 #[derive(Default)]
 struct State {
     refusing: bool,
-    /// Each is cut by cancelling it.
-    connections: BTreeMap<u64, CancellationToken>,
+    connections: BTreeMap<u64, Connection>,
     made: u64,
+}
+
+/// A client's connection.
+#[derive(Clone)]
+struct Connection {
+    /// Cancelled, it is closed.
+    cut: CancellationToken,
+    /// Cancelled, it stays open and passes nothing.
+    forgotten: CancellationToken,
 }
 
 impl Proxy {
@@ -83,8 +91,14 @@ impl Proxy {
     /// Cuts every connection; how many there were.
     pub fn cut_all(&self) -> usize {
         let cut = std::mem::take(&mut self.shared.lock().connections);
-        cut.values().for_each(CancellationToken::cancel);
+        cut.values().for_each(|connection| connection.cut.cancel());
         cut.len()
+    }
+
+    /// From now on the connections that there are pass nothing, though they stay open: as a firewall does with those that were idle
+    /// for too long. Both sides only learn of it by waiting in vain.
+    pub fn forget_all(&self) {
+        self.shared.lock().connections.values().for_each(|connection| connection.forgotten.cancel());
     }
 
     /// Cuts the connection that `choice`, a random number, falls on. False where there is none.
@@ -93,7 +107,7 @@ impl Proxy {
         let count = state.connections.len().max(1) as u64;
         let Some(id) = state.connections.keys().nth((choice % count) as usize).copied() else { return false };
         state.connections.remove(&id).is_some_and(|connection| {
-            connection.cancel();
+            connection.cut.cancel();
             true
         })
     }
@@ -120,16 +134,17 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A new connection's number and what cuts it; none where nobody is let in.
-    fn admit(&self) -> Option<(u64, CancellationToken)> {
+    /// A new connection and its number; none where nobody is let in.
+    fn admit(&self) -> Option<(u64, Connection)> {
         let mut state = self.lock();
         if state.refusing {
             return None;
         }
         state.made += 1;
-        let (id, cut) = (state.made, self.stop.child_token());
-        state.connections.insert(id, cut.clone());
-        Some((id, cut))
+        let connection = Connection { cut: self.stop.child_token(), forgotten: CancellationToken::new() };
+        let id = state.made;
+        state.connections.insert(id, connection.clone());
+        Some((id, connection))
     }
 }
 
@@ -137,30 +152,31 @@ async fn listen(listener: TcpListener, shared: Arc<Shared>) {
     loop {
         // An error is the client's (it went away) or passes (no file descriptor is free).
         let Ok((client, _)) = listener.accept().await else { continue };
-        let Some((id, cut)) = shared.admit() else { continue };
+        let Some((id, connection)) = shared.admit() else { continue };
         let shared = shared.clone();
         tokio::spawn(async move {
             // What is held back when a connection is cut is lost, also if the hold ends in the same moment. However it ends, both
             // sides are closed by dropping them.
             tokio::select! {
                 biased;
-                () = cut.cancelled() => {}
-                _ended = connect(client, &shared) => {}
+                () = connection.cut.cancelled() => {}
+                _ended = connect(client, &shared, &connection.forgotten) => {}
             }
             shared.lock().connections.remove(&id);
         });
     }
 }
 
-async fn connect(client: TcpStream, shared: &Shared) -> io::Result<()> {
+async fn connect(client: TcpStream, shared: &Shared, forgotten: &CancellationToken) -> io::Result<()> {
     let address = *shared.server.borrow();
     let server = TcpStream::connect(address).await?;
     client.set_nodelay(true)?;
     server.set_nodelay(true)?;
     let (from_client, to_client) = client.into_split();
     let (from_server, to_server) = server.into_split();
-    let commands = pump(from_client, to_server, shared.hold.subscribe(), |hold| *hold != Hold::Everything);
-    let replies = pump(from_server, to_client, shared.hold.subscribe(), |hold| *hold == Hold::Nothing);
+    let hold = || shared.hold.subscribe();
+    let commands = pump(from_client, to_server, hold(), |hold| *hold != Hold::Everything, forgotten);
+    let replies = pump(from_server, to_client, hold(), |hold| *hold == Hold::Nothing, forgotten);
     // A server that is gone must be seen by its client at once, and the other way round.
     tokio::select! {
         ended = commands => ended,
@@ -168,12 +184,13 @@ async fn connect(client: TcpStream, shared: &Shared) -> io::Result<()> {
     }
 }
 
-/// Passes bytes on until `from` ends, each read once `passes` lets it.
+/// Passes bytes on until `from` ends, each read once `passes` lets it. Drops them once the connection is forgotten.
 async fn pump(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
     mut hold: watch::Receiver<Hold>,
     passes: fn(&Hold) -> bool,
+    forgotten: &CancellationToken,
 ) -> io::Result<()> {
     let mut buffer = vec![0; 16 * 1024];
     loop {
@@ -181,7 +198,9 @@ async fn pump(
         if read == 0 || hold.wait_for(passes).await.is_err() {
             return Ok(());
         }
-        to.write_all(&buffer[..read]).await?;
+        if !forgotten.is_cancelled() {
+            to.write_all(&buffer[..read]).await?;
+        }
     }
 }
 
@@ -237,6 +256,17 @@ mod tests {
         set(second, 2).await.expect_err("it was cut, too");
         set(client(&proxy.url()).await.expect("connects again"), 3).await.expect("SET");
         until_stored(&redis, 3).await;
+    }
+
+    #[tokio::test]
+    async fn connections_that_were_forgotten_stay_open_and_say_nothing_and_new_ones_work() {
+        let (redis, proxy) = line().await;
+        let first = client(&proxy.url()).await.expect("connects");
+        proxy.forget_all();
+        let asked = tokio::spawn(set(first, 1));
+        set(client(&proxy.url()).await.expect("connects"), 2).await.expect("SET");
+        until_stored(&redis, 2).await;
+        assert!(!asked.is_finished() && proxy.connections() == 2);
     }
 
     #[tokio::test]

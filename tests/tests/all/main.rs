@@ -9,6 +9,7 @@ mod broker_memory;
 mod broker_redis;
 mod broker_troubles;
 mod cli_edges;
+mod client_mistakes;
 mod e2e;
 mod followers;
 mod front_door;
