@@ -12,6 +12,17 @@ use crate::settings::{Settings, StoreUrl};
 
 /// Connects a [`Client`]; [`Client::builder`] makes one. What is not set has a value that is good for most. It prints without
 /// passwords.
+///
+/// ```no_run
+/// use std::time::Duration;
+/// use turnmill_client::Client;
+///
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// let builder = Client::builder("rediss://me:secret@redis.example.org").queue("qwen".parse()?).tenant("acme".parse()?);
+/// let client = builder.retry_for(Duration::from_secs(5)).connect().await?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 #[must_use = "a builder does nothing before `connect`"]
 pub struct ClientBuilder {

@@ -108,7 +108,23 @@ struct Member {
 }
 
 impl Client {
-    /// Turns as they end. As a consumer of a group, entries are handed out again until [`Events::acknowledge`] was called for
+    /// Turns as they end.
+    ///
+    /// ```no_run
+    /// use turnmill_client::Client;
+    /// use turnmill_client::events::EventsQuery;
+    ///
+    /// # async fn example(client: Client) -> Result<(), Box<dyn std::error::Error>> {
+    /// let mut ends = client.events(EventsQuery::group("billing".parse()?, "billing-1".parse()?));
+    /// while let Some(ended) = ends.next().await? {
+    ///     println!("{} ended as {}", ended.turn, ended.end.outcome.as_str());
+    ///     ends.acknowledge(ended.id).await?;
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// As a consumer of a group, entries are handed out again until [`Events::acknowledge`] was called for
     /// them: to this consumer when it starts anew, or to another one after [`CLAIM_AFTER`].
     pub fn events(&self, query: EventsQuery) -> Events {
         let EventsQuery { scope, membership, from, count } = query;

@@ -7,7 +7,23 @@ use turnmill_schema::{
     TraceState, Turn, TurnId,
 };
 
-/// What an agent says next and how to sample the answer. See [`Turn`] for the fields.
+/// What an agent hears next and how to sample the answer.
+///
+/// ```
+/// use std::time::Duration;
+/// use turnmill_client::{NewTurn, Sampling};
+///
+/// # fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// let turn = NewTurn::user("Name a mill.")
+///     .agent("ada".parse()?)
+///     .idempotency_key("order-17".parse()?)
+///     .sampling(Sampling { temperature: 0.2, max_tokens: Some(100), ..Sampling::default() })
+///     .deadline_in(Duration::from_secs(60));
+/// # assert_eq!(turn.agent.map(|agent| agent.to_string()).as_deref(), Some("ada"));
+/// # Ok(())
+/// # }
+/// # example().unwrap();
+/// ```
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct NewTurn {
     /// Whose turn it is; none: it stands alone, without history or order.

@@ -61,6 +61,21 @@ type Waited = (TurnId, Result<TurnResult, ClientError>);
 impl Client {
     /// Waits for the ends of many turns, which [`WaitMany::add`] names, over one connection besides the shared one. Runs a
     /// task of its own, which ends when what is returned is dropped.
+    ///
+    /// ```no_run
+    /// use turnmill_client::{Client, NewTurn};
+    ///
+    /// # async fn example(client: Client, turns: Vec<NewTurn>) -> Result<(), Box<dyn std::error::Error>> {
+    /// let mut ends = client.wait_many();
+    /// for enqueued in client.enqueue_batch(turns).await? {
+    ///     ends.add(enqueued.turn);
+    /// }
+    /// while let Some((turn, result)) = ends.next().await {
+    ///     println!("{turn}: {:?}", result?.text);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn wait_many(&self) -> WaitMany {
         let (turns, named) = mpsc::unbounded_channel();
         let (sender, results) = mpsc::channel(RESULTS);

@@ -73,10 +73,24 @@ impl fmt::Debug for Follow {
 impl Client {
     /// The turn's events after entry `from` (none: from the start), waiting for those to come. Ends after its End.
     ///
+    /// ```no_run
+    /// use turnmill_client::{Client, Event, TurnId};
+    ///
+    /// # async fn example(client: Client, turn: TurnId) -> Result<(), Box<dyn std::error::Error>> {
+    /// let mut events = client.follow(turn, None);
+    /// while let Some(followed) = events.next().await {
+    ///     if let Event::Delta(delta) = followed?.event {
+    ///         print!("{}", delta.text);
+    ///     }
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// Followers of one client and its clones share a few connections. Fails if no trace of the turn is left, or if Redis is
     /// away for longer than [`crate::ClientBuilder::retry_for`]; the turn goes on all the same.
     ///
-    /// The stream must be polled by a task of a tokio runtime.
+    /// It must be polled by a task of a tokio runtime.
     pub fn follow(&self, turn: TurnId, from: Option<StreamId>) -> Follow {
         let reader = Reader::new(self, turn, from);
         let events = futures_util::stream::try_unfold(reader, |mut reader| async move {

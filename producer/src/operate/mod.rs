@@ -6,6 +6,20 @@
 //! * [`transfer`]: an agent as one file.
 //! * [`doctor`]: what is wrong with the server or the queue, and what to do.
 //!
+//! ```no_run
+//! use turnmill_client::Client;
+//!
+//! # async fn example(client: Client) -> Result<(), Box<dyn std::error::Error>> {
+//! let operator = client.operate();
+//! for worker in operator.workers().await? {
+//!     println!("{} is {} and runs {} turns", worker.name, worker.state, worker.running);
+//! }
+//! let agent = operator.agent(&"ada".parse()?).await?;
+//! println!("ada is {} and has {} turns to come", agent.state, agent.backlog);
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! Invariant: everything that changes the queue is one of its scripts, or a key that only operators write. What is
 //! shown is read without a lock and may be old by the time it is read by a person.
 
