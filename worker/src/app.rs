@@ -23,7 +23,7 @@ use crate::broker::redis::{BrokerSettings, RedisBroker};
 use crate::broker::{Broker, BrokerError};
 use crate::config::{AutoByteSize, ConfigError, KvDtype, Settings, StoreSetting};
 use crate::descriptors;
-use crate::engine::{self, EngineGone, EngineHandle, EngineSettings, SegmentSink};
+use crate::engine::{self, EngineChannel, EngineGone, EngineHandle, EngineSettings, SegmentSink};
 use crate::hub::{self, Fetching, HubError};
 use crate::kv::{BlockShape, SEGMENT_TOKENS};
 use crate::lifecycle::{HeadroomLimits, Lifecycle, Phase};
@@ -208,7 +208,7 @@ fn engine_settings(settings: &Settings, model: &Model) -> EngineSettings {
     }
 }
 
-fn keeper(settings: &Settings, store: BlockStore, engine: EngineHandle) -> Keeper {
+fn keeper(settings: &Settings, store: BlockStore, engine: EngineChannel) -> Keeper<EngineChannel> {
     let restore = RestoreSettings {
         block_tokens: settings.block_tokens as usize,
         parallel: settings.store_parallel as usize,
@@ -303,8 +303,8 @@ impl Http {
 /// A worker that claims turns.
 struct Worker {
     broker: Arc<RedisBroker>,
-    engine: EngineHandle,
-    keeper: Option<Arc<Keeper>>,
+    engine: EngineChannel,
+    keeper: Option<Arc<Keeper<EngineChannel>>>,
     turns: TaskTracker,
     /// Renewal and counts: they outlive the turns.
     background: TaskTracker,

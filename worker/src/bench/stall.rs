@@ -16,7 +16,7 @@ use turnmill_schema::Name;
 use uuid::Uuid;
 
 use super::stored::{BLOCK_TOKENS, BenchError, Inside, Kept, Prompt, Subject};
-use crate::engine::{EngineGone, Progress, SegmentSink};
+use crate::engine::{EngineGone, EngineHandle, Progress, SegmentSink};
 use crate::kv::{PrefixHash, Segment, SegmentData, SegmentId};
 use crate::store::BlockStore;
 use crate::store::inventory::Inventory;

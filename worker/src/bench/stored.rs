@@ -11,7 +11,8 @@ use turnmill_schema::{Name, Priority, Sampling};
 use super::scramble;
 use crate::config::{KvCodec, StoreUrl};
 use crate::engine::{
-    self, EngineGone, EngineHandle, EngineSettings, Progress, Reply, Saving, SegmentSink, Start,
+    self, EngineChannel, EngineGone, EngineHandle, EngineSettings, Progress, Reply, Saving, SegmentSink,
+    Start,
 };
 use crate::kv::{HashChain, Namespace, Segment, SegmentGrid};
 use crate::lifecycle::{HeadroomLimits, Lifecycle};
@@ -92,8 +93,8 @@ pub(super) enum Kept {
 
 /// A worker's inside.
 pub(super) struct Inside {
-    pub engine: EngineHandle,
-    pub restorer: Restorer,
+    pub engine: EngineChannel,
+    pub restorer: Restorer<EngineChannel>,
     tokenizer: Arc<Tokenizer>,
     namespace: Namespace,
     vocabulary: u64,

@@ -1,9 +1,10 @@
-//! The step loop on its own OS thread, and the handle by which turns reach it.
+//! The port by which turns reach an engine ([`EngineHandle`]), and the engine: the step loop, on an OS thread of its own.
 //!
-//! Owns: scheduler, model, the replies being made, and the copies of blocks between the pool and memory. The async side sends commands through one bounded channel
-//! and gets each turn's tokens through a channel of the turn's own, which has room for every token the turn
-//! may make. So the engine never waits for the async side, and nothing async runs inside a step.
+//! Owns: scheduler, model, the replies being made, and the copies of blocks between the pool and memory. The async side sends
+//! commands through one bounded channel ([`EngineChannel`]) and gets each turn's tokens through a channel of the turn's own, which
+//! has room for every token the turn may make. So the engine never waits for the async side, and nothing async runs inside a step.
 
+mod channel;
 mod export;
 mod import;
 mod offload;
@@ -12,19 +13,20 @@ mod reply;
 mod sink;
 mod step_loop;
 
+use std::future::Future;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use tokio::sync::{mpsc, oneshot};
-use tracing::Span;
+use tokio::sync::mpsc;
 use turnmill_schema::{FinishReason, Priority, Sampling, TokenLogprobs};
 
+pub use channel::EngineChannel;
 pub use export::Saving;
 pub use reply::{Added, Reply};
 pub use sink::SegmentSink;
+pub use step_loop::{Pause, StepLoop};
 
-use self::import::Import;
 use self::pace::Pace;
 use crate::kv::{Namespace, SegmentData};
 use crate::lifecycle::Lifecycle;
@@ -96,17 +98,6 @@ pub struct MadeToken {
     pub reply: Option<Box<Reply>>,
 }
 
-enum Command {
-    /// With the span that log lines about the turn are written in.
-    Start(Box<Start>, Span),
-    Import(Import),
-    EndRestore(SequenceId),
-    Stop {
-        id: SequenceId,
-        keep: bool,
-    },
-}
-
 /// Extent and limits of an engine.
 #[derive(Clone, Copy, Debug)]
 pub struct EngineSettings {
@@ -129,68 +120,59 @@ pub struct EngineSettings {
 #[error("the engine's thread has ended; restart the worker and report its log")]
 pub struct EngineGone;
 
-/// Sends turns to the engine. When every handle is dropped, the engine's thread ends.
-#[derive(Clone)]
-pub struct EngineHandle {
-    commands: mpsc::Sender<Command>,
-    lifecycle: Arc<Lifecycle>,
-    pace: Arc<Pace>,
-}
-
-impl EngineHandle {
+/// The port to the engine: whoever runs turns gives them to it, and hears of them through [`Start::progress`]. When every clone
+/// is dropped, the engine ends.
+pub trait EngineHandle: Clone + Send + Sync + 'static {
     /// Queues a turn. What the engine logs about it is logged in the caller's span.
-    pub async fn start(&self, start: Start) -> Result<(), EngineGone> {
-        // Busy from here on: an engine that never takes the turn up is stalled too.
-        self.lifecycle.engine().set_busy(true, Instant::now());
-        self.commands.send(Command::Start(Box::new(start), Span::current())).await.map_err(|_| EngineGone)
-    }
+    fn start(&self, start: Start) -> impl Future<Output = Result<(), EngineGone>> + Send;
 
     /// Gives a restoring turn its next segment, and waits until it is in the pool. False: the turn is not restoring any more,
     /// or lacks what comes before the segment.
-    pub async fn import(&self, id: SequenceId, data: SegmentData) -> Result<bool, EngineGone> {
-        let (answer, taken) = oneshot::channel();
-        let import = Command::Import(Import { id, data, span: Span::current(), answer });
-        self.commands.send(import).await.map_err(|_| EngineGone)?;
-        taken.await.map_err(|_| EngineGone)
-    }
+    fn import(
+        &self,
+        id: SequenceId,
+        data: SegmentData,
+    ) -> impl Future<Output = Result<bool, EngineGone>> + Send;
 
     /// All that comes back for a restoring turn has come; it is computed from now on.
-    pub async fn end_restore(&self, id: SequenceId) -> Result<(), EngineGone> {
-        self.commands.send(Command::EndRestore(id)).await.map_err(|_| EngineGone)
-    }
+    fn end_restore(&self, id: SequenceId) -> impl Future<Output = Result<(), EngineGone>> + Send;
 
     /// Drops a turn; its blocks are free before the next step. With `keep`, what was computed is saved first, as at its end.
-    pub async fn stop(&self, id: SequenceId, keep: bool) -> Result<(), EngineGone> {
-        self.commands.send(Command::Stop { id, keep }).await.map_err(|_| EngineGone)
-    }
+    fn stop(&self, id: SequenceId, keep: bool) -> impl Future<Output = Result<(), EngineGone>> + Send;
 
     /// Prompt tokens that this engine computes in a second, as far as it has shown.
-    pub fn prefill_rate(&self) -> f64 {
-        self.pace.prefill_rate()
-    }
+    fn prefill_rate(&self) -> f64;
 
-    /// Whether the engine's thread has ended.
-    pub fn is_gone(&self) -> bool {
-        self.commands.is_closed()
-    }
+    /// Whether the engine has ended.
+    fn is_gone(&self) -> bool;
 
-    /// Completes when the engine's thread has ended.
-    pub async fn ended(&self) {
-        self.commands.closed().await;
-    }
+    /// Completes when the engine has ended.
+    fn ended(&self) -> impl Future<Output = ()> + Send;
 }
 
-/// Starts the engine's thread. Segments of turns that ask for it are saved to `sink`.
+/// An engine and the way to it. It computes nothing until somebody runs the loop: [`spawn`] does on a thread, a simulation between
+/// two of its own steps. Segments of turns that ask for it are saved to `sink`.
+pub fn new<M: Engine>(
+    model: M,
+    settings: EngineSettings,
+    sink: Option<Arc<dyn SegmentSink>>,
+    lifecycle: Arc<Lifecycle>,
+) -> (EngineChannel, StepLoop<M>) {
+    // A worker claims few more turns than it may run at once; whoever finds the channel full waits for a step.
+    let (commands, inbox) = mpsc::channel(2 * settings.limits.max_sequences);
+    let pace = Arc::new(Pace::default());
+    let step_loop = StepLoop::new(model, settings, sink, inbox, (lifecycle.clone(), pace.clone()));
+    (EngineChannel::new(commands, lifecycle, pace), step_loop)
+}
+
+/// Starts the engine's thread.
 pub fn spawn(
     model: impl Engine + 'static,
     settings: EngineSettings,
     sink: Option<Arc<dyn SegmentSink>>,
     lifecycle: Arc<Lifecycle>,
-) -> std::io::Result<(EngineHandle, JoinHandle<()>)> {
-    // A worker claims few more turns than it may run at once; whoever finds the channel full waits for a step.
-    let (commands, inbox) = mpsc::channel(2 * settings.limits.max_sequences);
-    let pace = Arc::new(Pace::default());
-    let step_loop = step_loop::StepLoop::new(model, settings, sink, inbox, (lifecycle.clone(), pace.clone()));
+) -> std::io::Result<(EngineChannel, JoinHandle<()>)> {
+    let (channel, step_loop) = new(model, settings, sink, lifecycle);
     let thread = std::thread::Builder::new().name("engine".to_owned()).spawn(move || step_loop.run())?;
-    Ok((EngineHandle { commands, lifecycle, pace }, thread))
+    Ok((channel, thread))
 }

@@ -8,11 +8,12 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc::{Receiver, Sender};
 use tracing::Span;
 
+use super::channel::Command;
 use super::export::{Budget, Exports, Wanted};
 use super::import::Imports;
 use super::offload::Offload;
 use super::pace::Pace;
-use super::{Command, EngineSettings, MadeToken, Progress, Reply, Saving, SegmentSink, Start};
+use super::{EngineSettings, MadeToken, Progress, Reply, Saving, SegmentSink, Start};
 use crate::kv::BlockPool;
 use crate::lifecycle::Lifecycle;
 use crate::model::{Engine, EngineError, Logits, Sampler};
@@ -22,8 +23,17 @@ use crate::schedule::{Left, NewSequence, Sampled, Scheduler, SequenceId, StepPla
 /// Between two looks whether a full sink takes segments again, while there is nothing else to do.
 const HELD_UP: Duration = Duration::from_millis(1);
 
-/// Everything the engine's thread owns.
-pub(super) struct StepLoop<E> {
+/// What a loop that has nothing to compute waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pause {
+    /// A command.
+    Command,
+    /// Room in the store for segments that are to be saved: to be looked for again soon.
+    Room,
+}
+
+/// Everything an engine owns; whoever runs it is its thread.
+pub struct StepLoop<E> {
     /// Dropped first, so that a turn whose channel closes finds the engine gone.
     inbox: Receiver<Command>,
     model: E,
@@ -109,20 +119,74 @@ impl<E: Engine> StepLoop<E> {
 
     /// Runs until every handle is gone.
     pub(super) fn run(mut self) {
-        while self.take_commands() {
-            let mut budget = self.budget();
-            self.imports.copy(&mut self.scheduler, &mut self.model, &mut budget);
-            let plan = self.scheduler.schedule();
-            // Before the step writes them.
-            self.offload.keep(self.scheduler.take_evicted(), &self.scheduler, &self.model);
-            self.waits = plan.is_none();
-            self.announce_room(&mut budget);
-            if let Some(plan) = plan {
-                self.step(&plan);
+        loop {
+            match self.pause() {
+                Some(Pause::Command) => match self.inbox.blocking_recv() {
+                    Some(command) => self.resume(command),
+                    None => return,
+                },
+                Some(Pause::Room) => std::thread::sleep(HELD_UP),
+                None => {}
             }
-            self.exports.copy(self.scheduler.pool(), &self.model, &mut budget);
-            self.report();
+            self.round();
         }
+    }
+
+    /// What the loop waits for before its next [`Self::round`]; none: there is work.
+    pub fn pause(&self) -> Option<Pause> {
+        let computes = self.scheduler.has_work() && !self.waits;
+        let pause = match (self.exports.is_empty(), self.imports.is_empty()) {
+            _ if computes => None,
+            // A store that hangs is no engine that hangs.
+            (false, _) => self.exports.is_held_up().then_some(Pause::Room),
+            // What waits for blocks waits for others, who see to it that it does not wait for ever.
+            (true, true) => Some(Pause::Command),
+            (true, false) => None,
+        };
+        if pause.is_some() {
+            self.lifecycle.engine().set_busy(false, Instant::now());
+        }
+        pause
+    }
+
+    /// Waits for a command, as [`Pause::Command`] asks. False: every handle is gone.
+    pub async fn wait(&mut self) -> bool {
+        let command = self.inbox.recv().await;
+        let is_one = command.is_some();
+        command.into_iter().for_each(|command| self.resume(command));
+        is_one
+    }
+
+    fn resume(&mut self, command: Command) {
+        self.lifecycle.engine().set_busy(true, Instant::now());
+        self.take(command);
+    }
+
+    /// Takes the commands that have come, then copies blocks and computes a step, as far as there is anything to do.
+    pub fn round(&mut self) {
+        while let Ok(command) = self.inbox.try_recv() {
+            self.take(command);
+        }
+        if self.scheduler.has_work() && !self.waits {
+            self.lifecycle.engine().set_busy(true, Instant::now());
+        }
+        let mut budget = self.budget();
+        self.imports.copy(&mut self.scheduler, &mut self.model, &mut budget);
+        let plan = self.scheduler.schedule();
+        // Before the step writes them.
+        self.offload.keep(self.scheduler.take_evicted(), &self.scheduler, &self.model);
+        self.waits = plan.is_none();
+        self.announce_room(&mut budget);
+        if let Some(plan) = plan {
+            self.step(&plan);
+        }
+        self.exports.copy(self.scheduler.pool(), &self.model, &mut budget);
+        self.report();
+    }
+
+    /// Who is in the engine, to be looked at.
+    pub fn scheduler(&self) -> &Scheduler {
+        &self.scheduler
     }
 
     /// What may be copied now. Nobody waits for the next step while none can be planned.
@@ -132,30 +196,6 @@ impl<E: Engine> StepLoop<E> {
         } else {
             Budget::new(self.transfer_bytes)
         }
-    }
-
-    /// Waits for a command while there is nothing to do. False: nobody will send any more.
-    fn take_commands(&mut self) -> bool {
-        let computes = self.scheduler.has_work() && !self.waits;
-        if !computes && !self.exports.is_empty() && self.exports.is_held_up() {
-            // A store that hangs is no engine that hangs.
-            self.lifecycle.engine().set_busy(false, Instant::now());
-            std::thread::sleep(HELD_UP);
-        }
-        if !computes && self.imports.is_empty() && self.exports.is_empty() {
-            // What waits for blocks waits for others, who see to it that it does not wait for ever.
-            self.lifecycle.engine().set_busy(false, Instant::now());
-            let Some(command) = self.inbox.blocking_recv() else { return false };
-            self.lifecycle.engine().set_busy(true, Instant::now());
-            self.take(command);
-        }
-        while let Ok(command) = self.inbox.try_recv() {
-            self.take(command);
-        }
-        if self.scheduler.has_work() && !self.waits {
-            self.lifecycle.engine().set_busy(true, Instant::now());
-        }
-        true
     }
 
     fn take(&mut self, command: Command) {

@@ -11,6 +11,7 @@ use tracing::warn;
 use super::health::{Backoff, until_answered};
 use super::{QueueHealth, Runner};
 use crate::broker::{Broker, Claim, Ticket};
+use crate::engine::EngineHandle;
 use crate::lifecycle::Lifecycle;
 use crate::observe::{Claimed, metrics};
 
@@ -19,18 +20,18 @@ use crate::observe::{Claimed, metrics};
 const LAST_ANSWER: Duration = Duration::from_secs(2);
 
 /// Takes turns from the queue and starts a task for each.
-pub struct Intake<B> {
-    runner: Arc<Runner<B>>,
+pub struct Intake<B, E> {
+    runner: Arc<Runner<B, E>>,
     room: Arc<Semaphore>,
     tasks: TaskTracker,
     lifecycle: Arc<Lifecycle>,
     stop: CancellationToken,
 }
 
-impl<B: Broker> Intake<B> {
+impl<B: Broker, E: EngineHandle> Intake<B, E> {
     /// At most `max_turns` at a time, until `stop`; turns run on as tasks of `tasks`.
     pub fn new(
-        runner: Arc<Runner<B>>,
+        runner: Arc<Runner<B, E>>,
         lifecycle: Arc<Lifecycle>,
         max_turns: usize,
         tasks: TaskTracker,
@@ -84,8 +85,8 @@ impl<B: Broker> Intake<B> {
 }
 
 /// Runs turns of the ticket's agent, for as long as the worker continues with the next; holds their place until it is over.
-async fn run_agent<B: Broker>(
-    runner: Arc<Runner<B>>,
+async fn run_agent<B: Broker, E: EngineHandle>(
+    runner: Arc<Runner<B, E>>,
     ticket: Ticket,
     place: OwnedSemaphorePermit,
     stop: CancellationToken,
@@ -101,7 +102,7 @@ async fn run_agent<B: Broker>(
     drop(place);
 }
 
-async fn return_ticket<B: Broker>(runner: &Runner<B>, ticket: &Ticket) {
+async fn return_ticket<B: Broker, E: EngineHandle>(runner: &Runner<B, E>, ticket: &Ticket) {
     if let Err(error) = runner.broker.return_ticket(ticket).await {
         let agent = &ticket.agent;
         warn!(%error, agent = agent.own(), tenant = agent.tenant(), "a ticket was not returned; it is free after a lease");
@@ -109,8 +110,8 @@ async fn return_ticket<B: Broker>(runner: &Runner<B>, ticket: &Ticket) {
 }
 
 /// Leases the head of the ticket's agent and runs it. Some: the agent's next turn is this worker's to lease.
-async fn lease_and_run<B: Broker>(
-    runner: &Runner<B>,
+async fn lease_and_run<B: Broker, E: EngineHandle>(
+    runner: &Runner<B, E>,
     ticket: Ticket,
     stop: &CancellationToken,
 ) -> Option<Ticket> {

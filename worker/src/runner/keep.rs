@@ -14,6 +14,7 @@ use turnmill_schema::Manifest;
 use super::Restorer;
 use super::conversation::Conversation;
 use crate::broker::{Broker, Fence};
+use crate::engine::EngineHandle;
 use crate::kv::SegmentId;
 use crate::store::BlockStore;
 
@@ -23,9 +24,9 @@ const LATE: usize = 256;
 const LATEST: Duration = Duration::from_secs(30);
 
 /// A worker's side of what is kept outside its pool; shared by all turns.
-pub struct Keeper {
+pub struct Keeper<E> {
     /// Brings it back.
-    pub restorer: Restorer,
+    pub restorer: Restorer<E>,
     /// How long an ended turn waits for its last segments.
     pub persist_wait: Duration,
     /// How long a turn that is requeued does: the next worker wants all of it.
@@ -64,9 +65,9 @@ impl Segments {
     }
 }
 
-impl Keeper {
+impl<E: EngineHandle> Keeper<E> {
     /// A keeper over `restorer`'s store.
-    pub fn new(restorer: Restorer, persist_wait: Duration, requeue_wait: Duration) -> Self {
+    pub fn new(restorer: Restorer<E>, persist_wait: Duration, requeue_wait: Duration) -> Self {
         let places = Arc::new(Semaphore::new(LATE));
         Self { restorer, persist_wait, requeue_wait, late: TaskTracker::new(), places }
     }

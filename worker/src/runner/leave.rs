@@ -12,7 +12,7 @@ use super::payload;
 use super::publish::Publisher;
 use super::turn::{Attempt, Kept, Runner};
 use crate::broker::{Advice, Broker, BrokerError, Ending, Lease, Retry, Ticket};
-use crate::engine::Reply;
+use crate::engine::{EngineHandle, Reply};
 use crate::observe::metrics;
 
 /// How a turn leaves.
@@ -67,7 +67,7 @@ impl Leaving {
     }
 }
 
-impl<B: Broker> Runner<B> {
+impl<B: Broker, E: EngineHandle> Runner<B, E> {
     /// Ends the turn, requeues it or lets it go. The ticket returned stands for the agent's next turn.
     pub(super) async fn leave(
         &self,

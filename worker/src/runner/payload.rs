@@ -11,6 +11,7 @@ use super::health::Backoff;
 use super::leave::{Leaving, Reason};
 use super::turn::{Attempt, until};
 use crate::broker::{Broker, Lease};
+use crate::engine::EngineHandle;
 use crate::store::{Payloads, StoreError};
 
 /// How long a store that refuses is asked again before the turn is requeued. Clients of remote stores try again by
@@ -19,7 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// How long an ended turn waits for its object to be removed.
 const REMOVAL: Duration = Duration::from_secs(5);
 
-impl<B: Broker> Runner<B> {
+impl<B: Broker, E: EngineHandle> Runner<B, E> {
     /// The turn that was stored, wherever that is. If it cannot be had the attempt fails, and the last one makes it a dead letter.
     pub(super) async fn fetch(&self, stored: StoredTurn, attempt: &Attempt) -> Result<Turn, Leaving> {
         let resolved = resolve(self.payloads.as_ref(), stored);

@@ -12,7 +12,7 @@ use super::Runner;
 use super::conversation::{Conversation, Known};
 use super::leave::{Leaving, Reason};
 use crate::broker::Broker;
-use crate::engine::Reply;
+use crate::engine::{EngineHandle, Reply};
 use crate::kv::Namespace;
 use crate::model::{ChatTemplate, Prompt, PromptError, Tokenizer, prompt};
 
@@ -49,7 +49,7 @@ pub(super) struct Work {
     pub(super) conversation: Option<Conversation>,
 }
 
-impl<B: Broker> Runner<B> {
+impl<B: Broker, E: EngineHandle> Runner<B, E> {
     /// Makes the prompt and replays what is published. The error is how the turn leaves instead.
     pub(super) async fn prepare(&self, turn: Turn, leased: Leased) -> Result<Work, Leaving> {
         turn.validate().map_err(|error| Leaving::Rejected(Reason::plain(error)))?;

@@ -33,9 +33,9 @@ pub struct RestoreSettings {
 }
 
 /// Between store and engine; shared by all turns.
-pub struct Restorer {
+pub struct Restorer<E> {
     store: BlockStore,
-    engine: EngineHandle,
+    engine: E,
     in_memory: Arc<Semaphore>,
     settings: RestoreSettings,
 }
@@ -59,9 +59,9 @@ struct Estimate {
 /// A segment that is being fetched; it holds its place in memory until it is in the pool.
 type Fetch = (AbortOnDropHandle<Result<SegmentData, Miss>>, OwnedSemaphorePermit);
 
-impl Restorer {
+impl<E: EngineHandle> Restorer<E> {
     /// Fetches from `store` for turns in `engine`.
-    pub fn new(store: BlockStore, engine: EngineHandle, settings: RestoreSettings) -> Self {
+    pub fn new(store: BlockStore, engine: E, settings: RestoreSettings) -> Self {
         Self { store, engine, in_memory: Arc::new(Semaphore::new(settings.parallel.max(1))), settings }
     }
 

@@ -40,17 +40,17 @@ pub struct RunnerSettings {
 }
 
 /// Runs turns; shared by all of them.
-pub struct Runner<B> {
+pub struct Runner<B, E> {
     /// The queue.
     pub broker: Arc<B>,
     /// The engine.
-    pub engine: EngineHandle,
+    pub engine: E,
     /// The model's texts.
     pub prompting: Arc<Prompting>,
     /// Where turns too large for Redis are.
     pub payloads: Option<Payloads>,
     /// Where K and V are kept outside the pool.
-    pub keeper: Option<Arc<Keeper>>,
+    pub keeper: Option<Arc<Keeper<E>>>,
     /// Whether the queue answers.
     pub health: QueueHealth,
     /// How long tokens wait for others.
@@ -107,7 +107,7 @@ pub(super) struct Kept {
 /// A turn that has had no room in the pool for this long gets its stored segments read into the host cache.
 const PREFETCH_AFTER: Duration = Duration::from_millis(20);
 
-impl<B: Broker> Runner<B> {
+impl<B: Broker, E: EngineHandle> Runner<B, E> {
     /// Runs a leased turn to its end. `ticket` is what it was leased with; the one returned stands for the agent's next
     /// turn, which this worker may go on with.
     pub async fn run(&self, claim: Claim, claimed: Claimed, ticket: Ticket) -> Option<Ticket> {
@@ -337,18 +337,18 @@ impl<B: Broker> Runner<B> {
 }
 
 /// Takes a turn whose task dies out of the engine: it would wait there for its blocks for ever.
-struct StopOnDrop {
-    engine: Option<EngineHandle>,
+struct StopOnDrop<E: EngineHandle> {
+    engine: Option<E>,
     id: SequenceId,
 }
 
-impl StopOnDrop {
+impl<E: EngineHandle> StopOnDrop<E> {
     fn disarm(mut self) {
         self.engine = None;
     }
 }
 
-impl Drop for StopOnDrop {
+impl<E: EngineHandle> Drop for StopOnDrop<E> {
     fn drop(&mut self) {
         if let (Some(engine), Ok(runtime)) = (self.engine.take(), Handle::try_current()) {
             let id = self.id;

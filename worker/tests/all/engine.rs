@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 use turnmill_schema::{Priority, Sampling};
 use turnmill_worker::config::{KvDtype, WeightsMode};
 use turnmill_worker::engine::{
-    self, EngineHandle, EngineSettings, Progress, Reply, Saving, SegmentSink, Start,
+    self, EngineChannel, EngineHandle, EngineSettings, Progress, Reply, Saving, SegmentSink, Start,
 };
 use turnmill_worker::kv::{BlockId, Segment, SegmentData, SegmentGrid, SegmentId};
 use turnmill_worker::lifecycle::{HeadroomLimits, Lifecycle};
@@ -54,7 +54,7 @@ impl<E: Engine> Engine for Fragile<E> {
 }
 
 struct Line {
-    engine: EngineHandle,
+    engine: EngineChannel,
     lifecycle: Arc<Lifecycle>,
     tokenizer: Arc<Tokenizer>,
     namespace: turnmill_worker::kv::Namespace,

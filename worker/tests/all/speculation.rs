@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use turnmill_schema::{FinishReason, Priority, Sampling, TokenLogprobs};
 use turnmill_worker::config::{KvDtype, WeightsMode};
 use turnmill_worker::engine::{
-    self, EngineHandle, EngineSettings, Progress, Reply, Saving, SegmentSink, Start,
+    self, EngineChannel, EngineHandle, EngineSettings, Progress, Reply, Saving, SegmentSink, Start,
 };
 use turnmill_worker::kv::{BlockId, Namespace, Segment, SegmentData, SegmentGrid, SegmentId};
 use turnmill_worker::lifecycle::{HeadroomLimits, Lifecycle};
@@ -113,7 +113,7 @@ struct Said {
 
 /// An engine with a model.
 struct Line {
-    engine: EngineHandle,
+    engine: EngineChannel,
     lifecycle: Arc<Lifecycle>,
     tokenizer: Arc<Tokenizer>,
     namespace: Namespace,

@@ -10,7 +10,9 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::mpsc;
 use turnmill_schema::{Name, Priority, Sampling};
 use turnmill_worker::config::{KvCodec, KvDtype, StoreUrl, WeightsMode};
-use turnmill_worker::engine::{self, EngineHandle, EngineSettings, Progress, Reply, Saving, Start};
+use turnmill_worker::engine::{
+    self, EngineChannel, EngineHandle, EngineSettings, Progress, Reply, Saving, Start,
+};
 use turnmill_worker::kv::{HashChain, Namespace, Segment, SegmentGrid};
 use turnmill_worker::lifecycle::{HeadroomLimits, Lifecycle};
 use turnmill_worker::model::{LoadOptions, Model, Tokenizer};
@@ -31,8 +33,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A worker's inside over the store in `folder`, with nothing in its pool.
 struct Inside {
-    engine: EngineHandle,
-    restorer: Restorer,
+    engine: EngineChannel,
+    restorer: Restorer<EngineChannel>,
     tokenizer: Arc<Tokenizer>,
     namespace: Namespace,
 }
