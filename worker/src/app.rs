@@ -4,6 +4,11 @@
 //! Order of stopping: no more claims, running turns finish within the drain window, the rest is requeued at
 //! the head of its agents' backlogs, the server goes last.
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "puts a worker together on a machine; what it puts together takes the surroundings"
+)]
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,6 +16,7 @@ use std::sync::atomic::AtomicU64;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use tokio::runtime::Handle;
 use tokio::task::JoinError;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
@@ -38,6 +44,7 @@ use crate::runner::{
 use crate::schedule::{Limits, Speculation};
 use crate::signals::Signals;
 use crate::store::{BlockStore, BlockStoreSettings, Payloads, StoreError};
+use crate::surroundings::Surroundings;
 
 /// Time between two looks at the queue's counts.
 const COUNTS_EVERY: Duration = Duration::from_secs(2);
@@ -208,7 +215,12 @@ fn engine_settings(settings: &Settings, model: &Model) -> EngineSettings {
     }
 }
 
-fn keeper(settings: &Settings, store: BlockStore, engine: EngineChannel) -> Keeper<EngineChannel> {
+fn keeper(
+    settings: &Settings,
+    store: BlockStore,
+    engine: EngineChannel,
+    surroundings: Surroundings,
+) -> Keeper<EngineChannel> {
     let restore = RestoreSettings {
         block_tokens: settings.block_tokens as usize,
         parallel: settings.store_parallel as usize,
@@ -217,7 +229,8 @@ fn keeper(settings: &Settings, store: BlockStore, engine: EngineChannel) -> Keep
         choose: true,
     };
     let persist_wait = Duration::from_millis(settings.persist_wait_ms);
-    Keeper::new(Restorer::new(store, engine, restore), persist_wait, REQUEUE_PERSIST)
+    let restorer = Restorer::new(store, engine, restore, surroundings.clone());
+    Keeper::new(restorer, persist_wait, REQUEUE_PERSIST, surroundings)
 }
 
 /// Runs a worker until a signal or a failure ends it. `progress` is told how far the model is.
@@ -324,10 +337,10 @@ impl Worker {
         traces: Traces,
         progress: impl Fn(Loading<'_>) + Send + 'static,
     ) -> Result<Self, AppError> {
-        let lifecycle = http.lifecycle.clone();
+        let (lifecycle, surroundings) = (http.lifecycle.clone(), Surroundings::on(Handle::current()));
         let payloads = open_payloads(settings)?;
-        let broker = Arc::new(connect(settings, &lifecycle).await?);
-        let health = QueueHealth::new(lifecycle.clone());
+        let broker = Arc::new(connect(settings, &lifecycle, &surroundings).await?);
+        let health = QueueHealth::new(lifecycle.clone(), surroundings.clone());
         let model = load_model(settings, progress).await?;
         let pool_tokens = model.blocks as u32 * settings.block_tokens;
         let store = open_blocks(settings, model.block_shape)?;
@@ -339,9 +352,11 @@ impl Worker {
         let folder = store.clone().filter(|store| store.is_folder());
         let sink = store.clone().map(|store| Arc::new(store) as Arc<dyn SegmentSink>);
         let engine_settings = engine_settings(settings, &model);
-        let (engine, _thread) = engine::spawn(model.engine, engine_settings, sink, lifecycle.clone())
-            .map_err(|source| AppError::System { what: "the engine's thread", source })?;
-        let keeper = store.map(|store| Arc::new(keeper(settings, store, engine.clone())));
+        let (engine, _thread) =
+            engine::spawn(model.engine, engine_settings, sink, lifecycle.clone(), surroundings.clone())
+                .map_err(|source| AppError::System { what: "the engine's thread", source })?;
+        let keeper =
+            store.map(|store| Arc::new(keeper(settings, store, engine.clone(), surroundings.clone())));
         let worker = Self {
             broker: broker.clone(),
             engine: engine.clone(),
@@ -381,6 +396,7 @@ impl Worker {
             stop_claiming: worker.stop_claiming.clone(),
             requeue: worker.requeue.clone(),
             sequences: AtomicU64::new(0),
+            surroundings: surroundings.clone(),
         });
         // Without a store nothing comes near by being claimed early.
         let ahead = if worker.keeper.is_some() { settings.look_ahead } else { 0 };
@@ -401,13 +417,14 @@ impl Worker {
             drain: worker.drain.clone(),
             stop: stop.clone(),
             alarm: alarm.clone(),
+            surroundings: surroundings.clone(),
         };
         // Before anything tells the queue about this worker, or takes from it.
         lifecycle.advance(Phase::Ready);
         worker.turns.spawn(alarm.watch("claiming turns", worker.stop_claiming.clone(), intake.run()));
         tender.start(&worker.background);
         if let Some(store) = folder {
-            let trim = trim(store, stop.clone());
+            let trim = trim(store, surroundings, stop.clone());
             worker.background.spawn(alarm.watch("trimming the folder with K and V", stop.clone(), trim));
         }
         let count = count(broker, http.queue.clone(), stop.clone());
@@ -449,7 +466,11 @@ impl Worker {
 }
 
 /// Connects to the queue. A server that is loading its data, or is about to become the primary, is waited for.
-async fn connect(settings: &Settings, lifecycle: &Lifecycle) -> Result<RedisBroker, AppError> {
+async fn connect(
+    settings: &Settings,
+    lifecycle: &Lifecycle,
+    surroundings: &Surroundings,
+) -> Result<RedisBroker, AppError> {
     let mut backoff = Backoff::default();
     loop {
         match RedisBroker::connect(broker_settings(settings)).await {
@@ -458,7 +479,7 @@ async fn connect(settings: &Settings, lifecycle: &Lifecycle) -> Result<RedisBrok
                     warn!(%error, "waiting for Redis");
                 }
                 lifecycle.set_redis_trouble(error.to_string(), Instant::now());
-                backoff.pause().await;
+                backoff.pause(surroundings).await;
             }
             connected => return Ok(connected?),
         }

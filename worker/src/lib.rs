@@ -12,10 +12,13 @@
 //! | [`hub`] | models from Hugging Face's hub, and the cache they are kept in |
 //! | [`model`] | the port to the model; the only room that knows candle |
 //! | [`store`] | what lies in the object store; the only room that knows object_store |
+//! | [`surroundings`] | time, chance and tasks: the machine's, or a simulation's |
 //! | [`engine`] | the step loop on its own thread, between async turns and the model |
 //! | [`observe`] | metrics, logs, the HTTP server |
 //! | [`verify`] | the model against reference outputs |
 //! | [`mod@bench`] | how fast it is |
+
+#![cfg_attr(test, allow(clippy::disallowed_methods, reason = "unit tests run on a machine"))]
 
 pub mod app;
 pub mod bench;
@@ -33,4 +36,5 @@ pub mod runner;
 pub mod schedule;
 mod signals;
 pub mod store;
+pub mod surroundings;
 pub mod verify;

@@ -1,5 +1,7 @@
 //! `turnmill-worker`: serves a queue of agent turns.
 
+#![allow(clippy::disallowed_methods, reason = "commands run on a machine")]
+
 #[macro_use]
 mod output;
 mod commands;

@@ -1,5 +1,7 @@
 //! How fast a worker's parts are, measured as the product runs them, and what codecs cost in words.
 
+#![allow(clippy::disallowed_methods, reason = "measures by the clock of the machine")]
+
 pub mod drift;
 pub mod engine;
 pub mod machine;

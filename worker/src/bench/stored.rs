@@ -20,6 +20,7 @@ use crate::model::{EngineError, LoadOptions, Model, ModelChoice, ModelError, Tok
 use crate::runner::{RestoreSettings, Restorer};
 use crate::schedule::{Limits, SequenceId};
 use crate::store::{BlockStore, BlockStoreSettings, StoreError};
+use crate::surroundings::Surroundings;
 
 /// Tokens a block.
 pub(super) const BLOCK_TOKENS: usize = 16;
@@ -149,7 +150,8 @@ impl Inside {
         };
         let headroom = HeadroomLimits { low: 0.05, high: 0.1 };
         let lifecycle = Arc::new(Lifecycle::new(headroom, TIMEOUT, Instant::now()));
-        let (engine, _thread) = engine::spawn(model.engine, settings, Some(wrap(&store)), lifecycle)?;
+        let (engine, _thread) =
+            engine::spawn(model.engine, settings, Some(wrap(&store)), lifecycle, Surroundings::machine())?;
         let restore = RestoreSettings {
             block_tokens: BLOCK_TOKENS,
             parallel: PARALLEL,
@@ -158,7 +160,7 @@ impl Inside {
             choose: false,
         };
         Ok(Self {
-            restorer: Restorer::new(store, engine.clone(), restore),
+            restorer: Restorer::new(store, engine.clone(), restore, Surroundings::machine()),
             engine,
             tokenizer: Arc::new(model.tokenizer),
             namespace: model.namespace.for_tenant("bench"),

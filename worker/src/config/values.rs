@@ -153,6 +153,7 @@ impl WorkerName {
 
 impl FromStr for WorkerName {
     type Err = InvalidName;
+    #[allow(clippy::disallowed_methods, reason = "names a process, before anything runs")]
     fn from_str(s: &str) -> Result<Self, InvalidName> {
         let is_auto = s == AUTO;
         let name = if is_auto { host_and_pid() } else { s.to_owned() };

@@ -1,7 +1,6 @@
 //! The handle of a step loop: commands go to it through one bounded channel.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use tokio::sync::{mpsc, oneshot};
 use tracing::Span;
@@ -12,6 +11,7 @@ use super::{EngineGone, EngineHandle, Start};
 use crate::kv::SegmentData;
 use crate::lifecycle::Lifecycle;
 use crate::schedule::SequenceId;
+use crate::surroundings::Surroundings;
 
 /// What a step loop is told.
 pub(super) enum Command {
@@ -31,11 +31,16 @@ pub struct EngineChannel {
     commands: mpsc::Sender<Command>,
     lifecycle: Arc<Lifecycle>,
     pace: Arc<Pace>,
+    surroundings: Surroundings,
 }
 
 impl EngineChannel {
-    pub(super) fn new(commands: mpsc::Sender<Command>, lifecycle: Arc<Lifecycle>, pace: Arc<Pace>) -> Self {
-        Self { commands, lifecycle, pace }
+    pub(super) fn new(
+        commands: mpsc::Sender<Command>,
+        (lifecycle, pace): (Arc<Lifecycle>, Arc<Pace>),
+        surroundings: Surroundings,
+    ) -> Self {
+        Self { commands, lifecycle, pace, surroundings }
     }
 
     async fn send(&self, command: Command) -> Result<(), EngineGone> {
@@ -46,7 +51,7 @@ impl EngineChannel {
 impl EngineHandle for EngineChannel {
     async fn start(&self, start: Start) -> Result<(), EngineGone> {
         // Busy from here on: an engine that never takes the turn up is stalled too.
-        self.lifecycle.engine().set_busy(true, Instant::now());
+        self.lifecycle.engine().set_busy(true, self.surroundings.now());
         self.send(Command::Start(Box::new(start), Span::current())).await
     }
 

@@ -32,6 +32,7 @@ use crate::kv::{Namespace, SegmentData};
 use crate::lifecycle::Lifecycle;
 use crate::model::Engine;
 use crate::schedule::{Limits, SequenceId, Speculation};
+use crate::surroundings::Surroundings;
 
 /// A turn to be computed.
 pub struct Start {
@@ -157,12 +158,14 @@ pub fn new<M: Engine>(
     settings: EngineSettings,
     sink: Option<Arc<dyn SegmentSink>>,
     lifecycle: Arc<Lifecycle>,
+    surroundings: Surroundings,
 ) -> (EngineChannel, StepLoop<M>) {
     // A worker claims few more turns than it may run at once; whoever finds the channel full waits for a step.
     let (commands, inbox) = mpsc::channel(2 * settings.limits.max_sequences);
     let pace = Arc::new(Pace::default());
-    let step_loop = StepLoop::new(model, settings, sink, inbox, (lifecycle.clone(), pace.clone()));
-    (EngineChannel::new(commands, lifecycle, pace), step_loop)
+    let reports = (lifecycle, pace);
+    let step_loop = StepLoop::new(model, settings, sink, inbox, (reports.clone(), surroundings.clone()));
+    (EngineChannel::new(commands, reports, surroundings), step_loop)
 }
 
 /// Starts the engine's thread.
@@ -171,8 +174,9 @@ pub fn spawn(
     settings: EngineSettings,
     sink: Option<Arc<dyn SegmentSink>>,
     lifecycle: Arc<Lifecycle>,
+    surroundings: Surroundings,
 ) -> std::io::Result<(EngineChannel, JoinHandle<()>)> {
-    let (channel, step_loop) = new(model, settings, sink, lifecycle);
+    let (channel, step_loop) = new(model, settings, sink, lifecycle, surroundings);
     let thread = std::thread::Builder::new().name("engine".to_owned()).spawn(move || step_loop.run())?;
     Ok((channel, thread))
 }

@@ -19,6 +19,7 @@ use crate::lifecycle::Lifecycle;
 use crate::model::{Engine, EngineError, Logits, Sampler};
 use crate::observe::metrics;
 use crate::schedule::{Left, NewSequence, Sampled, Scheduler, SequenceId, StepPlan};
+use crate::surroundings::Surroundings;
 
 /// Between two looks whether a full sink takes segments again, while there is nothing else to do.
 const HELD_UP: Duration = Duration::from_millis(1);
@@ -47,6 +48,7 @@ pub struct StepLoop<E> {
     transfer_bytes: usize,
     /// There is work, and none of it can be planned before a command comes: everything admitted waits for its blocks.
     waits: bool,
+    surroundings: Surroundings,
 }
 
 /// A turn in the engine.
@@ -94,7 +96,7 @@ impl<E: Engine> StepLoop<E> {
         settings: EngineSettings,
         sink: Option<Arc<dyn SegmentSink>>,
         inbox: Receiver<Command>,
-        (lifecycle, pace): (Arc<Lifecycle>, Arc<Pace>),
+        ((lifecycle, pace), surroundings): ((Arc<Lifecycle>, Arc<Pace>), Surroundings),
     ) -> Self {
         let pool = BlockPool::new(settings.blocks, settings.block_tokens);
         let mut scheduler = Scheduler::new(settings.limits, pool);
@@ -114,10 +116,12 @@ impl<E: Engine> StepLoop<E> {
             offload: Offload::new(settings.offload_bytes),
             transfer_bytes: settings.transfer_bytes.max(1),
             waits: false,
+            surroundings,
         }
     }
 
     /// Runs until every handle is gone.
+    #[allow(clippy::disallowed_methods, reason = "a thread of its own, which no simulation runs")]
     pub(super) fn run(mut self) {
         loop {
             match self.pause() {
@@ -144,7 +148,7 @@ impl<E: Engine> StepLoop<E> {
             (true, false) => None,
         };
         if pause.is_some() {
-            self.lifecycle.engine().set_busy(false, Instant::now());
+            self.lifecycle.engine().set_busy(false, self.surroundings.now());
         }
         pause
     }
@@ -158,7 +162,7 @@ impl<E: Engine> StepLoop<E> {
     }
 
     fn resume(&mut self, command: Command) {
-        self.lifecycle.engine().set_busy(true, Instant::now());
+        self.lifecycle.engine().set_busy(true, self.surroundings.now());
         self.take(command);
     }
 
@@ -168,7 +172,7 @@ impl<E: Engine> StepLoop<E> {
             self.take(command);
         }
         if self.scheduler.has_work() && !self.waits {
-            self.lifecycle.engine().set_busy(true, Instant::now());
+            self.lifecycle.engine().set_busy(true, self.surroundings.now());
         }
         let mut budget = self.budget();
         self.imports.copy(&mut self.scheduler, &mut self.model, &mut budget);
@@ -272,7 +276,7 @@ impl<E: Engine> StepLoop<E> {
     }
 
     fn step(&mut self, plan: &StepPlan) {
-        let started = Instant::now();
+        let started = self.surroundings.now();
         self.announce_admissions(plan);
         match self.forward(plan) {
             Ok(mut logits) => {
@@ -294,10 +298,10 @@ impl<E: Engine> StepLoop<E> {
                 }
             }
         }
-        let took = started.elapsed();
+        let took = self.surroundings.since(started);
         self.pace.step(plan.rows(), took);
         metrics::step_done(plan.rows(), took);
-        self.lifecycle.engine().step_done(Instant::now());
+        self.lifecycle.engine().step_done(self.surroundings.now());
     }
 
     /// Offers the final segments that this step completed.
@@ -355,7 +359,7 @@ impl<E: Engine> StepLoop<E> {
             // Tokens that an earlier attempt made are not part of the prompt.
             let cached = self.scheduler.cached_tokens(sequence.id).unwrap_or(0).min(turn.prompt_tokens);
             metrics::prompt_admitted(turn.prompt_tokens, cached);
-            send(&turn.progress, Progress::Admitted { cached_tokens: cached, at: Instant::now() });
+            send(&turn.progress, Progress::Admitted { cached_tokens: cached, at: self.surroundings.now() });
         }
     }
 
@@ -393,7 +397,7 @@ impl<E: Engine> StepLoop<E> {
                 return None;
             }
         };
-        let now = Instant::now();
+        let now = self.surroundings.now();
         if let Some(last) = turn.last_token.replace(now) {
             metrics::inter_token(now - last);
         }

@@ -128,12 +128,12 @@ impl TurnSpan {
         self.trace = Some(trace);
     }
 
-    /// Stored K and V of `tokens` tokens came back.
-    pub fn restored(&self, from: Instant, outcome: &'static str, tokens: usize) {
+    /// Stored K and V of `tokens` tokens came back; `when` it began and ended.
+    pub fn restored(&self, when: (Instant, Instant), outcome: &'static str, tokens: usize) {
         let Some(trace) = &self.trace else { return };
         let attributes =
             vec![KeyValue::new("turnmill.outcome", outcome), KeyValue::new("turnmill.tokens", tokens as i64)];
-        trace.phase("restore", (from, Instant::now()), attributes);
+        trace.phase("restore", when, attributes);
     }
 
     /// The engine admitted the turn.
@@ -170,11 +170,11 @@ impl TurnSpan {
         let _ = self.left.set(how);
     }
 
-    /// Ends the span. `leaving` is when the turn began to leave.
-    pub fn end(self, leaving: Instant, usage: Usage) {
+    /// Ends the span. `leaving` is when the turn began to leave, and when it had left.
+    pub fn end(self, leaving: (Instant, Instant), usage: Usage) {
         let Some(trace) = &self.trace else { return };
         let outcome = self.left.get().copied().unwrap_or("lost");
-        trace.phase("finish", (leaving, Instant::now()), Vec::new());
+        trace.phase("finish", leaving, Vec::new());
         let span = trace.context.span();
         span.set_attribute(KeyValue::new("turnmill.outcome", outcome));
         span.set_attribute(KeyValue::new("gen_ai.usage.input_tokens", i64::from(usage.prompt_tokens)));
@@ -271,7 +271,7 @@ mod tests {
         let lease = lease(turn, epoch);
         let mut span = TurnSpan::new(&lease, None);
         span.begin(traces, &lease, Some(turn), (Claimed { from: ago(1000), to: ago(900) }, earlier));
-        span.restored(ago(850), "restored", 256);
+        span.restored((ago(850), ago(800)), "restored", 256);
         span.admitted(ago(800), 16);
         for ms in [500, 400, 300] {
             span.token(ago(ms));
@@ -279,7 +279,7 @@ mod tests {
         span.computed();
         span.left(how);
         span.left("lost");
-        span.end(ago(200), Usage { prompt_tokens: 20, ..Usage::default() });
+        span.end((ago(200), now), Usage { prompt_tokens: 20, ..Usage::default() });
     }
 
     fn find<'a>(spans: &'a [SpanData], name: &str) -> &'a SpanData {
@@ -355,7 +355,7 @@ mod tests {
             let now = Instant::now();
             span.begin(traces, &lease, None, (Claimed { from: now, to: now }, None));
             span.left("dead");
-            span.end(now, Usage::default());
+            span.end((now, now), Usage::default());
         });
         assert_eq!(attribute(find(&spans, "turn"), "turnmill.request_id"), turn.id.to_string());
     }

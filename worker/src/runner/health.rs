@@ -7,6 +7,7 @@ use tracing::{error, info, warn};
 
 use crate::broker::{Advice, BrokerError};
 use crate::lifecycle::Lifecycle;
+use crate::surroundings::Surroundings;
 
 /// A refusal stands for as long as this, unless the refused call is answered sooner. Redis may refuse one command and answer
 /// the others: their answers must not make readiness flap.
@@ -15,6 +16,7 @@ const REFUSAL_STANDS: Duration = Duration::from_secs(15);
 /// The state of the queue, as the worker's calls find it. Clones share it.
 #[derive(Clone)]
 pub struct QueueHealth {
+    pub(super) surroundings: Surroundings,
     lifecycle: Arc<Lifecycle>,
     state: Arc<Mutex<State>>,
 }
@@ -46,14 +48,14 @@ impl State {
 
 impl QueueHealth {
     /// That of a queue that has just answered.
-    pub fn new(lifecycle: Arc<Lifecycle>) -> Self {
-        lifecycle.set_redis_connected(Instant::now());
-        Self { lifecycle, state: Arc::new(Mutex::new(State::Serves)) }
+    pub fn new(lifecycle: Arc<Lifecycle>, surroundings: Surroundings) -> Self {
+        lifecycle.set_redis_connected(surroundings.now());
+        Self { surroundings, lifecycle, state: Arc::new(Mutex::new(State::Serves)) }
     }
 
     /// Notes what came of `call`, and returns it. Errors about a single turn count as answers.
     pub fn note<T>(&self, call: &'static str, result: Result<T, BrokerError>) -> Result<T, BrokerError> {
-        self.note_at(call, result.as_ref().err(), Instant::now());
+        self.note_at(call, result.as_ref().err(), self.surroundings.now());
         result
     }
 
@@ -143,7 +145,7 @@ where
     let mut backoff = Backoff::default();
     loop {
         match health.note(name, call().await) {
-            Err(error) if error.advice() == Advice::Retry => backoff.pause().await,
+            Err(error) if error.advice() == Advice::Retry => backoff.pause(&health.surroundings).await,
             result => return result,
         }
     }
@@ -162,10 +164,10 @@ impl Backoff {
     }
 
     /// Waits before the next try.
-    pub async fn pause(&mut self) {
+    pub async fn pause(&mut self, surroundings: &Surroundings) {
         let pause = Duration::from_millis(50 << self.tries.min(5));
         self.tries += 1;
-        tokio::time::sleep(pause).await;
+        surroundings.sleep(pause).await;
     }
 }
 
@@ -205,7 +207,8 @@ mod tests {
             let limits = HeadroomLimits { low: 0.0, high: 0.1 };
             let lifecycle = Arc::new(Lifecycle::new(limits, Duration::from_secs(60), now));
             lifecycle.advance(Phase::Ready);
-            Self { health: QueueHealth::new(Arc::clone(&lifecycle)), lifecycle, now }
+            let health = QueueHealth::new(Arc::clone(&lifecycle), Surroundings::machine());
+            Self { health, lifecycle, now }
         }
 
         /// Why the worker is not ready after `call` came to `error`, `seconds` after the start.

@@ -1,7 +1,7 @@
 //! Claims turns while there is room for them. What must go on without room is `tend`'s.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
@@ -14,6 +14,7 @@ use crate::broker::{Broker, Claim, Ticket};
 use crate::engine::EngineHandle;
 use crate::lifecycle::Lifecycle;
 use crate::observe::{Claimed, metrics};
+use crate::surroundings::Surroundings;
 
 /// How long a stopping worker waits for the answer to a lease that is under way: it may have been granted, and a lease that nobody
 /// knows of keeps its turn waiting until it runs out. Less than the time in which turns are requeued.
@@ -46,14 +47,15 @@ impl<B: Broker, E: EngineHandle> Intake<B, E> {
         let mut read = self.runner.health.repeated("read", "no tickets were read");
         while !self.stop.is_cancelled() {
             let Some(room) = self.wait_for_room().await else { return };
-            if self.lifecycle.engine_stalled(Instant::now()) {
+            let surroundings = &self.runner.surroundings;
+            if self.lifecycle.engine_stalled(surroundings.now()) {
                 // What is claimed now would wait for a lease to run out.
-                backoff.pause().await;
+                backoff.pause(surroundings).await;
                 continue;
             }
             // Not cut short by `stop`: tickets may be on their way, and nobody would read them again.
             match read.note(self.runner.broker.read(room).await) {
-                Err(_) => backoff.pause().await,
+                Err(_) => backoff.pause(surroundings).await,
                 Ok(tickets) => {
                     backoff = Backoff::default();
                     self.start(tickets).await;
@@ -65,8 +67,9 @@ impl<B: Broker, E: EngineHandle> Intake<B, E> {
     /// How many turns fit; waits while none does. None: stopped.
     async fn wait_for_room(&self) -> Option<usize> {
         tokio::select! {
-            permit = self.room.acquire() => drop(permit),
+            biased;
             () = self.stop.cancelled() => return None,
+            permit = self.room.acquire() => drop(permit),
         }
         Some(self.room.available_permits())
     }
@@ -79,7 +82,8 @@ impl<B: Broker, E: EngineHandle> Intake<B, E> {
                 continue;
             }
             let runner = self.runner.clone();
-            self.tasks.spawn(run_agent(runner, ticket, permit, self.stop.clone()));
+            let run = run_agent(runner, ticket, permit, self.stop.clone());
+            self.runner.surroundings.spawn(self.tasks.track_future(run));
         }
     }
 }
@@ -115,12 +119,12 @@ async fn lease_and_run<B: Broker, E: EngineHandle>(
     ticket: Ticket,
     stop: &CancellationToken,
 ) -> Option<Ticket> {
-    let from = Instant::now();
+    let from = runner.surroundings.now();
     let claim = lease(&*runner.broker, &runner.health, &ticket, stop).await?;
     let first = claim.lease.attempt == 1;
     metrics::turn_claimed(first.then(|| Duration::from_millis(claim.queued_ms)));
     metrics::turns_held(runner.broker.leases());
-    let next = runner.run(claim, Claimed { from, to: Instant::now() }, ticket).await;
+    let next = runner.run(claim, Claimed { from, to: runner.surroundings.now() }, ticket).await;
     metrics::turns_held(runner.broker.leases());
     next
 }
@@ -133,9 +137,10 @@ async fn lease<B: Broker>(
     stop: &CancellationToken,
 ) -> Option<Claim> {
     let leased = tokio::select! {
+        biased;
         leased = until_answered(health, "lease", || broker.lease(ticket)) => leased,
         // The queue does not answer: the ticket is free after a lease.
-        () = after(stop, LAST_ANSWER) => return None,
+        () = after(stop, LAST_ANSWER, &health.surroundings) => return None,
     };
     leased.unwrap_or_else(|error| {
         let agent = &ticket.agent;
@@ -146,13 +151,15 @@ async fn lease<B: Broker>(
 }
 
 /// Waits until `wait` after `stop`.
-async fn after(stop: &CancellationToken, wait: Duration) {
+async fn after(stop: &CancellationToken, wait: Duration, surroundings: &Surroundings) {
     stop.cancelled().await;
-    tokio::time::sleep(wait).await;
+    surroundings.sleep(wait).await;
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use tokio::sync::Notify;
     use turnmill_redis::steps::DepthLimits;
     use turnmill_schema::{Message, Role, TenantName, Turn, TurnId};
@@ -198,7 +205,7 @@ mod tests {
             let ticket = broker.read(1).await.expect("answered").pop().expect("a ticket");
             let limits = HeadroomLimits { low: 0.0, high: 0.1 };
             let lifecycle = Lifecycle::new(limits, Duration::from_secs(60), Instant::now());
-            let health = QueueHealth::new(Arc::new(lifecycle));
+            let health = QueueHealth::new(Arc::new(lifecycle), Surroundings::machine());
             let stop = CancellationToken::new();
             let stops = async {
                 gate.asked.notified().await;

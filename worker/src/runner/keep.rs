@@ -17,6 +17,7 @@ use crate::broker::{Broker, Fence};
 use crate::engine::EngineHandle;
 use crate::kv::SegmentId;
 use crate::store::BlockStore;
+use crate::surroundings::Surroundings;
 
 /// Turns whose manifest may still be waited for after they have left.
 const LATE: usize = 256;
@@ -34,6 +35,7 @@ pub struct Keeper<E> {
     /// Waits for what comes later.
     late: TaskTracker,
     places: Arc<Semaphore>,
+    surroundings: Surroundings,
 }
 
 /// The segments of a conversation that the engine has announced, with the number of blocks up to each one's end.
@@ -67,9 +69,14 @@ impl Segments {
 
 impl<E: EngineHandle> Keeper<E> {
     /// A keeper over `restorer`'s store.
-    pub fn new(restorer: Restorer<E>, persist_wait: Duration, requeue_wait: Duration) -> Self {
+    pub fn new(
+        restorer: Restorer<E>,
+        persist_wait: Duration,
+        requeue_wait: Duration,
+        surroundings: Surroundings,
+    ) -> Self {
         let places = Arc::new(Semaphore::new(LATE));
-        Self { restorer, persist_wait, requeue_wait, late: TaskTracker::new(), places }
+        Self { restorer, persist_wait, requeue_wait, late: TaskTracker::new(), places, surroundings }
     }
 
     /// Whether anything of this tenant is kept.
@@ -114,7 +121,7 @@ impl<E: EngineHandle> Keeper<E> {
             self.store().flush(within).await;
             self.late.wait().await;
         };
-        if tokio::time::timeout(within, all).await.is_err() {
+        if self.surroundings.timeout(within, all).await.is_err() {
             debug!("not everything that was stored late is noted");
         }
     }
@@ -134,6 +141,6 @@ impl<E: EngineHandle> Keeper<E> {
             drop(place);
         };
         // The turn's span for log lines outlives the turn; its trace does not.
-        self.late.spawn(note.in_current_span());
+        self.surroundings.spawn(self.late.track_future(note.in_current_span()));
     }
 }

@@ -133,7 +133,13 @@ impl<B: Broker, E: EngineHandle> Runner<B, E> {
                 if let (Some(keeper), Some(late)) = (&self.keeper, late) {
                     keeper.later(self.broker.clone(), lease.fence(), late);
                 }
-                payload::remove(self.payloads.as_ref(), attempt.payload.as_ref(), *outcome).await;
+                payload::remove(
+                    self.payloads.as_ref(),
+                    attempt.payload.as_ref(),
+                    *outcome,
+                    &self.surroundings,
+                )
+                .await;
                 next
             }
             Err(error @ BrokerError::Gap { .. }) => {
@@ -148,7 +154,7 @@ impl<B: Broker, E: EngineHandle> Runner<B, E> {
     /// Leaves the turn for a later attempt, of any worker.
     async fn retry(&self, attempt: &Attempt, failure: Failure) -> Option<Ticket> {
         let lease = &attempt.lease;
-        let delay = self.settings.retries.delay(lease.attempt);
+        let delay = self.settings.retries.delay(lease.attempt, &self.surroundings);
         let Failure { dead, reason } = failure;
         let logged = reason.logged(self.settings.log_content);
         let retried =
@@ -162,7 +168,7 @@ impl<B: Broker, E: EngineHandle> Runner<B, E> {
             }
             Ok(Retry::Dead) => {
                 attempt.span.left("dead");
-                metrics::turn_ended(Outcome::Failed, attempt.age());
+                metrics::turn_ended(Outcome::Failed, attempt.age(self.surroundings.now()));
                 metrics::turn_dead(dead);
                 warn!(reason = logged, "the last attempt failed; the turn is a dead letter");
             }
@@ -208,9 +214,11 @@ impl<B: Broker, E: EngineHandle> Runner<B, E> {
     async fn requeue_kept(&self, attempt: &Attempt, kept: Option<Kept>) -> Option<Ticket> {
         let conversation = kept.and_then(|kept| kept.conversation);
         let manifest = match (&self.keeper, conversation) {
+            // Of a turn that is another's nothing is to be said.
             (Some(keeper), Some(conversation)) => tokio::select! {
-                manifest = keeper.requeue(&conversation, &attempt.tokens) => manifest,
+                biased;
                 () = attempt.lease.lost() => return self.lose(attempt),
+                manifest = keeper.requeue(&conversation, &attempt.tokens) => manifest,
             },
             _ => None,
         };
@@ -255,7 +263,7 @@ impl<B: Broker, E: EngineHandle> Runner<B, E> {
             timing: Timing {
                 queued_ms: attempt.queued_ms,
                 first_token_ms: attempt.first_token_ms,
-                total_ms: attempt.age().as_millis() as u64,
+                total_ms: attempt.age(self.surroundings.now()).as_millis() as u64,
             },
             worker: Some(self.settings.worker.clone()),
         }

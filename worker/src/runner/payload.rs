@@ -1,6 +1,6 @@
 //! A claimed turn that is not in Redis: fetching it before it runs, and removing its object once it has ended.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -13,6 +13,7 @@ use super::turn::{Attempt, until};
 use crate::broker::{Broker, Lease};
 use crate::engine::EngineHandle;
 use crate::store::{Payloads, StoreError};
+use crate::surroundings::Surroundings;
 
 /// How long a store that refuses is asked again before the turn is requeued. Clients of remote stores try again by
 /// themselves too, so that one answer of theirs may take longer.
@@ -23,8 +24,9 @@ const REMOVAL: Duration = Duration::from_secs(5);
 impl<B: Broker, E: EngineHandle> Runner<B, E> {
     /// The turn that was stored, wherever that is. If it cannot be had the attempt fails, and the last one makes it a dead letter.
     pub(super) async fn fetch(&self, stored: StoredTurn, attempt: &Attempt) -> Result<Turn, Leaving> {
-        let resolved = resolve(self.payloads.as_ref(), stored);
-        let resolved = while_wanted(resolved, &attempt.lease, &self.requeue, attempt.deadline).await?;
+        let resolved = resolve(self.payloads.as_ref(), stored, &self.surroundings);
+        let expires = until(attempt.deadline, &self.surroundings);
+        let resolved = while_wanted(resolved, &attempt.lease, &self.requeue, expires).await?;
         resolved.map_err(|error| {
             // Whether it may pass or not: another worker may reach the store, and an operator may mend it meanwhile.
             Leaving::failed(DeadReason::Unreadable, Reason::quoting(error))
@@ -37,27 +39,34 @@ async fn while_wanted<T>(
     work: impl Future<Output = T>,
     lease: &Lease,
     requeue: &CancellationToken,
-    deadline: Option<Instant>,
+    expires: impl Future<Output = ()>,
 ) -> Result<T, Leaving> {
     tokio::select! {
-        done = work => Ok(done),
+        biased;
         () = lease.lost() => Err(Leaving::Lost),
+        done = work => Ok(done),
         () = requeue.cancelled() => Err(Leaving::Requeued),
-        () = until(deadline) => Err(Leaving::Expired),
+        () = expires => Err(Leaving::Expired),
     }
 }
 
 /// Reads the turn behind a reference; a store that does not answer is asked again a few times.
-async fn resolve(payloads: Option<&Payloads>, stored: StoredTurn) -> Result<Turn, StoreError> {
+async fn resolve(
+    payloads: Option<&Payloads>,
+    stored: StoredTurn,
+    surroundings: &Surroundings,
+) -> Result<Turn, StoreError> {
     let reference = match stored {
         StoredTurn::Inline(turn) => return Ok(*turn),
         StoredTurn::Reference(reference) => reference,
     };
     let payloads = payloads.ok_or(StoreError::NotConfigured)?;
-    let (asked, mut backoff) = (Instant::now(), Backoff::default());
+    let (asked, mut backoff) = (surroundings.now(), Backoff::default());
     loop {
         match payloads.get(&reference).await {
-            Err(error) if error.may_pass() && asked.elapsed() < PATIENCE => backoff.pause().await,
+            Err(error) if error.may_pass() && surroundings.since(asked) < PATIENCE => {
+                backoff.pause(surroundings).await;
+            }
             result => return result,
         }
     }
@@ -68,12 +77,13 @@ pub(super) async fn remove(
     payloads: Option<&Payloads>,
     reference: Option<&PayloadReference>,
     outcome: Outcome,
+    surroundings: &Surroundings,
 ) {
     let (Some(payloads), Some(reference)) = (payloads, reference) else { return };
     if outcome == Outcome::Failed {
         return;
     }
-    match tokio::time::timeout(REMOVAL, payloads.remove(reference)).await {
+    match surroundings.timeout(REMOVAL, payloads.remove(reference)).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => warn!(%error, "the turn's payload stays in the store"),
         Err(_) => warn!("the turn's payload stays in the store, which takes too long to answer"),
@@ -114,12 +124,13 @@ mod tests {
     async fn both_forms_of_a_turn_are_resolved_and_a_reference_needs_a_store() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let (payloads, reference, large) = stored(folder.path());
-        let inline = turn("hi".into());
-        let resolved = resolve(None, StoredTurn::Inline(Box::new(inline.clone()))).await;
+        let (inline, surroundings) = (turn("hi".into()), Surroundings::machine());
+        let resolved = resolve(None, StoredTurn::Inline(Box::new(inline.clone())), &surroundings).await;
         assert_eq!(resolved.expect("inline"), inline);
-        let resolved = resolve(Some(&payloads), StoredTurn::Reference(reference)).await;
+        let resolved = resolve(Some(&payloads), StoredTurn::Reference(reference), &surroundings).await;
         assert_eq!(resolved.expect("stored"), large);
-        let error = resolve(None, StoredTurn::Reference(reference)).await.expect_err("no store");
+        let error =
+            resolve(None, StoredTurn::Reference(reference), &surroundings).await.expect_err("no store");
         assert!(error.to_string().contains("TURNMILL_STORE") && !error.may_pass(), "{error}");
     }
 
@@ -127,10 +138,10 @@ mod tests {
     async fn a_turn_that_has_to_leave_does_not_wait_for_its_payload() {
         let lease = Lease::example(TurnId::new(0), AgentId::from_wire("t/a".to_owned()), 7);
         let (pending, requeue) = (std::future::pending::<()>, CancellationToken::new());
-        let late = while_wanted(pending(), &lease, &requeue, Some(Instant::now())).await;
+        let late = while_wanted(pending(), &lease, &requeue, std::future::ready(())).await;
         assert!(matches!(late, Err(Leaving::Expired)));
         requeue.cancel();
-        let requeued = while_wanted(pending(), &lease, &requeue, None).await;
+        let requeued = while_wanted(pending(), &lease, &requeue, pending()).await;
         assert!(matches!(requeued, Err(Leaving::Requeued)));
     }
 
@@ -139,7 +150,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a temporary folder");
         for outcome in [Outcome::Completed, Outcome::Cancelled, Outcome::Expired, Outcome::Failed] {
             let (payloads, reference, _) = stored(folder.path());
-            remove(Some(&payloads), Some(&reference), outcome).await;
+            remove(Some(&payloads), Some(&reference), outcome, &Surroundings::machine()).await;
             assert_eq!(payloads.get(&reference).await.is_ok(), outcome == Outcome::Failed, "{outcome:?}");
         }
     }

@@ -59,7 +59,7 @@ impl<B: Broker, E: EngineHandle> Runner<B, E> {
         let is_stored = keeper.is_some();
         let Leased { history, manifest, attempt, .. } = leased;
         // Tokenising a long conversation takes milliseconds of pure computing.
-        let made = tokio::task::spawn_blocking(move || {
+        let made = self.surroundings.run_blocking(move || {
             let prompt = prompt(&prompting.tokenizer, &prompting.template, &history, &turn.messages)?;
             let conversation = is_stored.then(|| {
                 let known = Known {

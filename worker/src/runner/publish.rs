@@ -111,7 +111,7 @@ impl<B: Broker> Publisher<B> {
             });
             until_answered(&self.health, "append", || self.broker.append(&self.lease, sending)).await?;
             self.sending = None;
-            self.first_published.get_or_insert_with(Instant::now);
+            self.first_published.get_or_insert_with(|| self.health.surroundings.now());
         }
         Ok(())
     }
@@ -126,6 +126,7 @@ mod tests {
     use crate::broker::Claim;
     use crate::broker::memory::{MemoryBroker, MemoryQueue, MemorySettings, TokioClock};
     use crate::lifecycle::{HeadroomLimits, Lifecycle};
+    use crate::surroundings::Surroundings;
 
     struct Setting {
         queue: MemoryQueue,
@@ -153,7 +154,8 @@ mod tests {
             let limits = HeadroomLimits { low: 0.0, high: 0.0 };
             let lifecycle = Lifecycle::new(limits, Duration::from_secs(60), Instant::now());
             let coalescing = Arc::new(Coalescing::new(Duration::from_millis(100)));
-            let (broker, health) = (Arc::clone(&self.broker), QueueHealth::new(Arc::new(lifecycle)));
+            let (broker, health) =
+                (Arc::clone(&self.broker), QueueHealth::new(Arc::new(lifecycle), Surroundings::machine()));
             Publisher::new(broker, health, Arc::clone(&claim.lease), &claim.published, coalescing)
         }
     }

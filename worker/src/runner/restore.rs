@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio_util::task::AbortOnDropHandle;
 use tracing::{Instrument as _, debug, info};
 
 use crate::engine::EngineHandle;
@@ -16,6 +15,7 @@ use crate::kv::{Segment, SegmentData};
 use crate::observe::metrics;
 use crate::schedule::SequenceId;
 use crate::store::{BlockStore, Miss};
+use crate::surroundings::{Running, Surroundings};
 
 /// What a [`Restorer`] is told.
 #[derive(Clone, Copy, Debug)]
@@ -38,6 +38,7 @@ pub struct Restorer<E> {
     engine: E,
     in_memory: Arc<Semaphore>,
     settings: RestoreSettings,
+    surroundings: Surroundings,
 }
 
 /// What came of a restore.
@@ -57,12 +58,13 @@ struct Estimate {
 }
 
 /// A segment that is being fetched; it holds its place in memory until it is in the pool.
-type Fetch = (AbortOnDropHandle<Result<SegmentData, Miss>>, OwnedSemaphorePermit);
+type Fetch = (Running<Result<SegmentData, Miss>>, OwnedSemaphorePermit);
 
 impl<E: EngineHandle> Restorer<E> {
     /// Fetches from `store` for turns in `engine`.
-    pub fn new(store: BlockStore, engine: E, settings: RestoreSettings) -> Self {
-        Self { store, engine, in_memory: Arc::new(Semaphore::new(settings.parallel.max(1))), settings }
+    pub fn new(store: BlockStore, engine: E, settings: RestoreSettings, surroundings: Surroundings) -> Self {
+        let in_memory = Arc::new(Semaphore::new(settings.parallel.max(1)));
+        Self { store, engine, in_memory, settings, surroundings }
     }
 
     /// The store it fetches from.
@@ -73,7 +75,7 @@ impl<E: EngineHandle> Restorer<E> {
     /// Restores those of `segments` that are not among the turn's first `known` blocks, and lets the turn run. To be called
     /// when the engine says that there is room.
     pub async fn restore(&self, id: SequenceId, segments: &[Arc<Segment>], known: usize) -> Restored {
-        let began = Instant::now();
+        let began = self.surroundings.now();
         let missing: Vec<Arc<Segment>> = segments
             .iter()
             .filter(|segment| segment.end_block(self.settings.block_tokens) > known)
@@ -88,7 +90,7 @@ impl<E: EngineHandle> Restorer<E> {
         } else {
             self.bring(id, missing, known, began + self.settings.base + estimate.prefill).await
         };
-        let (took, Estimate { restore, prefill }) = (began.elapsed(), estimate);
+        let (took, Estimate { restore, prefill }) = (self.surroundings.since(began), estimate);
         metrics::restore_decided(restored.outcome);
         if restored.tokens > 0 {
             metrics::restored(restored.tokens, took);
@@ -150,7 +152,7 @@ impl<E: EngineHandle> Restorer<E> {
             }
             wanted
         };
-        let came = tokio::time::timeout_at(deadline.into(), in_order).await;
+        let came = self.surroundings.timeout_at(deadline, in_order).await;
         let outcome = match came {
             Ok(count) if count == wanted => "restored",
             Ok(0) => "missed",
@@ -163,21 +165,23 @@ impl<E: EngineHandle> Restorer<E> {
     /// Begins fetching in order, as many at once as may be in memory. Dropping what is returned ends it.
     fn fetch_all(&self, segments: Vec<Arc<Segment>>) -> mpsc::Receiver<Fetch> {
         let (sender, receiver) = mpsc::channel(self.settings.parallel.max(1));
-        let (store, in_memory) = (self.store.clone(), self.in_memory.clone());
+        let (store, in_memory, surroundings) =
+            (self.store.clone(), self.in_memory.clone(), self.surroundings.clone());
         let fetch_all = async move {
             for segment in segments {
                 let place = tokio::select! {
-                    place = in_memory.clone().acquire_owned() => place.expect("the semaphore is never closed"),
+                    biased;
                     () = sender.closed() => return,
+                    place = in_memory.clone().acquire_owned() => place.expect("the semaphore is never closed"),
                 };
                 let store = store.clone();
-                let fetch = tokio::spawn(async move { store.fetch(&segment).await }.in_current_span());
-                if sender.send((AbortOnDropHandle::new(fetch), place)).await.is_err() {
+                let fetch = surroundings.run(async move { store.fetch(&segment).await }.in_current_span());
+                if sender.send((fetch, place)).await.is_err() {
                     return;
                 }
             }
         };
-        tokio::spawn(fetch_all.in_current_span());
+        self.surroundings.spawn(fetch_all.in_current_span());
         receiver
     }
 

@@ -5,6 +5,8 @@
 
 use std::time::Duration;
 
+use crate::surroundings::Surroundings;
+
 /// Bounds of the pauses.
 #[derive(Clone, Copy, Debug)]
 pub struct Retries {
@@ -16,8 +18,8 @@ pub struct Retries {
 
 impl Retries {
     /// A pause after attempt number `attempt`, from 1.
-    pub fn delay(&self, attempt: u32) -> Duration {
-        self.longest(attempt).mul_f64(fastrand::f64())
+    pub fn delay(&self, attempt: u32, surroundings: &Surroundings) -> Duration {
+        self.longest(attempt).mul_f64(surroundings.random())
     }
 
     fn longest(&self, attempt: u32) -> Duration {
@@ -35,7 +37,8 @@ mod tests {
         let retries = Retries { base: Duration::from_secs(1), max: Duration::from_secs(10) };
         let longest = [1, 2, 3, 4, 5, u32::MAX].map(|attempt| retries.longest(attempt).as_secs());
         assert_eq!(longest, [1, 2, 4, 8, 10, 10]);
-        let delays: Vec<Duration> = (0..100).map(|_| retries.delay(5)).collect();
+        let surroundings = Surroundings::machine();
+        let delays: Vec<Duration> = (0..100).map(|_| retries.delay(5, &surroundings)).collect();
         assert!(delays.iter().all(|delay| *delay < retries.max), "{delays:?}");
         assert!(delays.iter().any(|delay| *delay < retries.max / 2), "full jitter starts at 0: {delays:?}");
     }

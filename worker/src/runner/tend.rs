@@ -2,7 +2,7 @@
 //! cancelled turns are heard of, and nobody in the queue is forgotten.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -14,6 +14,7 @@ use super::{Alarm, QueueHealth};
 use crate::broker::Broker;
 use crate::lifecycle::Lifecycle;
 use crate::observe::metrics;
+use crate::surroundings::{Surroundings, Ticks};
 
 /// Looks for silent workers in one lease.
 const RECLAIMS_A_LEASE: u32 = 4;
@@ -40,39 +41,41 @@ pub struct Tender<B> {
     pub stop: CancellationToken,
     /// Raised if anything here ends before.
     pub alarm: Alarm,
+    /// Where the worker runs.
+    pub surroundings: Surroundings,
 }
 
 impl<B: Broker> Tender<B> {
     /// Starts everything as tasks of `tasks`.
     pub fn start(self, tasks: &TaskTracker) {
         let tender = Arc::new(self);
-        tasks.spawn(Arc::clone(&tender).until_stopped("renewing leases", renew));
-        tasks.spawn(Arc::clone(&tender).until_stopped("hearing of cancelled turns", hear));
-        tasks.spawn(Arc::clone(&tender).until_stopped("promoting agents", promote));
-        tasks.spawn(Arc::clone(&tender).until_stopped("reclaiming turns", reclaim));
-        tasks.spawn(Arc::clone(&tender).until_stopped("sweeping the queue", sweep));
-        tasks.spawn(tender.until_stopped("registering", register));
+        tender.until_stopped(tasks, "renewing leases", renew);
+        tender.until_stopped(tasks, "hearing of cancelled turns", hear);
+        tender.until_stopped(tasks, "promoting agents", promote);
+        tender.until_stopped(tasks, "reclaiming turns", reclaim);
+        tender.until_stopped(tasks, "sweeping the queue", sweep);
+        tender.until_stopped(tasks, "registering", register);
     }
 
-    fn until_stopped<F: Future<Output = ()> + Send>(
-        self: Arc<Self>,
+    fn until_stopped<F: Future<Output = ()> + Send + 'static>(
+        self: &Arc<Self>,
+        tasks: &TaskTracker,
         what: &'static str,
-        work: impl FnOnce(Arc<Self>) -> F + Send,
-    ) -> impl Future<Output = ()> + Send {
-        let (alarm, stop) = (self.alarm.clone(), self.stop.clone());
-        let stopped = stop.clone();
-        alarm.watch(what, stop, async move {
+        work: impl FnOnce(Arc<Self>) -> F,
+    ) {
+        let (work, stop) = (work(Arc::clone(self)), self.stop.clone());
+        let work = self.alarm.watch(what, self.stop.clone(), async move {
             tokio::select! {
-                () = stopped.cancelled() => {}
-                () = work(self) => {}
+                biased;
+                () = stop.cancelled() => {}
+                () = work => {}
             }
-        })
+        });
+        self.surroundings.spawn(tasks.track_future(work));
     }
 
-    fn every(&self, times_a_lease: u32) -> tokio::time::Interval {
-        let mut ticks = tokio::time::interval(self.lease / times_a_lease);
-        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        ticks
+    fn every(&self, times_a_lease: u32) -> Ticks {
+        self.surroundings.ticks(self.lease / times_a_lease)
     }
 
     fn status(&self) -> WorkerStatus {
@@ -93,7 +96,7 @@ async fn renew<B: Broker>(tender: Arc<Tender<B>>) {
     let mut hung = false;
     loop {
         ticks.tick().await;
-        let hangs = tender.lifecycle.engine_stalled(Instant::now());
+        let hangs = tender.lifecycle.engine_stalled(tender.surroundings.now());
         if hangs && !hung {
             error!("the engine has work and makes no steps; its turns are left to other workers");
         }
@@ -111,7 +114,7 @@ async fn hear<B: Broker>(tender: Arc<Tender<B>>) {
     loop {
         match call.note_optional(tender.broker.hear().await) {
             Ok(()) => backoff = Backoff::default(),
-            Err(_) => backoff.pause().await,
+            Err(_) => backoff.pause(&tender.surroundings).await,
         }
     }
 }
@@ -124,9 +127,9 @@ async fn promote<B: Broker>(tender: Arc<Tender<B>>) {
         match call.note(tender.broker.promote().await) {
             Ok(look_again) => {
                 backoff = Backoff::default();
-                tokio::time::sleep(look_again).await;
+                tender.surroundings.sleep(look_again).await;
             }
-            Err(_) => backoff.pause().await,
+            Err(_) => backoff.pause(&tender.surroundings).await,
         }
     }
 }

@@ -7,20 +7,22 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
 use crate::store::BlockStore;
+use crate::surroundings::Surroundings;
 
 /// Between two looks. What was used is known to other workers, and after a crash, this much later.
 const EVERY: Duration = Duration::from_secs(30);
 
 /// Looks until `stop`. Every worker of the folder may.
-pub async fn trim(store: BlockStore, stop: CancellationToken) {
-    let mut ticks = tokio::time::interval(EVERY);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+pub async fn trim(store: BlockStore, surroundings: Surroundings, stop: CancellationToken) {
+    let mut ticks = surroundings.ticks(EVERY);
     loop {
         tokio::select! {
+            biased;
             () = stop.cancelled() => return,
-            _ = ticks.tick() => {}
+            () = ticks.tick() => {}
         }
         let tidied = tokio::select! {
+            biased;
             () = stop.cancelled() => return,
             tidied = store.tidy() => tidied,
         };

@@ -4,10 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::AbortOnDropHandle;
 use tracing::{Instrument, debug, warn};
 use turnmill_schema::{DeadReason, Message, PayloadReference, StoredTurn, Turn, Usage};
 
@@ -27,6 +25,7 @@ use crate::model::Prompt;
 use crate::observe::{Claimed, Traces, TurnSpan};
 use crate::schedule::SequenceId;
 use crate::store::Payloads;
+use crate::surroundings::{Running, Surroundings};
 
 /// What a runner is told.
 #[derive(Clone, Debug)]
@@ -65,6 +64,8 @@ pub struct Runner<B, E> {
     pub requeue: CancellationToken,
     /// The next sequence's id.
     pub sequences: AtomicU64,
+    /// Where the worker runs.
+    pub surroundings: Surroundings,
 }
 
 /// A turn that is being run.
@@ -92,8 +93,8 @@ impl Attempt {
     }
 
     /// Time since the turn was enqueued.
-    pub(super) fn age(&self) -> Duration {
-        Duration::from_millis(self.queued_ms) + self.leased.elapsed()
+    pub(super) fn age(&self, now: Instant) -> Duration {
+        Duration::from_millis(self.queued_ms) + (now - self.leased)
     }
 }
 
@@ -123,12 +124,13 @@ impl<B: Broker, E: EngineHandle> Runner<B, E> {
     }
 
     async fn run_claim(&self, claim: Claim, claimed: Claimed, span: TurnSpan) -> Option<Ticket> {
+        let leased = self.surroundings.now();
         let mut attempt = Attempt {
             lease: Arc::clone(&claim.lease),
             payload: claim.turn.as_ref().ok().and_then(StoredTurn::reference),
             queued_ms: claim.queued_ms,
-            leased: Instant::now(),
-            deadline: claim.expires_in.and_then(|left| Instant::now().checked_add(left)),
+            leased,
+            deadline: claim.expires_in.and_then(|left| leased.checked_add(left)),
             first_token_ms: claim.first_token_ms,
             usage: Usage::default(),
             tokens: Vec::new(),
@@ -161,9 +163,9 @@ impl<B: Broker, E: EngineHandle> Runner<B, E> {
             let ms = attempt.queued_ms + (first - attempt.leased).as_millis() as u64;
             attempt.first_token_ms.get_or_insert(ms);
         }
-        let began_to_leave = Instant::now();
+        let began_to_leave = self.surroundings.now();
         let next = self.leave(&attempt, &mut publisher, leaving, kept).await;
-        attempt.span.end(began_to_leave, attempt.usage);
+        attempt.span.end((began_to_leave, self.surroundings.now()), attempt.usage);
         next
     }
 
@@ -231,13 +233,16 @@ impl<B: Broker, E: EngineHandle> Runner<B, E> {
         if self.engine.start(start).await.is_err() {
             return Leaving::Requeued;
         }
-        let guard = StopOnDrop { engine: Some(self.engine.clone()), id };
+        let guard =
+            StopOnDrop { engine: Some(self.engine.clone()), surroundings: self.surroundings.clone(), id };
         let (expires, lease) = (attempt.deadline, Arc::clone(&attempt.lease));
+        // A turn that is another's is let go whatever else there is, and one that is done is done though its time is over.
         let leaving = tokio::select! {
-            leaving = self.receive(attempt, publisher, &mut progress, (id, stored)) => leaving,
+            biased;
             () = lease.lost() => Leaving::Lost,
+            leaving = self.receive(attempt, publisher, &mut progress, (id, stored)) => leaving,
             () = self.requeue.cancelled() => Leaving::Requeued,
-            () = until(expires) => Leaving::Expired,
+            () = until(expires, &self.surroundings) => Leaving::Expired,
         };
         guard.disarm();
         if !matches!(leaving, Leaving::Completed(_) | Leaving::Rejected(_)) {
@@ -261,7 +266,7 @@ impl<B: Broker, E: EngineHandle> Runner<B, E> {
     ) -> Leaving {
         let mut prefetch = self.prefetch(&stored);
         loop {
-            let flush = until(publisher.due());
+            let flush = until(publisher.due(), &self.surroundings);
             let next = tokio::select! {
                 biased;
                 next = progress.recv() => next,
@@ -274,9 +279,9 @@ impl<B: Broker, E: EngineHandle> Runner<B, E> {
                 Some(Progress::Room { blocks }) => {
                     drop(prefetch.take());
                     if let Some(keeper) = &self.keeper {
-                        let began = Instant::now();
+                        let began = self.surroundings.now();
                         let Restored { tokens, outcome } = keeper.restorer.restore(id, &stored, blocks).await;
-                        attempt.span.restored(began, outcome, tokens);
+                        attempt.span.restored((began, self.surroundings.now()), outcome, tokens);
                     }
                     if self.engine.end_restore(id).await.is_err() {
                         return Leaving::Requeued;
@@ -305,14 +310,14 @@ impl<B: Broker, E: EngineHandle> Runner<B, E> {
     }
 
     /// Brings stored segments into the host cache while the turn waits for room; until the handle is dropped.
-    fn prefetch(&self, stored: &[Arc<Segment>]) -> Option<AbortOnDropHandle<()>> {
+    fn prefetch(&self, stored: &[Arc<Segment>]) -> Option<Running<()>> {
         let keeper = self.keeper.clone().filter(|_| !stored.is_empty())?;
-        let stored = stored.to_vec();
+        let (stored, surroundings) = (stored.to_vec(), self.surroundings.clone());
         let fetch = async move {
-            tokio::time::sleep(PREFETCH_AFTER).await;
+            surroundings.sleep(PREFETCH_AFTER).await;
             keeper.restorer.prefetch(&stored).await;
         };
-        Some(AbortOnDropHandle::new(tokio::spawn(fetch.in_current_span())))
+        Some(self.surroundings.run(fetch.in_current_span()))
     }
 
     /// What the engine made before it was stopped is published too: the next worker goes on after it.
@@ -328,6 +333,7 @@ impl<B: Broker, E: EngineHandle> Runner<B, E> {
             }
         }
         tokio::select! {
+            biased;
             flushed = publisher.flush() => if let Err(error) = flushed {
                 warn!(error = error.without_content(), "the last tokens were not published; the next worker makes them again");
             },
@@ -339,6 +345,7 @@ impl<B: Broker, E: EngineHandle> Runner<B, E> {
 /// Takes a turn whose task dies out of the engine: it would wait there for its blocks for ever.
 struct StopOnDrop<E: EngineHandle> {
     engine: Option<E>,
+    surroundings: Surroundings,
     id: SequenceId,
 }
 
@@ -350,18 +357,20 @@ impl<E: EngineHandle> StopOnDrop<E> {
 
 impl<E: EngineHandle> Drop for StopOnDrop<E> {
     fn drop(&mut self) {
-        if let (Some(engine), Ok(runtime)) = (self.engine.take(), Handle::try_current()) {
+        if let Some(engine) = self.engine.take() {
             let id = self.id;
-            // An engine that is gone needs no stopping.
-            runtime.spawn(async move { engine.stop(id, false).await.ok() });
+            self.surroundings.spawn(async move {
+                // An engine that is gone needs no stopping.
+                let _ = engine.stop(id, false).await;
+            });
         }
     }
 }
 
 /// Waits for a time; for ever if there is none.
-pub(super) async fn until(time: Option<Instant>) {
+pub(super) async fn until(time: Option<Instant>, surroundings: &Surroundings) {
     match time {
-        Some(time) => tokio::time::sleep_until(time.into()).await,
+        Some(time) => surroundings.sleep_until(time).await,
         None => std::future::pending().await,
     }
 }

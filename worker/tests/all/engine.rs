@@ -14,6 +14,7 @@ use turnmill_worker::kv::{BlockId, Segment, SegmentData, SegmentGrid, SegmentId}
 use turnmill_worker::lifecycle::{HeadroomLimits, Lifecycle};
 use turnmill_worker::model::{Engine, EngineError, Logits, Tokenizer};
 use turnmill_worker::schedule::{Limits, SequenceId, StepPlan};
+use turnmill_worker::surroundings::Surroundings;
 
 use crate::common::{Tiny, load, only_me_soon};
 
@@ -104,7 +105,8 @@ impl Line {
             speculation: None,
         };
         let (engine, _thread) =
-            engine::spawn(fragile, settings, sink, lifecycle.clone()).expect("a thread can be started");
+            engine::spawn(fragile, settings, sink, lifecycle.clone(), Surroundings::machine())
+                .expect("a thread can be started");
         let tokenizer = Arc::new(model.tokenizer);
         Self { engine, lifecycle, tokenizer, namespace: model.namespace, steps }
     }

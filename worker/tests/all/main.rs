@@ -4,6 +4,8 @@
 //!
 //! A test that computes holds [`common::only_me`]. Nothing may change what the process shares: environment, working directory.
 
+#![allow(clippy::disallowed_methods, reason = "tests run on a machine")]
+
 #[path = "../common/mod.rs"]
 mod common;
 mod decoder;

@@ -17,6 +17,7 @@ use turnmill_worker::kv::{BlockId, Namespace, Segment, SegmentData, SegmentGrid,
 use turnmill_worker::lifecycle::{HeadroomLimits, Lifecycle};
 use turnmill_worker::model::{Engine, EngineError, Logits, Tokenizer};
 use turnmill_worker::schedule::{Limits, SequenceId, Speculation, StepPlan};
+use turnmill_worker::surroundings::Surroundings;
 
 use crate::common::{Tiny, default_model, load, only_me_soon};
 
@@ -154,8 +155,9 @@ impl Line {
         let counting = Counting { engine: model.engine, counts: counts.clone(), nonsense_after };
         let kept = Arc::new(Keeping::default());
         let sink: Arc<dyn SegmentSink> = kept.clone();
-        let (engine, _thread) = engine::spawn(counting, settings, Some(sink), lifecycle.clone())
-            .expect("a thread can be started");
+        let (engine, _thread) =
+            engine::spawn(counting, settings, Some(sink), lifecycle.clone(), Surroundings::machine())
+                .expect("a thread can be started");
         let (tokenizer, namespace) = (Arc::new(model.tokenizer), model.namespace);
         Self { engine, lifecycle, tokenizer, namespace, counts, kept, next: 0 }
     }

@@ -21,6 +21,7 @@ use turnmill_worker::runner::{RestoreSettings, Restored, Restorer};
 use turnmill_worker::schedule::{Limits, SequenceId};
 use turnmill_worker::store::inventory::{Inventory, verify};
 use turnmill_worker::store::{BlockStore, BlockStoreSettings};
+use turnmill_worker::surroundings::Surroundings;
 
 use crate::common::{Tiny, load, only_me, only_me_soon, tokens};
 
@@ -67,7 +68,8 @@ impl Inside {
         let lifecycle = Arc::new(Lifecycle::new(limits, PATIENCE, Instant::now()));
         let sink = Some(Arc::new(store.clone()) as _);
         let (engine, _thread) =
-            engine::spawn(model.engine, settings, sink, lifecycle).expect("a thread can be started");
+            engine::spawn(model.engine, settings, sink, lifecycle, Surroundings::machine())
+                .expect("a thread can be started");
         // A machine that hiccups must not make prefilling look better.
         let restore = RestoreSettings {
             block_tokens: BLOCK_TOKENS,
@@ -77,7 +79,7 @@ impl Inside {
             choose: false,
         };
         Self {
-            restorer: Restorer::new(store, engine.clone(), restore),
+            restorer: Restorer::new(store, engine.clone(), restore, Surroundings::machine()),
             engine,
             tokenizer: Arc::new(model.tokenizer),
             namespace: model.namespace.for_tenant("t"),

@@ -6,6 +6,8 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::surroundings::Surroundings;
+
 /// What to expect of segments that are fetched from the store, several at once.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct FetchCost {
@@ -29,7 +31,10 @@ const OPTIMISTIC_SECONDS: f64 = 0.001;
 /// Moving averages. Throughput is bytes over the time in which at least one transfer was under way: the share of one
 /// of many parallel transfers says nothing about how long all of them take.
 #[derive(Debug)]
-pub(super) struct CostMeter(Mutex<State>);
+pub(super) struct CostMeter {
+    surroundings: Surroundings,
+    state: Mutex<State>,
+}
 
 #[derive(Debug)]
 struct State {
@@ -94,8 +99,9 @@ impl State {
 }
 
 impl CostMeter {
-    pub fn new(now: Instant) -> Self {
-        Self(Mutex::new(State::new(now)))
+    pub fn new(surroundings: Surroundings) -> Self {
+        let state = Mutex::new(State::new(surroundings.now()));
+        Self { surroundings, state }
     }
 
     /// The store answered, `latency` after it was asked, and what it says is now transferred. A transfer that is
@@ -132,7 +138,7 @@ impl CostMeter {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         // Numbers only: one that panicked elsewhere left nothing half done.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -151,7 +157,7 @@ impl Transfer<'_> {
 
 impl Drop for Transfer<'_> {
     fn drop(&mut self) {
-        self.meter.end(0, Instant::now());
+        self.meter.end(0, self.meter.surroundings.now());
     }
 }
 
@@ -167,8 +173,8 @@ mod tests {
 
     #[test]
     fn it_is_optimistic_at_first_and_soon_knows_better() {
+        let meter = CostMeter::new(Surroundings::machine());
         let mut now = Instant::now();
-        let meter = CostMeter::new(now);
         assert_eq!(meter.estimate(now), OPTIMISTIC);
         for _ in 0..20 {
             let transfer = meter.transfer(ms(40), now);
@@ -182,8 +188,8 @@ mod tests {
 
     #[test]
     fn parallel_transfers_share_their_time() {
+        let meter = CostMeter::new(Surroundings::machine());
         let start = Instant::now();
-        let meter = CostMeter::new(start);
         let mut now = start;
         for _ in 0..10 {
             let transfers = [0; 4].map(|_| meter.transfer(ms(1), now));
@@ -198,8 +204,8 @@ mod tests {
 
     #[test]
     fn a_silent_store_looks_slow_until_it_may_be_asked_again() {
+        let meter = CostMeter::new(Surroundings::machine());
         let now = Instant::now();
-        let meter = CostMeter::new(now);
         for _ in 0..3 {
             meter.no_bytes(ms(4000), now);
         }
@@ -209,8 +215,8 @@ mod tests {
 
     #[test]
     fn transfers_that_brought_nothing_leave_a_number_to_divide_by() {
+        let meter = CostMeter::new(Surroundings::machine());
         let now = Instant::now();
-        let meter = CostMeter::new(now);
         for second in 1..1000 {
             let transfer = meter.transfer(ms(1), now + ms(1000 * second));
             transfer.done(0, now + ms(1000 * second + 1000));

@@ -7,7 +7,6 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::sync::Arc;
-use std::time::Instant;
 
 use bytes::Bytes;
 use futures::TryStreamExt;
@@ -53,21 +52,21 @@ async fn stored(shared: &Arc<Shared>, segment: &Arc<Segment>) -> Result<SegmentD
     if let Some(data) = cached(shared, segment).await {
         return Ok(data);
     }
-    shared.health.may_read(Instant::now()).map_err(Miss::Unreachable)?;
+    shared.health.may_read(shared.surroundings.now()).map_err(Miss::Unreachable)?;
     let _reading = shared.reads_first.begin();
     let timeout = shared.settings.timeout;
-    let asked = Instant::now();
-    match tokio::time::timeout(timeout, read(shared, segment)).await {
+    let asked = shared.surroundings.now();
+    match shared.surroundings.timeout(timeout, read(shared, segment)).await {
         Ok(Ok((object, data))) => {
             shared.health.read();
-            metrics::segment_fetched(object.len(), asked.elapsed());
+            metrics::segment_fetched(object.len(), shared.surroundings.since(asked));
             shared.cache.insert(segment.id, object);
             shared.ledger.found(segment.id);
             Ok(data)
         }
         Ok(Err(fault)) => Err(missed(shared, segment, fault).await),
         Err(_) => {
-            shared.cost.no_bytes(timeout, Instant::now());
+            shared.cost.no_bytes(timeout, shared.surroundings.now());
             shared.health.read_failed(&silent_for(timeout));
             Err(Miss::TimedOut)
         }
@@ -116,23 +115,23 @@ async fn missed(shared: &Shared, segment: &Segment, fault: Fault) -> Miss {
 }
 
 async fn read(shared: &Arc<Shared>, segment: &Arc<Segment>) -> Result<(Bytes, SegmentData), Fault> {
-    let asked = Instant::now();
+    let asked = shared.surroundings.now();
     let answer = shared.objects.get(&segment.id).await;
-    let latency = asked.elapsed();
+    let latency = shared.surroundings.since(asked);
     let object = match answer {
         Ok(object) => object,
         Err(error) => {
             let fault = Fault::from(error);
             if matches!(fault, Fault::Absent) {
-                shared.cost.no_bytes(latency, Instant::now());
+                shared.cost.no_bytes(latency, shared.surroundings.now());
             }
             return Err(fault);
         }
     };
-    let transfer = shared.cost.transfer(latency, Instant::now());
+    let transfer = shared.cost.transfer(latency, shared.surroundings.now());
     let source = Source::of(object, shared.most_bytes(segment)).await?;
     let (object, data) = open(shared, segment, source).await?;
-    transfer.done(object.len(), Instant::now());
+    transfer.done(object.len(), shared.surroundings.now());
     Ok((object, data))
 }
 
@@ -146,7 +145,7 @@ pub(super) async fn read_only(shared: Arc<Shared>, segment: Arc<Segment>) -> Res
         Fault::Damaged(damage) => Miss::Damaged(damage),
         Fault::Failed(reason) => Miss::Unreachable(reason),
     })?;
-    let read = tokio::task::spawn_blocking(move || source.bytes().map(|object| object.len())).await;
+    let read = shared.surroundings.run_blocking(move || source.bytes().map(|object| object.len())).await;
     read.map_err(|error| unreachable(&error))?.map_err(|error| unreachable(&error))
 }
 
@@ -197,13 +196,14 @@ async fn open(
     segment: &Arc<Segment>,
     source: Source,
 ) -> Result<(Bytes, SegmentData), Fault> {
-    let (shared, segment) = (shared.clone(), segment.clone());
+    let (segment, surroundings) = (segment.clone(), shared.surroundings.clone());
+    let shared = shared.clone();
     let open = move || {
         let object = source.bytes().map_err(|error| Fault::Failed(error.to_string()))?;
         let (settings, key) = (&shared.settings, shared.key(&segment.tenant));
         let data = object::decode(object.clone(), &segment, &settings.shape, settings.codec, key.as_ref());
         Ok((object, data.map_err(Fault::Damaged)?))
     };
-    let opened = tokio::task::spawn_blocking(open).await;
+    let opened = surroundings.run_blocking(open).await;
     opened.unwrap_or_else(|error| Err(Fault::Failed(format!("a segment cannot be decoded: {error}"))))
 }

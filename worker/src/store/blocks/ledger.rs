@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
 use crate::kv::{PrefixHash, SegmentId};
+use crate::surroundings::Surroundings;
 
 /// After this time a stored segment is put again if somebody has it: a bucket's rules, a collector or a folder's limit may have
 /// removed it, and nobody tells.
@@ -18,6 +19,7 @@ const BELIEVED: Duration = Duration::from_secs(3600);
 
 #[derive(Debug)]
 pub(super) struct Ledger {
+    surroundings: Surroundings,
     state: Mutex<State>,
     /// Wakes those who wait, at every end of a write.
     changed: Notify,
@@ -41,11 +43,11 @@ struct Recent {
 }
 
 impl Recent {
-    fn insert(&mut self, id: SegmentId) {
+    fn insert(&mut self, id: SegmentId, now: Instant) {
         if self.young.len() >= self.limit && !self.young.contains_key(&id) {
             self.old = std::mem::take(&mut self.young);
         }
-        self.young.insert(id, Instant::now());
+        self.young.insert(id, now);
     }
 
     fn retain(&mut self, stays: impl Fn(&SegmentId, &Instant) -> bool) {
@@ -58,23 +60,24 @@ impl Recent {
         self.old.remove(id);
     }
 
-    fn contains(&self, id: &SegmentId) -> bool {
+    fn contains(&self, id: &SegmentId, now: Instant) -> bool {
         let known = self.young.get(id).or_else(|| self.old.get(id));
-        known.is_some_and(|at| at.elapsed() < BELIEVED)
+        known.is_some_and(|at| now.saturating_duration_since(*at) < BELIEVED)
     }
 }
 
 impl Ledger {
     /// A ledger that remembers the last `limit` segments stored.
-    pub fn new(limit: usize) -> Self {
+    pub fn new(limit: usize, surroundings: Surroundings) -> Self {
         let stored = Recent { young: HashMap::new(), old: HashMap::new(), limit };
-        Self { state: Mutex::new(State { pending: HashSet::new(), stored }), changed: Notify::new() }
+        let state = Mutex::new(State { pending: HashSet::new(), stored });
+        Self { surroundings, state, changed: Notify::new() }
     }
 
     /// The segment is to be written; false: it is stored or on its way.
     pub fn begin(&self, id: SegmentId) -> bool {
         let mut state = self.lock();
-        !state.stored.contains(&id) && state.pending.insert(id)
+        !state.stored.contains(&id, self.surroundings.now()) && state.pending.insert(id)
     }
 
     /// The write of a segment that [began](Self::begin) is over.
@@ -82,7 +85,7 @@ impl Ledger {
         let mut state = self.lock();
         state.pending.remove(&id);
         if stored {
-            state.stored.insert(id);
+            state.stored.insert(id, self.surroundings.now());
         }
         drop(state);
         self.changed.notify_waiters();
@@ -90,7 +93,7 @@ impl Ledger {
 
     /// Somebody found the segment in the store.
     pub fn found(&self, id: SegmentId) {
-        self.lock().stored.insert(id);
+        self.lock().stored.insert(id, self.surroundings.now());
         self.changed.notify_waiters();
     }
 
@@ -107,13 +110,13 @@ impl Ledger {
     /// Whether the segment is stored or on its way.
     pub fn is_known(&self, id: &SegmentId) -> bool {
         let state = self.lock();
-        state.stored.contains(id) || state.pending.contains(id)
+        state.stored.contains(id, self.surroundings.now()) || state.pending.contains(id)
     }
 
     /// How many of `segments`, from the first on, are stored; an error while the one after them is on its way.
     fn leading(&self, segments: &[SegmentId]) -> Result<usize, StillPending> {
-        let state = self.lock();
-        let stored = segments.iter().take_while(|id| state.stored.contains(id)).count();
+        let (state, now) = (self.lock(), self.surroundings.now());
+        let stored = segments.iter().take_while(|id| state.stored.contains(id, now)).count();
         match segments.get(stored) {
             Some(next) if state.pending.contains(next) => Err(StillPending { stored }),
             _ => Ok(stored),
@@ -130,7 +133,9 @@ impl Ledger {
                 Ok(stored) => return stored,
                 Err(StillPending { stored }) => stored,
             };
+            // What is stored by now counts, though the time is over.
             tokio::select! {
+                biased;
                 () = changed => {}
                 () = &mut enough => return stored,
             }
@@ -168,7 +173,7 @@ mod tests {
 
     #[tokio::test]
     async fn only_leading_segments_count_and_only_open_ones_are_waited_for() {
-        let ledger = Ledger::new(10);
+        let ledger = Ledger::new(10, Surroundings::machine());
         let segments = [1, 2, 3, 4].map(id);
         segments.iter().for_each(|id| assert!(ledger.begin(*id)));
         assert!(!ledger.begin(id(1)) && ledger.is_known(&id(1)));
@@ -192,7 +197,7 @@ mod tests {
 
     #[test]
     fn what_is_lost_may_be_saved_again_and_a_write_under_way_stays() {
-        let ledger = Ledger::new(10);
+        let ledger = Ledger::new(10, Surroundings::machine());
         ledger.found(id(1));
         assert!(!ledger.begin(id(1)));
         ledger.lost(&id(1));
@@ -203,7 +208,7 @@ mod tests {
 
     #[test]
     fn what_a_listing_does_not_show_is_forgotten_unless_it_came_meanwhile() {
-        let ledger = Ledger::new(10);
+        let ledger = Ledger::new(10, Surroundings::machine());
         [1, 2].map(id).into_iter().for_each(|id| ledger.found(id));
         let since = Instant::now();
         ledger.found(id(3));
@@ -213,13 +218,13 @@ mod tests {
 
     #[test]
     fn the_last_ones_are_remembered_and_memory_is_bounded() {
-        let ledger = Ledger::new(10);
+        let ledger = Ledger::new(10, Surroundings::machine());
         for i in 0..=99 {
             ledger.found(id(i));
             ledger.found(id(i));
             let state = ledger.lock();
             assert!(state.stored.young.len() + state.stored.old.len() <= 20);
-            assert!((i.saturating_sub(9)..=i).all(|i| state.stored.contains(&id(i))));
+            assert!((i.saturating_sub(9)..=i).all(|i| state.stored.contains(&id(i), Instant::now())));
         }
         assert!(!ledger.is_known(&id(0)));
     }

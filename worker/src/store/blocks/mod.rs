@@ -22,12 +22,12 @@ mod tidy;
 use std::fmt::{Debug, Formatter};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use tokio::runtime::{Handle, Runtime};
+use object_store::ObjectStore;
+use tokio::runtime::Runtime;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument as _;
 use turnmill_schema::Name;
 
@@ -45,6 +45,7 @@ use super::object::Damage;
 use crate::config::{KvCodec, StoreUrl};
 use crate::kv::codec::Coding;
 use crate::kv::{BlockShape, Segment, SegmentData, SegmentId};
+use crate::surroundings::Surroundings;
 
 pub use cost::FetchCost;
 
@@ -111,6 +112,8 @@ impl Miss {
 #[derive(Debug)]
 struct Shared {
     settings: BlockStoreSettings,
+    /// Tasks of the store run on its own threads.
+    surroundings: Surroundings,
     keys: Option<Keys>,
     objects: Objects,
     ledger: Ledger,
@@ -129,21 +132,26 @@ struct Shared {
 }
 
 impl Shared {
-    fn new(objects: Objects, settings: BlockStoreSettings) -> Result<Self, StoreError> {
+    fn new(
+        objects: Objects,
+        settings: BlockStoreSettings,
+        surroundings: Surroundings,
+    ) -> Result<Self, StoreError> {
         Ok(Self {
             keys: settings.keys.as_deref().map(Keys::open).transpose()?,
             objects,
-            ledger: Ledger::new(REMEMBERED),
+            ledger: Ledger::new(REMEMBERED, surroundings.clone()),
             room: Room::new(settings.save_queue_bytes),
             cache: HostCache::new(settings.host_cache_bytes),
             parallel: Semaphore::new(settings.parallel.clamp(1, Semaphore::MAX_PERMITS)),
-            reads_first: ReadsFirst::new(),
-            cost: CostMeter::new(Instant::now()),
+            reads_first: ReadsFirst::new(surroundings.clone()),
+            cost: CostMeter::new(surroundings.clone()),
             health: Health::new(settings.url.clone()),
-            folder: tidy::folder(&settings),
+            folder: tidy::folder(&settings, surroundings.clone()),
             trimmed: Mutex::default(),
             hurries: CancellationToken::new(),
             settings,
+            surroundings,
         })
     }
 
@@ -166,23 +174,41 @@ pub struct BlockStore(Arc<Inner>);
 struct Inner {
     shared: Arc<Shared>,
     saver: Saver,
-    runtime: Handle,
-    /// Taken when this is dropped.
+    /// Taken when this is dropped; absent in a simulation.
     threads: Option<Runtime>,
 }
 
 impl BlockStore {
     /// Opens the store and starts its threads. A folder is made if there is none; other stores are not asked yet.
     pub fn open(settings: BlockStoreSettings) -> Result<Self, StoreError> {
-        Self::over(Objects::open(&settings)?, settings)
+        let threads = threads::runtime()?;
+        let surroundings = Surroundings::on(threads.handle().clone());
+        let objects = Objects::open(&settings, surroundings.clone())?;
+        Self::start(objects, settings, surroundings, Some(threads))
     }
 
-    fn over(objects: Objects, settings: BlockStoreSettings) -> Result<Self, StoreError> {
-        let shared = Arc::new(Shared::new(objects, settings)?);
-        let threads = threads::runtime()?;
-        let runtime = threads.handle().clone();
-        let saver = Saver::start(&shared, &runtime);
-        Ok(Self(Arc::new(Inner { shared, saver, runtime, threads: Some(threads) })))
+    /// The same over `objects`, without threads of its own: whatever it does happens in `surroundings`.
+    ///
+    /// # Errors
+    /// The tenants' keys cannot be read.
+    pub fn over(
+        objects: Arc<dyn ObjectStore>,
+        settings: BlockStoreSettings,
+        surroundings: Surroundings,
+    ) -> Result<Self, StoreError> {
+        let objects = Objects::over(objects, &settings, surroundings.clone());
+        Self::start(objects, settings, surroundings, None)
+    }
+
+    fn start(
+        objects: Objects,
+        settings: BlockStoreSettings,
+        surroundings: Surroundings,
+        threads: Option<Runtime>,
+    ) -> Result<Self, StoreError> {
+        let shared = Arc::new(Shared::new(objects, settings, surroundings)?);
+        let saver = Saver::start(&shared);
+        Ok(Self(Arc::new(Inner { shared, saver, threads })))
     }
 
     /// Writes, reads and removes an object.
@@ -249,7 +275,8 @@ impl BlockStore {
     /// Waits until the store has acknowledged `segments`, at most for `within`. How many of them, from the first on, it
     /// has: a failed one, or one that was never saved, ends the count and the wait.
     pub async fn saved(&self, segments: &[SegmentId], within: Duration) -> usize {
-        self.shared().ledger.settled(segments, tokio::time::sleep(within)).await
+        let shared = self.shared();
+        shared.ledger.settled(segments, shared.surroundings.sleep(within)).await
     }
 
     /// From now on writers do not rest, and one that rests goes on: the worker stops, and no step can be held up.
@@ -265,14 +292,15 @@ impl BlockStore {
                 tracing::debug!(%error, "when K and V were last used is not noted");
             }
         };
-        if tokio::time::timeout(within, all).await.is_err() {
+        if self.shared().surroundings.timeout(within, all).await.is_err() {
             tracing::warn!("KV blocks are still waiting for the object store; they are given up");
         }
     }
 
     /// What to expect of fetches that the host cache does not answer.
     pub fn fetch_cost(&self) -> FetchCost {
-        self.shared().cost.estimate(Instant::now())
+        let shared = self.shared();
+        shared.cost.estimate(shared.surroundings.now())
     }
 
     /// Calls `listener` now and at every change: with a sentence when reads or writes have failed three times in a
@@ -290,7 +318,7 @@ impl BlockStore {
         &self,
         work: impl Future<Output = T> + Send + 'static,
     ) -> Result<T, String> {
-        let task = AbortOnDropHandle::new(self.0.runtime.spawn(work.in_current_span()));
+        let task = self.shared().surroundings.run(work.in_current_span());
         task.await.map_err(|error| format!("the store's task failed: {error}"))
     }
 }
@@ -490,8 +518,10 @@ mod tests {
             folder_bytes: None,
         };
         change(&mut settings);
-        let objects = Objects::over(Arc::new(puts), &settings);
-        BlockStore::over(objects, settings).expect("threads start")
+        let threads = threads::runtime().expect("threads start");
+        let surroundings = Surroundings::on(threads.handle().clone());
+        let objects = Objects::over(Arc::new(puts), &settings, surroundings.clone());
+        BlockStore::start(objects, settings, surroundings, Some(threads)).expect("there are no keys")
     }
 
     /// A segment of two blocks; equal for equal numbers.

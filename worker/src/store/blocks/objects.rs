@@ -17,6 +17,7 @@ use crate::kv::SegmentId;
 use crate::store::inventory::SegmentName;
 use crate::store::open::{Patience, open_with};
 use crate::store::{DAMAGED, StoreError};
+use crate::surroundings::Surroundings;
 
 /// The folder that checks write to.
 const PROBES: &str = "kv-probe";
@@ -37,19 +38,24 @@ pub(super) struct Objects {
     read: Duration,
     /// How long a write may take.
     write: Duration,
+    surroundings: Surroundings,
 }
 
 impl Objects {
-    pub fn open(settings: &BlockStoreSettings) -> Result<Self, StoreError> {
+    pub fn open(settings: &BlockStoreSettings, surroundings: Surroundings) -> Result<Self, StoreError> {
         let (read, write) = patience(settings);
         let patience = Patience { connect: read.min(CONNECT), request: write, retries: read };
-        Ok(Self::over(open_with(&settings.url, patience)?, settings))
+        Ok(Self::over(open_with(&settings.url, patience)?, settings, surroundings))
     }
 
     /// The same through this client.
-    pub fn over(store: Arc<dyn ObjectStore>, settings: &BlockStoreSettings) -> Self {
+    pub fn over(
+        store: Arc<dyn ObjectStore>,
+        settings: &BlockStoreSettings,
+        surroundings: Surroundings,
+    ) -> Self {
         let (read, write) = patience(settings);
-        Self { store, url: settings.url.clone(), queue: settings.queue.clone(), read, write }
+        Self { store, url: settings.url.clone(), queue: settings.queue.clone(), read, write, surroundings }
     }
 
     /// The segment's object, if there is one; its bytes are still to be read. Reading ends with the fetch's time.
@@ -62,7 +68,7 @@ impl Objects {
     pub async fn put(&self, id: &SegmentId, object: Bytes) -> Result<bool, String> {
         let path = self.path(id);
         let put = self.store.put_opts(&path, object.into(), PutMode::Create.into());
-        match tokio::time::timeout(self.write, put).await {
+        match self.surroundings.timeout(self.write, put).await {
             Ok(Ok(_)) => Ok(true),
             Ok(Err(Error::AlreadyExists { .. })) => Ok(false),
             Ok(Err(error)) => Err(error.to_string()),
@@ -81,7 +87,7 @@ impl Objects {
                 Err(_) => self.store.delete(&path).await,
             }
         };
-        let moved = match tokio::time::timeout(self.read, moved).await {
+        let moved = match self.surroundings.timeout(self.read, moved).await {
             Ok(moved) => moved.map_err(|error| error.to_string()),
             Err(_) => Err(silent_for(self.read)),
         };
@@ -94,11 +100,12 @@ impl Objects {
     }
 
     /// Whether the store takes, gives back and removes an object.
+    #[allow(clippy::disallowed_methods, reason = "an object that no other check has; not simulated")]
     pub async fn check(&self) -> Result<(), StoreError> {
         let path = Path::from(format!("{PROBES}/{}/{}", self.queue, Uuid::now_v7()));
         let unreachable =
             |reason| StoreError::Unreachable { url: self.url.clone(), path: path.to_string(), reason };
-        match tokio::time::timeout(CHECK, self.probe(&path)).await {
+        match self.surroundings.timeout(CHECK, self.probe(&path)).await {
             Ok(probed) => probed.map_err(unreachable),
             Err(_) => Err(unreachable(silent_for(CHECK))),
         }

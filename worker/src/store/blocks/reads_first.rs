@@ -6,30 +6,35 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
+use crate::surroundings::Surroundings;
+
 /// What a write waits for reads. Two writers of 6 MB each still write 48 MB/s past reads without end.
 const LONGEST: Duration = Duration::from_millis(250);
 
 /// Counts the reads under way.
 #[derive(Debug)]
-pub(super) struct ReadsFirst(watch::Sender<usize>);
+pub(super) struct ReadsFirst {
+    reads: watch::Sender<usize>,
+    surroundings: Surroundings,
+}
 
 impl ReadsFirst {
-    pub fn new() -> Self {
-        Self(watch::Sender::new(0))
+    pub fn new(surroundings: Surroundings) -> Self {
+        Self { reads: watch::Sender::new(0), surroundings }
     }
 
     /// A read is under way until this is dropped.
     pub fn begin(&self) -> Reading<'_> {
-        self.0.send_modify(|reads| *reads += 1);
-        Reading(&self.0)
+        self.reads.send_modify(|reads| *reads += 1);
+        Reading(&self.reads)
     }
 
     /// Waits while reads are under way, but not for long.
     pub async fn give_way(&self) {
-        let mut reads = self.0.subscribe();
+        let mut reads = self.reads.subscribe();
         let quiet = reads.wait_for(|reads| *reads == 0);
         // Over time, it is the write's turn.
-        let _ = tokio::time::timeout(LONGEST, quiet).await;
+        let _ = self.surroundings.timeout(LONGEST, quiet).await;
     }
 }
 
@@ -52,7 +57,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_write_waits_for_the_last_read() {
-        let gate = ReadsFirst::new();
+        let gate = ReadsFirst::new(Surroundings::machine());
         gate.give_way().await;
         let (first, second) = (gate.begin(), gate.begin());
         let mut write = pin!(gate.give_way());
@@ -64,7 +69,7 @@ mod tests {
 
     #[tokio::test]
     async fn reads_without_end_do_not_starve_it() {
-        let gate = ReadsFirst::new();
+        let gate = ReadsFirst::new(Surroundings::machine());
         let _endless = gate.begin();
         gate.give_way().await;
     }

@@ -10,13 +10,12 @@
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
 
 use bytes::Bytes;
 use futures::FutureExt;
-use tokio::runtime::Handle;
 use tokio::sync::Mutex;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
-use tokio::time::Instant;
 
 use super::Shared;
 use crate::kv::{SegmentData, SegmentId};
@@ -106,12 +105,12 @@ impl Drop for Pending {
 
 impl Saver {
     /// Starts the writers; they end with the runtime, or when this is dropped and the queue is empty.
-    pub fn start(shared: &Arc<Shared>, runtime: &Handle) -> Self {
+    pub fn start(shared: &Arc<Shared>) -> Self {
         let (queue, segments) = unbounded_channel();
         let segments = Arc::new(Mutex::new(segments));
         let writers = if shared.settings.url.is_folder() { 1 } else { WRITERS };
         for _ in 0..writers {
-            runtime.spawn(write_all(shared.clone(), segments.clone()));
+            shared.surroundings.spawn(write_all(shared.clone(), segments.clone()));
         }
         Self(queue)
     }
@@ -133,7 +132,8 @@ impl Saver {
 /// Writes until nobody can give segments any more. A panic is a bug and costs the segment that was being written: a folder has
 /// no other writer.
 async fn write_all(shared: Arc<Shared>, segments: Arc<Mutex<UnboundedReceiver<Queued>>>) {
-    let mut writer = Writer { shared, segments, rested: Instant::now() };
+    let rested = shared.surroundings.now();
+    let mut writer = Writer { shared, segments, rested };
     while AssertUnwindSafe(writer.run()).catch_unwind().await.is_err() {
         tracing::error!(
             store = %writer.shared.settings.url,
@@ -174,24 +174,25 @@ impl Writer {
     /// Waits until the rest is over, or no step can be held up any more.
     async fn rest(&self) {
         tokio::select! {
-            () = tokio::time::sleep_until(self.rested) => {}
+            biased;
             () = self.shared.hurries.cancelled() => {}
+            () = self.shared.surroundings.sleep_until(self.rested) => {}
         }
     }
 
     async fn write(&mut self, data: SegmentData) -> Result<End, String> {
-        let (shared, id, began) = (&self.shared, data.segment.id, Instant::now());
+        let (shared, id, began) = (&self.shared, data.segment.id, self.shared.surroundings.now());
         let object = encode(shared, data).await?;
-        let encoded = began.elapsed();
+        let encoded = shared.surroundings.since(began);
         if !has_room(shared, id, object.len()).await? {
             return Ok(End::NoRoom);
         }
-        let began = Instant::now();
+        let began = shared.surroundings.now();
         let put = shared.objects.put(&id, object.clone()).await;
-        let took = began.elapsed();
+        let took = shared.surroundings.since(began);
         if shared.settings.url.is_folder() {
             // Encoding is done at a low priority and trimming writes nothing: neither needs a rest.
-            self.rested = Instant::now() + REST * took;
+            self.rested = shared.surroundings.now() + REST * took;
         }
         let is_new = put?;
         metrics::segment_written(encoded + took);
@@ -214,12 +215,12 @@ async fn has_room(shared: &Shared, id: SegmentId, bytes: usize) -> Result<bool, 
 }
 
 async fn encode(shared: &Arc<Shared>, data: SegmentData) -> Result<Bytes, String> {
-    let shared = shared.clone();
+    let (surroundings, shared) = (shared.surroundings.clone(), shared.clone());
     let encode = move || {
         let key = shared.key(&data.segment.tenant);
         Bytes::from(object::encode(&data, &shared.settings.shape, shared.settings.codec, key.as_ref()))
     };
-    tokio::task::spawn_blocking(encode).await.map_err(|error| format!("a segment cannot be encoded: {error}"))
+    surroundings.run_blocking(encode).await.map_err(|error| format!("a segment cannot be encoded: {error}"))
 }
 
 #[cfg(test)]

@@ -7,11 +7,12 @@ use crate::kv::SegmentId;
 use crate::observe::metrics;
 use crate::store::StoreError;
 use crate::store::folder::{Folder, Look, Trimmed};
+use crate::surroundings::Surroundings;
 
 /// The files of the queue; none if the store is no folder.
-pub(super) fn folder(settings: &BlockStoreSettings) -> Option<Arc<Folder>> {
+pub(super) fn folder(settings: &BlockStoreSettings, surroundings: Surroundings) -> Option<Arc<Folder>> {
     let root = settings.url.folder()?;
-    Some(Folder::new(root, settings.queue.clone(), settings.folder_bytes))
+    Some(Folder::new(root, settings.queue.clone(), settings.folder_bytes, surroundings))
 }
 
 impl Shared {

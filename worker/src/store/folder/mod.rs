@@ -8,6 +8,8 @@
 //! [`policy`] wants more than the new segment is never removed for it; a file that cannot be removed costs only the room that
 //! it takes; a segment that goes costs prefill, as any that is missing. Buckets have rules of their own for what grows old, and `kv gc` knows what nobody needs.
 
+#![allow(clippy::disallowed_methods, reason = "files carry the system's dates")]
+
 mod disk;
 mod policy;
 mod uses;
@@ -26,6 +28,7 @@ use self::policy::{Parent, Room, Segment, plan};
 use self::uses::Uses;
 use super::inventory::{self, SegmentName};
 use crate::kv::{PrefixHash, SegmentId};
+use crate::surroundings::Surroundings;
 
 /// What is left, of a hundred parts of the limit, so that not every new segment costs an old one.
 const LEFT_PERCENT: u64 = 90;
@@ -40,6 +43,7 @@ pub(super) struct Folder {
     limit: Option<u64>,
     account: Mutex<Account>,
     uses: Uses,
+    surroundings: Surroundings,
 }
 
 /// What this worker knows of the folder without looking.
@@ -90,10 +94,10 @@ type Incoming<'a> = (&'a SegmentId, u64);
 
 impl Folder {
     /// The segments of `queue` in the store's folder `root`, which may take `limit` bytes.
-    pub fn new(root: PathBuf, queue: Name, limit: Option<u64>) -> Arc<Self> {
+    pub fn new(root: PathBuf, queue: Name, limit: Option<u64>, surroundings: Surroundings) -> Arc<Self> {
         // Nothing is known before the first look.
         let account = Mutex::new(Account { bytes: 0, unseen: u64::MAX, is_refused: false });
-        Arc::new(Self { disk: Disk::new(root, queue), limit, account, uses: Uses::default() })
+        Arc::new(Self { disk: Disk::new(root, queue), limit, account, uses: Uses::default(), surroundings })
     }
 
     /// The segment is used now. Never waits.
@@ -144,7 +148,7 @@ impl Folder {
         work: impl FnOnce(&Self) -> Result<T, String> + Send + 'static,
     ) -> Result<T, String> {
         let this = self.clone();
-        let done = tokio::task::spawn_blocking(move || work(&this)).await;
+        let done = self.surroundings.run_blocking(move || work(&this)).await;
         done.unwrap_or_else(|error| Err(format!("looking after the folder failed: {error}")))
     }
 
@@ -156,7 +160,7 @@ impl Folder {
     fn look_for(&self, limit: u64, incoming: Option<Incoming>) -> Result<Look, String> {
         let mut account = self.account.blocking_lock();
         self.date();
-        let began = Instant::now();
+        let began = self.surroundings.now();
         let mut listing = self.disk.list().map_err(|error| self.failed("listed", &error))?;
         let incoming = incoming.filter(|(id, _)| !listing.has(&SegmentName::from(*id)));
         let Trim { is_wanted, trimmed, refused } = self.trim(&mut listing, limit, incoming);

@@ -29,12 +29,15 @@ struct Place {
 impl Place {
     fn new(limit: u64) -> Self {
         let root = tempfile::tempdir().expect("a temporary folder");
-        Self { folder: Folder::new(root.path().to_owned(), queue(), Some(limit)), root }
+        Self {
+            folder: Folder::new(root.path().to_owned(), queue(), Some(limit), Surroundings::machine()),
+            root,
+        }
     }
 
     /// The same with another limit.
     fn limited(&self, limit: u64) -> Arc<Folder> {
-        Folder::new(self.root.path().to_owned(), queue(), Some(limit))
+        Folder::new(self.root.path().to_owned(), queue(), Some(limit), Surroundings::machine())
     }
 
     fn path(&self, id: &SegmentId) -> String {

@@ -20,6 +20,8 @@
 //! too. Turns are read twice, one reading after the other, since a replay may move the reference from a turn that a
 //! reading has not come to yet to one that it has passed.
 
+#![allow(clippy::disallowed_methods, reason = "an operator's command; not simulated")]
+
 mod mark;
 mod sweep;
 
