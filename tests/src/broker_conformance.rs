@@ -17,8 +17,9 @@ use turnmill_schema::{
     AgentId, AgentName, Begin, DeadReason, Delta, End, Event, FinishReason, IdempotencyKey, Message, Outcome,
     Priority, Role, StoredTurn, TenantName, Timing, TranscriptEntry, Turn, TurnId, Usage,
 };
-use turnmill_worker::broker::memory::{Acted, Cancelled, DeadLetter, NotEnqueued, QueueFull};
 use turnmill_worker::broker::{Advice, Broker, BrokerError, Claim, Ending, Lease, QueueCounts, Ticket};
+
+use crate::memory_broker::{Acted, Cancelled, DeadLetter, NotEnqueued, QueueFull};
 
 pub use hands::*;
 pub use manifests::*;

@@ -9,6 +9,7 @@ pub mod golden;
 pub mod leftovers;
 pub mod line;
 pub mod machine;
+pub mod memory_broker;
 pub mod memory_queue;
 pub mod observability;
 pub mod otlp_server;

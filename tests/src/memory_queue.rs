@@ -4,13 +4,13 @@ use std::sync::{Arc, Mutex};
 
 use turnmill_redis::steps::{AgentAction, DepthLimits};
 use turnmill_schema::{AgentId, Delta, Event, Turn, TurnId};
-use turnmill_worker::broker::memory::{
-    Acted, Cancelled, Clock, DeadLetter, MemoryBroker, MemoryQueue, MemorySettings, NotEnqueued, TokioClock,
-};
 use turnmill_worker::broker::{Holdings, QueueCounts};
 
 use crate::broker_conformance::{LEASE_MS, TestQueue, WorkerLimits};
 use crate::machine::{self, Share};
+use crate::memory_broker::{
+    Acted, Cancelled, Clock, DeadLetter, MemoryBroker, MemoryQueue, MemorySettings, NotEnqueued, TokioClock,
+};
 
 /// A worker's settings.
 pub fn settings(worker: &str, lease_ms: u64, limits: WorkerLimits) -> MemorySettings {

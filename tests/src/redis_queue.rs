@@ -16,11 +16,11 @@ use turnmill_schema::envelope::{decode, encode_turn};
 use turnmill_schema::keys::{BacklogEntry, FIELD_EVENT, FIELD_REPLY, GROUP, Keys, Queue};
 use turnmill_schema::{AgentId, Delta, Event, Name, Outcome, Priority, Turn, TurnId};
 use turnmill_worker::broker::Holdings;
-use turnmill_worker::broker::memory::{Acted, AgentState, Cancelled, DeadLetter, NotEnqueued, QueueFull};
 use turnmill_worker::broker::redis::{BrokerSettings, RedisBroker};
 
 use crate::broker_conformance::{LEASE_MS, PATIENCE, TestQueue, WorkerLimits};
 use crate::leftovers;
+use crate::memory_broker::{Acted, AgentState, Cancelled, DeadLetter, NotEnqueued, QueueFull};
 use crate::redis_link::RedisLink;
 use crate::redis_server::RedisServer;
 

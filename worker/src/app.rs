@@ -543,36 +543,15 @@ async fn count<B: Broker>(broker: Arc<B>, gauges: Arc<QueueGauges>, stop: Cancel
 
 #[cfg(test)]
 mod tests {
-    use tokio::sync::Notify;
-
     use super::*;
-    use crate::broker::memory::{Link, MemoryQueue, MemorySettings, Passage, TokioClock};
-
-    /// No call is ever answered.
-    #[derive(Debug, Default)]
-    struct Silence {
-        asked: Arc<Notify>,
-    }
-
-    impl Link for Silence {
-        fn request(&self, _step: &'static str) -> Passage<u32> {
-            self.asked.notify_one();
-            Box::pin(std::future::pending())
-        }
-
-        fn reply(&self, _step: &'static str) -> Passage<()> {
-            Box::pin(std::future::pending())
-        }
-    }
+    use crate::broker::double::Double;
 
     #[tokio::test]
     async fn a_count_that_is_never_answered_does_not_keep_the_worker_from_stopping() {
-        let silence = Silence::default();
-        let (asked, stop) = (Arc::clone(&silence.asked), CancellationToken::new());
-        let queue = MemoryQueue::new(Arc::new(TokioClock::start()));
-        let broker = queue.worker_over(MemorySettings::example("w"), Arc::new(silence));
+        let queue = Double::default();
+        let (asked, stop) = (queue.asked.clone(), CancellationToken::new());
         let gauges = Arc::new(QueueGauges::new(COUNTS_EVERY));
-        let counting = tokio::spawn(count(Arc::new(broker), gauges, stop.clone()));
+        let counting = tokio::spawn(count(Arc::new(queue), gauges, stop.clone()));
         asked.notified().await;
         stop.cancel();
         let ended = tokio::time::timeout(Duration::from_secs(60), counting).await;

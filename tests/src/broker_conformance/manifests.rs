@@ -2,12 +2,12 @@
 
 use turnmill_redis::steps::AgentAction;
 use turnmill_schema::{Digest, Manifest, Outcome, Turn};
-use turnmill_worker::broker::memory::{Acted, AgentState};
 use turnmill_worker::broker::{Broker, Claim, Ending, Lease};
 
 use super::{
     TestQueue, claim, delta, ending, ending_with, enqueue, entry, finish, is_fenced, take_over, turn,
 };
+use crate::memory_broker::{Acted, AgentState};
 
 /// A manifest of `tokens` tokens, unlike that of any other number.
 pub fn manifest(tokens: u32) -> Manifest {

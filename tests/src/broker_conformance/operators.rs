@@ -4,13 +4,13 @@ use std::time::{Duration, Instant};
 
 use turnmill_redis::steps::AgentAction;
 use turnmill_schema::{AgentId, DeadReason, Outcome, Turn, TurnId};
-use turnmill_worker::broker::memory::{Acted, AgentState, Cancelled};
 use turnmill_worker::broker::{Broker, Claim};
 
 use super::{
     PATIENCE, TestQueue, claim, delta, ending, ending_with, ends, enqueue, entry, finish, is_fenced,
     read_one, turn,
 };
+use crate::memory_broker::{Acted, AgentState, Cancelled};
 
 fn agent(name: &str) -> AgentId {
     turn(Some(name), "").agent_id()

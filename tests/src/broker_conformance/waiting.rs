@@ -5,13 +5,13 @@ use std::time::{Duration, Instant};
 
 use turnmill_redis::steps::{AgentAction, DepthLimits};
 use turnmill_schema::{AgentId, DeadReason, Delta, Outcome, Priority, TenantName, Turn, TurnId};
-use turnmill_worker::broker::memory::{Acted, AgentState, DeadLetter};
 use turnmill_worker::broker::{Broker, Claim, Ending, Retry};
 
 use super::{
     LEASE_MS, PATIENCE, ROOM, TestQueue, WorkerLimits, claim, delta, ending, ends, enqueue, finish, full,
     is_fenced, promote, read_one, read_ticket, reclaim_one, turn, unheard,
 };
+use crate::memory_broker::{Acted, AgentState, DeadLetter};
 
 fn agent(name: &str) -> AgentId {
     turn(Some(name), "").agent_id()

@@ -9,9 +9,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Wake, Waker};
 
-use turnmill_worker::broker::memory::Clock;
-
 use super::dice::Dice;
+use crate::memory_broker::Clock;
 
 /// When every simulation starts, in Unix milliseconds.
 pub const START_MS: u64 = 1_700_000_000_000;

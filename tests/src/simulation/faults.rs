@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use turnmill_redis::Fault;
-use turnmill_worker::broker::memory::{Clock, Link, Passage};
 
 use super::ledger::Stage;
+use crate::memory_broker::{Clock, Link, Passage};
 
 /// The way between a worker and the queue.
 #[derive(Debug)]

@@ -5,11 +5,11 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use turnmill_schema::{AgentId, Outcome, TurnId};
-use turnmill_worker::broker::memory::MemoryQueue;
 
 use super::dice::Dice;
 use super::executor::SimClock;
 use super::plan::World;
+use crate::memory_broker::MemoryQueue;
 
 /// What everybody in a simulation shares.
 #[derive(Debug)]

@@ -18,12 +18,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use turnmill_schema::Outcome;
-use turnmill_worker::broker::memory::{AgentState, MemoryQueue, Mutation};
 
 pub use dice::Dice;
 use executor::{START_MS, SimClock, Task};
 use ledger::Stage;
 use plan::World;
+
+use crate::memory_broker::{AgentState, MemoryQueue, Mutation};
 
 /// Longest time between the end of faults and that of the last turn.
 const LIVENESS_MS: u64 = 60_000;

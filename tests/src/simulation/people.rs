@@ -5,10 +5,10 @@ use std::sync::atomic::Ordering;
 
 use turnmill_redis::steps::AgentAction;
 use turnmill_schema::{AgentId, TurnId};
-use turnmill_worker::broker::memory::{Acted, AgentState, Cancelled, NotEnqueued};
 
 use super::ledger::Stage;
 use super::plan::Plan;
+use crate::memory_broker::{Acted, AgentState, Cancelled, NotEnqueued};
 use crate::memory_queue::settings;
 
 /// Enqueues the plans of one producer, in order.

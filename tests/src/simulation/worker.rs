@@ -6,11 +6,11 @@ use std::sync::{Arc, Mutex, Weak};
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
-use turnmill_worker::broker::memory::MemoryBroker;
 use turnmill_worker::broker::{Advice, Broker, BrokerError, Lease, Ticket};
 
 use super::faults::{FaultyLink, Mortal};
 use super::ledger::Stage;
+use crate::memory_broker::MemoryBroker;
 use crate::memory_queue::settings;
 
 /// Of each in one lease, as real workers do.

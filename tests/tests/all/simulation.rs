@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use turnmill_tests::machine;
+use turnmill_tests::memory_broker::Mutation;
 use turnmill_tests::simulation::{Report, run};
-use turnmill_worker::broker::memory::Mutation;
 
 /// Seeds of one run.
 const SEEDS: u64 = 10_000;

@@ -17,11 +17,11 @@ use turnmill_schema::{AgentId, DeadReason, Delta, Event, Manifest, Outcome, Prio
 use turnmill_tests::broker_conformance::{
     TestQueue, WorkerLimits, claim, delta, ending, entry, manifest as some_manifest, room_for, turn,
 };
+use turnmill_tests::memory_broker::{AgentState, Clock, MemoryBroker, MemoryQueue, NotEnqueued};
 use turnmill_tests::memory_queue::settings;
 use turnmill_tests::redis_link::answer;
 use turnmill_tests::redis_queue::{RedisQueue, dead_letters_of, events_of, reply_of};
 use turnmill_tests::simulation::Dice;
-use turnmill_worker::broker::memory::{AgentState, Clock, MemoryBroker, MemoryQueue, NotEnqueued};
 use turnmill_worker::broker::redis::RedisBroker;
 use turnmill_worker::broker::{Broker, BrokerError, Ending, Lease, Ticket};
 

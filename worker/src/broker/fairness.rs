@@ -7,19 +7,19 @@ const INTERACTIVE_A_BATCH: usize = 3;
 
 /// What one worker's reads have served so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Fairness {
+pub struct Fairness {
     /// Interactive tickets since the last one of a batch agent.
     since_batch: usize,
 }
 
 impl Fairness {
     /// How many of `room` tickets are asked of batch agents first.
-    pub(super) fn batch_share(self, room: usize) -> usize {
+    pub fn batch_share(self, room: usize) -> usize {
         (self.since_batch + room) / (INTERACTIVE_A_BATCH + 1)
     }
 
     /// A read came to its end with tickets of these priorities.
-    pub(super) fn note(&mut self, tickets: impl IntoIterator<Item = Priority>) {
+    pub fn note(&mut self, tickets: impl IntoIterator<Item = Priority>) {
         let (mut interactive, mut batch) = (0, 0);
         for priority in tickets {
             match priority {

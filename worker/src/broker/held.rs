@@ -5,6 +5,9 @@
 //!   alive, and left to others when both are dropped;
 //! * a lease that was lost is never renewed again, and says so at once to every task that waits for it;
 //! * while a lease is being ended, no renewal calls it lost: the answer to the ending says what became of it.
+//!
+//! An adapter says what the queue answered by the calls that are public here; whoever runs turns needs none of them but
+//! [`Lease::lost`], [`Lease::is_lost`] and [`Lease::fence`].
 
 use std::collections::HashMap;
 use std::fmt;
@@ -95,11 +98,14 @@ struct All(Mutex<HashMap<TicketId, Weak<Holding>>>);
 pub struct Holdings(Arc<All>);
 
 /// An entry to be renewed; what it was held for when it was listed.
-pub(super) struct Renewable {
+pub struct Renewable {
     holding: Arc<Holding>,
-    pub(super) id: TicketId,
-    pub(super) agent: AgentId,
-    pub(super) epoch: Option<u64>,
+    /// Which.
+    pub id: TicketId,
+    /// Whose.
+    pub agent: AgentId,
+    /// The lease's, if it is leased.
+    pub epoch: Option<u64>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -108,8 +114,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Holdings {
-    /// Takes an entry into the worker's hands; none if it is there already.
-    pub(super) fn take(&self, id: TicketId, agent: AgentId, head: Option<BacklogEntry>) -> Option<Ticket> {
+    /// Takes an entry into the worker's hands, with the head of its agent's backlog if that is known; none if it is there
+    /// already.
+    pub fn take(&self, id: TicketId, agent: AgentId, head: Option<BacklogEntry>) -> Option<Ticket> {
         let mut all = lock(&self.0.0);
         if all.get(&id).is_some_and(|known| known.strong_count() > 0) {
             return None;
@@ -122,7 +129,7 @@ impl Holdings {
     }
 
     /// Whether the entry is in the worker's hands.
-    pub(super) fn has(&self, id: &TicketId) -> bool {
+    pub fn has(&self, id: &TicketId) -> bool {
         lock(&self.0.0).get(id).is_some_and(|known| known.strong_count() > 0)
     }
 
@@ -137,12 +144,12 @@ impl Holdings {
     }
 
     /// How many turns are leased.
-    pub(super) fn leases(&self) -> usize {
+    pub fn leases(&self) -> usize {
         self.all().iter().filter(|holding| matches!(lock(&holding.state).held, Held::Lease { .. })).count()
     }
 
     /// What is to be renewed now.
-    pub(super) fn renewable(&self) -> Vec<Renewable> {
+    pub fn renewable(&self) -> Vec<Renewable> {
         let listed = self.all().into_iter().filter_map(|holding| {
             let epoch = match lock(&holding.state).held {
                 Held::Ticket => None,
@@ -157,7 +164,7 @@ impl Holdings {
     }
 
     /// Says that the turn is not this worker's any more: somebody cancelled it.
-    pub(super) fn lose_turn(&self, cancelled: TurnId) {
+    pub fn lose_turn(&self, cancelled: TurnId) {
         for holding in self.all() {
             holding.lose_if(
                 |held| matches!(held, Held::Lease { turn, ending: false, .. } if *turn == cancelled),
@@ -182,7 +189,7 @@ impl Renewable {
     }
 
     /// A renewal found the entry to be another's. A ticket that is not leased stays: its lease says what it is by then.
-    pub(super) fn is_lost(&self) {
+    pub fn is_lost(&self) {
         self.holding.lose_if(
             |held| matches!(held, Held::Lease { epoch, ending: false, .. } if Some(*epoch) == self.epoch),
         );
@@ -231,7 +238,7 @@ impl Ticket {
     }
 
     /// The head of its agent is leased.
-    pub(super) fn leased(&self, entry: BacklogEntry, epoch: u64, attempt: u32) -> Lease {
+    pub fn leased(&self, entry: BacklogEntry, epoch: u64, attempt: u32) -> Lease {
         let (turn, lost) = (entry.turn, CancellationToken::new());
         let mut state = lock(&self.holding.state);
         if matches!(state.held, Held::Lost) {
@@ -254,7 +261,7 @@ impl Ticket {
     }
 
     /// It is not this worker's any more.
-    pub(super) fn forget(&self) {
+    pub fn forget(&self) {
         self.holding.lose_if(|_| true);
     }
 }
@@ -306,7 +313,7 @@ impl Lease {
     }
 
     /// Its last call is under way; from here on that call's answer says what became of it.
-    pub(super) fn begin_to_end(&self) {
+    pub fn begin_to_end(&self) {
         if let Held::Lease { epoch, ending, .. } = &mut lock(&self.holding.state).held
             && *epoch == self.epoch
         {
@@ -315,13 +322,13 @@ impl Lease {
     }
 
     /// The lease is over, and was not lost.
-    pub(super) fn over(&self) {
+    pub fn over(&self) {
         self.holding.release_if(|held| self.is_this(held));
     }
 
     /// The lease is over, and its ticket stands for the agent's next turn, `head`. None if the worker lost the ticket
     /// meanwhile.
-    pub(super) fn continued(&self, head: Option<BacklogEntry>) -> Option<Ticket> {
+    pub fn continued(&self, head: Option<BacklogEntry>) -> Option<Ticket> {
         let mut state = lock(&self.holding.state);
         if !self.is_this(&state.held) {
             return None;
@@ -333,7 +340,7 @@ impl Lease {
     }
 
     /// Another worker has the turn, or it was ended elsewhere.
-    pub(super) fn lose(&self) {
+    pub fn lose(&self) {
         self.holding.lose_if(|held| self.is_this(held));
         self.lost.cancel();
     }

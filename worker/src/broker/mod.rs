@@ -5,10 +5,11 @@
 //! * nothing is written for a turn by a worker whose lease was taken over ([`BrokerError::Fenced`]);
 //! * every call may be repeated after a lost reply and then answers the same.
 
+#[cfg(test)]
+pub(crate) mod double;
 mod error;
 mod fairness;
 mod held;
-pub mod memory;
 pub mod redis;
 mod references;
 
@@ -20,11 +21,12 @@ use turnmill_schema::envelope::EnvelopeError;
 use turnmill_schema::{DeadReason, Delta, End, History, Manifest, StoredTurn, TranscriptEntry, WorkerStatus};
 
 pub use error::{Advice, BrokerError};
-pub use held::{Fence, Holdings, Lease, Ticket, TicketId};
+pub use fairness::Fairness;
+pub use held::{Fence, Holdings, Lease, Renewable, Ticket, TicketId};
 pub use references::{Manifests, PayloadsInUse, References, Root};
 
 /// A worker that was silent for this many leases is not listed any more.
-const LISTED_LEASES: u64 = 3;
+pub const LISTED_LEASES: u64 = 3;
 
 /// A leased turn with everything needed to run it.
 #[derive(Debug)]

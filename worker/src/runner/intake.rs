@@ -160,62 +160,28 @@ async fn after(stop: &CancellationToken, wait: Duration, surroundings: &Surround
 mod tests {
     use std::time::Instant;
 
-    use tokio::sync::Notify;
-    use turnmill_redis::steps::DepthLimits;
-    use turnmill_schema::{Message, Role, TenantName, Turn, TurnId};
-
     use super::*;
-    use crate::broker::memory::{Link, MemoryQueue, MemorySettings, Passage, TokioClock};
+    use crate::broker::double::Double;
     use crate::lifecycle::HeadroomLimits;
-
-    /// Answers to leases wait until they are let through.
-    #[derive(Debug, Default)]
-    struct Gate {
-        asked: Notify,
-        open: Arc<Notify>,
-    }
-
-    impl Link for Gate {
-        fn request(&self, _step: &'static str) -> Passage<u32> {
-            Box::pin(std::future::ready(Ok(1)))
-        }
-
-        fn reply(&self, step: &'static str) -> Passage<()> {
-            if step != "lease" {
-                return Box::pin(std::future::ready(Ok(())));
-            }
-            self.asked.notify_one();
-            let open = Arc::clone(&self.open);
-            Box::pin(async move {
-                open.notified().await;
-                Ok(())
-            })
-        }
-    }
 
     #[tokio::test]
     async fn a_lease_under_way_is_waited_for_when_the_worker_stops_but_not_for_ever() {
         for answers in [true, false] {
-            let queue = MemoryQueue::new(Arc::new(TokioClock::start()));
-            let gate = Arc::new(Gate::default());
-            let broker = queue.worker_over(MemorySettings::example("w"), gate.clone());
-            let tenant = TenantName::new("default").expect("a name");
-            let turn = Turn::new(TurnId::new(0), tenant, vec![Message::new(Role::User, "hi")]);
-            queue.enqueue(&[turn], DepthLimits { queue: 10, tenant: 10 }).expect("there is room");
-            let ticket = broker.read(1).await.expect("answered").pop().expect("a ticket");
+            let queue = Double::default();
+            let (ticket, asked, answer) = (queue.ticket(), queue.asked.clone(), queue.answer.clone());
             let limits = HeadroomLimits { low: 0.0, high: 0.1 };
             let lifecycle = Lifecycle::new(limits, Duration::from_secs(60), Instant::now());
             let health = QueueHealth::new(Arc::new(lifecycle), Surroundings::machine());
             let stop = CancellationToken::new();
             let stops = async {
-                gate.asked.notified().await;
+                asked.notified().await;
                 stop.cancel();
                 tokio::task::yield_now().await;
                 if answers {
-                    gate.open.notify_one();
+                    answer.notify_one();
                 }
             };
-            let (claim, ()) = tokio::join!(lease(&broker, &health, &ticket, &stop), stops);
+            let (claim, ()) = tokio::join!(lease(&queue, &health, &ticket, &stop), stops);
             assert_eq!(claim.is_some(), answers, "the queue leased it");
         }
     }

@@ -119,45 +119,21 @@ impl<B: Broker> Publisher<B> {
 
 #[cfg(test)]
 mod tests {
-    use turnmill_redis::steps::DepthLimits;
-    use turnmill_schema::{Event, Message, Role, TenantName, TokenLogprobs, Turn, TurnId};
+    use turnmill_schema::TokenLogprobs;
 
     use super::*;
-    use crate::broker::Claim;
-    use crate::broker::memory::{MemoryBroker, MemoryQueue, MemorySettings, TokioClock};
+    use crate::broker::double::Double;
     use crate::lifecycle::{HeadroomLimits, Lifecycle};
     use crate::surroundings::Surroundings;
 
-    struct Setting {
-        queue: MemoryQueue,
-        broker: Arc<MemoryBroker>,
-        turn: TurnId,
-    }
-
-    impl Setting {
-        fn new() -> Self {
-            let queue = MemoryQueue::new(Arc::new(TokioClock::start()));
-            let broker = queue.worker(MemorySettings::example("w"));
-            let (turn, tenant) = (TurnId::new(0), TenantName::new("default").expect("a name"));
-            let turns = [Turn::new(turn, tenant, vec![Message::new(Role::User, "hi")])];
-            let room = DepthLimits { queue: 10, tenant: 10 };
-            queue.enqueue(&turns, room).expect("there is room");
-            Self { queue, broker: Arc::new(broker), turn }
-        }
-
-        async fn claim(&self) -> Claim {
-            let tickets = self.broker.read(1).await.expect("answered");
-            self.broker.lease(&tickets[0]).await.expect("answered").expect("the turn waits")
-        }
-
-        fn publisher(&self, claim: &Claim) -> Publisher<MemoryBroker> {
-            let limits = HeadroomLimits { low: 0.0, high: 0.0 };
-            let lifecycle = Lifecycle::new(limits, Duration::from_secs(60), Instant::now());
-            let coalescing = Arc::new(Coalescing::new(Duration::from_millis(100)));
-            let (broker, health) =
-                (Arc::clone(&self.broker), QueueHealth::new(Arc::new(lifecycle), Surroundings::machine()));
-            Publisher::new(broker, health, Arc::clone(&claim.lease), &claim.published, coalescing)
-        }
+    /// Publishes to `queue` after what earlier attempts published.
+    fn publisher(queue: &Arc<Double>, published: Vec<Delta>) -> Publisher<Double> {
+        let limits = HeadroomLimits { low: 0.0, high: 0.0 };
+        let lifecycle = Lifecycle::new(limits, Duration::from_secs(60), Instant::now());
+        let health = QueueHealth::new(Arc::new(lifecycle), Surroundings::machine());
+        let coalescing = Arc::new(Coalescing::new(Duration::from_millis(100)));
+        let claim = Double::claim(published);
+        Publisher::new(Arc::clone(queue), health, claim.lease, &claim.published, coalescing)
     }
 
     fn token(id: u32, text: &str) -> MadeToken {
@@ -176,42 +152,34 @@ mod tests {
         }
         // Any frames, and any place at which another attempt goes on.
         for (frame, resumed) in (1..=6).flat_map(|frame| (0..6).map(move |resumed| (frame, resumed))) {
-            let setting = Setting::new();
-            let claim = setting.claim().await;
-            let mut publisher = setting.publisher(&claim);
+            let queue = Arc::new(Double::default());
+            let mut first = publisher(&queue, Vec::new());
             for (id, text) in (0..resumed).zip(TEXTS) {
-                publisher.push(&token(id, text));
+                first.push(&token(id, text));
                 if (id + 1) % frame == 0 {
-                    publisher.flush().await.expect("published");
+                    first.flush().await.expect("published");
                 }
             }
-            publisher.flush().await.expect("published");
-            setting.broker.requeue(&claim.lease, None).await.expect("requeued");
-            drop((publisher, claim));
+            first.flush().await.expect("published");
 
-            let claim = setting.claim().await;
-            let mut publisher = setting.publisher(&claim);
+            let mut second = publisher(&queue, queue.appended());
             for (id, text) in (0..).zip(TEXTS).skip(resumed as usize) {
-                publisher.push(&token(id, text));
+                second.push(&token(id, text));
             }
-            publisher.flush().await.expect("published");
+            second.flush().await.expect("published");
             let mut told = Delta::default();
-            for event in setting.queue.events(setting.turn) {
-                if let Event::Delta(delta) = event {
-                    assert_eq!(delta.check_lengths(), Ok(()), "{delta:?}");
-                    told.extend(delta);
-                }
+            for delta in queue.appended() {
+                assert_eq!(delta.check_lengths(), Ok(()), "{delta:?}");
+                told.extend(delta);
             }
             assert_eq!(told, expected, "frames of {frame}, resumed after {resumed}");
-            assert_eq!(publisher.take_short_reply(), Some(expected.clone()));
+            assert_eq!(second.take_short_reply(), Some(expected.clone()));
         }
     }
 
     #[tokio::test]
     async fn the_first_token_is_due_at_once_and_the_others_wait_on_a_busy_worker_only() {
-        let setting = Setting::new();
-        let claim = setting.claim().await;
-        let mut publisher = setting.publisher(&claim);
+        let mut publisher = publisher(&Arc::new(Double::default()), Vec::new());
         let now = Instant::now();
         let at = |ms| now + Duration::from_millis(ms);
         publisher.push(&MadeToken { at: at(0), ..token(0, "a") });

@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use turnmill_schema::envelope::EnvelopeError;
 use turnmill_schema::{AgentId, DeadReason, Delta, Event, Manifest, Outcome, Priority};
+use turnmill_worker::broker::{BrokerError, Ending, Fence, Retry};
 
 use super::conclude::{Conclusion, Retention};
 use super::ready::LeaseKey;
 use super::state::{Place, State};
 use super::{MemorySettings, Mutation};
-use crate::broker::{BrokerError, Ending, Fence, Retry};
 
 impl State {
     pub(super) fn append(&mut self, lease: &LeaseKey, delta: &Delta) -> Result<(), BrokerError> {

@@ -5,8 +5,7 @@
 use std::collections::BTreeMap;
 
 use turnmill_schema::{AgentId, Priority, TurnId};
-
-use crate::broker::{Lease, Ticket, TicketId};
+use turnmill_worker::broker::{Lease, Ticket, TicketId};
 
 /// A ticket: "this agent is runnable".
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -1,7 +1,5 @@
 //! The queue's clock, injected: a simulation and a test decide what time it is.
 
-#![allow(clippy::disallowed_methods, reason = "one of the clocks is the machine's")]
-
 use std::fmt::Debug;
 use std::future::Future;
 use std::pin::Pin;

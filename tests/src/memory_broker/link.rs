@@ -5,7 +5,7 @@ use std::fmt::Debug;
 use std::future::Future;
 use std::pin::Pin;
 
-use crate::broker::BrokerError;
+use turnmill_worker::broker::BrokerError;
 
 /// What [`Link`] answers with, later.
 pub type Passage<T> = Pin<Box<dyn Future<Output = Result<T, BrokerError>> + Send>>;

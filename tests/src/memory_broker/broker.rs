@@ -5,17 +5,15 @@ use std::time::Duration;
 
 use tokio::sync::{Mutex, broadcast};
 use turnmill_schema::{AgentId, DeadReason, Delta, Manifest, TurnId, WorkerStatus};
+use turnmill_worker::broker::{
+    Broker, BrokerError, Claim, Ending, Fairness, Fence, Holdings, LISTED_LEASES, Lease, Orders, QueueCounts,
+    Renewable, Retry, Ticket, TicketId,
+};
 
 use super::link::Link;
 use super::ready::{LeaseKey, TicketKey};
 use super::state::State;
 use super::{MemoryQueue, MemorySettings};
-use crate::broker::fairness::Fairness;
-use crate::broker::held::Renewable;
-use crate::broker::{
-    Broker, BrokerError, Claim, Ending, Fence, Holdings, LISTED_LEASES, Lease, Orders, QueueCounts, Retry,
-    Ticket, TicketId,
-};
 
 /// How long a read waits.
 const READ_WAIT_MS: u64 = 2000;

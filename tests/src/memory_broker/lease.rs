@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use turnmill_schema::keys::BacklogEntry;
 use turnmill_schema::{AgentId, Begin, Delta, Event, History, Manifest, Outcome, StoredTurn, Turn, TurnId};
+use turnmill_worker::broker::{Claim, Ticket};
 
 use super::conclude::{Conclusion, Retention};
 use super::ready::TicketKey;
 use super::state::{Place, State};
 use super::{MemorySettings, Mutation};
-use crate::broker::{Claim, Ticket};
 
 /// Attempts in a row that published nothing, after which the next one is told that it runs alone.
 const BARREN_BEFORE_ALONE: u32 = 2;

@@ -4,10 +4,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use turnmill_schema::Priority;
+use turnmill_worker::broker::{PriorityCounts, QueueCounts};
 
 use super::MemorySettings;
 use super::state::{Place, State, Tenant};
-use crate::broker::{PriorityCounts, QueueCounts};
 
 impl State {
     pub(super) fn counts(&self) -> QueueCounts {

@@ -4,12 +4,12 @@
 use std::collections::BTreeMap;
 
 use turnmill_schema::{AgentId, Outcome, Priority, TurnId};
+use turnmill_worker::broker::Fairness;
 
 use super::conclude::Retention;
 use super::ready::TicketKey;
 use super::state::{Place, State};
 use super::{MemorySettings, Mutation};
-use crate::broker::fairness::Fairness;
 
 impl State {
     /// At most `room` tickets, in the order that `fairness` asks for.

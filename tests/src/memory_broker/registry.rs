@@ -3,8 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use turnmill_schema::WorkerStatus;
-
-use crate::broker::Orders;
+use turnmill_worker::broker::Orders;
 
 /// The queue's workers.
 #[derive(Debug, Default)]

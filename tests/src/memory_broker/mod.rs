@@ -1,6 +1,6 @@
 //! A queue in the memory of one process: the same port and the same promises as the one in Redis, and nothing kept
-//! when the process ends. For trying things without a server, and for the simulation, which injects the clock
-//! ([`Clock`]) and what happens to calls on their way ([`Link`]).
+//! when the process ends. For the simulation, which injects the clock ([`Clock`]) and what happens to calls on their way
+//! ([`Link`]), and for the conformance suite and the traces, which hold it against the one in Redis.
 //!
 //! Invariants:
 //! * a call is one step: it holds the queue's only lock, never across an await, and time stands still meanwhile;
@@ -14,7 +14,7 @@
 //! | `tickets` | reading, renewals, reclaiming, promotion |
 //! | `lease`, `run`, `conclude` | a turn's way from its lease to its end |
 //! | `operate` | cancelling, pausing |
-//! | `broker` | a worker's handle: the [`Broker`](super::Broker) |
+//! | `broker` | a worker's handle: the [`Broker`](turnmill_worker::broker::Broker) |
 
 mod broker;
 mod clock;
@@ -34,6 +34,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use turnmill_redis::steps::{AgentAction, DepthLimits};
 use turnmill_schema::{AgentId, Delta, Event, TranscriptEntry, Turn, TurnId, WorkerStatus};
+use turnmill_worker::broker::QueueCounts;
 
 pub use broker::MemoryBroker;
 pub use clock::{Clock, TokioClock};
@@ -41,7 +42,6 @@ pub use enqueue::{NotEnqueued, QueueFull};
 pub use link::{Direct, Link, Passage};
 pub use operate::{Acted, AgentState, Cancelled, DeadLetter};
 
-use super::QueueCounts;
 use conclude::Retention;
 use state::State;
 
@@ -68,32 +68,13 @@ pub struct MemorySettings {
     pub max_continues: u32,
 }
 
-#[cfg(test)]
-impl MemorySettings {
-    /// Those of a worker named `worker`, for tests to which none of them matters.
-    pub(crate) fn example(worker: &str) -> Self {
-        Self {
-            worker: worker.to_owned(),
-            lease_ms: 60_000,
-            max_attempts: 5,
-            result_ttl_ms: 60_000,
-            outcome_ttl_ms: 60_000,
-            keep_stream_ms: 60_000,
-            retained_bytes: 1 << 20,
-            tenant_max_running: 0,
-            max_continues: 0,
-        }
-    }
-}
-
 impl From<&MemorySettings> for Retention {
     fn from(settings: &MemorySettings) -> Self {
         Self { result_ttl_ms: settings.result_ttl_ms, outcome_ttl_ms: settings.outcome_ttl_ms }
     }
 }
 
-/// A check that a queue leaves out, to show that the simulation misses it. Not for use.
-#[doc(hidden)]
+/// A check that a queue leaves out, to show that the simulation misses it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Mutation {
     /// Every check is made.
@@ -125,7 +106,6 @@ impl MemoryQueue {
     }
 
     /// One without a check, to show what it is for.
-    #[doc(hidden)]
     pub fn mutated(clock: Arc<dyn Clock>, mutation: Mutation) -> Self {
         Self { state: Arc::new(Mutex::new(State::new(mutation))), clock }
     }
