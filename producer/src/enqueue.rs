@@ -1,7 +1,7 @@
 //! Enqueueing: check everything, store what is too large for Redis, then script calls for many turns each.
 
 use turnmill_redis::Advice;
-use turnmill_redis::steps::{self, DepthLimits, Enqueue};
+use turnmill_redis::steps::{self, DepthLimits, Enqueue, EnqueueTurn};
 use turnmill_schema::keys::Keys;
 use turnmill_schema::{EncodedTurn, Turn, TurnId};
 
@@ -130,7 +130,7 @@ impl Client {
         turns: &[PackedTurn<'_>],
         places: &[usize],
     ) -> Result<Vec<TurnId>, Refused> {
-        let stored = places.iter().map(|i| (turns[*i].turn(), turns[*i].bytes().to_vec()));
+        let stored = places.iter().map(|i| EnqueueTurn::new(turns[*i].turn(), turns[*i].bytes().to_vec()));
         let step = Enqueue { limits: self.depth_limits(), turns: stored.collect() };
         let Tried { answer, unsure } = self.connection.try_step(keys, &step).await;
         let ids = match answer {
@@ -160,11 +160,19 @@ impl Client {
             }
             steps::Enqueued::Conflict { place, first } => {
                 let found = step.turns.get(place).zip(places.get(place));
-                let keyed = found.and_then(|((turn, _), place)| {
+                let keyed = found.and_then(|(EnqueueTurn { turn, .. }, place)| {
                     let key = turn.idempotency_key.clone()?;
                     Some((Some(*place), ClientError::KeyTaken { key, turn: turn.id, first }))
                 });
                 Err(keyed.unwrap_or_else(|| unreadable(format!("no turn with a key is at place {place}"))))
+            }
+            steps::Enqueued::Stale { place, head } => {
+                let found = step.turns.get(place).zip(places.get(place));
+                let stale = found.and_then(|(EnqueueTurn { turn, after, .. }, place)| {
+                    Some((Some(*place), ClientError::StaleHead { turn: turn.id, after: (*after)?, head }))
+                });
+                Err(stale
+                    .unwrap_or_else(|| unreadable(format!("no turn that follows one is at place {place}"))))
             }
             steps::Enqueued::Done { known } => step.ids(&known).ok_or_else(|| {
                 unreadable(format!("it names a place beyond those of {} turns", step.turns.len()))

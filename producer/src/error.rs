@@ -62,6 +62,19 @@ pub enum ClientError {
         /// The turn whose key it is.
         first: TurnId,
     },
+    /// The turn would follow another turn of its agent than the one it names.
+    #[error(
+        "turn {turn} was to follow turn {after}, but {}; look at what the agent said since, and name that turn",
+        newest(*head)
+    )]
+    StaleHead {
+        /// The turn that is not in the queue.
+        turn: TurnId,
+        /// The turn that it names.
+        after: TurnId,
+        /// The newest turn of its agent: the last one that has not ended, else the last one that completed.
+        head: Option<TurnId>,
+    },
     /// Redis did not say whether it took the turn. Enqueueing it again is safe if it has an idempotency key.
     #[error("turn {turn} may be in the queue: {source}")]
     Unsure {
@@ -248,6 +261,13 @@ pub(crate) fn may_be_done(fault: &Fault) -> bool {
     matches!(fault, Fault::Unreachable { .. } | Fault::Unreadable { .. })
 }
 
+fn newest(head: Option<TurnId>) -> String {
+    match head {
+        Some(head) => format!("the newest turn of its agent is {head}"),
+        None => "its agent has no turn".to_owned(),
+    }
+}
+
 fn whose(queue: &str, tenant: Option<&str>) -> String {
     match tenant {
         Some(tenant) => format!("tenant {tenant} of queue {queue}"),
@@ -293,7 +313,7 @@ impl ClientError {
             Self::File(_) => Advice::Stop,
             Self::AgentBusy { .. } | Self::HistoryChanged { .. } => Advice::Retry,
             Self::InvalidUrl(_) | Self::InvalidSetting { .. } | Self::Unreadable { .. } => Advice::Stop,
-            Self::KeyTaken { .. } => Advice::Reject,
+            Self::KeyTaken { .. } | Self::StaleHead { .. } => Advice::Reject,
         }
     }
 }

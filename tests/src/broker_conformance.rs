@@ -3,6 +3,7 @@
 //!
 //! Nothing here knows how a queue is stored. Leases are short, and every wait is for a condition.
 
+mod after;
 mod hands;
 mod manifests;
 mod operators;
@@ -19,8 +20,9 @@ use turnmill_schema::{
 };
 use turnmill_worker::broker::{Advice, Broker, BrokerError, Claim, Ending, Lease, QueueCounts, Ticket};
 
-use crate::memory_broker::{Acted, Cancelled, DeadLetter, NotEnqueued, QueueFull};
+use crate::memory_broker::{Acted, AfterTurn, Cancelled, DeadLetter, NotEnqueued, QueueFull};
 
+pub use after::*;
 pub use hands::*;
 pub use manifests::*;
 pub use operators::*;
@@ -66,12 +68,22 @@ pub trait TestQueue: Send + Sync + 'static {
         self.worker_with(name, WorkerLimits::default())
     }
 
-    /// Enqueues turns as a producer does: all or none. The ids they run under.
+    /// Enqueues turns as a producer does, each after the turn that it must follow: all or none. The ids they run under.
+    fn enqueue_after(
+        &self,
+        turns: &[AfterTurn<'_>],
+        limits: DepthLimits,
+    ) -> impl Future<Output = Result<Vec<TurnId>, NotEnqueued>> + Send;
+
+    /// The same of turns that may follow any.
     fn enqueue(
         &self,
         turns: &[Turn],
         limits: DepthLimits,
-    ) -> impl Future<Output = Result<Vec<TurnId>, NotEnqueued>> + Send;
+    ) -> impl Future<Output = Result<Vec<TurnId>, NotEnqueued>> + Send {
+        let turns: Vec<AfterTurn<'_>> = turns.iter().map(|turn| (turn, None)).collect();
+        async move { self.enqueue_after(&turns, limits).await }
+    }
 
     /// What a reader of the turn's results sees.
     fn events(&self, turn: TurnId) -> impl Future<Output = Vec<Event>> + Send;
@@ -117,6 +129,11 @@ macro_rules! broker_conformance {
             attempts_without_progress_come_to_an_end
             progress_starts_the_count_of_attempts_anew
             enqueueing_again_returns_the_first_turn
+            a_turn_that_names_the_one_before_follows_it_or_is_refused
+            turns_of_one_call_may_follow_each_other
+            a_turn_enqueued_before_is_never_stale
+            what_did_not_complete_leaves_the_head_where_it_was
+            a_changed_history_has_another_head
             a_full_queue_takes_nothing
             reads_keep_to_their_room_and_take_interactive_first
             lone_turns_need_no_order

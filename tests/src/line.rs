@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use tokio::process::Command;
 use tokio::time::timeout;
 use turnmill_client::{Client, Enqueued, NewTurn, TurnResult};
-use turnmill_redis::steps::{self, DepthLimits, Enqueue};
+use turnmill_redis::steps::{self, DepthLimits, Enqueue, EnqueueTurn};
 use turnmill_redis::{RESPONSE_TIMEOUT, RedisUrl, Server};
 use turnmill_schema::keys::{FIELD_MANIFEST, Keys};
 use turnmill_schema::{AgentId, Event, InvalidName, Manifest, Sampling, Turn, TurnId, envelope};
@@ -102,7 +102,8 @@ impl Line {
         let limits = DepthLimits { queue: 1000, tenant: 1000 };
         let endpoint = RedisUrl::from(self.redis.url()).into();
         let server = Server::new(&endpoint, RESPONSE_TIMEOUT).expect("a URL of ours is usable");
-        let enqueued = server.run(&self.keys, &Enqueue { limits, turns: vec![(turn, stored)] }).await;
+        let step = Enqueue { limits, turns: vec![EnqueueTurn::new(turn, stored)] };
+        let enqueued = server.run(&self.keys, &step).await;
         assert_eq!(enqueued, Ok(steps::Enqueued::Done { known: vec![] }));
     }
 

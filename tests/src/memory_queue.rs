@@ -3,13 +3,14 @@
 use std::sync::{Arc, Mutex};
 
 use turnmill_redis::steps::{AgentAction, DepthLimits};
-use turnmill_schema::{AgentId, Delta, Event, Turn, TurnId};
+use turnmill_schema::{AgentId, Delta, Event, TurnId};
 use turnmill_worker::broker::{Holdings, QueueCounts};
 
 use crate::broker_conformance::{LEASE_MS, TestQueue, WorkerLimits};
 use crate::machine::{self, Share};
 use crate::memory_broker::{
-    Acted, Cancelled, Clock, DeadLetter, MemoryBroker, MemoryQueue, MemorySettings, NotEnqueued, TokioClock,
+    Acted, AfterTurn, Cancelled, Clock, DeadLetter, MemoryBroker, MemoryQueue, MemorySettings, NotEnqueued,
+    TokioClock,
 };
 
 /// A worker's settings.
@@ -56,8 +57,12 @@ impl TestQueue for MemoryTestQueue {
         broker
     }
 
-    async fn enqueue(&self, turns: &[Turn], limits: DepthLimits) -> Result<Vec<TurnId>, NotEnqueued> {
-        self.queue.enqueue(turns, limits)
+    async fn enqueue_after(
+        &self,
+        turns: &[AfterTurn<'_>],
+        limits: DepthLimits,
+    ) -> Result<Vec<TurnId>, NotEnqueued> {
+        self.queue.enqueue_after(turns, limits)
     }
 
     async fn events(&self, turn: TurnId) -> Vec<Event> {

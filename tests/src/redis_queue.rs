@@ -9,7 +9,8 @@ use redis::aio::MultiplexedConnection;
 use redis::streams::{StreamId, StreamRangeReply};
 use redis::{FromRedisValue, Pipeline, Value};
 use turnmill_redis::steps::{
-    ActOnAgent, AgentActed, AgentAction, Cancel, DepthLimits, Enqueue, Enqueued, Pause, Unrun, UnrunLimits,
+    ActOnAgent, AgentActed, AgentAction, Cancel, DepthLimits, Enqueue, EnqueueTurn, Enqueued, Pause, Unrun,
+    UnrunLimits,
 };
 use turnmill_redis::{Fault, RESPONSE_TIMEOUT, RedisUrl, Server, Step};
 use turnmill_schema::envelope::{decode, encode_turn};
@@ -20,7 +21,7 @@ use turnmill_worker::broker::redis::{BrokerSettings, RedisBroker};
 
 use crate::broker_conformance::{LEASE_MS, PATIENCE, TestQueue, WorkerLimits};
 use crate::leftovers;
-use crate::memory_broker::{Acted, AgentState, Cancelled, DeadLetter, NotEnqueued, QueueFull};
+use crate::memory_broker::{Acted, AfterTurn, AgentState, Cancelled, DeadLetter, NotEnqueued, QueueFull};
 use crate::redis_link::RedisLink;
 use crate::redis_server::RedisServer;
 
@@ -42,7 +43,7 @@ pub struct RedisQueue {
     /// The ways to it of producers and operators.
     steps: Arc<Server>,
     queue: Queue,
-    /// Scripts that workers run in place of the protocol's, by the steps' names.
+    /// Scripts that are run in place of the protocol's, by the steps' names.
     scripts: Vec<(&'static str, String)>,
     /// Of each worker that was made.
     holdings: Mutex<Vec<Holdings>>,
@@ -67,8 +68,11 @@ impl RedisQueue {
         Self { server, link, steps, queue, scripts, holdings, is_broken: false }
     }
 
-    /// The same queue, whose workers take these steps with other scripts than the protocol's.
+    /// The same queue, in which everybody takes these steps with other scripts than the protocol's.
     pub fn with_scripts(mut self, scripts: Vec<(&'static str, String)>) -> Self {
+        for (name, text) in &scripts {
+            self.steps.replace_script(name, text);
+        }
         self.scripts = scripts;
         self.broken()
     }
@@ -129,11 +133,23 @@ impl RedisQueue {
         turns: &[Turn],
         limits: DepthLimits,
     ) -> Result<Result<Vec<TurnId>, NotEnqueued>, Fault> {
-        let turns = turns.iter().map(|turn| (turn, encode_turn(turn).expect("turns fit"))).collect();
-        let step = Enqueue { limits, turns };
+        self.try_enqueue_after(&turns.iter().map(|turn| (turn, None)).collect::<Vec<_>>(), limits).await
+    }
+
+    async fn try_enqueue_after(
+        &self,
+        turns: &[AfterTurn<'_>],
+        limits: DepthLimits,
+    ) -> Result<Result<Vec<TurnId>, NotEnqueued>, Fault> {
+        let stored = turns.iter().map(|(turn, after)| {
+            let stored = encode_turn(turn).expect("turns fit");
+            EnqueueTurn { after: *after, ..EnqueueTurn::new(turn, stored) }
+        });
+        let step = Enqueue { limits, turns: stored.collect() };
         Ok(match self.steps.run(&self.keys(), &step).await? {
             Enqueued::Done { known } => Ok(step.ids(&known).expect("places are those of the turns")),
             Enqueued::Conflict { place, first } => Err(NotEnqueued::Conflict { place, first }),
+            Enqueued::Stale { place, head } => Err(NotEnqueued::Stale { place, head }),
             Enqueued::Full { tenant, open, limit, retry_after } => {
                 let retry_after_ms = retry_after.as_millis() as u64;
                 Err(QueueFull { tenant, open, limit, retry_after_ms }.into())
@@ -216,8 +232,12 @@ impl TestQueue for RedisQueue {
         broker
     }
 
-    async fn enqueue(&self, turns: &[Turn], limits: DepthLimits) -> Result<Vec<TurnId>, NotEnqueued> {
-        self.try_enqueue(turns, limits).await.expect("the step is answered")
+    async fn enqueue_after(
+        &self,
+        turns: &[AfterTurn<'_>],
+        limits: DepthLimits,
+    ) -> Result<Vec<TurnId>, NotEnqueued> {
+        self.try_enqueue_after(turns, limits).await.expect("the step is answered")
     }
 
     async fn events(&self, turn: TurnId) -> Vec<Event> {

@@ -120,6 +120,7 @@ fn queue_code(error: &ClientError) -> u8 {
         ClientError::Unsure { source, .. } => queue_code(source),
         ClientError::InvalidTurn(_) | ClientError::Envelope(_) | ClientError::InvalidUrl(_) => 2,
         ClientError::InvalidSetting { .. } | ClientError::KeyTaken { .. } => 2,
+        ClientError::StaleHead { .. } => 6,
         ClientError::InvalidStore { .. } | ClientError::NoStore { .. } => 2,
         ClientError::UnknownTurn { .. }
         | ClientError::UnknownAgent { .. }

@@ -42,7 +42,20 @@ pub enum NotEnqueued {
         /// The earlier turn.
         first: TurnId,
     },
+    /// A turn would follow another one than it must.
+    #[error(
+        "turn number {place} would follow another turn than it must: {head:?} is the newest of its agent"
+    )]
+    Stale {
+        /// Its place among the turns, from 0.
+        place: usize,
+        /// The newest turn of its agent.
+        head: Option<TurnId>,
+    },
 }
+
+/// A turn, and the one that it must follow; none: any.
+pub type AfterTurn<'a> = (&'a Turn, Option<TurnId>);
 
 /// What was enqueued under an idempotency key.
 #[derive(Clone, Debug)]
@@ -58,13 +71,14 @@ impl State {
     /// The ids under which the turns run: those of turns enqueued before under the same idempotency key or id.
     pub(super) fn enqueue(
         &mut self,
-        turns: &[Turn],
+        turns: &[AfterTurn<'_>],
         limits: DepthLimits,
     ) -> Result<Vec<TurnId>, NotEnqueued> {
         let mut ids = Vec::with_capacity(turns.len());
         let mut fresh: Vec<&Turn> = Vec::new();
         let mut by_key: HashMap<String, Keyed> = HashMap::new();
-        for (place, turn) in turns.iter().enumerate() {
+        let mut renamed: HashMap<TurnId, TurnId> = HashMap::new();
+        for (place, (turn, after)) in turns.iter().enumerate() {
             let key = turn.idempotency_key.as_ref().map(|key| idempotency_name(&turn.tenant, key));
             let digest = turn.asked_digest();
             let same_key = key.as_ref().and_then(|key| by_key.get(key).or_else(|| self.enqueued_under(key)));
@@ -79,9 +93,16 @@ impl State {
             };
             let known = same_key.or_else(same_turn);
             if known.is_none() {
+                if let Some(after) = after {
+                    let (after, head) = (renamed.get(after).unwrap_or(after), self.newest_of(&fresh, turn));
+                    if head != Some(*after) {
+                        return Err(NotEnqueued::Stale { place, head });
+                    }
+                }
                 fresh.push(turn);
             }
             let id = known.unwrap_or(turn.id);
+            renamed.insert(turn.id, id);
             by_key.extend(key.map(|key| (key, Keyed { turn: id, digest, until_ms: None })));
             ids.push(id);
         }
@@ -95,6 +116,17 @@ impl State {
     /// The turn that was enqueued under an idempotency key.
     fn enqueued_under(&self, key: &str) -> Option<&Keyed> {
         self.idempotency.get(key).filter(|keyed| keyed.until_ms.is_none_or(|until_ms| until_ms > self.now_ms))
+    }
+
+    /// The turn that `turn` would follow: the newest of its agent's that has not ended, those of the same call included, else
+    /// the last that completed.
+    fn newest_of(&self, fresh: &[&Turn], turn: &Turn) -> Option<TurnId> {
+        let id = turn.agent_id();
+        let of_call = fresh.iter().rev().find(|other| other.agent_id() == id).map(|other| other.id);
+        let agent = self.agents.get(&id);
+        let waiting = || agent.and_then(|agent| agent.backlog.back().copied());
+        let completed = || agent.and_then(|agent| agent.transcript.last()).map(|entry| entry.turn);
+        of_call.or_else(waiting).or_else(completed)
     }
 
     fn check_room(&self, fresh: &[&Turn], limits: DepthLimits) -> Result<(), QueueFull> {

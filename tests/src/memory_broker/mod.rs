@@ -38,7 +38,7 @@ use turnmill_worker::broker::QueueCounts;
 
 pub use broker::MemoryBroker;
 pub use clock::{Clock, TokioClock};
-pub use enqueue::{NotEnqueued, QueueFull};
+pub use enqueue::{AfterTurn, NotEnqueued, QueueFull};
 pub use link::{Direct, Link, Passage};
 pub use operate::{Acted, AgentState, Cancelled, DeadLetter};
 
@@ -123,6 +123,15 @@ impl MemoryQueue {
     /// Enqueues turns, all or none: the ids they run under. Those enqueued before, under the same idempotency key or
     /// id, need no room.
     pub fn enqueue(&self, turns: &[Turn], limits: DepthLimits) -> Result<Vec<TurnId>, NotEnqueued> {
+        self.enqueue_after(&turns.iter().map(|turn| (turn, None)).collect::<Vec<_>>(), limits)
+    }
+
+    /// The same of turns that must follow others.
+    pub fn enqueue_after(
+        &self,
+        turns: &[AfterTurn<'_>],
+        limits: DepthLimits,
+    ) -> Result<Vec<TurnId>, NotEnqueued> {
         self.step(|state| state.enqueue(turns, limits))
     }
 

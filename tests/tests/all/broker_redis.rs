@@ -3,12 +3,13 @@
 use std::num::NonZeroU16;
 use std::time::{Duration, Instant};
 
-use turnmill_redis::steps::{DepthLimits, Enqueue, KeepCollector, Order};
+use turnmill_redis::steps::{DepthLimits, Enqueue, EnqueueTurn, KeepCollector, Order, Seed, Seeded};
 use turnmill_redis::{Fault, RESPONSE_TIMEOUT, Server};
-use turnmill_schema::envelope::{EnvelopeError, decode, encode_turn};
+use turnmill_schema::envelope::{EnvelopeError, decode, encode, encode_turn};
 use turnmill_schema::keys::{FIELD_END, GROUP, Keys, ORDER_DRAIN, Queue};
 use turnmill_schema::{
-    AgentId, Event, IdempotencyKey, Name, Outcome, Priority, TenantName, Turn, TurnId, WorkerStatus,
+    AgentId, Event, IdempotencyKey, Name, Outcome, Priority, TenantName, TranscriptEntry, Turn, TurnId,
+    WorkerStatus,
 };
 use turnmill_tests::broker_conformance::{
     LEASE_MS, PATIENCE, ROOM, TestQueue, WorkerLimits, claim, delta, end, ending, ending_with, enqueue,
@@ -16,6 +17,7 @@ use turnmill_tests::broker_conformance::{
 };
 use turnmill_tests::redis_queue::RedisQueue;
 use turnmill_tests::redis_server::RedisServer;
+use turnmill_worker::broker::memory::NotEnqueued;
 use turnmill_worker::broker::redis::{BrokerSettings, RedisBroker, check_server};
 use turnmill_worker::broker::{Advice, Broker, BrokerError};
 use turnmill_worker::config::{RedisEndpoint, RedisUrl};
@@ -33,6 +35,30 @@ async fn an_undecodable_envelope_surfaces_and_the_turn_can_be_ended() {
         let claim = claim(&broker).await;
         assert_eq!(claim.turn, Err(expected));
         broker.finish(&claim.lease, &ending(0, Outcome::Failed)).await.expect("ended");
+    }
+}
+
+/// Whoever wrote the history, and in whatever order an entry's fields are.
+#[tokio::test]
+async fn the_last_turn_of_a_given_history_can_be_followed() {
+    let queue = RedisQueue::start();
+    let last = TurnId::new(0);
+    let ours = TranscriptEntry { turn: last, messages: Vec::new(), keep: 0, tokens: vec![1] };
+    let foreign = serde_json::json!({"keep": 0, "messages": [], "tokens": [1], "turn": last});
+    for (agent, entry) in [("a", encode(&ours)), ("b", encode(&foreign))] {
+        let entry = entry.expect("encodes");
+        let next = turn(Some(agent), "next");
+        let seed = Seed {
+            agent: &next.agent_id(),
+            seeding: agent.to_owned(),
+            on_dead: "skip",
+            manifest: Vec::new(),
+            entries: vec![&entry],
+        };
+        assert_eq!(queue.run(&seed).await, Seeded::Done);
+        let stale = queue.enqueue_after(&[(&next, Some(TurnId::new(0)))], ROOM).await;
+        assert_eq!(stale, Err(NotEnqueued::Stale { place: 0, head: Some(last) }), "{agent}");
+        assert_eq!(queue.enqueue_after(&[(&next, Some(last))], ROOM).await, Ok(vec![next.id]), "{agent}");
     }
 }
 
@@ -638,7 +664,7 @@ async fn a_queue_of_several_shards_serves_all_of_them() {
     for keys in queue.all_keys() {
         let lone = Turn { id: TurnId::new(keys.shard()), ..turn(None, "1") };
         let stored = encode_turn(&lone).expect("fits");
-        let enqueue = Enqueue { limits: ROOM, turns: vec![(&lone, stored)] };
+        let enqueue = Enqueue { limits: ROOM, turns: vec![EnqueueTurn::new(&lone, stored)] };
         steps.run(&keys, &enqueue).await.expect("enqueued");
     }
     assert_eq!(broker.counts().await.expect("counted").runnable(), 3);

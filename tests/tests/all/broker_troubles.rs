@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use redis::FromRedisValue;
-use turnmill_redis::steps::Enqueue;
+use turnmill_redis::steps::{Enqueue, EnqueueTurn};
 use turnmill_redis::{RESPONSE_TIMEOUT, Server};
 use turnmill_schema::envelope::{encode, encode_turn};
 use turnmill_schema::keys::{FIELD_EVENT, GROUP, Keys, Queue};
@@ -125,7 +125,7 @@ impl Sharded {
     async fn enqueue(&self, shard: u16, turn: Turn) -> TurnId {
         let turn = Turn { id: TurnId::new(shard), ..turn };
         let stored = encode_turn(&turn).expect("fits");
-        let enqueue = Enqueue { limits: ROOM, turns: vec![(&turn, stored)] };
+        let enqueue = Enqueue { limits: ROOM, turns: vec![EnqueueTurn::new(&turn, stored)] };
         self.steps.run(&self.keys(shard), &enqueue).await.expect("enqueued");
         turn.id
     }

@@ -2,13 +2,15 @@
 
 use std::sync::Arc;
 
-use turnmill_redis::steps::{Advance, Finish, LeaseHead, Renew};
+use turnmill_redis::steps::{Advance, Enqueue, Finish, LeaseHead, Renew};
 use turnmill_redis::{ItemStep, Step};
 use turnmill_schema::Outcome;
 use turnmill_tests::broker_conformance::{
     TestQueue, a_late_manifest_is_taken_unless_a_newer_lease_said_something,
-    a_lease_taken_over_fences_the_old_worker, a_worker_that_slept_between_read_and_lease_gets_nothing, claim,
-    ending, enqueue, manifest, nobody_starves_behind_a_hot_agent, renewing_keeps_leases, turn,
+    a_lease_taken_over_fences_the_old_worker, a_turn_enqueued_before_is_never_stale,
+    a_turn_that_names_the_one_before_follows_it_or_is_refused,
+    a_worker_that_slept_between_read_and_lease_gets_nothing, claim, ending, enqueue, manifest,
+    nobody_starves_behind_a_hot_agent, renewing_keeps_leases, turn, turns_of_one_call_may_follow_each_other,
 };
 use turnmill_tests::redis_queue::RedisQueue;
 use turnmill_worker::broker::Broker;
@@ -97,6 +99,30 @@ async fn the_ticket_check_in_lease() {
     };
     let script = without(LeaseHead::SCRIPT, &checks);
     is_missed(function, (LeaseHead::NAME, script), "sleeper.lease(&ticket)").await;
+}
+
+/// The turn that a turn must follow is the newest one: of the same call, of the backlog, or of the history.
+#[tokio::test]
+async fn what_a_turn_follows() {
+    let one_after_another = |queue: Arc<RedisQueue>| async move {
+        a_turn_that_names_the_one_before_follows_it_or_is_refused(&*queue).await;
+    };
+    let stale = "head ~= (following.renamed[special.after] or special.after)";
+    for (check, instead, complaint) in [
+        (stale, "false", "the agent has no turn"),
+        ("if last then", "if false then", "head: None"),
+        ("entry and turn_of_entry(entry) or ''", "''", "head: None"),
+    ] {
+        let script = without(Enqueue::SCRIPT, &[(check, instead)]);
+        is_missed(one_after_another, (Enqueue::NAME, script), complaint).await;
+    }
+    let in_one_call =
+        |queue: Arc<RedisQueue>| async move { turns_of_one_call_may_follow_each_other(&*queue).await };
+    let script = without(Enqueue::SCRIPT, &[("if newest[agent_key] then", "if false then")]);
+    is_missed(in_one_call, (Enqueue::NAME, script), "place: 2").await;
+    let again = |queue: Arc<RedisQueue>| async move { a_turn_enqueued_before_is_never_stale(&*queue).await };
+    let script = without(Enqueue::SCRIPT, &[(stale, "head ~= special.after")]);
+    is_missed(again, (Enqueue::NAME, script), "place: 1").await;
 }
 
 #[tokio::test]

@@ -47,7 +47,7 @@ end
 -- The turn of the history's entry at `index`, from 0; -1 is the last one.
 local function turn_at(index)
   local entry = ask('LINDEX', TRANSCRIPT, index)
-  return entry and cmsgpack.unpack(string.sub(entry, 2)).turn
+  return entry and turn_of_entry(entry)
 end
 
 -- Drops what the caller saw behind the entries that stay. Done before by the same call: there is nothing to do.

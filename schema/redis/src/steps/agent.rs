@@ -81,7 +81,7 @@ pub enum AgentActed {
 
 impl Step for ActOnAgent<'_> {
     const NAME: &'static str = "agent";
-    const SCRIPT: &'static str = script!(" flags=allow-oom" "agent.lua");
+    const SCRIPT: &'static str = script!(" flags=allow-oom" "transcript.lua" "agent.lua");
     type Reply = AgentActed;
 
     fn call(&self, keys: &Keys) -> Call {

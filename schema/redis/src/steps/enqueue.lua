@@ -1,14 +1,17 @@
 -- Enqueues turns of one shard: all of them or, if they do not fit, none.
 --
--- KEYS the shared ones, then for each turn: agent, backlog, turn, and its idempotency key if it has one
+-- KEYS the shared ones, then for each turn: agent, backlog, turn, its idempotency key if it has one, and its agent's transcript
+--      if it names the turn before it
 -- ARGV 1 most turns that may be open in this shard  2 most that one tenant may have open in it
 --      then for each turn: turn id, agent id, its priority or, if there is more to say, `<priority> <deadline_ms, 0: none>
 --      <not_before_ms, 0: at once> <new_session: 1 or 0> <idempotency name, -: none> <digest of what is asked, empty if there is
---      no such name>`, envelope
+--      no such name> <the turn before it, empty if it may follow any>`, envelope
 -- Reply {'ok', place (from 0), id, place, id, …} for each turn that is not new: it has the id of a turn enqueued earlier under
 --      the same idempotency key, or is this very turn, enqueued before
 --      {'conflict', place, id}: the turn at that place has the idempotency key of this earlier turn, and asks for something
 --      else; nothing was written
+--      {'stale', place, id}: the turn at that place would follow another turn of its agent than the one it names: this one, or
+--      none (''); nothing was written
 --      {'full', whose ('': everybody's, else a tenant), open turns, limit, retry_after_ms}: nothing was written
 
 local ARGS, ARGS_A_TURN = 2, 4
@@ -36,8 +39,8 @@ end
 
 -- What an argument says that is more than a priority.
 local function special_of(text)
-  local priority, deadline_ms, not_before_ms, new_session, idem, digest =
-    string.match(text, '^(%S+) (%S+) (%S+) ([01]) (%S+) (%S*)$')
+  local priority, deadline_ms, not_before_ms, new_session, idem, digest, after =
+    string.match(text, '^(%S+) (%S+) (%S+) ([01]) (%S+) (%S*) (%S*)$')
   if not READY[priority] then
     error(redis.error_reply('ERR unknown priority ' .. text))
   end
@@ -48,7 +51,7 @@ local function special_of(text)
   end
   return {
     priority = priority, deadline_ms = deadline_ms, not_before_ms = not_before_ms, new_session = new_session == '1',
-    idem = idem, digest = digest,
+    idem = idem, digest = digest, after = there(after),
   }
 end
 
@@ -56,6 +59,9 @@ expect_shared()
 -- Of each turn: after which key and argument its own follow, its key, and what is special about it. Few are special, and a table
 -- for each turn would take longer than a command of Redis.
 local key_places, turn_keys, specials, turns, next_key = {}, {}, {}, 0, SHARED
+-- If any turn names the turn before it: the ids that turns have already in place of those given, and of each agent the newest
+-- turn that this call adds, as far as the first `looked_at` fresh ones tell.
+local following
 for a = ARGS, #ARGV - ARGS_A_TURN, ARGS_A_TURN do
   turns = turns + 1
   key_places[turns], turn_keys[turns] = next_key, KEYS[next_key + 3]
@@ -67,6 +73,11 @@ for a = ARGS, #ARGV - ARGS_A_TURN, ARGS_A_TURN do
       next_key = next_key + 1
       special.key = KEYS[next_key]
     end
+    if special.after then
+      next_key = next_key + 1
+      special.transcript = KEYS[next_key]
+      following = following or {renamed = {}, newest = {}, looked_at = 0}
+    end
   end
 end
 if turns > MOST_TURNS then
@@ -77,6 +88,26 @@ end
 local look_each_up = turns > 0 and redis.call('EXISTS', unpack(turn_keys)) > 0
 local reply, fresh, seen, states, by_tenant = {'ok'}, {}, {}, {}, {}
 local tenant, prefix = nil, '/'
+
+-- The turn that a turn enqueued now would follow: the last one that waits or runs, else the last one that completed; '' if there
+-- is neither. What failed, expired or was cancelled left its agent where it was.
+local function head_of(agent_key, backlog_key, transcript_key)
+  local newest = following.newest
+  for i = following.looked_at + 1, #fresh do
+    newest[KEYS[key_places[fresh[i]] + 1]] = ARGV[ARGS + (fresh[i] - 1) * ARGS_A_TURN + 1]
+  end
+  following.looked_at = #fresh
+  if newest[agent_key] then
+    return newest[agent_key]
+  end
+  local last = backlog_entry(ask('LINDEX', backlog_key, '-1'))
+  if last then
+    return last.turn
+  end
+  local entry = ask('LINDEX', transcript_key, '-1')
+  return entry and turn_of_entry(entry) or ''
+end
+
 for turn = 1, turns do
   local k, a, turn_key, special = key_places[turn], ARGS + (turn - 1) * ARGS_A_TURN, turn_keys[turn], specials[turn]
   local id, agent, agent_key = ARGV[a + 1], ARGV[a + 2], KEYS[k + 1]
@@ -103,7 +134,16 @@ for turn = 1, turns do
   if known then
     reply[#reply + 1] = turn - 1
     reply[#reply + 1] = known
+    if following then
+      following.renamed[id] = known
+    end
   else
+    if special and special.after then
+      local head = head_of(agent_key, KEYS[k + 2], special.transcript)
+      if head ~= (following.renamed[special.after] or special.after) then
+        return {'stale', turn - 1, head}
+      end
+    end
     -- Neighbours are mostly of one tenant.
     if string.find(agent, prefix, 1, true) ~= 1 then
       tenant = tenant_of(agent)

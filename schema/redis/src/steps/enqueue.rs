@@ -24,8 +24,27 @@ pub struct DepthLimits {
 pub struct Enqueue<'a> {
     /// How many may be open.
     pub limits: DepthLimits,
-    /// The turns, each with its stored form ([`turnmill_schema::envelope::encode_turn`]).
-    pub turns: Vec<(&'a Turn, Vec<u8>)>,
+    /// The turns.
+    pub turns: Vec<EnqueueTurn<'a>>,
+}
+
+/// A turn to be enqueued.
+#[derive(Clone, Debug)]
+pub struct EnqueueTurn<'a> {
+    /// The turn.
+    pub turn: &'a Turn,
+    /// What the queue keeps of it ([`turnmill_schema::envelope::encode_turn`]).
+    pub stored: Vec<u8>,
+    /// The turn that it must follow: what the caller takes for the newest turn of the agent. A call may name a turn that stands
+    /// before this one in it. A turn that stands alone follows none, so nothing can be named for it.
+    pub after: Option<TurnId>,
+}
+
+impl<'a> EnqueueTurn<'a> {
+    /// A turn that may follow any other one.
+    pub fn new(turn: &'a Turn, stored: Vec<u8>) -> Self {
+        Self { turn, stored, after: None }
+    }
 }
 
 /// What came of it.
@@ -44,6 +63,16 @@ pub enum Enqueued {
         /// The earlier turn.
         first: TurnId,
     },
+    /// A turn would follow another one than it must ([`EnqueueTurn::after`]). Nothing was written.
+    ///
+    /// A turn that is in the queue already is never stale, whatever came after it.
+    Stale {
+        /// Its place among the turns, from 0.
+        place: usize,
+        /// The newest turn of its agent: the last one that has not ended, else the last one that completed; none: there is
+        /// neither.
+        head: Option<TurnId>,
+    },
     /// There is no room. Nothing was written.
     Full {
         /// The tenant whose own limit it was; none: everybody's.
@@ -60,7 +89,7 @@ pub enum Enqueued {
 impl Enqueue<'_> {
     /// The id of each turn, or that of the turn that was enqueued in its place; none if a place is not one of these turns.
     pub fn ids(&self, known: &[(usize, TurnId)]) -> Option<Vec<TurnId>> {
-        let mut ids: Vec<TurnId> = self.turns.iter().map(|(turn, _)| turn.id).collect();
+        let mut ids: Vec<TurnId> = self.turns.iter().map(|of| of.turn.id).collect();
         for (place, id) in known {
             *ids.get_mut(*place)? = *id;
         }
@@ -70,18 +99,19 @@ impl Enqueue<'_> {
 
 impl Step for Enqueue<'_> {
     const NAME: &'static str = "enqueue";
-    const SCRIPT: &'static str = script!("" "enqueue.lua");
+    const SCRIPT: &'static str = script!("" "transcript.lua" "enqueue.lua");
     type Reply = Enqueued;
 
     fn call(&self, keys: &Keys) -> Call {
         let mut call = Call::new(keys);
         call.text(self.limits.queue).text(self.limits.tenant);
-        for (turn, stored) in &self.turns {
+        for EnqueueTurn { turn, stored, after } in &self.turns {
             let agent = turn.agent_id();
             let idempotency = turn.idempotency_key.as_ref().map(|key| idempotency_name(&turn.tenant, key));
             call.keys([keys.agent(&agent), keys.backlog(&agent), keys.turn(turn.id)]);
             call.keys(idempotency.iter().map(|name| keys.idempotency(name)));
-            call.text(turn.id).text(&agent).text(asked_for(turn, idempotency.as_deref()));
+            call.keys(after.map(|_| keys.transcript(&agent)));
+            call.text(turn.id).text(&agent).text(asked_for(turn, idempotency.as_deref(), *after));
             call.arg(stored.as_slice());
         }
         call
@@ -99,6 +129,10 @@ impl Step for Enqueue<'_> {
             "conflict" => {
                 Ok(Enqueued::Conflict { place: parts.next()?, first: parse_turn(&parts.next::<String>()?)? })
             }
+            "stale" => {
+                let (place, head) = (parts.next()?, parts.text()?);
+                Ok(Enqueued::Stale { place, head: head.as_deref().map(parse_turn).transpose()? })
+            }
             "ok" => {
                 let known = parts.rest().chunks(2).map(read_known).collect::<Result<_, _>>()?;
                 Ok(Enqueued::Done { known })
@@ -109,16 +143,17 @@ impl Step for Enqueue<'_> {
 }
 
 /// The priority, and all that most turns do not have if there is anything of it, as the script takes it.
-fn asked_for(turn: &Turn, idempotency: Option<&str>) -> String {
+fn asked_for(turn: &Turn, idempotency: Option<&str>, after: Option<TurnId>) -> String {
     let priority = turn.priority.as_str();
     let (deadline_ms, not_before_ms) = (turn.deadline_ms.unwrap_or(0), turn.not_before_ms.unwrap_or(0));
-    if (deadline_ms, not_before_ms, turn.new_session, idempotency) == (0, 0, false, None) {
+    if (deadline_ms, not_before_ms, turn.new_session, idempotency, after) == (0, 0, false, None, None) {
         return priority.to_owned();
     }
     // Nothing is compared if there is no key.
     let digest = idempotency.map(|_| turn.asked_digest()).unwrap_or_default();
     let (new_session, name) = (u8::from(turn.new_session), idempotency.unwrap_or("-"));
-    format!("{priority} {deadline_ms} {not_before_ms} {new_session} {name} {digest}")
+    let after = after.map(|turn| turn.to_string()).unwrap_or_default();
+    format!("{priority} {deadline_ms} {not_before_ms} {new_session} {name} {digest} {after}")
 }
 
 /// A place and the id of the turn there.
@@ -146,9 +181,14 @@ mod tests {
     }
 
     #[test]
-    fn both_answers_are_read() {
+    fn every_answer_is_read() {
         let (a, b) = (TurnId::new(0), TurnId::new(0));
         assert_eq!(read(vec![text("ok")]), Ok(Enqueued::Done { known: vec![] }));
+        for head in [None, Some(a)] {
+            let stale =
+                vec![text("stale"), Value::Int(3), text(head.map(|id| id.to_string()).unwrap_or_default())];
+            assert_eq!(read(stale), Ok(Enqueued::Stale { place: 3, head }));
+        }
         let ok = vec![text("ok"), Value::Int(0), text(a), Value::Int(7), text(b)];
         assert_eq!(read(ok), Ok(Enqueued::Done { known: vec![(0, a), (7, b)] }));
         for (whose, tenant) in [("", None), ("acme", Some("acme".to_owned()))] {
@@ -164,7 +204,8 @@ mod tests {
             .map(|_| Turn::new(TurnId::new(0), TenantName::new("t").expect("a name"), vec![]))
             .collect();
         let limits = DepthLimits { queue: 9, tenant: 9 };
-        let step = Enqueue { limits, turns: turns.iter().map(|turn| (turn, vec![])).collect() };
+        let step =
+            Enqueue { limits, turns: turns.iter().map(|turn| EnqueueTurn::new(turn, vec![])).collect() };
         let first = TurnId::new(0);
         assert_eq!(step.ids(&[(1, first)]), Some(vec![turns[0].id, first, turns[2].id]));
         assert_eq!(step.ids(&[(3, first)]), None);
@@ -172,8 +213,9 @@ mod tests {
 
     #[test]
     fn any_other_answer_is_an_error() {
+        let stale = vec![text("stale"), Value::Int(0), text("x")];
         for foreign in
-            [vec![], vec![text("huh")], vec![text("full")], vec![text("ok"), Value::Int(1), text("x")]]
+            [stale, vec![], vec![text("huh")], vec![text("full")], vec![text("ok"), Value::Int(1), text("x")]]
         {
             assert!(read(foreign.clone()).is_err(), "{foreign:?}");
         }

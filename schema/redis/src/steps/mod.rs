@@ -38,7 +38,7 @@ pub use cancel::{Cancel, Expire, Unrun, UnrunLimits};
 pub use collector::KeepCollector;
 pub use consumers::{ConsumerGroup, RemoveConsumers};
 pub use counts::{CountWork, Counts, PriorityCounts};
-pub use enqueue::{DepthLimits, Enqueue, Enqueued};
+pub use enqueue::{DepthLimits, Enqueue, EnqueueTurn, Enqueued};
 pub use finish::{Finish, FinishAnswer, FinishLimits, LeaseKey};
 pub use group::CreateGroup;
 pub use lease::{Grant, LeaseAnswer, LeaseHead, LeaseLimits, ResultEntry};

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use futures::future::try_join_all;
 use turnmill_redis::Server;
-use turnmill_redis::steps::{DepthLimits, Enqueue};
+use turnmill_redis::steps::{DepthLimits, Enqueue, EnqueueTurn};
 use turnmill_schema::envelope::encode_turn;
 use turnmill_schema::{Turn, TurnId};
 
@@ -76,7 +76,9 @@ impl<'a> Producer<'a> {
     /// Enqueues turns in one call; their ids.
     pub(super) async fn enqueue(&self, turns: Vec<Turn>) -> Result<Vec<TurnId>, BenchError> {
         let limits = DepthLimits { queue: u64::MAX >> 12, tenant: u64::MAX >> 12 };
-        let stored = turns.iter().map(|turn| Ok((turn, encode_turn(turn).map_err(BrokerError::from)?)));
+        let stored = turns
+            .iter()
+            .map(|turn| Ok(EnqueueTurn::new(turn, encode_turn(turn).map_err(BrokerError::from)?)));
         let stored: Vec<_> = stored.collect::<Result<_, BrokerError>>()?;
         self.server.run(&self.bench.keys(), &Enqueue { limits, turns: stored }).await?;
         Ok(turns.into_iter().map(|turn| turn.id).collect())
