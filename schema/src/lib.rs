@@ -43,6 +43,6 @@ pub use payload::{EncodedTurn, PayloadError, PayloadReference, StoredTurn};
 pub use request_id::RequestId;
 pub use stream_id::{InvalidStreamId, StreamId};
 pub use trace_context::{TraceParent, TraceState};
-pub use transcript::{History, TranscriptEntry};
+pub use transcript::{History, MarkedEntry, TranscriptEntry};
 pub use turn::{END_OF_TIME_MS, InvalidTurn, Message, Priority, Role, Sampling, Turn};
 pub use worker_status::WorkerStatus;

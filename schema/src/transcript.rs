@@ -22,6 +22,30 @@ pub struct TranscriptEntry {
     pub tokens: Vec<u32>,
 }
 
+/// An entry as a worker stores it: with a mark, unlike that of any other attempt at its turn.
+///
+/// A turn completes twice if a server loses what it wrote the first time, and need not say the same then. By turn and mark a worker
+/// that knows a history up to this entry can tell whether that is still the agent's.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct MarkedEntry<'a> {
+    turn: &'a TurnId,
+    mark: u64,
+    messages: &'a [Message],
+    keep: u32,
+    tokens: &'a [u32],
+}
+
+impl<'a> MarkedEntry<'a> {
+    /// Turn and mark are among the first bytes of the entry in its envelope, as many as these.
+    pub const START_BYTES: usize = 72;
+
+    /// The entry with the mark of the attempt that made it.
+    pub fn new(entry: &'a TranscriptEntry, mark: u64) -> Self {
+        let TranscriptEntry { turn, messages, keep, tokens } = entry;
+        Self { turn, mark, messages, keep: *keep, tokens }
+    }
+}
+
 /// An agent's conversation so far.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct History {
@@ -34,18 +58,25 @@ pub struct History {
 impl FromIterator<TranscriptEntry> for History {
     fn from_iter<I: IntoIterator<Item = TranscriptEntry>>(entries: I) -> Self {
         let mut history = Self::default();
-        for entry in entries {
-            history.messages.extend(entry.messages);
-            history.tokens.truncate(entry.keep as usize);
-            history.tokens.extend(entry.tokens);
-        }
+        history.extend(entries);
         history
+    }
+}
+
+impl Extend<TranscriptEntry> for History {
+    fn extend<I: IntoIterator<Item = TranscriptEntry>>(&mut self, entries: I) {
+        for entry in entries {
+            self.messages.extend(entry.messages);
+            self.tokens.truncate(entry.keep as usize);
+            self.tokens.extend(entry.tokens);
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::envelope::{decode, encode};
     use crate::turn::Role;
 
     fn entry(keep: u32, tokens: &[u32], content: &str) -> TranscriptEntry {
@@ -59,5 +90,21 @@ mod tests {
             [entry(0, &[1, 2], "a"), entry(2, &[3], "b"), entry(1, &[9, 9], "c")].into_iter().collect();
         assert_eq!(history.tokens, [1, 9, 9]);
         assert_eq!(history.messages.len(), 3);
+    }
+
+    #[test]
+    fn a_marked_entry_is_told_by_its_start() {
+        for shard in [0, 9, u16::MAX] {
+            let entry = TranscriptEntry { turn: TurnId::new(shard), ..entry(0, &[1; 50], "said") };
+            let other = TranscriptEntry { turn: TurnId::new(shard), ..entry.clone() };
+            let stored = |entry, mark| encode(&MarkedEntry::new(entry, mark)).expect("encodes");
+            assert_eq!(decode(&stored(&entry, u64::MAX)), Ok(entry.clone()));
+            let start = |entry, mark| stored(entry, mark)[..MarkedEntry::START_BYTES].to_vec();
+            for (other, mark) in [(&entry, u64::MAX - 1), (&entry, 0), (&other, u64::MAX)] {
+                assert_ne!(start(other, mark), start(&entry, u64::MAX));
+            }
+            let golden = [b"\x01\x85\xa4turn\xd9", &[entry.turn.to_string().len() as u8][..]].concat();
+            assert_eq!(start(&entry, 1)[..golden.len()], golden, "enqueue.lua reads the turn from here");
+        }
     }
 }

@@ -5,6 +5,7 @@
 
 mod after;
 mod hands;
+mod histories;
 mod manifests;
 mod operators;
 mod waiting;
@@ -24,6 +25,7 @@ use crate::memory_broker::{Acted, AfterTurn, Cancelled, DeadLetter, NotEnqueued,
 
 pub use after::*;
 pub use hands::*;
+pub use histories::*;
 pub use manifests::*;
 pub use operators::*;
 pub use waiting::*;
@@ -134,6 +136,7 @@ macro_rules! broker_conformance {
             a_turn_enqueued_before_is_never_stale
             what_did_not_complete_leaves_the_head_where_it_was
             a_changed_history_has_another_head
+            a_lease_brings_the_whole_history
             a_full_queue_takes_nothing
             reads_keep_to_their_room_and_take_interactive_first
             lone_turns_need_no_order
@@ -582,12 +585,12 @@ pub async fn history_grows_by_completed_turns_only<Q: TestQueue>(queue: &Q) {
     broker.finish(&first.lease, &committed).await.expect("the same answer");
 
     let second = claim(&broker).await;
-    assert_eq!((second.history.messages.len(), second.history.tokens), (1, vec![1, 2]));
+    assert_eq!((second.history.messages.len(), second.history.tokens.clone()), (1, vec![1, 2]));
     let ignored = ending_with(entry(&second.lease, "2", 2, &[3]), Outcome::Failed);
     broker.finish(&second.lease, &ignored).await.expect("ended");
 
     let third = claim(&broker).await;
-    assert_eq!((third.history.messages.len(), third.history.tokens), (1, vec![1, 2]));
+    assert_eq!((third.history.messages.len(), third.history.tokens.clone()), (1, vec![1, 2]));
 }
 
 /// History is forgotten with the completion of a turn that asks for it, and not before.
@@ -601,13 +604,13 @@ pub async fn a_new_session_replaces_history_when_it_completes<Q: TestQueue>(queu
         [("1", Outcome::Completed), ("2", Outcome::Failed), ("3", Outcome::Failed), ("4", Outcome::Completed)]
     {
         let claim = claim(&broker).await;
-        seen.push((claim.history.messages.len(), claim.history.tokens));
+        seen.push((claim.history.messages.len(), claim.history.tokens.clone()));
         let tokens = [content.parse().expect("a number")];
         let entry = entry(&claim.lease, content, 0, &tokens);
         broker.finish(&claim.lease, &ending_with(entry, outcome)).await.expect("ended");
     }
     let history = claim(&broker).await.history;
-    seen.push((history.messages.len(), history.tokens));
+    seen.push((history.messages.len(), history.tokens.clone()));
     assert_eq!(seen, [(0, vec![]), (0, vec![]), (1, vec![1]), (0, vec![]), (1, vec![4])]);
 }
 

@@ -37,7 +37,7 @@ impl Granted {
         Claim {
             lease: Arc::new(ticket.leased(self.entry, self.epoch, self.attempt)),
             turn: Ok(StoredTurn::Inline(Box::new(self.turn))),
-            history: self.history,
+            history: Arc::new(self.history),
             manifest: self.manifest,
             published: self.published,
             queued_ms: self.queued_ms,

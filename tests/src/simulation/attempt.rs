@@ -83,7 +83,7 @@ impl Process {
         Some(Work {
             lease: claim.lease,
             plan,
-            history: claim.history.tokens,
+            history: claim.history.tokens.clone(),
             published: published.len(),
             reply,
             expires_ms: claim.expires_in.map(|left| now_ms + left.as_millis() as u64),

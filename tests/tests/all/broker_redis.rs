@@ -15,9 +15,9 @@ use turnmill_tests::broker_conformance::{
     LEASE_MS, PATIENCE, ROOM, TestQueue, WorkerLimits, claim, delta, end, ending, ending_with, enqueue,
     entry, read_one, reclaim, reclaim_one, turn,
 };
+use turnmill_tests::memory_broker::NotEnqueued;
 use turnmill_tests::redis_queue::RedisQueue;
 use turnmill_tests::redis_server::RedisServer;
-use turnmill_worker::broker::memory::NotEnqueued;
 use turnmill_worker::broker::redis::{BrokerSettings, RedisBroker, check_server};
 use turnmill_worker::broker::{Advice, Broker, BrokerError};
 use turnmill_worker::config::{RedisEndpoint, RedisUrl};
@@ -83,7 +83,8 @@ async fn long_histories_are_leased_a_few_to_a_call() {
         broker.finish(&claim.lease, &ending_with(entry, Outcome::Completed)).await.expect("ended");
     }
     enqueue(&queue, &turns()).await;
-    let mut tickets = Vec::new();
+    // One that knows none of them.
+    let (broker, mut tickets) = (queue.worker("other").await, Vec::new());
     while tickets.len() < AGENTS {
         tickets.extend(broker.read(AGENTS - tickets.len()).await.expect("answered"));
     }

@@ -14,6 +14,7 @@ mod e2e;
 mod followers;
 mod front_door;
 mod golden;
+mod histories;
 mod kv_commands;
 mod mutations;
 mod observability;

@@ -7,8 +7,8 @@ use turnmill_redis::{ItemStep, Step};
 use turnmill_schema::Outcome;
 use turnmill_tests::broker_conformance::{
     TestQueue, a_late_manifest_is_taken_unless_a_newer_lease_said_something,
-    a_lease_taken_over_fences_the_old_worker, a_turn_enqueued_before_is_never_stale,
-    a_turn_that_names_the_one_before_follows_it_or_is_refused,
+    a_lease_brings_the_whole_history, a_lease_taken_over_fences_the_old_worker,
+    a_turn_enqueued_before_is_never_stale, a_turn_that_names_the_one_before_follows_it_or_is_refused,
     a_worker_that_slept_between_read_and_lease_gets_nothing, claim, ending, enqueue, manifest,
     nobody_starves_behind_a_hot_agent, renewing_keeps_leases, turn, turns_of_one_call_may_follow_each_other,
 };
@@ -16,6 +16,7 @@ use turnmill_tests::redis_queue::RedisQueue;
 use turnmill_worker::broker::Broker;
 
 use super::broker_redis::a_broken_history_keeps_nobody_busy;
+use super::histories::{a_lost_end_is_forgotten, an_edited_history_is_read_anew};
 
 /// A step's script without `checks`, each of which must be there once; in its place stands what follows it.
 fn without(script: &str, checks: &[(&str, &str)]) -> String {
@@ -123,6 +124,22 @@ async fn what_a_turn_follows() {
     let again = |queue: Arc<RedisQueue>| async move { a_turn_enqueued_before_is_never_stale(&*queue).await };
     let script = without(Enqueue::SCRIPT, &[(stale, "head ~= special.after")]);
     is_missed(again, (Enqueue::NAME, script), "place: 1").await;
+}
+
+/// What a worker knows of a history is still the agent's: the last entry stands where it did, it is this one, and nobody gave the agent
+/// another history.
+#[tokio::test]
+async fn what_is_known_of_a_history() {
+    let is_the_entry = "found[1] and string.sub(found[1], 1, #start) == start";
+    let script = without(LeaseHead::SCRIPT, &[(is_the_entry, "found[1]")]);
+    let lost = |queue: Arc<RedisQueue>| async move { a_lost_end_is_forgotten(&queue).await };
+    is_missed(lost, (LeaseHead::NAME, script), "the end that is there counts").await;
+    let script = without(LeaseHead::SCRIPT, &[("entries and seeding == known_seeding", "entries")]);
+    let edited = |queue: Arc<RedisQueue>| async move { an_edited_history_is_read_anew(&queue).await };
+    is_missed(edited, (LeaseHead::NAME, script), "the edited words count").await;
+    let script = without(LeaseHead::SCRIPT, &[("if not turn.new_session and not is_lone", "if not is_lone")]);
+    let whole = |queue: Arc<RedisQueue>| async move { a_lease_brings_the_whole_history(&*queue).await };
+    is_missed(whole, (LeaseHead::NAME, script), "the history is another one").await;
 }
 
 #[tokio::test]

@@ -17,7 +17,7 @@ use turnmill_schema::{AgentId, DeadReason, Delta, Event, Manifest, Outcome, Prio
 use turnmill_tests::broker_conformance::{
     TestQueue, WorkerLimits, claim, delta, ending, entry, manifest as some_manifest, room_for, turn,
 };
-use turnmill_tests::memory_broker::{AgentState, Clock, MemoryBroker, MemoryQueue, NotEnqueued};
+use turnmill_tests::memory_broker::{AgentState, Clock, MemoryBroker, MemoryQueue, NotEnqueued, QueueFull};
 use turnmill_tests::memory_queue::settings;
 use turnmill_tests::redis_link::answer;
 use turnmill_tests::redis_queue::{RedisQueue, dead_letters_of, events_of, reply_of};
@@ -173,12 +173,15 @@ impl Trace {
             ..turn(self.dice.chance(850).then(|| *self.dice.pick(&AGENTS).expect("some")), "1")
         };
         let room = room_for(self.dice.between(4, 12));
-        let full = |refused| match refused {
-            NotEnqueued::Full(full) => (full.tenant, full.open, full.limit),
-            conflict => panic!("{conflict}"),
+        // When to come again is a matter of the pace, and each has its own.
+        let untimed = |refused| match refused {
+            NotEnqueued::Full(full) => NotEnqueued::Full(QueueFull { retry_after_ms: 0, ..full }),
+            other => other,
         };
-        let of_memory = self.memory.enqueue(std::slice::from_ref(&new), room).map_err(full);
-        let of_redis = self.redis.enqueue(std::slice::from_ref(&new), room).await.map_err(full);
+        let after = self.dice.pick(&self.turns).filter(|_| self.dice.chance(300)).copied();
+        let turns = [(&new, after)];
+        let of_memory = self.memory.enqueue_after(&turns, room).map_err(untimed);
+        let of_redis = self.redis.enqueue_after(&turns, room).await.map_err(untimed);
         assert_eq!(of_memory, of_redis);
         self.turns.extend(of_memory.unwrap_or_default());
     }

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 use turnmill_schema::{
-    AgentId, DeadReason, Delta, History, Manifest, Message, Priority, Role, StoredTurn, TenantName, Turn,
-    TurnId, WorkerStatus,
+    AgentId, DeadReason, Delta, Manifest, Message, Priority, Role, StoredTurn, TenantName, Turn, TurnId,
+    WorkerStatus,
 };
 
 use super::{
@@ -42,7 +42,7 @@ impl Double {
                 tenant,
                 vec![Message::new(Role::User, "hi")],
             )))),
-            history: History::default(),
+            history: Arc::default(),
             manifest: None,
             published,
             queued_ms: 0,

@@ -36,8 +36,8 @@ pub struct Claim {
     /// The turn, or where it is. An error if it, its agent's history or what was published of it cannot be read: the attempt
     /// fails, and the last one ends the turn.
     pub turn: Result<StoredTurn, EnvelopeError>,
-    /// The agent's finished conversation.
-    pub history: History,
+    /// The agent's finished conversation; shared with an adapter that keeps it for the agent's next turn.
+    pub history: Arc<History>,
     /// What is stored of the agent's K and V, as far as anybody said; a hint, of which nothing needs to be there.
     pub manifest: Option<Manifest>,
     /// What earlier attempts published, in order, from token 0 on.

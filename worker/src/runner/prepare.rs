@@ -34,7 +34,7 @@ pub struct Prompting {
 
 /// What a lease brought along besides the turn.
 pub(super) struct Leased {
-    pub(super) history: History,
+    pub(super) history: Arc<History>,
     pub(super) manifest: Option<Manifest>,
     pub(super) published: Vec<Delta>,
     pub(super) attempt: u32,

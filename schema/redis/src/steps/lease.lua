@@ -3,10 +3,13 @@
 -- KEYS as in conclude.lua, each item's for the head the caller knows of
 -- ARGV 1 worker  2 most attempts in a row without progress  3 result_ttl_ms  4 outcome_ttl_ms
 --      5 turns of one tenant that may run at once (0: no limit)
---      then for each item: agent id, ticket id, priority of the ticket's stream, the head the caller knows of
+--      then for each item: agent id, ticket id, priority of the ticket's stream, the head the caller knows of, what it knows of
+--      the history ('': nothing; else `<how many of the first entries> <what the last of them begins with>`), and the seeding
+--      that it follows
 -- Reply now_ms, then for each item
 --      {'leased', epoch, attempt, alone (1 or 0), deadline_ms (0: none), envelope ('': missing), entries of the result
---       stream, transcript, manifest ('': none)}; both lists are empty where there can be nothing in them
+--       stream, transcript, manifest ('': none), how many of the transcript's first entries are left out because the caller
+--       knows them, the agent's seeding ('': none)}; both lists are empty where there can be nothing in them
 --      {'head', text}: the head is this one; call again with its keys
 --      {'gone'}: the ticket was not the caller's, or no turn is left, or its tenant runs as many as it may
 --      {'later'}: the answers of this call are large enough; call again
@@ -15,7 +18,7 @@
 
 local WORKER, MAX_ATTEMPTS, RESULT_TTL_MS, OUTCOME_TTL_MS = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
 local TENANT_CAP = tonumber(ARGV[5])
-local ARGS, ARGS_AN_ITEM = 5, 4
+local ARGS, ARGS_AN_ITEM = 5, 6
 -- Pauses of an agent that cannot be leased: the first one, and the longest. They double.
 local UNLEASABLE_PAUSE_MS, LONGEST_PAUSE_MS = 1000, 60000
 
@@ -43,6 +46,21 @@ local function must_park(keys, agent_id, agent)
     or (agent.place ~= '1' and redis.call('EXISTS', keys.parked) == 1)
 end
 
+-- The agent's history behind the part of it that the caller knows, and how many entries that part has. Who knows the last of these
+-- knows those in front of it: entries are added at the end, and dropped there or all at once. Other ones in their place have another
+-- seeding.
+local function read_history(transcript_key, seeding, known, known_seeding)
+  local entries, start = string.match(known, '^([1-9]%d*) (.+)$')
+  if entries and seeding == known_seeding then
+    local found = ask('LRANGE', transcript_key, whole(entries - 1), '-1')
+    if found[1] and string.sub(found[1], 1, #start) == start then
+      table.remove(found, 1)
+      return found, tonumber(entries)
+    end
+  end
+  return ask('LRANGE', transcript_key, '0', '-1'), 0
+end
+
 -- Bytes of all texts in a reply.
 local function bytes_of(reply)
   if type(reply) ~= 'table' then
@@ -58,6 +76,7 @@ end
 local function lease(i)
   local keys, a = item_keys(i), ARGS + i * ARGS_AN_ITEM
   local agent_id, ticket, priority, known_head = ARGV[a + 1], ARGV[a + 2], ARGV[a + 3], ARGV[a + 4]
+  local known_history, known_seeding = ARGV[a + 5], ARGV[a + 6]
   local stream = READY[priority]
   local consumer, delivery = pending(stream, ticket)
   if consumer ~= WORKER then
@@ -66,10 +85,12 @@ local function lease(i)
   if answered_bytes >= REPLY_BYTES then
     return {'later'}
   end
-  local found = ask('HMGET', keys.agent, 'state', 'ticket', 'priority', 'owner', 'epoch', 'delivery', 'manifest', 'place')
+  local found = ask('HMGET', keys.agent, 'state', 'ticket', 'priority', 'owner', 'epoch', 'delivery', 'manifest', 'place',
+    'seeding')
   local agent = {
     state = there(found[1]), ticket = there(found[2]), priority = there(found[3]), owner = there(found[4]),
     epoch = there(found[5]), delivery = there(found[6]), manifest = there(found[7]), place = there(found[8]),
+    seeding = found[9] or '',
   }
   if not stands_for(agent, ticket) or agent.priority ~= priority then
     drop_ticket(stream, ticket)
@@ -99,9 +120,9 @@ local function lease(i)
     entries = ask('XRANGE', keys.result, '-', '+')
     top_epoch, published = published_in(keys.result, last_epoch)
   end
-  local transcript = {}
+  local transcript, left_out = {}, 0
   if not turn.new_session and not is_lone(agent_id) then
-    transcript = ask('LRANGE', keys.transcript, '0', '-1')
+    transcript, left_out = read_history(keys.transcript, agent.seeding, known_history, known_seeding)
   end
   -- Attempts in a row, up to the last one, that published nothing.
   local barren = tonumber(turn.barren) or 0
@@ -113,7 +134,7 @@ local function lease(i)
     local alone = barren_before >= 2 and 1 or 0
     answered_bytes = answered_bytes + bytes_of(transcript) + bytes_of(entries) + #(turn.envelope or '')
     return {'leased', epoch, attempt, alone, deadline_ms, turn.envelope or '', entries, transcript,
-      agent.manifest or ''}
+      agent.manifest or '', left_out, agent.seeding}
   end
 
   -- The same delivery leased before, and its reply was lost: the same answer.

@@ -37,6 +37,19 @@ pub struct LeaseHead {
     pub priority: Priority,
     /// The head that the caller knows of.
     pub head: Option<BacklogEntry>,
+    /// What the caller knows of its history, and need not be told again.
+    pub known: Option<KnownHistory>,
+}
+
+/// The first entries of an agent's transcript, which a worker knows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KnownHistory {
+    /// How many there are; at least one.
+    pub entries: u64,
+    /// What the last one begins with: enough of it to tell it from any other one ([`turnmill_schema::MarkedEntry::START_BYTES`]).
+    pub last_begins: Vec<u8>,
+    /// The agent's [`Grant::seeding`] when they were read.
+    pub seeding: String,
 }
 
 /// What came of it.
@@ -69,10 +82,22 @@ pub struct Grant {
     pub envelope: Vec<u8>,
     /// What earlier attempts left in the result stream.
     pub published: Vec<ResultEntry>,
-    /// The agent's history, one entry a completed turn.
+    /// The agent's history, one entry a completed turn, without the first ones that are left out.
     pub transcript: Vec<Vec<u8>>,
+    /// How many entries are left out, because they are those of [`LeaseHead::known`]; 0: the whole history is here.
+    pub left_out: u64,
+    /// Which call of [`super::Seed`] gave the agent a history; empty: none.
+    pub seeding: String,
     /// The agent's manifest; empty: none.
     pub manifest: Vec<u8>,
+}
+
+impl KnownHistory {
+    /// As the script takes it: what is known, and the seeding.
+    fn arguments(&self) -> (Vec<u8>, &str) {
+        let Self { entries, last_begins, seeding } = self;
+        ([format!("{entries} ").as_bytes(), last_begins].concat(), seeding)
+    }
 }
 
 /// An entry of a result stream.
@@ -112,6 +137,8 @@ impl ItemStep for LeaseHead {
         call.keys(turn_keys(keys, &self.agent, turn));
         call.text(&self.agent).text(&self.ticket).text(self.priority.as_str());
         call.text(self.head.as_ref().map(ToString::to_string).unwrap_or_default());
+        let (known, seeding) = self.known.as_ref().map(KnownHistory::arguments).unwrap_or_default();
+        call.arg(known).text(seeding);
     }
 
     fn read(answer: Value) -> Result<LeaseAnswer, ParsingError> {
@@ -130,6 +157,8 @@ impl ItemStep for LeaseHead {
                 published: parts.next::<StreamRangeReply>()?.ids.into_iter().map(ResultEntry::from).collect(),
                 transcript: parts.next()?,
                 manifest: parts.next()?,
+                left_out: parts.next()?,
+                seeding: parts.next()?,
             }))),
             kind => unknown(kind),
         }

@@ -41,7 +41,7 @@ pub use counts::{CountWork, Counts, PriorityCounts};
 pub use enqueue::{DepthLimits, Enqueue, EnqueueTurn, Enqueued};
 pub use finish::{Finish, FinishAnswer, FinishLimits, LeaseKey};
 pub use group::CreateGroup;
-pub use lease::{Grant, LeaseAnswer, LeaseHead, LeaseLimits, ResultEntry};
+pub use lease::{Grant, KnownHistory, LeaseAnswer, LeaseHead, LeaseLimits, ResultEntry};
 pub use pause::Pause;
 pub use prepare::Prepare;
 pub use promote::Promote;

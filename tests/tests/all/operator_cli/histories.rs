@@ -36,7 +36,7 @@ async fn known(queue: &RedisQueue, worker: &RedisBroker, agent: &str) -> (Vec<u3
     let claim = claim(worker).await;
     assert_eq!(claim.lease.turn.to_string(), turn);
     done(queue, &["turn", "cancel", &turn]).await;
-    (claim.history.tokens, claim.manifest)
+    (claim.history.tokens.clone(), claim.manifest)
 }
 
 #[tokio::test]

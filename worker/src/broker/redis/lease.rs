@@ -9,6 +9,7 @@ use turnmill_schema::envelope::{EnvelopeError, decode};
 use turnmill_schema::keys::BacklogEntry;
 use turnmill_schema::{Delta, Event, History, Manifest, StoredTurn, TranscriptEntry, TurnId};
 
+use super::histories::Part;
 use super::{Broker, BrokerError, Claim, RedisBroker, Ticket};
 
 /// The reply so far.
@@ -23,6 +24,7 @@ struct Published {
 impl RedisBroker {
     pub(super) async fn lease_head(&self, ticket: &Ticket) -> Result<Option<Claim>, BrokerError> {
         let mut head = ticket.head();
+        let (known, part) = self.histories.known(&ticket.agent).unzip();
         // Every round but the last ended a turn, met another's progress or waited for its part, so this comes to an end.
         loop {
             let item = LeaseHead {
@@ -30,10 +32,11 @@ impl RedisBroker {
                 ticket: ticket.id.entry.clone(),
                 priority: ticket.id.priority,
                 head: head.clone(),
+                known: known.clone(),
             };
             match (self.shard(&ticket.id)?.lease.call(item).await?, head.take()) {
                 (LeaseAnswer::Leased(grant), Some(entry)) => {
-                    return Ok(Some(self.claim(ticket, entry, *grant)));
+                    return Ok(Some(self.claim(ticket, entry, *grant, part)));
                 }
                 (LeaseAnswer::Leased(_), None) => {
                     return Err(unreadable("a turn was leased that nobody named".to_owned()));
@@ -65,7 +68,9 @@ impl RedisBroker {
 
     /// What was granted. The turn is this worker's, so whatever cannot be read of it comes with the lease: the attempt fails at
     /// once and says why, instead of idling for a lease.
-    fn claim(&self, ticket: &Ticket, entry: BacklogEntry, grant: Grant) -> Claim {
+    ///
+    /// `known` is the history that the lease was asked with.
+    fn claim(&self, ticket: &Ticket, entry: BacklogEntry, grant: Grant, known: Option<Part>) -> Claim {
         let (published, fault) = match read_published(entry.turn, grant.epoch, &grant.published) {
             Ok(published) => (published, None),
             Err(error) => {
@@ -73,10 +78,16 @@ impl RedisBroker {
                 (Published::default(), Some(error))
             }
         };
-        let history = fault.map_or_else(|| read_history(&grant.transcript), Err);
+        let history = fault.map_or_else(|| read_history(&grant, known), Err);
         let (turn, history) = match history {
-            Ok(history) => (StoredTurn::decode(&grant.envelope), history),
-            Err(error) => (Err(error), History::default()),
+            Ok(part) => {
+                self.histories.leased(&ticket.agent, grant.epoch, &part);
+                (StoredTurn::decode(&grant.envelope), part.history)
+            }
+            Err(error) => {
+                self.histories.forget(&ticket.agent);
+                (Err(error), Arc::default())
+            }
         };
         let now_ms = self.server.clock().now_ms();
         let since_enqueue = |ms: u64| ms.saturating_sub(entry.enqueued_ms);
@@ -101,8 +112,24 @@ fn unreadable(reason: String) -> BrokerError {
     Fault::Unreadable { step: "lease", reason }.into()
 }
 
-fn read_history(transcript: &[Vec<u8>]) -> Result<History, EnvelopeError> {
-    transcript.iter().map(|entry| decode::<TranscriptEntry>(entry)).collect()
+/// The history that was granted: all of it, or what follows the part that was known.
+fn read_history(grant: &Grant, known: Option<Part>) -> Result<Part, EnvelopeError> {
+    let new = grant.transcript.iter().map(|entry| decode::<TranscriptEntry>(entry));
+    let known = known.filter(|known| grant.left_out == known.entries);
+    let mut history = match known {
+        Some(known) => known.history,
+        None if grant.left_out == 0 => Arc::default(),
+        None => {
+            let reason = format!("{} entries of its history are left out that nobody knows", grant.left_out);
+            return Err(EnvelopeError::Malformed { reason });
+        }
+    };
+    if !grant.transcript.is_empty() {
+        let new: Vec<TranscriptEntry> = new.collect::<Result<_, _>>()?;
+        Arc::<History>::make_mut(&mut history).extend(new);
+    }
+    let entries = grant.left_out + grant.transcript.len() as u64;
+    Ok(Part { history, entries, seeding: grant.seeding.clone() })
 }
 
 fn read_published(turn: TurnId, epoch: u64, entries: &[ResultEntry]) -> Result<Published, EnvelopeError> {

@@ -14,6 +14,7 @@
 mod append;
 mod batch;
 mod collector;
+mod histories;
 mod lease;
 mod manifests;
 mod read;
@@ -31,7 +32,9 @@ use turnmill_redis::steps::{
 use turnmill_redis::{Endpoint, Fault, RESPONSE_TIMEOUT, ReadyStream, Server, ServerFacts, Subscription};
 use turnmill_schema::envelope::{EnvelopeError, encode};
 use turnmill_schema::keys::{BacklogEntry, Keys, ORDER_DRAIN, Queue};
-use turnmill_schema::{DeadReason, Delta, Event, Manifest, Name, Priority, TurnId, WorkerStatus};
+use turnmill_schema::{
+    DeadReason, Delta, Event, Manifest, MarkedEntry, Name, Outcome, Priority, TurnId, WorkerStatus,
+};
 
 use super::{
     Broker, BrokerError, Claim, Ending, Fence, Holdings, LISTED_LEASES, Lease, Orders, PriorityCounts,
@@ -41,6 +44,7 @@ use super::{
 use append::fenced;
 use batch::Batch;
 pub use collector::{Collector, HoldError};
+use histories::Histories;
 pub use manifests::RedisReferences;
 use read::Reader;
 
@@ -125,6 +129,7 @@ pub struct RedisBroker {
     /// Absent before the first wait and while one is under way.
     notices: tokio::sync::Mutex<Option<Subscription>>,
     holdings: Holdings,
+    histories: Histories,
 }
 
 impl RedisBroker {
@@ -147,8 +152,8 @@ impl RedisBroker {
         });
         let streams = streams.collect();
         let shards = queue.all_keys().map(|keys| Shard::start(&server, &keys, &settings)).collect();
-        let (reader, notices, holdings) = Default::default();
-        let broker = Self { settings, queue, streams, server, shards, reader, notices, holdings };
+        let (reader, notices, holdings, histories) = Default::default();
+        let broker = Self { settings, queue, streams, server, shards, reader, notices, holdings, histories };
         broker.prepare().await?;
         // A worker may enter itself in the registry before anything else tells the server's time.
         broker.server.now_ms().await?;
@@ -185,6 +190,14 @@ impl RedisBroker {
     /// A lease was refused for that; the next look at who waits tells when it is over.
     fn note_paused(&self) {
         self.shards.iter().for_each(|shard| shard.paused.store(true, Ordering::Relaxed));
+    }
+
+    /// Tells the entry that a lease adds to its agent's history from that of any other one: workers' names are unlike each other, and
+    /// so are the epochs of an agent's leases, unless a server lost some.
+    fn mark_of(&self, lease: &Lease) -> u64 {
+        let digest = blake3::hash(format!("{}/{}", self.settings.worker, lease.epoch).as_bytes());
+        let (mark, _) = digest.as_bytes().split_first_chunk().expect("a digest has more bytes than a mark");
+        u64::from_le_bytes(*mark)
     }
 
     /// Ends the lease of a turn that stays the head of its backlog; `failure`: when it may run again, and why it failed.
@@ -266,18 +279,27 @@ impl Broker for RedisBroker {
     async fn finish(&self, lease: &Lease, ending: &Ending) -> Result<Option<Ticket>, BrokerError> {
         lease.begin_to_end();
         let reply = ending.reply.clone().map(|delta| encode(&Event::Delta(delta))).transpose()?;
+        let mark = self.mark_of(lease);
+        let entry = ending.entry.as_ref().map(|entry| encode(&MarkedEntry::new(entry, mark)));
+        let entry = entry.transpose()?.unwrap_or_default();
         let step = Finish {
             lease: key(lease),
             published: ending.published,
             outcome: ending.end.outcome.as_str(),
             reason: ending.reason.map_or("", DeadReason::as_str),
             end: encode(&Event::End(ending.end.clone()))?,
-            entry: ending.entry.as_ref().map(encode).transpose()?.unwrap_or_default(),
+            entry: entry.clone(),
             reply: reply.unwrap_or_default(),
             continues: if ending.continues { self.settings.max_continues } else { 0 },
             manifest: encode_manifest(ending.manifest.as_ref())?,
         };
-        match self.shard(lease.ticket())?.finish.call(step).await? {
+        let answer = self.shard(lease.ticket())?.finish.call(step).await?;
+        if let (FinishAnswer::Done | FinishAnswer::Next(_), Some(added)) = (&answer, &ending.entry)
+            && ending.end.outcome == Outcome::Completed
+        {
+            self.histories.committed(&lease.agent, lease.epoch, added.clone(), &entry);
+        }
+        match answer {
             FinishAnswer::Done => {
                 lease.over();
                 Ok(None)
