@@ -7,13 +7,10 @@
 
 local removed = 0
 for _, stream in ipairs(KEYS) do
-  for _, consumer in ipairs(redis.call('XINFO', 'CONSUMERS', stream, ARGV[1])) do
-    local found = {}
-    for i = 1, #consumer, 2 do
-      found[consumer[i]] = consumer[i + 1]
-    end
-    if found.pending == 0 and found.idle > tonumber(ARGV[2]) then
-      redis.call('XGROUP', 'DELCONSUMER', stream, ARGV[1], found.name)
+  for _, answer in ipairs(redis.call('XINFO', 'CONSUMERS', stream, ARGV[1])) do
+    local consumer = named(answer)
+    if consumer.pending == 0 and consumer.idle > tonumber(ARGV[2]) then
+      redis.call('XGROUP', 'DELCONSUMER', stream, ARGV[1], consumer.name)
       removed = removed + 1
     end
   end

@@ -6,8 +6,7 @@ use turnmill_schema::keys::{GROUP, Keys};
 use crate::call::{Call, Step};
 use crate::shared_keys::ready_keys;
 
-/// Removes consumers of a group that were silent for long and have nothing pending, on a full server too. See `consumers.lua`,
-/// which needs no other file.
+/// Removes consumers of a group that were silent for long and have nothing pending, on a full server too. See `consumers.lua`.
 #[derive(Clone, Copy, Debug)]
 pub struct RemoveConsumers<'a> {
     /// Whose.
@@ -27,7 +26,8 @@ pub enum ConsumerGroup<'a> {
 
 impl Step for RemoveConsumers<'_> {
     const NAME: &'static str = "consumers";
-    const SCRIPT: &'static str = concat!("#!lua flags=allow-oom\n", include_str!("consumers.lua"));
+    const SCRIPT: &'static str =
+        concat!("#!lua flags=allow-oom\n", include_str!("info.lua"), include_str!("consumers.lua"));
     /// How many were removed.
     type Reply = u64;
 

@@ -20,17 +20,11 @@ local function pending_of(stream)
 end
 
 local function lag_of(stream)
-  local groups = redis.pcall('XINFO', 'GROUPS', stream)
-  -- A stream that does not exist yet holds nothing.
-  for _, group in ipairs(groups.err and {} or groups) do
-    local found = {}
-    for i = 1, #group, 2 do
-      found[group[i]] = group[i + 1]
-    end
-    if found.name == GROUP then
-      return found.lag or ''
-    end
+  local group = groups_in(redis.pcall('XINFO', 'GROUPS', stream))[GROUP]
+  if group then
+    return group.lag or ''
   end
+  -- A stream that does not exist yet holds nothing.
   return redis.call('EXISTS', stream) == 0 and 0 or ''
 end
 

@@ -53,7 +53,7 @@ pub struct Counts {
 
 impl Step for CountWork {
     const NAME: &'static str = "counts";
-    const SCRIPT: &'static str = script!(" flags=no-writes" "counts.lua");
+    const SCRIPT: &'static str = script!(" flags=no-writes" "info.lua" "counts.lua");
     type Reply = Counts;
 
     fn call(&self, keys: &Keys) -> Call {

@@ -5,7 +5,7 @@ use turnmill_schema::keys::Keys;
 
 use crate::call::{Call, Step};
 
-/// Creates a group if it is missing, on a full server too. See `group.lua`, which needs no other file.
+/// Creates a group if it is missing, on a full server too. See `group.lua`.
 #[derive(Clone, Copy, Debug)]
 pub struct CreateGroup<'a> {
     /// Its name: see [`turnmill_schema::keys::events_group`].
@@ -16,7 +16,8 @@ pub struct CreateGroup<'a> {
 
 impl Step for CreateGroup<'_> {
     const NAME: &'static str = "group";
-    const SCRIPT: &'static str = concat!("#!lua flags=allow-oom\n", include_str!("group.lua"));
+    const SCRIPT: &'static str =
+        concat!("#!lua flags=allow-oom\n", include_str!("info.lua"), include_str!("group.lua"));
     /// Whether it was created.
     type Reply = bool;
 

@@ -7,13 +7,7 @@
 local created = 0
 for _, stream in pairs(READY) do
   expect(stream, 'stream')
-  local groups, found = redis.pcall('XINFO', 'GROUPS', stream), false
-  for _, group in ipairs(groups.err and {} or groups) do
-    for i = 1, #group, 2 do
-      found = found or (group[i] == 'name' and group[i + 1] == GROUP)
-    end
-  end
-  if not found then
+  if not groups_in(redis.pcall('XINFO', 'GROUPS', stream))[GROUP] then
     redis.call('XGROUP', 'CREATE', stream, GROUP, '0', 'MKSTREAM')
     created = created + 1
   end

@@ -12,7 +12,7 @@ pub struct Prepare;
 
 impl Step for Prepare {
     const NAME: &'static str = "prepare";
-    const SCRIPT: &'static str = script!(" flags=allow-oom" "prepare.lua");
+    const SCRIPT: &'static str = script!(" flags=allow-oom" "info.lua" "prepare.lua");
     /// How many groups were created.
     type Reply = u64;
 

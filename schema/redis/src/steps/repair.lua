@@ -7,16 +7,8 @@
 local KEYS_AN_AGENT = 3
 
 local function last_delivered(stream)
-  for _, group in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
-    local found = {}
-    for i = 1, #group, 2 do
-      found[group[i]] = group[i + 1]
-    end
-    if found.name == GROUP then
-      return found['last-delivered-id']
-    end
-  end
-  return '0-0'
+  local group = groups_in(redis.call('XINFO', 'GROUPS', stream))[GROUP]
+  return group and group['last-delivered-id'] or '0-0'
 end
 
 -- Whether some worker will still read the ticket, or holds it.

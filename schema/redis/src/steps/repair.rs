@@ -17,7 +17,7 @@ pub struct Repair<'a> {
 
 impl Step for Repair<'_> {
     const NAME: &'static str = "repair";
-    const SCRIPT: &'static str = script!(" flags=allow-oom" "repair.lua");
+    const SCRIPT: &'static str = script!(" flags=allow-oom" "info.lua" "repair.lua");
     /// How many agents got a new ticket.
     type Reply = Attended;
 
