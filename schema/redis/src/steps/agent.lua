@@ -22,7 +22,7 @@ local ID, ACTION, KNOWN_HEAD = ARGV[1], ARGV[2], ARGV[3]
 expect_shared()
 expect(PARKED, 'zset')
 expect(TRANSCRIPT, 'list')
-local agent = fields(AGENT, 'state', 'ticket', 'priority', 'hold', 'epoch')
+local agent = fields(AGENT, {'state', 'ticket', 'priority', 'hold', 'epoch'})
 local head = backlog_entry(ask('LINDEX', BACKLOG, 0))
 if not agent.state then
   return {'unknown'}

@@ -63,12 +63,11 @@ local function there(value)
   return value ~= '' and value or nil
 end
 
--- The named fields of a hash, as a table; missing and empty ones are nil. Frequent steps build their table themselves, in half the
--- time.
-local function fields(key, ...)
-  local names, values, found = {...}, ask('HMGET', key, ...), {}
-  for i, name in ipairs(names) do
-    found[name] = there(values[i])
+-- The named fields of a hash, as a table; missing and empty ones are nil.
+local function fields(key, names)
+  local values, found = ask('HMGET', key, unpack(names)), {}
+  for i = 1, #names do
+    found[names[i]] = there(values[i])
   end
   return found
 end

@@ -20,13 +20,11 @@ local function item_keys(i)
   }
 end
 
--- What an ending of a turn has to know of its agent.
+-- What the end of a turn needs to know of its agent.
+local AGENT_FIELDS = {'state', 'ticket', 'priority', 'owner', 'epoch', 'hold', 'on_dead', 'continues'}
+
 local function read_agent(keys)
-  local found = ask('HMGET', keys.agent, 'state', 'ticket', 'priority', 'owner', 'epoch', 'hold', 'on_dead', 'continues')
-  return {
-    state = there(found[1]), ticket = there(found[2]), priority = there(found[3]), owner = there(found[4]),
-    epoch = there(found[5]), hold = there(found[6]), on_dead = there(found[7]), continues = there(found[8]),
-  }
+  return fields(keys.agent, AGENT_FIELDS)
 end
 
 -- The first turn of the backlog and the one behind; nil if there is none.

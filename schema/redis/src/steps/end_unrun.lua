@@ -27,7 +27,7 @@ end
 local function end_unrun(i)
   local keys, a = item_keys(i), ARGS + i * ARGS_AN_ITEM
   local notices, agent_id, entry = ARGV[a + 1], ARGV[a + 2], backlog_entry(ARGV[a + 3])
-  local turn = fields(keys.turn, 'state', 'outcome', 'attempts', 'deadline_ms')
+  local turn = fields(keys.turn, {'state', 'outcome', 'attempts', 'deadline_ms'})
   if not turn.state then
     return {'unknown'}
   end

@@ -19,6 +19,7 @@
 
 local WORKER, RESULT_TTL_MS, OUTCOME_TTL_MS, KEEP_STREAM_MS, LEASE_MS = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local ARGS, ARGS_AN_ITEM = 5, 11
+local TURN_FIELDS = {'state', 'epoch', 'attempts', 'new_session', 'deadline_ms'}
 
 -- Whether somebody waits for a worker, besides those of the tenant that wait for a place: an agent with an undelivered ticket, one
 -- that is due, or one whose worker is silent for a whole lease.
@@ -68,11 +69,7 @@ local function finish(i)
   local keys, a = item_keys(i), ARGS + i * ARGS_AN_ITEM
   local agent_id, turn_id, epoch, published, outcome = ARGV[a + 1], ARGV[a + 2], ARGV[a + 3], ARGV[a + 4], ARGV[a + 5]
   local entry, whole_reply = ARGV[a + 8], ARGV[a + 9]
-  local values = ask('HMGET', keys.turn, 'state', 'epoch', 'attempts', 'new_session', 'deadline_ms')
-  local turn = {
-    state = there(values[1]), epoch = there(values[2]), attempts = there(values[3]), new_session = there(values[4]),
-    deadline_ms = there(values[5]),
-  }
+  local turn = fields(keys.turn, TURN_FIELDS)
   if turn.state == 'ended' then
     return ended_before(keys, turn, epoch)
   end

@@ -19,6 +19,8 @@
 local WORKER, MAX_ATTEMPTS, RESULT_TTL_MS, OUTCOME_TTL_MS = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
 local TENANT_CAP = tonumber(ARGV[5])
 local ARGS, ARGS_AN_ITEM = 5, 6
+local LEASED_FIELDS = {'state', 'ticket', 'priority', 'owner', 'epoch', 'delivery', 'manifest', 'place', 'seeding'}
+local TURN_FIELDS = {'envelope', 'attempts', 'barren', 'progress', 'new_session', 'deadline_ms', 'requeued'}
 -- Pauses of an agent that cannot be leased: the first one, and the longest. They double.
 local UNLEASABLE_PAUSE_MS, LONGEST_PAUSE_MS = 1000, 60000
 
@@ -85,13 +87,7 @@ local function lease(i)
   if answered_bytes >= REPLY_BYTES then
     return {'later'}
   end
-  local found = ask('HMGET', keys.agent, 'state', 'ticket', 'priority', 'owner', 'epoch', 'delivery', 'manifest', 'place',
-    'seeding')
-  local agent = {
-    state = there(found[1]), ticket = there(found[2]), priority = there(found[3]), owner = there(found[4]),
-    epoch = there(found[5]), delivery = there(found[6]), manifest = there(found[7]), place = there(found[8]),
-    seeding = found[9] or '',
-  }
+  local agent = fields(keys.agent, LEASED_FIELDS)
   if not stands_for(agent, ticket) or agent.priority ~= priority then
     drop_ticket(stream, ticket)
     return {'gone'}
@@ -109,11 +105,7 @@ local function lease(i)
     return {'head', backlog_entry(texts[1]).text}
   end
 
-  found = ask('HMGET', keys.turn, 'envelope', 'attempts', 'barren', 'progress', 'new_session', 'deadline_ms', 'requeued')
-  local turn = {
-    envelope = there(found[1]), attempts = there(found[2]), barren = there(found[3]), progress = there(found[4]),
-    new_session = there(found[5]), deadline_ms = there(found[6]), requeued = there(found[7]),
-  }
+  local turn = fields(keys.turn, TURN_FIELDS)
   local attempts, last_epoch = tonumber(turn.attempts) or 0, tonumber(agent.epoch) or 0
   local entries, top_epoch, published = {}, 0, 0
   if attempts > 0 or turn.requeued then
@@ -122,7 +114,7 @@ local function lease(i)
   end
   local transcript, left_out = {}, 0
   if not turn.new_session and not is_lone(agent_id) then
-    transcript, left_out = read_history(keys.transcript, agent.seeding, known_history, known_seeding)
+    transcript, left_out = read_history(keys.transcript, agent.seeding or '', known_history, known_seeding)
   end
   -- Attempts in a row, up to the last one, that published nothing.
   local barren = tonumber(turn.barren) or 0
@@ -134,7 +126,7 @@ local function lease(i)
     local alone = barren_before >= 2 and 1 or 0
     answered_bytes = answered_bytes + bytes_of(transcript) + bytes_of(entries) + #(turn.envelope or '')
     return {'leased', epoch, attempt, alone, deadline_ms, turn.envelope or '', entries, transcript,
-      agent.manifest or '', left_out, agent.seeding}
+      agent.manifest or '', left_out, agent.seeding or ''}
   end
 
   -- The same delivery leased before, and its reply was lost: the same answer.

@@ -33,7 +33,7 @@ local promoted = 0
 local function promote(i)
   local k, id = SHARED + i * KEYS_AN_AGENT, ARGV[ARGS + i + 1]
   local agent_key, parked_key = KEYS[k + 1], KEYS[k + 3]
-  local agent = fields(agent_key, 'state')
+  local agent = fields(agent_key, {'state'})
   local head = ask('LINDEX', KEYS[k + 2], 0)
   expect(parked_key, 'zset')
   if is_due(agent, id, parked_key) then

@@ -27,7 +27,7 @@ local function reclaim(i)
     return
   end
   local agent_key = KEYS[k + 1]
-  local agent = fields(agent_key, 'state', 'ticket', 'hold')
+  local agent = fields(agent_key, {'state', 'ticket', 'hold'})
   local head = backlog_entry(ask('LINDEX', KEYS[k + 2], 0))
   if not stands_for(agent, ticket) then
     return

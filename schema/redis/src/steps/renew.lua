@@ -14,7 +14,7 @@ local function holds(agent_key, ticket, priority, epoch)
   if redis.call('TYPE', agent_key).ok ~= 'hash' then
     return false
   end
-  local agent = fields(agent_key, 'state', 'owner', 'epoch')
+  local agent = fields(agent_key, {'state', 'owner', 'epoch'})
   return agent.state == 'leased' and agent.owner == WORKER and agent.epoch == epoch
 end
 

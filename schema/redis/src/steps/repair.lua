@@ -41,7 +41,7 @@ local repaired = 0
 local function repair(i)
   local k, id = SHARED + i * KEYS_AN_AGENT, ARGV[i + 1]
   local agent_key, parked_key = KEYS[k + 1], KEYS[k + 3]
-  local agent = fields(agent_key, 'state', 'ticket', 'priority')
+  local agent = fields(agent_key, {'state', 'ticket', 'priority'})
   local head = backlog_entry(ask('LINDEX', KEYS[k + 2], 0))
   expect(parked_key, 'zset')
   if not head then

@@ -18,7 +18,7 @@ local function requeue(i)
   local keys, a = item_keys(i), ARGS + i * ARGS_AN_ITEM
   local agent_id, turn_id, epoch, delay_ms, cause, reason =
     ARGV[a + 1], ARGV[a + 2], ARGV[a + 3], ARGV[a + 4], ARGV[a + 5], ARGV[a + 6]
-  local turn = fields(keys.turn, 'state', 'epoch', 'attempts', 'barren', 'progress', 'requeued', 'deadline_ms')
+  local turn = fields(keys.turn, {'state', 'epoch', 'attempts', 'barren', 'progress', 'requeued', 'deadline_ms'})
   if turn.requeued == epoch then
     return {'done'}
   end

@@ -14,7 +14,7 @@ expect(COUNTERS, 'hash')
 if pending(stream, ticket) ~= ARGV[4] then
   return 0
 end
-local agent = fields(agent_key, 'state', 'ticket', 'hold')
+local agent = fields(agent_key, {'state', 'ticket', 'hold'})
 local head = backlog_entry(ask('LINDEX', backlog_key, 0))
 drop_ticket(stream, ticket)
 -- Leased: the ticket was taken over from a silent worker, whose lease ends here.

@@ -13,7 +13,7 @@ local ENTRIES_A_PUSH = 1000
 
 expect_shared()
 expect(TRANSCRIPT, 'list')
-local agent = fields(AGENT, 'state', 'epoch', 'seeding')
+local agent = fields(AGENT, {'state', 'epoch', 'seeding'})
 local entries, open = ask('LLEN', TRANSCRIPT), ask('LLEN', BACKLOG)
 if agent.seeding == SEEDING then
   return {'ok'}
