@@ -1,8 +1,7 @@
 //! The one place that knows every concrete type: puts a worker together, runs it, takes it apart.
 //!
 //! Order of starting: what can be refused cheaply first (the port, the queue), then the model, then claiming.
-//! Order of stopping: no more claims, running turns finish within the drain window, the rest is requeued at
-//! the head of its agents' backlogs, the server goes last.
+//! Order of stopping: turns and queue first, as [`Service`] does it; the server goes last.
 
 #![allow(
     clippy::disallowed_methods,
@@ -12,7 +11,6 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -20,8 +18,7 @@ use tokio::runtime::Handle;
 use tokio::task::JoinError;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
-use tracing::{debug, error, info, warn};
+use tracing::{info, warn};
 use turnmill_redis::Fault;
 use turnmill_schema::WorkerStatus;
 
@@ -29,17 +26,17 @@ use crate::broker::redis::{BrokerSettings, RedisBroker};
 use crate::broker::{Broker, BrokerError};
 use crate::config::{AutoByteSize, ConfigError, KvDtype, Settings, StoreSetting};
 use crate::descriptors;
-use crate::engine::{self, EngineChannel, EngineGone, EngineHandle, EngineSettings, SegmentSink};
+use crate::engine::{self, EngineChannel, EngineGone, EngineSettings, SegmentSink};
 use crate::hub::{self, Fetching, HubError};
 use crate::kv::{BlockShape, SEGMENT_TOKENS};
-use crate::lifecycle::{HeadroomLimits, Lifecycle, Phase};
+use crate::lifecycle::{HeadroomLimits, Lifecycle};
 use crate::model::{Checkpoint, EngineError, LoadOptions, Model, ModelError};
 use crate::observe::http::{self, HttpState};
 use crate::observe::logs::{self, LogControl};
 use crate::observe::{ObserveError, QueueGauges, Traces, metrics};
 use crate::runner::{
-    Alarm, Backoff, Coalescing, Intake, Keeper, Prompting, QueueHealth, RestoreSettings, Restorer, Retries,
-    Runner, RunnerSettings, Tender, trim,
+    Backoff, Coalescing, Keeper, Over, Parts, Prompting, QueueHealth, REQUEUE_PERSIST, RestoreSettings,
+    Restorer, Retries, RunnerSettings, Service, trim,
 };
 use crate::schedule::{Limits, Speculation};
 use crate::signals::Signals;
@@ -48,16 +45,6 @@ use crate::surroundings::Surroundings;
 
 /// Time between two looks at the queue's counts.
 const COUNTS_EVERY: Duration = Duration::from_secs(2);
-/// After the drain window: time to publish last tokens and requeue turns.
-const REQUEUE: Duration = Duration::from_secs(5);
-/// Of that: time to store what the next worker goes on from.
-const REQUEUE_PERSIST: Duration = Duration::from_secs(3);
-/// After the last turn: time to store what is on its way, and to note it.
-const FLUSH: Duration = Duration::from_secs(5);
-/// Once nothing runs: time for the background's tasks to end.
-const BACKGROUND: Duration = Duration::from_secs(1);
-/// At the very end: time to take this worker out of the registry.
-const LEAVE: Duration = Duration::from_secs(1);
 
 /// Why a worker cannot start or has to stop.
 #[derive(Debug, thiserror::Error)]
@@ -243,31 +230,30 @@ pub async fn serve(
         Signals::listen().map_err(|source| AppError::System { what: "signal handlers", source })?;
     let http = Http::start(&settings, logs)?;
     let traces = Traces::start(&settings)?;
-    let lifecycle = http.state.lifecycle.clone();
     let outcome = tokio::select! {
-        outcome = Worker::start(&settings, &http.state, traces.clone(), progress) => outcome,
+        outcome = start(&settings, &http.state, traces.clone(), progress) => outcome,
         // Nothing is claimed yet, so there is nothing to drain.
         signal = signals.stop() => {
             info!(signal, "stopped before it was ready");
             return Ok(());
         }
     };
-    let worker = outcome?;
+    let service = outcome?;
     info!(addr = %http.addr, queue = %settings.queue, "ready");
     let ended = tokio::select! {
         signal = signals.stop() => {
             info!(signal, "told to stop");
             Ok(())
         }
-        () = worker.drain.cancelled() => Ok(()),
-        () = worker.engine.ended() => Err(AppError::from(EngineGone)),
-        what = worker.alarm.raised() => Err(AppError::PartEnded { what }),
+        over = service.over() => match over {
+            Over::Drained => Ok(()),
+            Over::EngineGone => Err(AppError::from(EngineGone)),
+            Over::PartEnded(what) => Err(AppError::PartEnded { what }),
+        },
     };
-    lifecycle.advance(Phase::Draining);
     info!(window_ms = settings.drain_ms, "draining: running turns finish, nothing more is claimed");
-    let window = Duration::from_millis(settings.drain_ms);
-    worker.stop(if ended.is_ok() { window } else { Duration::ZERO }, &mut signals).await;
-    lifecycle.advance(Phase::Stopped);
+    let window = if ended.is_ok() { Duration::from_millis(settings.drain_ms) } else { Duration::ZERO };
+    service.stop(window, signals.hurry()).await;
     tokio::task::spawn_blocking(move || traces.shutdown()).await?;
     http.stop().await?;
     info!("stopped");
@@ -313,156 +299,69 @@ impl Http {
     }
 }
 
-/// A worker that claims turns.
-struct Worker {
-    broker: Arc<RedisBroker>,
-    engine: EngineChannel,
-    keeper: Option<Arc<Keeper<EngineChannel>>>,
-    turns: TaskTracker,
-    /// Renewal and counts: they outlive the turns.
-    background: TaskTracker,
-    stop_claiming: CancellationToken,
-    requeue: CancellationToken,
-    stop_background: CancellationToken,
-    /// Cancelled when an operator orders a drain.
-    drain: CancellationToken,
-    /// Raised if a part ends that should go on.
-    alarm: Alarm,
-}
-
-impl Worker {
-    async fn start(
-        settings: &Settings,
-        http: &HttpState,
-        traces: Traces,
-        progress: impl Fn(Loading<'_>) + Send + 'static,
-    ) -> Result<Self, AppError> {
-        let (lifecycle, surroundings) = (http.lifecycle.clone(), Surroundings::on(Handle::current()));
-        let payloads = open_payloads(settings)?;
-        let broker = Arc::new(connect(settings, &lifecycle, &surroundings).await?);
-        let health = QueueHealth::new(lifecycle.clone(), surroundings.clone());
-        let model = load_model(settings, progress).await?;
-        let pool_tokens = model.blocks as u32 * settings.block_tokens;
-        let store = open_blocks(settings, model.block_shape)?;
-        if let Some(store) = &store {
-            let lifecycle = lifecycle.clone();
-            lifecycle.set_store_trouble(None);
-            store.on_trouble(move |trouble| lifecycle.set_store_trouble(trouble));
-        }
-        let folder = store.clone().filter(|store| store.is_folder());
-        let sink = store.clone().map(|store| Arc::new(store) as Arc<dyn SegmentSink>);
-        let engine_settings = engine_settings(settings, &model);
-        let (engine, _thread) =
-            engine::spawn(model.engine, engine_settings, sink, lifecycle.clone(), surroundings.clone())
-                .map_err(|source| AppError::System { what: "the engine's thread", source })?;
-        let keeper =
-            store.map(|store| Arc::new(keeper(settings, store, engine.clone(), surroundings.clone())));
-        let worker = Self {
-            broker: broker.clone(),
-            engine: engine.clone(),
-            keeper: keeper.clone(),
-            turns: TaskTracker::new(),
-            background: TaskTracker::new(),
-            stop_claiming: CancellationToken::new(),
-            requeue: CancellationToken::new(),
-            stop_background: CancellationToken::new(),
-            drain: CancellationToken::new(),
-            alarm: Alarm::default(),
-        };
-        let runner = Arc::new(Runner {
-            broker: broker.clone(),
-            engine,
-            prompting: Arc::new(Prompting {
-                tokenizer: Arc::new(model.tokenizer),
-                template: model.template,
-                namespace: model.namespace,
-                context_tokens: model.context_tokens as u32,
-                pool_tokens,
-                block_tokens: settings.block_tokens as usize,
-            }),
-            payloads,
-            keeper,
-            health: health.clone(),
-            coalescing: Arc::new(Coalescing::new(Duration::from_millis(settings.flush_ms))),
-            traces,
-            settings: RunnerSettings {
-                worker: settings.worker_name.name().to_string(),
-                retries: Retries {
-                    base: Duration::from_millis(settings.retry_base_ms),
-                    max: Duration::from_millis(settings.retry_max_ms),
-                },
-                log_content: settings.log_content,
+/// Puts a worker together, and lets it claim turns.
+async fn start(
+    settings: &Settings,
+    http: &HttpState,
+    traces: Traces,
+    progress: impl Fn(Loading<'_>) + Send + 'static,
+) -> Result<Service<RedisBroker, EngineChannel>, AppError> {
+    let (lifecycle, surroundings) = (http.lifecycle.clone(), Surroundings::on(Handle::current()));
+    let payloads = open_payloads(settings)?;
+    let broker = Arc::new(connect(settings, &lifecycle, &surroundings).await?);
+    let health = QueueHealth::new(lifecycle.clone(), surroundings.clone());
+    let model = load_model(settings, progress).await?;
+    let pool_tokens = model.blocks as u32 * settings.block_tokens;
+    let store = open_blocks(settings, model.block_shape)?;
+    if let Some(store) = &store {
+        let lifecycle = lifecycle.clone();
+        lifecycle.set_store_trouble(None);
+        store.on_trouble(move |trouble| lifecycle.set_store_trouble(trouble));
+    }
+    let folder = store.clone().filter(|store| store.is_folder());
+    let sink = store.clone().map(|store| Arc::new(store) as Arc<dyn SegmentSink>);
+    let engine_settings = engine_settings(settings, &model);
+    let (engine, _thread) =
+        engine::spawn(model.engine, engine_settings, sink, lifecycle.clone(), surroundings.clone())
+            .map_err(|source| AppError::System { what: "the engine's thread", source })?;
+    // Without a store nothing comes near by being claimed early.
+    let ahead = if store.is_some() { settings.look_ahead } else { 0 };
+    let keeper = store.map(|store| Arc::new(keeper(settings, store, engine.clone(), surroundings.clone())));
+    let service = Service::start(Parts {
+        broker: broker.clone(),
+        engine,
+        prompting: Arc::new(Prompting {
+            tokenizer: Arc::new(model.tokenizer),
+            template: model.template,
+            namespace: model.namespace,
+            context_tokens: model.context_tokens as u32,
+            pool_tokens,
+            block_tokens: settings.block_tokens as usize,
+        }),
+        payloads,
+        keeper,
+        lifecycle,
+        health,
+        traces,
+        coalescing: Coalescing::new(Duration::from_millis(settings.flush_ms)),
+        settings: RunnerSettings {
+            worker: settings.worker_name.name().to_string(),
+            retries: Retries {
+                base: Duration::from_millis(settings.retry_base_ms),
+                max: Duration::from_millis(settings.retry_max_ms),
             },
-            stop_claiming: worker.stop_claiming.clone(),
-            requeue: worker.requeue.clone(),
-            sequences: AtomicU64::new(0),
-            surroundings: surroundings.clone(),
-        });
-        // Without a store nothing comes near by being claimed early.
-        let ahead = if worker.keeper.is_some() { settings.look_ahead } else { 0 };
-        let intake = Intake::new(
-            runner,
-            lifecycle.clone(),
-            (settings.max_sequences + ahead) as usize,
-            worker.turns.clone(),
-            worker.stop_claiming.clone(),
-        );
-        let (alarm, stop) = (&worker.alarm, worker.stop_background.clone());
-        let tender = Tender {
-            broker: broker.clone(),
-            health,
-            lifecycle: lifecycle.clone(),
-            lease: Duration::from_millis(settings.lease_ms),
-            about: about(settings)?,
-            drain: worker.drain.clone(),
-            stop: stop.clone(),
-            alarm: alarm.clone(),
-            surroundings: surroundings.clone(),
-        };
-        // Before anything tells the queue about this worker, or takes from it.
-        lifecycle.advance(Phase::Ready);
-        worker.turns.spawn(alarm.watch("claiming turns", worker.stop_claiming.clone(), intake.run()));
-        tender.start(&worker.background);
-        if let Some(store) = folder {
-            let trim = trim(store, surroundings, stop.clone());
-            worker.background.spawn(alarm.watch("trimming the folder with K and V", stop.clone(), trim));
-        }
-        let count = count(broker, http.queue.clone(), stop.clone());
-        worker.background.spawn(alarm.watch("counting the queue", stop, count));
-        Ok(worker)
+            log_content: settings.log_content,
+        },
+        max_turns: (settings.max_sequences + ahead) as usize,
+        lease: Duration::from_millis(settings.lease_ms),
+        about: about(settings)?,
+        surroundings: surroundings.clone(),
+    });
+    if let Some(store) = folder {
+        service.beside("trimming the folder with K and V", |stop| trim(store, surroundings, stop));
     }
-
-    /// Drains: turns finish within `window` or until another signal, then what is left is requeued.
-    async fn stop(self, window: Duration, signals: &mut Signals) {
-        self.stop_claiming.cancel();
-        self.turns.close();
-        tokio::select! {
-            () = self.turns.wait() => {}
-            () = tokio::time::sleep(window) => {}
-            () = signals.hurry() => info!("a second signal: what runs is requeued now"),
-        }
-        if let Some(keeper) = &self.keeper {
-            keeper.hurry();
-        }
-        self.requeue.cancel();
-        if tokio::time::timeout(REQUEUE, self.turns.wait()).await.is_err() {
-            error!("not every turn could be requeued; other workers take them after a lease");
-        }
-        if let Some(keeper) = &self.keeper {
-            keeper.flush(FLUSH).await;
-        }
-        self.stop_background.cancel();
-        self.background.close();
-        if tokio::time::timeout(BACKGROUND, self.background.wait()).await.is_err() {
-            warn!("a background task does not end; the process ends without waiting for it");
-        }
-        // A server that does not answer forgets this worker by itself.
-        match tokio::time::timeout(LEAVE, self.broker.leave()).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => debug!(%error, "this worker is listed until its entry runs out"),
-            Err(_) => debug!("this worker is listed until its entry runs out"),
-        }
-    }
+    service.beside("counting the queue", |stop| count(broker, http.queue.clone(), stop));
+    Ok(service)
 }
 
 /// Connects to the queue. A server that is loading its data, or is about to become the primary, is waited for.

@@ -41,6 +41,11 @@ impl<B: Broker, E: EngineHandle> Intake<B, E> {
         Self { runner, room: Arc::new(Semaphore::new(max_turns)), tasks, lifecycle, stop }
     }
 
+    /// A place for each turn that it may have.
+    pub(super) fn room(&self) -> Arc<Semaphore> {
+        self.room.clone()
+    }
+
     /// Runs until stopped. Tickets read and not leased by then are returned.
     pub async fn run(self) {
         let mut backoff = Backoff::default();

@@ -126,6 +126,11 @@ impl<E: EngineHandle> Keeper<E> {
         }
     }
 
+    /// How many places are taken: of turns that have left and whose manifest is waited for, and of segments that come back.
+    pub fn places_taken(&self) -> usize {
+        LATE - self.places.available_permits() + self.restorer.places_taken()
+    }
+
     /// Commits what the store acknowledges after the turn of `lease` has ended.
     pub(super) fn later<B: Broker>(&self, broker: Arc<B>, lease: Fence, late: Late) {
         let Late { segments, stored } = late;

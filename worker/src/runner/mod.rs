@@ -14,6 +14,7 @@
 //! | `publish` | a result stream's next deltas, through outages |
 //! | `coalesce` | how long tokens wait for others that are published with them |
 //! | `retries` | pauses before another attempt |
+//! | `service` | all of it, from the first claim to the end of a drain |
 //! | `trim` | the folder with K and V keeps to its limit |
 //! | `health` | whether Redis serves the queue, said once; calls through outages |
 //! | `alarm` | a part of the worker ended that should go on |
@@ -33,6 +34,7 @@ mod prepare;
 mod publish;
 mod restore;
 mod retries;
+mod service;
 mod tend;
 mod trim;
 mod turn;
@@ -46,6 +48,7 @@ pub use keep::Keeper;
 pub use prepare::Prompting;
 pub use restore::{RestoreSettings, Restored, Restorer};
 pub use retries::Retries;
+pub use service::{Over, Parts, REQUEUE_PERSIST, Service};
 pub use tend::Tender;
 pub use trim::trim;
 pub use turn::{Runner, RunnerSettings};

@@ -72,6 +72,11 @@ impl<E: EngineHandle> Restorer<E> {
         &self.store
     }
 
+    /// How many segments are in memory.
+    pub(super) fn places_taken(&self) -> usize {
+        self.settings.parallel.max(1) - self.in_memory.available_permits()
+    }
+
     /// Restores those of `segments` that are not among the turn's first `known` blocks, and lets the turn run. To be called
     /// when the engine says that there is room.
     pub async fn restore(&self, id: SequenceId, segments: &[Arc<Segment>], known: usize) -> Restored {
