@@ -25,7 +25,6 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use object_store::ObjectStore;
-use tokio::runtime::Runtime;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
@@ -38,6 +37,7 @@ use self::ledger::Ledger;
 use self::objects::Objects;
 use self::reads_first::ReadsFirst;
 use self::saver::{Room, Saver};
+use self::threads::Threads;
 use super::StoreError;
 use super::folder::{Folder, Trimmed};
 use super::keys::{Keys, TenantKey};
@@ -172,16 +172,16 @@ impl Shared {
 pub struct BlockStore(Arc<Inner>);
 
 struct Inner {
+    /// Absent in a simulation. The first to be dropped.
+    _threads: Option<Threads>,
     shared: Arc<Shared>,
     saver: Saver,
-    /// Taken when this is dropped; absent in a simulation.
-    threads: Option<Runtime>,
 }
 
 impl BlockStore {
     /// Opens the store and starts its threads. A folder is made if there is none; other stores are not asked yet.
     pub fn open(settings: BlockStoreSettings) -> Result<Self, StoreError> {
-        let threads = threads::runtime()?;
+        let threads = Threads::start()?;
         let surroundings = Surroundings::on(threads.handle().clone());
         let objects = Objects::open(&settings, surroundings.clone())?;
         Self::start(objects, settings, surroundings, Some(threads))
@@ -204,11 +204,11 @@ impl BlockStore {
         objects: Objects,
         settings: BlockStoreSettings,
         surroundings: Surroundings,
-        threads: Option<Runtime>,
+        threads: Option<Threads>,
     ) -> Result<Self, StoreError> {
         let shared = Arc::new(Shared::new(objects, settings, surroundings)?);
         let saver = Saver::start(&shared);
-        Ok(Self(Arc::new(Inner { shared, saver, threads })))
+        Ok(Self(Arc::new(Inner { _threads: threads, shared, saver })))
     }
 
     /// Writes, reads and removes an object.
@@ -326,15 +326,6 @@ impl BlockStore {
 impl Debug for Inner {
     fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("BlockStore").field("url", &self.shared.settings.url).finish_non_exhaustive()
-    }
-}
-
-impl Drop for Inner {
-    fn drop(&mut self) {
-        if let Some(threads) = self.threads.take() {
-            // Waiting for threads would panic in an async context.
-            threads.shutdown_background();
-        }
     }
 }
 
@@ -503,9 +494,8 @@ mod tests {
     const SHAPE: BlockShape =
         BlockShape { layers: 2, block_tokens: 2, kv_heads: 1, head_dim: 4, dtype: KvDtype::F16 };
 
-    /// The store at `url` as far as its settings say, whose objects go through `puts`.
-    pub(super) fn store(url: &str, puts: Puts, change: impl FnOnce(&mut BlockStoreSettings)) -> BlockStore {
-        let mut settings = BlockStoreSettings {
+    fn settings(url: &str) -> BlockStoreSettings {
+        BlockStoreSettings {
             url: StoreUrl::from(url.to_owned()),
             queue: Name::new("q").expect("a name"),
             shape: SHAPE,
@@ -516,12 +506,26 @@ mod tests {
             parallel: 1,
             timeout: Duration::from_secs(20),
             folder_bytes: None,
-        };
+        }
+    }
+
+    /// The store at `url` as far as its settings say, whose objects go through `puts`.
+    pub(super) fn store(url: &str, puts: Puts, change: impl FnOnce(&mut BlockStoreSettings)) -> BlockStore {
+        let mut settings = settings(url);
         change(&mut settings);
-        let threads = threads::runtime().expect("threads start");
+        let threads = Threads::start().expect("threads start");
         let surroundings = Surroundings::on(threads.handle().clone());
         let objects = Objects::over(Arc::new(puts), &settings, surroundings.clone());
         BlockStore::start(objects, settings, surroundings, Some(threads)).expect("there are no keys")
+    }
+
+    /// Its threads are started by then, and nobody may wait for their end where tasks run.
+    #[tokio::test]
+    async fn a_store_that_is_of_no_use_says_so_where_tasks_run() {
+        let no_keys = BlockStoreSettings { keys: Some("/nowhere/keys".into()), ..settings("memory:///") };
+        for settings in [settings("file:///proc/nowhere/x"), no_keys] {
+            BlockStore::open(settings).expect_err("it cannot be opened");
+        }
     }
 
     /// A segment of two blocks; equal for equal numbers.
