@@ -51,7 +51,8 @@ class Worker:
     def _after_drain(root: Path) -> float:
         """Seconds that a worker may take after its drain window, from the constants that bound them."""
         total = 0
-        for file, name in [("app.rs", "REQUEUE"), ("app.rs", "FLUSH"), ("observe/http/server.rs", "LAST_ANSWERS")]:
+        stops = "runner/service.rs"
+        for file, name in [(stops, "REQUEUE"), (stops, "FLUSH"), ("observe/http/server.rs", "LAST_ANSWERS")]:
             source = (root / "worker/src" / file).read_text()
             match = re.search(rf"^const {name}: Duration = Duration::from_secs\((\d+)\);", source, re.MULTILINE)
             if not match:
