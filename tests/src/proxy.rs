@@ -264,7 +264,8 @@ mod tests {
         let first = client(&proxy.url()).await.expect("connects");
         proxy.forget_all();
         let asked = tokio::spawn(set(first, 1));
-        set(client(&proxy.url()).await.expect("connects"), 2).await.expect("SET");
+        let second = client(&proxy.url()).await.expect("connects");
+        set(second.clone(), 2).await.expect("SET");
         until_stored(&redis, 2).await;
         assert!(!asked.is_finished() && proxy.connections() == 2);
     }
