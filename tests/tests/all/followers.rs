@@ -5,7 +5,6 @@ use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use futures::{FutureExt, StreamExt};
-use redis::aio::MultiplexedConnection;
 use turnmill_client::schema::keys::{FIELD_AT, FIELD_END, FIELD_EVENT, Keys};
 use turnmill_client::schema::{Delta, End, Event, FinishReason, Outcome, Timing, TurnId, Usage, envelope};
 use turnmill_client::{Client, ClientBuilder, ClientError, NewTurn};
@@ -13,6 +12,7 @@ use turnmill_tests::PATIENCE;
 use turnmill_tests::chaos::failover::Failovers;
 use turnmill_tests::line::{ids, name};
 use turnmill_tests::proxy::Proxy;
+use turnmill_tests::redis_link::RedisLink;
 use turnmill_tests::redis_server::RedisServer;
 
 fn builder(url: &str) -> ClientBuilder {
@@ -24,17 +24,7 @@ async fn producer(url: &str) -> Client {
     builder(url).block(Duration::from_millis(200)).connect().await.expect("Redis answers")
 }
 
-async fn client(server: &RedisServer) -> MultiplexedConnection {
-    let client = redis::Client::open(server.url()).expect("a URL");
-    client.get_multiplexed_async_connection().await.expect("Redis answers")
-}
-
-async fn command<T: redis::FromRedisValue>(redis: &mut MultiplexedConnection, words: &[&str]) -> T {
-    let mut command = redis::cmd(words[0]);
-    command.arg(&words[1..]).query_async(redis).await.expect("the command works")
-}
-
-/// Enqueues so many turns.
+/// Enqueues `count` turns.
 async fn enqueue(producer: &Client, count: usize) -> Vec<TurnId> {
     let turns = (0..count).map(|number| NewTurn::user(number.to_string())).collect();
     ids(producer.enqueue_batch(turns).await.expect("enqueued"))
@@ -44,14 +34,15 @@ fn keys() -> Keys {
     Keys::new(&name("q"), 0)
 }
 
-async fn publish(redis: &mut MultiplexedConnection, turn: TurnId, id: &str, event: &Event) {
-    let mut add = redis::cmd("XADD");
-    add.arg(keys().result(turn)).arg(id).arg(FIELD_EVENT).arg(envelope::encode(event).expect("encodes"));
-    let _: String = add.arg(FIELD_AT).arg(0).query_async(redis).await.expect("XADD");
+async fn publish(redis: &RedisLink, turn: TurnId, id: &str, event: &Event) {
+    let mut add = redis::pipe();
+    let event = envelope::encode(event).expect("encodes");
+    add.cmd("XADD").arg(keys().result(turn)).arg(id).arg(FIELD_EVENT).arg(event).arg(FIELD_AT).arg(0);
+    let _: String = redis.one(&add).await;
 }
 
 /// Publishes the token of this number.
-async fn say(redis: &mut MultiplexedConnection, turn: TurnId, token: u32) {
+async fn say(redis: &RedisLink, turn: TurnId, token: u32) {
     let mut delta = Delta { index: token, ..Delta::default() };
     delta.push(token, &text(turn, token), None);
     publish(redis, turn, &format!("5-{}", token + 1), &Event::Delta(delta)).await;
@@ -62,25 +53,25 @@ fn text(turn: TurnId, token: u32) -> String {
 }
 
 /// Ends a turn that said `tokens`.
-async fn end(redis: &mut MultiplexedConnection, turn: TurnId, tokens: u32) {
+async fn end(redis: &RedisLink, turn: TurnId, tokens: u32) {
     let (usage, timing) = (Usage::default(), Timing::default());
     let (outcome, finish) = (Outcome::Completed, Some(FinishReason::Stop));
     let end = Event::End(End { outcome, finish, error: None, usage, timing, worker: None });
     publish(redis, turn, &format!("6-{tokens}"), &end).await;
-    let mut set = redis::cmd("HSET");
-    set.arg(keys().turn(turn)).arg(FIELD_END).arg(envelope::encode(&end).expect("encodes"));
-    let _: u64 = set.query_async(redis).await.expect("HSET");
+    let mut set = redis::pipe();
+    set.hset(keys().turn(turn), FIELD_END, envelope::encode(&end).expect("encodes"));
+    let _: u64 = redis.one(&set).await;
 }
 
 /// How many clients are connected, the asking one included.
-async fn clients(redis: &mut MultiplexedConnection) -> usize {
-    command::<String>(redis, &["CLIENT", "LIST"]).await.lines().count()
+async fn clients(redis: &RedisLink) -> usize {
+    redis.command::<String>(&["CLIENT", "LIST"]).await.lines().count()
 }
 
 #[tokio::test]
 async fn hundreds_of_followers_share_a_few_connections() {
     let server = RedisServer::start();
-    let (producer, mut redis) = (producer(&server.url()).await, client(&server).await);
+    let (producer, redis) = (producer(&server.url()).await, RedisLink::new(server.url()));
     let turns = enqueue(&producer, 300).await;
     let waiting = {
         let (producer, turns) = (producer.clone(), turns.clone());
@@ -93,12 +84,12 @@ async fn hundreds_of_followers_share_a_few_connections() {
     let mut most = 0;
     for token in 0..3 {
         for turn in &turns {
-            say(&mut redis, *turn, token).await;
+            say(&redis, *turn, token).await;
         }
-        most = most.max(clients(&mut redis).await);
+        most = most.max(clients(&redis).await);
     }
     for turn in &turns {
-        end(&mut redis, *turn, 3).await;
+        end(&redis, *turn, 3).await;
     }
     for (turn, result) in waiting.await.expect("no panic") {
         let whole: String = (0..3).map(|token| text(turn, token)).collect();
@@ -110,7 +101,7 @@ async fn hundreds_of_followers_share_a_few_connections() {
 #[tokio::test]
 async fn followers_that_nobody_polls_hold_nobody_up() {
     let server = RedisServer::start();
-    let (producer, mut redis) = (producer(&server.url()).await, client(&server).await);
+    let (producer, redis) = (producer(&server.url()).await, RedisLink::new(server.url()));
     let turns = enqueue(&producer, 100).await;
     let mut followers: Vec<_> = turns.iter().map(|turn| producer.follow(*turn, None).boxed()).collect();
     let mut waits: Vec<_> = turns.iter().map(|turn| producer.wait(*turn).boxed()).collect();
@@ -121,11 +112,11 @@ async fn followers_that_nobody_polls_hold_nobody_up() {
     // More pieces than are kept for one that does not take them.
     for token in 0..50 {
         for turn in &turns {
-            say(&mut redis, *turn, token).await;
+            say(&redis, *turn, token).await;
         }
     }
     for turn in &turns {
-        end(&mut redis, *turn, 50).await;
+        end(&redis, *turn, 50).await;
     }
     for _ in 0..20 {
         enqueue(&producer, 1).await;
@@ -141,11 +132,11 @@ async fn followers_that_nobody_polls_hold_nobody_up() {
 #[tokio::test]
 async fn a_broken_stream_fails_its_own_follower_alone() {
     let server = RedisServer::start();
-    let (producer, mut redis) = (producer(&server.url()).await, client(&server).await);
+    let (producer, redis) = (producer(&server.url()).await, RedisLink::new(server.url()));
     let turns = enqueue(&producer, 3).await;
     let mut events = pin!(producer.follow_many(turns.clone()));
     for turn in &turns {
-        say(&mut redis, *turn, 0).await;
+        say(&redis, *turn, 0).await;
     }
     for _ in &turns {
         let (turn, followed) = events.next().await.expect("not ended");
@@ -153,12 +144,12 @@ async fn a_broken_stream_fails_its_own_follower_alone() {
     }
     let mut replace = redis::pipe();
     replace.atomic().del(keys().result(turns[1])).set(keys().result(turns[1]), "x");
-    let _: redis::Value = replace.query_async(&mut redis).await.expect("EXEC");
+    redis.ask(&replace).await;
     let (turn, followed) = events.next().await.expect("not ended");
     let error = followed.expect_err("it is broken");
     assert!(turn == turns[1] && error.to_string().contains("turnmill doctor"), "{turn}: {error}");
     for turn in [turns[0], turns[2]] {
-        end(&mut redis, turn, 1).await;
+        end(&redis, turn, 1).await;
     }
     let mut ended: Vec<_> = events.map(|(turn, followed)| (turn, followed.is_ok())).collect().await;
     ended.sort();
@@ -169,15 +160,15 @@ async fn a_broken_stream_fails_its_own_follower_alone() {
 #[tokio::test]
 async fn foreign_entries_of_a_result_are_passed_by() {
     let server = RedisServer::start();
-    let (producer, mut redis) = (producer(&server.url()).await, client(&server).await);
+    let (producer, redis) = (producer(&server.url()).await, RedisLink::new(server.url()));
     let turn = enqueue(&producer, 1).await[0];
     let result = keys().result(turn);
     let follow = tokio::spawn(producer.follow(turn, None).collect::<Vec<_>>());
-    let _: String = command(&mut redis, &["XADD", &result, "4-0", "whose", "not ours"]).await;
-    say(&mut redis, turn, 0).await;
-    say(&mut redis, turn, 1).await;
-    let _: String = command(&mut redis, &["XADD", &result, "5-7", FIELD_EVENT, "\u{2}"]).await;
-    end(&mut redis, turn, 2).await;
+    let _: String = redis.command(&["XADD", &result, "4-0", "whose", "not ours"]).await;
+    say(&redis, turn, 0).await;
+    say(&redis, turn, 1).await;
+    let _: String = redis.command(&["XADD", &result, "5-7", FIELD_EVENT, "\u{2}"]).await;
+    end(&redis, turn, 2).await;
 
     let whole = format!("{}{}", text(turn, 0), text(turn, 1));
     let followed = tokio::time::timeout(PATIENCE, follow).await.expect("it ends").expect("no panic");
@@ -198,12 +189,12 @@ async fn foreign_entries_of_a_result_are_passed_by() {
 #[tokio::test]
 async fn a_turn_that_goes_while_it_is_followed_is_told() {
     let server = RedisServer::start();
-    let (producer, mut redis) = (producer(&server.url()).await, client(&server).await);
+    let (producer, redis) = (producer(&server.url()).await, RedisLink::new(server.url()));
     let turn = enqueue(&producer, 1).await[0];
     let mut events = producer.follow(turn, None);
-    say(&mut redis, turn, 0).await;
+    say(&redis, turn, 0).await;
     assert!(events.next().await.is_some_and(|event| event.is_ok()));
-    let _: String = command(&mut redis, &["FLUSHALL"]).await;
+    let _: String = redis.command(&["FLUSHALL"]).await;
     let lost = tokio::time::timeout(PATIENCE, events.next()).await.expect("it is told");
     assert!(matches!(lost, Some(Err(ClientError::UnknownTurn { .. }))), "{lost:?}");
 }
@@ -216,15 +207,15 @@ async fn a_producer_goes_on_after_a_failover_that_keeps_its_connections() {
     let producer = producer(&proxy.url()).await;
     let turn = enqueue(&producer, 1).await[0];
     let mut events = producer.follow(turn, None);
-    say(&mut client(&primary).await, turn, 0).await;
+    say(&RedisLink::new(primary.url()), turn, 0).await;
     assert!(events.next().await.is_some_and(|event| event.is_ok()));
 
     assert!(failovers.fail_over(&mut primary).await.expect("both answer"));
     proxy.lead_to(primary.address());
 
-    let mut new = client(&primary).await;
-    say(&mut new, turn, 1).await;
-    end(&mut new, turn, 2).await;
+    let new = RedisLink::new(primary.url());
+    say(&new, turn, 1).await;
+    end(&new, turn, 2).await;
     let rest: Vec<_> = events.collect().await;
     assert!(matches!(&rest[..], [Ok(delta), Ok(_)] if matches!(delta.event, Event::Delta(_))), "{rest:?}");
     enqueue(&producer, 1).await;

@@ -2,7 +2,6 @@
 
 use std::time::{Duration, Instant};
 
-use redis::aio::MultiplexedConnection;
 use tokio::time::timeout;
 use turnmill_client::events::{EventsQuery, Membership};
 use turnmill_client::operate::agent::AgentQuery;
@@ -14,6 +13,7 @@ use turnmill_client::{Client, ClientBuilder, NewTurn};
 use turnmill_tests::PATIENCE;
 use turnmill_tests::line::name;
 use turnmill_tests::proxy::{Hold, Proxy};
+use turnmill_tests::redis_link::RedisLink;
 use turnmill_tests::redis_server::RedisServer;
 
 fn builder(url: &str) -> ClientBuilder {
@@ -28,16 +28,6 @@ async fn producer(url: &str) -> Client {
     builder(url).connect().await.expect("Redis answers")
 }
 
-async fn client(server: &RedisServer) -> MultiplexedConnection {
-    let client = redis::Client::open(server.url()).expect("a URL");
-    client.get_multiplexed_async_connection().await.expect("Redis answers")
-}
-
-async fn command<T: redis::FromRedisValue>(redis: &mut MultiplexedConnection, words: &[&str]) -> T {
-    let mut command = redis::cmd(words[0]);
-    command.arg(&words[1..]).query_async(redis).await.expect("the command works")
-}
-
 /// Ends a turn, with an event.
 async fn end_one(producer: &Client) -> TurnId {
     let turn = producer.enqueue(NewTurn::user("hi")).await.expect("enqueued").turn;
@@ -49,7 +39,7 @@ async fn end_one(producer: &Client) -> TurnId {
 #[tokio::test]
 async fn an_end_that_was_delivered_to_a_dropped_read_is_handed_out() {
     let server = RedisServer::start();
-    let (direct, mut redis) = (producer(&server.url()).await, client(&server).await);
+    let (direct, redis) = (producer(&server.url()).await, RedisLink::new(server.url()));
     let proxy = Proxy::start(server.address()).await.expect("a local port is free");
     // Longer than this test: what it waits for is one read.
     let long = builder(&proxy.url()).block(Duration::from_secs(600));
@@ -57,10 +47,10 @@ async fn an_end_that_was_delivered_to_a_dropped_read_is_handed_out() {
     let membership = Some(Membership { group: name("g"), consumer: name("c") });
     let mut events = reader.events(EventsQuery { membership, ..EventsQuery::default() });
     let (events_key, group) = (keys().events(), events_group(Some(&name("t")), &name("g")));
-    let pending = async |redis: &mut MultiplexedConnection| {
-        let made: bool = command(redis, &["EXISTS", &events_key]).await;
+    let pending = async |redis: &RedisLink| {
+        let made: bool = redis.command(&["EXISTS", &events_key]).await;
         let found: Vec<redis::Value> = match made {
-            true => command(redis, &["XPENDING", &events_key, &group, "-", "+", "10"]).await,
+            true => redis.command(&["XPENDING", &events_key, &group, "-", "+", "10"]).await,
             false => Vec::new(),
         };
         found.len()
@@ -68,7 +58,7 @@ async fn an_end_that_was_delivered_to_a_dropped_read_is_handed_out() {
     // The group is made when it is read for the first time.
     let first = async {
         let made = async {
-            while !command::<bool>(&mut redis, &["EXISTS", &events_key]).await {
+            while !redis.command::<bool>(&["EXISTS", &events_key]).await {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
@@ -81,8 +71,8 @@ async fn an_end_that_was_delivered_to_a_dropped_read_is_handed_out() {
     events.acknowledge(ended.id).await.expect("acknowledged");
 
     // Until it waits for the next one.
-    let waits = async |redis: &mut MultiplexedConnection| loop {
-        let info: String = command(redis, &["INFO", "clients"]).await;
+    let waits = async |redis: &RedisLink| loop {
+        let info: String = redis.command(&["INFO", "clients"]).await;
         if info.contains("blocked_clients:1") {
             return;
         }
@@ -91,11 +81,11 @@ async fn an_end_that_was_delivered_to_a_dropped_read_is_handed_out() {
     let second = tokio::select! {
         ended = events.next() => panic!("its answer is held: {ended:?}"),
         second = async {
-            timeout(PATIENCE, waits(&mut redis)).await.expect("it waits");
+            timeout(PATIENCE, waits(&redis)).await.expect("it waits");
             proxy.hold(Hold::Replies);
             let second = end_one(&direct).await;
             let delivered = async {
-                while pending(&mut redis).await == 0 {
+                while pending(&redis).await == 0 {
                     tokio::time::sleep(Duration::from_millis(5)).await;
                 }
             };
@@ -109,17 +99,17 @@ async fn an_end_that_was_delivered_to_a_dropped_read_is_handed_out() {
     let ended = ended.expect("Redis answers").expect("there is no count");
     assert_eq!(ended.turn, second);
     events.acknowledge(ended.id).await.expect("acknowledged");
-    assert_eq!(pending(&mut redis).await, 0);
+    assert_eq!(pending(&redis).await, 0);
 }
 
 /// Whatever its place among the keys of the server.
 #[tokio::test]
 async fn an_agent_with_work_is_listed_before_idle_ones() {
     let server = RedisServer::start();
-    let (producer, mut redis) = (producer(&server.url()).await, client(&server).await);
+    let (producer, redis) = (producer(&server.url()).await, RedisLink::new(server.url()));
     for agent in 0..20 {
         let key = keys().agent(&AgentId::named(&name("t"), &name(&format!("a{agent}"))));
-        let _new: u64 = command(&mut redis, &["HSET", &key, "state", "idle"]).await;
+        let _new: u64 = redis.command(&["HSET", &key, "state", "idle"]).await;
     }
     for agent in ["b", "z"] {
         producer.enqueue(NewTurn::user("hi").agent(name(agent))).await.expect("enqueued");
@@ -138,9 +128,9 @@ async fn an_agent_with_work_is_listed_before_idle_ones() {
 #[tokio::test]
 async fn a_server_that_does_not_serve_is_told_soon_and_not_as_a_want_of_rights() {
     let server = RedisServer::start();
-    let mut redis = client(&server).await;
-    let () = command(&mut redis, &["CONFIG", "SET", "replica-serve-stale-data", "no"]).await;
-    let () = command(&mut redis, &["REPLICAOF", "127.0.0.1", "1"]).await;
+    let redis = RedisLink::new(server.url());
+    let () = redis.command(&["CONFIG", "SET", "replica-serve-stale-data", "no"]).await;
+    let () = redis.command(&["REPLICAOF", "127.0.0.1", "1"]).await;
     let operator = Operator::reach(builder(&server.url())).await.expect("it answers");
     let start = Instant::now();
     let checks = operator.examine(15_000).await;
