@@ -1,13 +1,14 @@
 //! The client: a queue, a tenant and a way to Redis.
 
 use turnmill_schema::keys::{Keys, Queue};
-use turnmill_schema::{AgentId, AgentName, Turn, TurnId};
+use turnmill_schema::{AgentId, AgentName, TurnId};
 
 use crate::builder::ClientBuilder;
 use crate::connection::Connection;
 use crate::error::ClientError;
 use crate::follow::Waiters;
 use crate::new_turn::NewTurn;
+use crate::prepared::PreparedTurn;
 use crate::settings::Settings;
 use crate::store::PayloadStore;
 
@@ -59,9 +60,10 @@ impl Client {
     }
 
     /// Gives a turn its id, tenant and seed. Nothing is written.
-    pub fn prepare(&self, turn: NewTurn) -> Turn {
-        let id = self.queue.new_turn_id(&self.settings.tenant, turn.agent.as_ref());
-        turn.into_turn(id, self.settings.tenant.clone())
+    pub fn prepare(&self, turn: NewTurn) -> PreparedTurn {
+        let (tenant, after) = (&self.settings.tenant, turn.after);
+        let id = self.queue.new_turn_id(tenant, turn.agent.as_ref());
+        PreparedTurn::new(turn.into_turn(id, tenant.clone()), after)
     }
 
     /// No trace of the turn is left.

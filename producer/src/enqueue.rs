@@ -2,16 +2,16 @@
 
 use turnmill_redis::Advice;
 use turnmill_redis::steps::{self, DepthLimits, Enqueue, EnqueueTurn};
+use turnmill_schema::TurnId;
 use turnmill_schema::keys::Keys;
-use turnmill_schema::{EncodedTurn, Turn, TurnId};
 
 use crate::batch::{BatchError, Enqueued, Fate};
 use crate::client::Client;
 use crate::connection::Tried;
 use crate::error::ClientError;
 use crate::new_turn::NewTurn;
-use crate::packed::PackedTurn;
 use crate::pieces::{Bounds, pieces};
+use crate::prepared::PreparedTurn;
 
 /// Turns in one script call at most: enough to make the round trip cheap, few enough that the call is short.
 pub const BATCH_TURNS: usize = 200;
@@ -37,8 +37,8 @@ impl Client {
     /// idempotency key.
     pub async fn enqueue(&self, turn: NewTurn) -> Result<Enqueued, ClientError> {
         let turn = self.prepare(turn);
-        let id = turn.id;
-        match self.enqueue_new(vec![turn.into()]).await {
+        let id = turn.id();
+        match self.enqueue_new(vec![turn]).await {
             Ok(enqueued) => Ok(enqueued.first().copied().unwrap_or(Enqueued { turn: id, fresh: true })),
             Err(error) => Err(error.of_one(id)),
         }
@@ -50,45 +50,40 @@ impl Client {
     /// [`BATCH_BYTES`] together, and enqueues all of them or none. If a later call fails, the earlier ones stand; the error says
     /// what became of each turn. To repeat the call without enqueueing turns twice, use [`Client::enqueue_prepared`].
     pub async fn enqueue_batch(&self, turns: Vec<NewTurn>) -> Result<Vec<Enqueued>, BatchError> {
-        self.enqueue_new(turns.into_iter().map(|turn| self.prepare(turn).into()).collect()).await
+        self.enqueue_new(turns.into_iter().map(|turn| self.prepare(turn)).collect()).await
     }
 
     /// Enqueues turns that nobody else knows of: what is certainly not in the queue then leaves nothing in the store.
     pub(crate) async fn enqueue_new(
         &self,
-        mut turns: Vec<PackedTurn<'_>>,
+        mut turns: Vec<PreparedTurn>,
     ) -> Result<Vec<Enqueued>, BatchError> {
-        let enqueued = self.enqueue_packed(&mut turns).await;
+        let enqueued = self.enqueue_prepared(&mut turns).await;
         if enqueued.is_err() {
             self.discard(turns).await;
         }
         enqueued
     }
 
-    /// Enqueues turns that have their ids. Repeating the call with the same turns enqueues none of them twice.
-    pub async fn enqueue_prepared(&self, turns: &[Turn]) -> Result<Vec<Enqueued>, BatchError> {
-        // The objects of turns that are refused stay: an earlier call may have enqueued them.
-        self.enqueue_packed(&mut turns.iter().map(PackedTurn::from).collect::<Vec<_>>()).await
-    }
-
-    /// As [`Client::enqueue_prepared`], for one who tries the same turns again, such as until a full queue has room: a turn is
-    /// encoded once, and its object is written to the store once. [`Client::discard`] those that are given up.
-    pub async fn enqueue_packed(&self, turns: &mut [PackedTurn<'_>]) -> Result<Vec<Enqueued>, BatchError> {
-        let mut fates: Vec<Fate> = turns.iter().map(PackedTurn::fate).collect();
+    /// Enqueues turns that have their ids. Repeating the call with the same turns enqueues none of them twice, also if nobody knows
+    /// what became of an earlier call, and sends to the store only what is not there yet. [`Client::discard`] turns that are given
+    /// up.
+    pub async fn enqueue_prepared(&self, turns: &mut [PreparedTurn]) -> Result<Vec<Enqueued>, BatchError> {
+        let mut fates: Vec<Fate> = turns.iter().map(PreparedTurn::fate).collect();
         if let Err((place, error)) = self.pack(turns).await {
             let place = (error.advice() == Advice::Reject).then_some(place);
             return Err(BatchError::new(fates, place, error));
         }
         for keys in self.queue.all_keys() {
             let places: Vec<usize> =
-                (0..turns.len()).filter(|i| turns[*i].turn().id.shard() == keys.shard()).collect();
+                (0..turns.len()).filter(|i| turns[*i].id().shard() == keys.shard()).collect();
             for places in pieces(&places, BATCH, |i| turns[*i].bytes().len()) {
                 // If this future is dropped, nobody knows.
                 places.iter().for_each(|i| turns[*i].set_may_be_enqueued(true));
                 match self.enqueue_step(&keys, turns, places).await {
                     Ok(ids) => {
                         for (turn, i) in ids.iter().zip(places) {
-                            let fresh = *turn == turns[*i].turn().id;
+                            let fresh = *turn == turns[*i].id();
                             fates[*i] = Fate::Enqueued(Enqueued { turn: *turn, fresh });
                         }
                         self.remove_unused(turns, places, &ids).await;
@@ -108,17 +103,6 @@ impl Client {
         Ok(fates.iter().filter_map(Fate::enqueued).collect())
     }
 
-    /// Whether the turn could be enqueued, as far as that can be said without Redis: [`Turn::validate`], and its size.
-    pub fn check(&self, turn: &Turn) -> Result<(), ClientError> {
-        turn.validate()?;
-        match EncodedTurn::new(turn)? {
-            EncodedTurn::Large { reference, .. } if self.payloads.is_none() => {
-                Err(ClientError::NoStore { turn: reference.turn, bytes: reference.bytes })
-            }
-            _ => Ok(()),
-        }
-    }
-
     fn depth_limits(&self) -> DepthLimits {
         DepthLimits { queue: self.settings.max_depth, tenant: self.settings.tenant_max_depth }
     }
@@ -127,11 +111,15 @@ impl Client {
     async fn enqueue_step(
         &self,
         keys: &Keys,
-        turns: &[PackedTurn<'_>],
+        turns: &[PreparedTurn],
         places: &[usize],
     ) -> Result<Vec<TurnId>, Refused> {
-        let stored = places.iter().map(|i| EnqueueTurn::new(turns[*i].turn(), turns[*i].bytes().to_vec()));
-        let step = Enqueue { limits: self.depth_limits(), turns: stored.collect() };
+        let of = places.iter().map(|i| &turns[*i]);
+        let of = of.map(|prepared| EnqueueTurn {
+            after: prepared.after(),
+            ..EnqueueTurn::new(prepared.turn(), prepared.bytes().to_vec())
+        });
+        let step = Enqueue { limits: self.depth_limits(), turns: of.collect() };
         let Tried { answer, unsure } = self.connection.try_step(keys, &step).await;
         let ids = match answer {
             Ok(enqueued) => self.ids_of(enqueued, &step, places),
@@ -181,8 +169,8 @@ impl Client {
     }
 
     /// Removes the objects of those turns that were enqueued before, as another turn, under their idempotency key.
-    async fn remove_unused(&self, turns: &[PackedTurn<'_>], places: &[usize], ids: &[TurnId]) {
-        let is_other = |(i, id): &(&usize, &TurnId)| turns[**i].turn().id != **id;
+    async fn remove_unused(&self, turns: &[PreparedTurn], places: &[usize], ids: &[TurnId]) {
+        let is_other = |(i, id): &(&usize, &TurnId)| turns[**i].id() != **id;
         let unused = places.iter().zip(ids).filter(is_other).filter_map(|(i, _)| turns[*i].object());
         self.remove_objects(&unused.collect::<Vec<_>>()).await;
     }

@@ -75,6 +75,16 @@ pub enum ClientError {
         /// The newest turn of its agent: the last one that has not ended, else the last one that completed.
         head: Option<TurnId>,
     },
+    /// A turn names the turn that it follows, and follows none, because it has no agent.
+    #[error(
+        "turn {turn} is to follow turn {after}, but has no agent, so it follows none; name the agent of turn {after}"
+    )]
+    FollowsAlone {
+        /// The turn that is not in the queue.
+        turn: TurnId,
+        /// The turn that it names.
+        after: TurnId,
+    },
     /// Redis did not say whether it took the turn. Enqueueing it again is safe if it has an idempotency key.
     #[error("turn {turn} may be in the queue: {source}")]
     Unsure {
@@ -285,7 +295,7 @@ impl ClientError {
         }
     }
 
-    /// Whether Redis is away, or is not the queue's now: whoever asks it anything is told the same.
+    /// Whether Redis is away, or is not the queue's now: every call is told the same.
     pub fn is_outage(&self) -> bool {
         match self {
             Self::Unsure { source, .. } => source.is_outage(),
@@ -313,7 +323,7 @@ impl ClientError {
             Self::File(_) => Advice::Stop,
             Self::AgentBusy { .. } | Self::HistoryChanged { .. } => Advice::Retry,
             Self::InvalidUrl(_) | Self::InvalidSetting { .. } | Self::Unreadable { .. } => Advice::Stop,
-            Self::KeyTaken { .. } | Self::StaleHead { .. } => Advice::Reject,
+            Self::KeyTaken { .. } | Self::StaleHead { .. } | Self::FollowsAlone { .. } => Advice::Reject,
         }
     }
 }

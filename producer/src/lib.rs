@@ -20,6 +20,7 @@
 //! | to | call |
 //! |---|---|
 //! | enqueue one turn, or many | [`Client::enqueue`], [`Client::enqueue_batch`] |
+//! | enqueue a turn only if it follows the one that the program knows | [`NewTurn::after`] |
 //! | read a reply while it is made | [`Client::follow`], [`Client::follow_many`] |
 //! | wait for the end of one turn, or of many | [`Client::wait`], [`Client::wait_many`] |
 //! | hear of every turn that ends, as one of several consumers | [`Client::events`] |
@@ -78,10 +79,10 @@ mod lag;
 mod new_turn;
 pub mod operate;
 mod overdue;
-mod packed;
 mod passed_by;
 mod payload;
 mod pieces;
+mod prepared;
 mod settings;
 mod store;
 mod turn_result;
@@ -103,6 +104,6 @@ pub use error::ClientError;
 pub use follow::{Follow, Followed};
 pub use lag::{Lag, PriorityLag};
 pub use new_turn::NewTurn;
-pub use packed::PackedTurn;
+pub use prepared::PreparedTurn;
 pub use turn_result::TurnResult;
 pub use wait_many::WaitMany;

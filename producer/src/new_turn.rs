@@ -30,6 +30,8 @@ pub struct NewTurn {
     pub agent: Option<AgentName>,
     /// The new messages, oldest first; at least one.
     pub messages: Vec<Message>,
+    /// The turn that this one must follow; none: it follows whatever turn is its agent's newest.
+    pub after: Option<TurnId>,
     /// Forget the agent's history before this turn.
     pub new_session: bool,
     /// How to sample. A missing seed is fixed when the turn is enqueued.
@@ -60,6 +62,29 @@ impl NewTurn {
     /// The next turn of `agent`.
     pub fn agent(self, agent: AgentName) -> Self {
         Self { agent: Some(agent), ..self }
+    }
+
+    /// To be enqueued only if `turn` is the agent's newest turn: the last one that waits or runs, else the last one that completed.
+    /// Otherwise [`ClientError::StaleHead`](crate::ClientError::StaleHead) names the newest one. So two programs that speak to one
+    /// agent do not answer past each other.
+    ///
+    /// A turn that failed, expired or was cancelled leaves the agent's newest turn as it was. In a batch it may be a turn that stands
+    /// before this one.
+    ///
+    /// ```no_run
+    /// use turnmill_client::{AgentName, Client, ClientError, NewTurn, TurnId};
+    ///
+    /// # async fn example(client: Client, ada: AgentName, last: TurnId) -> Result<(), ClientError> {
+    /// match client.enqueue(NewTurn::user("And then?").agent(ada).after(last)).await {
+    ///     Ok(enqueued) => println!("turn {} follows turn {last}", enqueued.turn),
+    ///     Err(ClientError::StaleHead { head: Some(newest), .. }) => println!("read turn {newest} first"),
+    ///     Err(error) => return Err(error),
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn after(self, turn: TurnId) -> Self {
+        Self { after: Some(turn), ..self }
     }
 
     /// Safe to enqueue again: the tenant's turns under `key` are one turn.

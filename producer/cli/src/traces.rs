@@ -16,6 +16,7 @@ use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig as _};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider, Span, SpanData, SpanExporter as Exporter};
+use turnmill_client::PreparedTurn;
 use turnmill_client::schema::{QueueName, TraceParent, Turn, TurnId};
 
 /// How long the program's end waits for the last spans.
@@ -59,7 +60,7 @@ impl Traces {
     }
 
     /// Begins a span, whose context the turn carries from now on.
-    pub fn enqueue(&self, turn: &mut Turn) -> Enqueueing {
+    pub fn enqueue(&self, turn: &mut PreparedTurn) -> Enqueueing {
         Enqueueing(self.0.as_ref().map(|recorder| recorder.begin(turn)))
     }
 }
@@ -102,7 +103,8 @@ impl Drop for Traces {
 }
 
 impl Recorder {
-    fn begin(&self, turn: &mut Turn) -> Span {
+    fn begin(&self, prepared: &mut PreparedTurn) -> Span {
+        let turn = prepared.turn();
         let agent = turn.agent_id();
         let text = |key: &'static str, value: &dyn ToString| KeyValue::new(key, value.to_string());
         let builder = SpanBuilder::from_name("enqueue").with_kind(SpanKind::Producer).with_attributes([
@@ -121,8 +123,7 @@ impl Recorder {
         let context = span.span_context();
         let (trace, id) = (context.trace_id().to_bytes(), context.span_id().to_bytes());
         if let Some(own) = TraceParent::new(trace, id, context.is_sampled()) {
-            turn.traceparent = Some(own);
-            turn.tracestate = context.trace_state().header().parse().ok();
+            prepared.set_trace(own, context.trace_state().header().parse().ok());
         }
         span
     }
@@ -146,7 +147,7 @@ impl Drop for Enqueueing {
     }
 }
 
-/// The caller's context; the root where there is none.
+/// The caller's context; the root if there is none.
 fn parent(turn: &Turn) -> Context {
     let Some(parent) = turn.traceparent else { return Context::new() };
     let state = turn.tracestate.as_ref().and_then(|state| state.as_str().parse().ok()).unwrap_or_default();

@@ -38,8 +38,8 @@ async fn ten_thousand_turns_for_a_queue_that_has_room_for_a_thousand_are_told_on
     let line = Line::without_workers().await;
     let client =
         Client::builder(line.redis.url()).max_depth(ROOM as u64).connect().await.expect("Redis answers");
-    let turns: Vec<_> = (0..TURNS).map(|i| client.prepare(NewTurn::user(format!("Turn {i}")))).collect();
-    let error = client.enqueue_prepared(&turns).await.expect_err("too many");
+    let mut turns: Vec<_> = (0..TURNS).map(|i| client.prepare(NewTurn::user(format!("Turn {i}")))).collect();
+    let error = client.enqueue_prepared(&mut turns).await.expect_err("too many");
     assert!(matches!(*error.source, ClientError::QueueFull { limit: 1000, tenant: None, .. }), "{error}");
     assert_eq!((error.advice(), error.place, error.fates.len()), (Advice::Retry, None, TURNS));
     let told = error.to_string();
@@ -49,18 +49,18 @@ async fn ten_thousand_turns_for_a_queue_that_has_room_for_a_thousand_are_told_on
     );
     for (i, (turn, fate)) in turns.iter().zip(&error.fates).enumerate() {
         let expected = match i < ROOM {
-            true => Fate::Enqueued(Enqueued { turn: turn.id, fresh: true }),
+            true => Fate::Enqueued(Enqueued { turn: turn.id(), fresh: true }),
             false => Fate::NotEnqueued,
         };
         assert_eq!(*fate, expected, "turn {i}");
     }
     assert_eq!(client.lag().await.expect("counts").open_turns, ROOM as u64);
     for (place, there) in [(0, true), (ROOM - 1, true), (ROOM, false), (TURNS - 1, false)] {
-        assert_eq!(has(&client, turns[place].id).await, there, "turn {place}");
+        assert_eq!(has(&client, turns[place].id()).await, there, "turn {place}");
     }
 
     // Again: there is no room at all, and those that are in are not taken for new ones.
-    let again = client.enqueue_prepared(&turns).await.expect_err("still too many");
+    let again = client.enqueue_prepared(&mut turns).await.expect_err("still too many");
     assert_eq!(again.fates, error.fates);
     assert_eq!(client.lag().await.expect("counts").open_turns, ROOM as u64);
 }
@@ -95,6 +95,49 @@ async fn a_key_that_is_known_is_no_fresh_turn() {
     let both = line.producer.enqueue_batch(vec![keyed("a"), keyed("b")]).await.expect("enqueued");
     assert_eq!(both[0], Enqueued { turn: first.turn, fresh: false });
     assert!(both[1].fresh && both[1].turn != first.turn);
+}
+
+/// The turns that a program takes for its agent's newest one.
+#[tokio::test]
+async fn a_turn_that_would_follow_another_one_than_it_names_is_not_enqueued() {
+    let line = Line::without_workers().await;
+    let client = &line.producer;
+    let say = |text: &str| NewTurn::user(text).agent(name("ada"));
+    let stale = |error: &ClientError| match error {
+        ClientError::StaleHead { head, .. } => *head,
+        other => panic!("{other}"),
+    };
+    let nobody = TurnId::new(0);
+    let error = client.enqueue(say("first").after(nobody)).await.expect_err("she has no turn");
+    assert_eq!((stale(&error), error.advice()), (None, Advice::Reject));
+    assert!(error.to_string().contains("its agent has no turn"), "{error}");
+
+    let first = client.enqueue(say("first")).await.expect("enqueued").turn;
+    let second = client.enqueue(say("second").after(first)).await.expect("it follows the first").turn;
+    let error = client.enqueue(say("third").after(first)).await.expect_err("the second came between");
+    assert_eq!(stale(&error), Some(second));
+    assert!(error.to_string().contains(&format!("the newest turn of its agent is {second}")), "{error}");
+    let other = client.enqueue(NewTurn::user("hi").agent(name("bob"))).await.expect("enqueued").turn;
+    assert_eq!(stale(&client.enqueue(say("third").after(other)).await.expect_err("bob's")), Some(second));
+
+    let error = client.enqueue(NewTurn::user("alone").after(second)).await.expect_err("it follows none");
+    assert!(matches!(error, ClientError::FollowsAlone { after, .. } if after == second), "{error}");
+    assert_eq!(client.lag().await.expect("counts").open_turns, 3);
+
+    // A chain in one call, which is repeated although others came after it.
+    let mut chain = vec![client.prepare(say("third").after(second))];
+    for text in ["fourth", "fifth"] {
+        let before = chain.last().expect("one is there").id();
+        chain.push(client.prepare(say(text).after(before)));
+    }
+    let enqueued = client.enqueue_prepared(&mut chain).await.expect("each follows the one before it");
+    assert!(enqueued.iter().all(|enqueued| enqueued.fresh));
+    client.enqueue(say("sixth")).await.expect("enqueued");
+    assert_eq!(client.enqueue_prepared(&mut chain).await.expect("they are in the queue"), enqueued);
+    // One stale turn refuses its call, and is named.
+    let error = client.enqueue_batch(vec![say("a"), say("b").after(second)]).await.expect_err("stale");
+    assert_eq!((error.place, &error.fates[..]), (Some(1), &[Fate::NotEnqueued; 2][..]));
+    assert_eq!(client.lag().await.expect("counts").open_turns, 7);
 }
 
 #[tokio::test]

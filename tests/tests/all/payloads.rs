@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 
 use redis::AsyncCommands;
 use tempfile::TempDir;
-use turnmill_client::{Advice, Cancelled, Client, ClientError, Enqueued, Fate, NewTurn};
+use turnmill_client::{
+    Advice, Cancelled, Client, ClientError, Enqueued, Fate, NewTurn, PreparedTurn, TurnId,
+};
 use turnmill_schema::envelope::{MAX_ENVELOPE_BYTES, MAX_INLINE_BYTES};
 use turnmill_schema::keys::Keys;
 use turnmill_schema::{Outcome, PayloadReference, StoredTurn, Turn};
@@ -79,8 +81,9 @@ impl Place {
     /// Enqueues a turn of `bytes` and some; the turn, and the reference that a worker is handed for it.
     async fn enqueue_large(&self, bytes: usize) -> (Turn, PayloadReference) {
         let producer = self.producer(Some(self.url())).await;
-        let turn = producer.prepare(NewTurn::user("x".repeat(bytes)).agent(name("a")));
-        producer.enqueue_prepared(std::slice::from_ref(&turn)).await.expect("enqueued");
+        let mut prepared = producer.prepare(NewTurn::user("x".repeat(bytes)).agent(name("a")));
+        producer.enqueue_prepared(std::slice::from_mut(&mut prepared)).await.expect("enqueued");
+        let turn = prepared.turn().clone();
         match claim(&self.broker().await).await.turn {
             Ok(StoredTurn::Reference(reference)) => (turn, reference),
             other => panic!("no reference: {other:?}"),
@@ -126,11 +129,11 @@ async fn what_fits_stays_in_redis_and_batches_may_hold_both() {
     let place = Place::new();
     let producer = place.producer(Some(place.url())).await;
     let (small, large) = (|| NewTurn::user("small"), || NewTurn::user("x".repeat(MAX_INLINE_BYTES)));
-    let turns = [small(), large(), small(), large()].map(|turn| producer.prepare(turn.agent(name("a"))));
-    let enqueued = producer.enqueue_prepared(&turns).await.expect("enqueued");
-    assert_eq!(ids(enqueued), turns.each_ref().map(|turn| turn.id));
+    let mut turns = [small(), large(), small(), large()].map(|turn| producer.prepare(turn.agent(name("a"))));
+    let enqueued = producer.enqueue_prepared(&mut turns).await.expect("enqueued");
+    assert_eq!(ids(enqueued), turns.each_ref().map(PreparedTurn::id));
     assert_eq!(files(&place.store()).len(), 2);
-    for turn in &turns {
+    for turn in turns.iter().map(PreparedTurn::turn) {
         let key = Keys::new(&name("q"), 0).turn(turn.id);
         let stored: Vec<u8> = place.connection().await.hget(key, "envelope").await.expect("HGET");
         let arrived = match StoredTurn::decode(&stored).expect("readable") {
@@ -214,7 +217,7 @@ async fn a_flipped_byte_or_a_cut_is_an_error_that_names_the_object_and_never_a_t
     }
     // Enqueueing it again writes the object again.
     let producer = place.producer(Some(place.url())).await;
-    let again = producer.enqueue_prepared(std::slice::from_ref(&turn)).await.expect("known");
+    let again = producer.enqueue_prepared(&mut [turn.clone().into()]).await.expect("known");
     assert_eq!(again, [Enqueued { turn: turn.id, fresh: true }]);
     assert_eq!(place.payloads().get(&reference).await.expect("whole again"), turn);
 }
@@ -274,29 +277,29 @@ async fn cancelling_and_purging_remove_the_objects_of_large_turns() {
     let place = Place::new();
     let producer = place.producer(Some(place.url())).await;
     let large = |agent: &str| producer.prepare(NewTurn::user("x".repeat(MIB)).agent(name(agent)));
-    let [dead, cancelled, blind, stays] = ["dead", "cancelled", "blind", "stays"].map(large);
-    producer.enqueue_prepared(std::slice::from_ref(&dead)).await.expect("enqueued");
+    let mut turns = ["dead", "cancelled", "blind", "stays"].map(large);
+    let [dead, cancelled, blind, stays] = turns.each_ref().map(PreparedTurn::id);
+    producer.enqueue_prepared(&mut turns[..1]).await.expect("enqueued");
     let broker = place.broker().await;
     broker.finish(&claim(&broker).await.lease, &ending(0, Outcome::Failed)).await.expect("it failed");
-    let rest = [cancelled.clone(), blind.clone(), stays.clone()];
-    producer.enqueue_prepared(&rest).await.expect("enqueued");
-    let has = |turn: &Turn| {
-        let id = turn.id.to_string();
+    producer.enqueue_prepared(&mut turns[1..]).await.expect("enqueued");
+    let has = |turn: TurnId| {
+        let id = turn.to_string();
         files(&place.store()).iter().any(|file| file.display().to_string().contains(&id))
     };
-    assert!([&dead, &cancelled, &blind, &stays].into_iter().all(has), "a failed turn's object is needed");
+    assert!([dead, cancelled, blind, stays].into_iter().all(has), "a failed turn's object is needed");
 
     let operator = producer.operate();
     for _ in 0..2 {
-        let ended = operator.client().cancel(cancelled.id).await.expect("answered");
+        let ended = operator.client().cancel(cancelled).await.expect("answered");
         assert!(matches!(ended, Cancelled::Cancelled | Cancelled::Ended(Outcome::Cancelled)), "{ended:?}");
-        assert!(!has(&cancelled));
+        assert!(!has(cancelled));
     }
     let letters = operator.newest_dead_letters(9).await.expect("answered");
     assert_eq!(operator.purge(&letters).await.expect("answered"), 1);
     let without_store = place.producer(None).await;
-    assert_eq!(without_store.cancel(blind.id).await.expect("answered"), Cancelled::Cancelled);
-    assert_eq!([&dead, &cancelled, &blind, &stays].map(has), [false, false, true, true]);
+    assert_eq!(without_store.cancel(blind).await.expect("answered"), Cancelled::Cancelled);
+    assert_eq!([dead, cancelled, blind, stays].map(has), [false, false, true, true]);
 }
 
 /// A store that does not work is told in a sentence, and soon: left alone, its client tries for three minutes.

@@ -316,19 +316,19 @@ async fn a_gap_is_an_error_and_not_wrong_text() {
 async fn batches_keep_their_order_and_repeating_them_adds_nothing() {
     let server = RedisServer::start();
     let (producer, mut worker) = (producer(&server).await, Worker::new(&server).await);
-    let turns: Vec<_> =
+    let mut turns: Vec<_> =
         (0..450).map(|i| producer.prepare(NewTurn::user(format!("{i}")).agent(name("a")))).collect();
-    let enqueued = producer.enqueue_prepared(&turns).await.expect("enqueued");
-    assert_eq!(producer.enqueue_prepared(&turns).await.expect("enqueued before"), enqueued);
+    let enqueued = producer.enqueue_prepared(&mut turns).await.expect("enqueued");
+    assert_eq!(producer.enqueue_prepared(&mut turns).await.expect("enqueued before"), enqueued);
     let ids = ids(enqueued);
-    let agent = turns[0].agent_id();
+    let agent = turns[0].turn().agent_id();
     let backlog: Vec<String> = worker.redis.lrange(worker.keys.backlog(&agent), 0, -1).await.expect("LRANGE");
     let backlog: Vec<TurnId> =
         backlog.iter().filter_map(|entry| entry.split(' ').next()?.parse().ok()).collect();
     assert_eq!((&backlog, ids.len()), (&ids, 450));
     let stored: Vec<u8> = worker.redis.hget(worker.keys.turn(ids[0]), "envelope").await.expect("HGET");
     let stored: turnmill_client::schema::Turn = envelope::decode(&stored).expect("a turn");
-    assert_eq!((stored.sampling.seed, &stored), (Some(ids[0].seed()), &turns[0]));
+    assert_eq!((stored.sampling.seed, &stored), (Some(ids[0].seed()), turns[0].turn()));
 
     let lag = producer.lag().await.expect("counts");
     let runnable: Vec<_> = lag.priorities.iter().map(|row| (row.priority, row.runnable)).collect();

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tempfile::NamedTempFile;
-use turnmill_client::{Advice, Client, ClientError, Enqueued, Fate, NewTurn};
+use turnmill_client::{Advice, Client, ClientError, Enqueued, Fate, NewTurn, PreparedTurn};
 use turnmill_tests::PATIENCE;
 use turnmill_tests::line::{Line, ids, name};
 use turnmill_tests::proxy::{Hold, Proxy};
@@ -86,12 +86,12 @@ async fn a_batch_that_ends_half_way_says_so_of_each_turn_and_can_be_repeated() {
     let (small, large) = tokio::join!(limited(300), limited(1000));
     let (small, large) = (small.expect("Redis answers"), large.expect("Redis answers"));
     let turn = |i| small.prepare(NewTurn::user("hi").agent(name(&format!("agent-{i}"))));
-    let turns: Vec<_> = (0..450).map(turn).collect();
-    let error = small.enqueue_prepared(&turns).await.expect_err("too many");
+    let mut turns: Vec<_> = (0..450).map(turn).collect();
+    let error = small.enqueue_prepared(&mut turns).await.expect_err("too many");
     assert_eq!(error.fates.len(), turns.len());
     for (i, fate) in error.fates.iter().enumerate() {
         let expected = match i < 200 {
-            true => Fate::Enqueued(Enqueued { turn: turns[i].id, fresh: true }),
+            true => Fate::Enqueued(Enqueued { turn: turns[i].id(), fresh: true }),
             false => Fate::NotEnqueued,
         };
         assert_eq!(*fate, expected, "turn {i}");
@@ -100,8 +100,8 @@ async fn a_batch_that_ends_half_way_says_so_of_each_turn_and_can_be_repeated() {
     assert!(told.starts_with("200 of 450 turns are in the queue; the others are not: queue full"), "{told}");
     assert!(matches!(*error.source, ClientError::QueueFull { open: 200, limit: 300, .. }));
     assert_eq!(open_turns(&line).await, 200);
-    let enqueued = large.enqueue_prepared(&turns).await.expect("there is room");
-    assert_eq!(ids(enqueued), turns.iter().map(|turn| turn.id).collect::<Vec<_>>());
+    let enqueued = large.enqueue_prepared(&mut turns).await.expect("there is room");
+    assert_eq!(ids(enqueued), turns.iter().map(PreparedTurn::id).collect::<Vec<_>>());
     assert_eq!(open_turns(&line).await, 450, "none twice");
 }
 
@@ -111,11 +111,11 @@ async fn a_batch_without_an_answer_is_unknown_not_absent() {
     let proxy = Proxy::start(line.redis.address()).await.expect("a port is free");
     let builder = Client::builder(proxy.url()).response_timeout(Duration::from_millis(500));
     let producer = builder.retry_for(Duration::from_secs(2)).connect().await.expect("Redis answers");
-    let turns: Vec<_> = (0..450).map(|i| producer.prepare(NewTurn::user(format!("{i}")))).collect();
+    let mut turns: Vec<_> = (0..450).map(|i| producer.prepare(NewTurn::user(format!("{i}")))).collect();
     // The connection stands and the script is known: what is held back below is the answer to the batch, and nothing before it.
     producer.enqueue(NewTurn::user("first")).await.expect("enqueued");
     proxy.hold(Hold::Replies);
-    let error = producer.enqueue_prepared(&turns).await.expect_err("no answer");
+    let error = producer.enqueue_prepared(&mut turns).await.expect_err("no answer");
     let expected = [[Fate::Unknown; 200].as_slice(), &[Fate::NotEnqueued; 250]].concat();
     assert_eq!(error.fates, expected, "{error}");
     assert_eq!(error.advice(), Advice::Retry);

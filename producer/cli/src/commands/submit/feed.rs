@@ -11,7 +11,7 @@ use futures::stream::ReadyChunks;
 use futures::{Stream, StreamExt, stream};
 use serde::Serialize;
 use turnmill_client::schema::{AgentName, TurnId};
-use turnmill_client::{BATCH_TURNS, BatchError, Client, ClientError, Enqueued, Fate, PackedTurn};
+use turnmill_client::{BATCH_TURNS, BatchError, Client, ClientError, Enqueued, Fate, PreparedTurn};
 
 use crate::exit::Exit;
 use crate::input::{Given, WrongLine};
@@ -53,7 +53,7 @@ pub struct Feed<'a, L: Stream> {
     room: usize,
     lines: Pin<Box<ReadyChunks<L>>>,
     /// What was written to the store for them stays there from one try to the next.
-    turns: Vec<PackedTurn<'static>>,
+    turns: Vec<PreparedTurn>,
     /// One for each of `turns`.
     marks: VecDeque<Mark>,
     /// What ends the feed, once `turns` are in the queue.
@@ -97,7 +97,7 @@ impl<'a, L: Stream<Item = Result<Given, WrongLine>>> Feed<'a, L> {
         }
         loop {
             let tried = self.turns.len().min(self.room);
-            let error = match self.client.enqueue_packed(&mut self.turns[..tried]).await {
+            let error = match self.client.enqueue_prepared(&mut self.turns[..tried]).await {
                 Ok(enqueued) => {
                     self.room = BATCH_TURNS;
                     return Ok(Some(self.enqueued(&enqueued)));
@@ -119,7 +119,7 @@ impl<'a, L: Stream<Item = Result<Given, WrongLine>>> Feed<'a, L> {
         }
     }
 
-    /// So many turns were too many at once, for so much room: fewer go next time, after a pause if there was none.
+    /// `tried` turns were too many for `room` places: fewer go next time, after a pause if there was no place.
     async fn make_room(&mut self, room: u64, tried: usize, retry_after: Duration) {
         if room == 0 || tried == 1 {
             tokio::time::sleep(retry_after.min(LONGEST_PAUSE)).await;
@@ -146,7 +146,7 @@ impl<'a, L: Stream<Item = Result<Given, WrongLine>>> Feed<'a, L> {
             None => Stopped { why: error.into(), unsure: Vec::new(), line },
         })?;
         let span = self.traces.enqueue(&mut turn);
-        self.turns.push(turn.into());
+        self.turns.push(turn);
         self.marks.push_back(Mark { line, span });
         Ok(())
     }
@@ -155,7 +155,7 @@ impl<'a, L: Stream<Item = Result<Given, WrongLine>>> Feed<'a, L> {
     fn enqueued(&mut self, enqueued: &[Enqueued]) -> Vec<Submitted> {
         let marks = self.marks.drain(..enqueued.len());
         let turns = self.turns.drain(..enqueued.len()).zip(marks).zip(enqueued);
-        let submitted = |((turn, Mark { line, span }), done): ((PackedTurn<'_>, Mark), &Enqueued)| {
+        let submitted = |((turn, Mark { line, span }), done): ((PreparedTurn, Mark), &Enqueued)| {
             span.enqueued(done.turn);
             Submitted { turn: done.turn, agent: turn.turn().agent.clone(), line }
         };
@@ -177,7 +177,7 @@ impl<'a, L: Stream<Item = Result<Given, WrongLine>>> Feed<'a, L> {
             None => error.into(),
         };
         let (rest, marks) = (std::mem::take(&mut self.turns), std::mem::take(&mut self.marks));
-        let unsure = rest.iter().map(PackedTurn::turn).zip(marks).take(unsure);
+        let unsure = rest.iter().map(PreparedTurn::turn).zip(marks).take(unsure);
         let unsure = unsure.map(|(turn, mark)| Submitted {
             turn: turn.id,
             agent: turn.agent.clone(),

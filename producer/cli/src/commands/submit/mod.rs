@@ -141,16 +141,14 @@ impl Submit {
         let (traceparent, tracestate) = self.trace_context();
         let turn = NewTurn {
             agent: self.agent.clone(),
-            messages: Vec::new(),
             new_session: self.new_session,
             sampling,
             priority: self.priority,
-            deadline_ms: None,
-            not_before_ms: None,
             idempotency_key: self.idempotency_key.clone(),
             request_id: self.request_id.clone(),
             traceparent,
             tracestate,
+            ..NewTurn::default()
         };
         let turn = match self.deadline {
             Some(seconds) => turn.deadline_in(seconds.duration()),
@@ -164,7 +162,7 @@ impl Submit {
         Ok(Defaults { turn, system: self.system.clone() })
     }
 
-    /// The flags, or the variables: whoever runs us need not know that we trace. What is wrong in a variable is passed over.
+    /// The flags, or the variables: a program that runs this one need not know of its traces. What is wrong in a variable is passed over.
     fn trace_context(&self) -> (Option<TraceParent>, Option<TraceState>) {
         if self.traceparent.is_some() {
             return (self.traceparent, self.tracestate.clone());

@@ -1,10 +1,9 @@
-//! Turns on their way into the queue: encoded once, and with their objects written once, however often they are tried.
+//! Turns on their way into the queue: encoded once, and their objects written once, however often they are tried.
 
-use std::borrow::Cow;
 use std::time::Duration;
 
 use futures_util::{StreamExt, stream};
-use turnmill_schema::{EncodedTurn, PayloadReference, Turn};
+use turnmill_schema::{EncodedTurn, PayloadReference, TraceParent, TraceState, Turn, TurnId};
 
 use crate::batch::Fate;
 use crate::client::Client;
@@ -14,10 +13,11 @@ use crate::payload::PUTS_AT_ONCE;
 /// How long objects are removed that no turn needs. What is left of them then is left to `kv gc`.
 const DISCARD: Duration = Duration::from_secs(5);
 
-/// A turn on its way into the queue; see [`Client::enqueue_packed`].
+/// A turn that has its id; see [`Client::prepare`] and [`Client::enqueue_prepared`].
 #[derive(Clone, Debug)]
-pub struct PackedTurn<'a> {
-    turn: Cow<'a, Turn>,
+pub struct PreparedTurn {
+    turn: Turn,
+    after: Option<TurnId>,
     /// None: it was not tried yet.
     envelope: Option<Envelope>,
     /// A try did not end, or Redis did not say how: its object may be needed.
@@ -32,22 +32,38 @@ struct Envelope {
     object: Option<PayloadReference>,
 }
 
-impl From<Turn> for PackedTurn<'static> {
+/// A turn that was prepared before, such as by this program before it crashed: enqueueing it again enqueues no second one.
+impl From<Turn> for PreparedTurn {
     fn from(turn: Turn) -> Self {
-        Self { turn: Cow::Owned(turn), envelope: None, may_be_enqueued: false }
+        Self::new(turn, None)
     }
 }
 
-impl<'a> From<&'a Turn> for PackedTurn<'a> {
-    fn from(turn: &'a Turn) -> Self {
-        Self { turn: Cow::Borrowed(turn), envelope: None, may_be_enqueued: false }
+impl PreparedTurn {
+    pub(crate) fn new(turn: Turn, after: Option<TurnId>) -> Self {
+        Self { turn, after, envelope: None, may_be_enqueued: false }
     }
-}
 
-impl PackedTurn<'_> {
+    /// Its id, which it has in the queue unless a turn was enqueued under its idempotency key before.
+    pub fn id(&self) -> TurnId {
+        self.turn.id
+    }
+
     /// The turn.
     pub fn turn(&self) -> &Turn {
         &self.turn
+    }
+
+    /// The turn that it must follow ([`crate::NewTurn::after`]).
+    pub fn after(&self) -> Option<TurnId> {
+        self.after
+    }
+
+    /// Puts the turn into another span, which may be about this very turn: it has its id already. To be called before the turn is
+    /// first enqueued; later it has no effect.
+    pub fn set_trace(&mut self, parent: TraceParent, state: Option<TraceState>) {
+        self.turn.traceparent = Some(parent);
+        self.turn.tracestate = state;
     }
 
     /// What goes to Redis; nothing before it was packed.
@@ -65,6 +81,15 @@ impl PackedTurn<'_> {
         self.may_be_enqueued = may_be;
     }
 
+    /// What can be said of it without encoding it.
+    fn check(&self) -> Result<(), ClientError> {
+        self.turn.validate()?;
+        match (self.after, &self.turn.agent) {
+            (Some(after), None) => Err(ClientError::FollowsAlone { turn: self.turn.id, after }),
+            _ => Ok(()),
+        }
+    }
+
     /// What earlier tries left.
     pub(crate) fn fate(&self) -> Fate {
         if self.may_be_enqueued { Fate::Unknown } else { Fate::NotEnqueued }
@@ -74,10 +99,10 @@ impl PackedTurn<'_> {
 impl Client {
     /// Encodes those turns that are not encoded yet, and writes the objects of those that are too large for Redis. Nothing is
     /// written if one of them is invalid or over the hard limit; the place of such a turn comes with the error.
-    pub(crate) async fn pack(&self, turns: &mut [PackedTurn<'_>]) -> Result<(), (usize, ClientError)> {
-        let new = |(_, turn): &(usize, &PackedTurn<'_>)| turn.envelope.is_none();
+    pub(crate) async fn pack(&self, turns: &mut [PreparedTurn]) -> Result<(), (usize, ClientError)> {
+        let new = |(_, turn): &(usize, &PreparedTurn)| turn.envelope.is_none();
         for (place, packed) in turns.iter().enumerate().filter(new) {
-            packed.turn.validate().map_err(|error| (place, error.into()))?;
+            packed.check().map_err(|error| (place, error))?;
         }
         let (mut small, mut large) = (Vec::new(), Vec::new());
         for (place, packed) in turns.iter().enumerate().filter(new) {
@@ -102,10 +127,21 @@ impl Client {
         Ok(())
     }
 
+    /// Whether the turn could be enqueued, as far as that can be said without Redis: [`Turn::validate`], and its size.
+    pub fn check(&self, turn: &PreparedTurn) -> Result<(), ClientError> {
+        turn.check()?;
+        match EncodedTurn::new(&turn.turn)? {
+            EncodedTurn::Large { reference, .. } if self.payloads.is_none() => {
+                Err(ClientError::NoStore { turn: reference.turn, bytes: reference.bytes })
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Removes the objects of turns that are certainly not in the queue and will not be tried again. One that stays, because the
     /// store does not answer, is only in the way: `kv gc` collects it.
-    pub async fn discard(&self, turns: Vec<PackedTurn<'_>>) {
-        let unneeded = turns.iter().filter(|turn| !turn.may_be_enqueued).filter_map(PackedTurn::object);
+    pub async fn discard(&self, turns: Vec<PreparedTurn>) {
+        let unneeded = turns.iter().filter(|turn| !turn.may_be_enqueued).filter_map(PreparedTurn::object);
         let unneeded: Vec<PayloadReference> = unneeded.collect();
         if tokio::time::timeout(DISCARD, self.remove_objects(&unneeded)).await.is_err() {
             tracing::warn!(
