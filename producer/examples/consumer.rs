@@ -1,4 +1,4 @@
-//! A consumer of results: it is told of every turn that ends, whoever enqueued it. Consumers of one group share the turns, and miss
+//! A consumer of results: it is told of every turn that ends, also of those that other programs enqueued. Consumers of one group share the turns, and miss
 //! none that ends while all of them are away.
 //!
 //!     cargo run --package turnmill-client --example consumer -- billing-1

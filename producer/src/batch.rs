@@ -86,7 +86,7 @@ impl BatchError {
         self.source.advice()
     }
 
-    /// Whether Redis is away, or is not the queue's now: whoever asks it anything is told the same.
+    /// Whether Redis is away, or is not the queue's now: every call is told the same.
     pub fn is_outage(&self) -> bool {
         self.source.is_outage()
     }

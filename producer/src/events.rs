@@ -52,7 +52,7 @@ pub struct EventsQuery {
     pub membership: Option<Membership>,
     /// Start after this entry; none: with what comes from now on. It has no effect on a group that exists.
     pub from: Option<StreamId>,
-    /// At most so many, and no more are read from Redis; none: without end.
+    /// How many ends are read at most, from Redis too; none: without end.
     pub count: Option<u64>,
 }
 
@@ -284,7 +284,7 @@ impl Events {
     }
 }
 
-/// Takes consumers off the group's list that are gone. Whoever may not do that reads all the same.
+/// Takes consumers that are gone off the group's list. A user who may not do that reads all the same.
 async fn remove_gone(server: &Server, keys: &Keys, group: &str) -> Result<(), Fault> {
     let silent_ms = REMOVE_AFTER.as_millis() as u64;
     let remove = RemoveConsumers { group: ConsumerGroup::Events(group), silent_ms };

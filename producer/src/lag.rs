@@ -17,7 +17,7 @@ pub struct Lag {
     pub priorities: Vec<PriorityLag>,
     /// Turns that have not ended, waiting or running.
     pub open_turns: u64,
-    /// Milliseconds since the oldest turn that is next or running was enqueued; none where there is none.
+    /// Milliseconds since the oldest turn that is next or running was enqueued; none if no turn is.
     pub oldest_ms: Option<u64>,
     /// Agents whose next turn is not due yet: a retry or a scheduled one.
     pub delayed: u64,
@@ -40,7 +40,7 @@ pub struct PriorityLag {
     pub leased: u64,
     /// Turns that wait: those that have not ended, less one for each leased agent.
     pub queued: u64,
-    /// Milliseconds since the turn was enqueued that stands first in the ready stream; none where there is none.
+    /// Milliseconds since the first turn in the ready stream was enqueued; none if the stream is empty.
     pub oldest_ms: Option<u64>,
     /// Redis's own count of the runnable; none where it does not know.
     pub lag: Option<u64>,

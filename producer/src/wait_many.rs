@@ -5,7 +5,7 @@
 //!
 //! Invariants: the reader has its place in the stream before a turn is looked at, and all turns are looked at again once it has
 //! another place, so that no end falls between; turns are looked at again now and then, since events can be trimmed or lost.
-//! Commands are awaited by a task that does nothing else meanwhile: whoever takes the results may await what they like.
+//! Commands are awaited by a task that does nothing else meanwhile: the caller, who takes the results, may await anything.
 
 use std::collections::{HashSet, VecDeque};
 use std::time::Duration;
@@ -264,7 +264,7 @@ impl Task {
     }
 }
 
-/// How long turns are left alone that no event told of, if so many are waited for and ends are told, or are not.
+/// How long turns that no event told of are left alone, if this many are waited for and ends are told, or are not.
 fn pace(turns: usize, is_told: bool) -> Duration {
     let least = if is_told { LOOK_AGAIN } else { LOOK_WITHOUT_EVENTS };
     least.max(Duration::from_millis((turns * 1000 / LOOKS_A_SECOND) as u64))
@@ -359,7 +359,7 @@ mod tests {
         ResultEntry { id, event: envelope::encode(event).expect("encodes"), at_ms: None }
     }
 
-    /// A result of so many tokens in a stream that holds the first `kept` of them; the entries are in epochs 10, 20, …
+    /// A result of `tokens` tokens in a stream that holds the first `kept` of them; the entries are in epochs 10, 20, …
     fn ended(tokens: u32, kept: u32) -> (TurnState, Vec<ResultEntry>) {
         let delta =
             |index| Delta { index, tokens: vec![index], text: format!("{index} "), ..Delta::default() };

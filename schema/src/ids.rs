@@ -94,7 +94,7 @@ impl From<Name> for String {
 
 /// A turn's id: a UUIDv7 (sorts by creation time) and the shard its keys live in, written `<uuid>.<shard>`.
 ///
-/// The shard is embedded so that whoever holds only the id finds the keys.
+/// The shard is embedded, so the id alone leads to the keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct TurnId {

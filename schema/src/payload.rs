@@ -135,7 +135,7 @@ impl PayloadReference {
         encode_as(REFERENCE, self, MAX_INLINE_BYTES)
     }
 
-    /// The object's name in the store: `payloads/<queue>/<turn>-<digest>`. Whoever does not know the content cannot
+    /// The object's name in the store: `payloads/<queue>/<turn>-<digest>`. Without the content nobody can
     /// name the object, and writing the same content again changes nothing.
     pub fn path(&self, queue: &Name) -> String {
         format!("{FOLDER}/{queue}/{}-{}", self.turn, self.blake3)

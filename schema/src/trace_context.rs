@@ -1,7 +1,7 @@
 //! W3C trace context: where a turn stands in a trace that began before it, and which ids its own spans have.
 //!
 //! Invariants: a value of these types is what the W3C recommendation allows, in one spelling; the ids of an attempt's span
-//! are a function of turn and epoch, so that whoever leases the turn next knows the span of the attempt before without
+//! are a function of turn and epoch, so that the next worker to lease the turn knows the span of the attempt before without
 //! having been told. `docs/adr/0018` says why.
 
 use std::fmt;

@@ -26,7 +26,7 @@ pub struct WorkerStatus {
 }
 
 impl WorkerStatus {
-    /// Whether a worker that was last heard of so many milliseconds ago has missed two of its beats.
+    /// Whether a worker that was last heard of this many milliseconds ago has missed two of its beats.
     pub fn is_silent(&self, heard_ms: u64) -> bool {
         self.beat_ms > 0 && heard_ms > self.beat_ms.saturating_mul(5) / 2
     }

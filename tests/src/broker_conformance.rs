@@ -719,7 +719,7 @@ pub async fn lone_turns_need_no_order<Q: TestQueue>(queue: &Q) {
     );
 }
 
-/// A queue to which so many turns were enqueued, and that has none to run.
+/// A queue to which `enqueued` turns were enqueued, and that has none to run.
 fn no_work(enqueued: u64) -> QueueCounts {
     QueueCounts { enqueued, lag: Some(0), ..QueueCounts::default() }
 }

@@ -1,6 +1,6 @@
 //! What a queue in Redis holds that belongs to nobody.
 //!
-//! [`left`] looks at a queue at rest: every turn has ended, and whoever looks is alone with it. [`check`] is for tests: it first
+//! [`left`] looks at a queue at rest: every turn has ended, and the one who looks is alone with it. [`check`] is for tests: it first
 //! cancels every open turn, so that whatever the test left open is accounted for.
 
 use std::collections::{BTreeMap, HashSet};
@@ -93,7 +93,7 @@ fn is_owned(redis: &mut Connection, all: &HashSet<String>, prefix: &str, key: &s
         "open" | "backlog" | "delayed" | "deadlines" | "parked" | "capped" => false,
         "ready" | "counters" | "dead" | "ended" | "streams" | "events" | "paused" | "sweep-cursor"
         | "workers" => true,
-        // Whoever made them may be dead: they go by themselves.
+        // Their makers may be dead: they go by themselves.
         "idem" | "worker" | "order" | "sweeper" | "collector" => expires(redis, key)?,
         _ => false,
     })

@@ -58,7 +58,7 @@ struct Connection {
 }
 
 impl Proxy {
-    /// Listens on a free local port and connects whoever comes to `server`.
+    /// Listens on a free local port and connects all who come to `server`.
     pub async fn start(server: SocketAddr) -> io::Result<Self> {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
         let address = listener.local_addr()?;
@@ -101,7 +101,7 @@ impl Proxy {
         self.shared.lock().connections.values().for_each(|connection| connection.forgotten.cancel());
     }
 
-    /// Cuts the connection that `choice`, a random number, falls on. False where there is none.
+    /// Cuts the connection that `choice`, a random number, falls on. False if there is none.
     pub fn cut_one(&self, choice: u64) -> bool {
         let mut state = self.shared.lock();
         let count = state.connections.len().max(1) as u64;
@@ -112,7 +112,7 @@ impl Proxy {
         })
     }
 
-    /// From now on connects whoever comes to another server; who is connected stays with the old one.
+    /// From now on connects all who come to another server; those who are connected stay with the old one.
     pub fn lead_to(&self, server: SocketAddr) {
         self.shared.server.send_replace(server);
     }

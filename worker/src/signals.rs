@@ -61,7 +61,7 @@ async fn hangup(signal: &mut Option<Signal>) {
     }
 }
 
-/// Whether whoever started this process wants it to outlive its terminal. Known on Linux only: elsewhere the system does not
+/// Whether the one who started this process wants it to outlive its terminal. Known on Linux only: elsewhere the system does not
 /// tell a process which signals it ignores, short of a call that is unsafe.
 fn hangup_is_ignored() -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();

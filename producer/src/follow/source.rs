@@ -26,7 +26,7 @@ pub(super) enum News {
     Failed(ClientError),
 }
 
-/// Tells what is new of a turn after `read`. If the telling ends, whoever told is gone: start again from what was read by then.
+/// Tells what is new of a turn after `read`. If the telling ends, the task that told is gone: start again from what was read by then.
 ///
 /// A task catches up with what is there, then hands the turn over to those who wait for many.
 pub(super) fn open(

@@ -199,7 +199,7 @@ impl Watch {
     }
 }
 
-/// How many entries of each stream go into one reply, if so many streams are read.
+/// How many entries of each stream go into one reply, if this many streams are read.
 fn entries_of_each(streams: usize) -> usize {
     (ENTRIES / streams.max(1)).clamp(LEAST, COUNT)
 }

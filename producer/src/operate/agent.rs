@@ -54,7 +54,7 @@ pub struct AgentQuery {
     /// Idle ones too, if there is room for them beside those with work. Reads through all keys of the server: slow if there are
     /// many.
     pub idle: bool,
-    /// At most so many.
+    /// The most agents that are listed.
     pub limit: usize,
 }
 

@@ -35,7 +35,7 @@ pub struct EndsRead {
 
 impl Operator {
     /// Reads the newest ends of turns of all tenants: the first time the newest `limit`, then those that came since, again at
-    /// most so many. Nothing waits.
+    /// most `limit`. Nothing waits.
     pub fn newest_ends(&self, limit: usize) -> NewestEnds {
         NewestEnds { operator: self.clone(), limit, last: None, passed_by: PassedBy::of_events() }
     }

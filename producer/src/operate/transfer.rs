@@ -1,7 +1,7 @@
 //! An agent as one file, written and read one record at a time (see [`turnmill_schema::agent_file`]).
 //!
 //! Invariants: the agent is made in one step, after the whole file was read; until then nothing but objects was put, which
-//! are verified by whoever loads them, and are garbage where the file turns out to be damaged.
+//! are verified when they are loaded, and are garbage if the file turns out to be damaged.
 
 use serde::Serialize;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};

@@ -22,7 +22,7 @@ const PIECE_BYTES: u64 = 256 << 10;
 /// How long the store's client waits for a connection, before it tries again.
 const CONNECT: (&str, &str) = ("connect_timeout", "2 s");
 
-/// Variables that say who we are to a store and where it is, by the names that its own tools read.
+/// Variables that name a store and hold its credentials, by the names that the store's own tools read.
 const STORE_VARIABLES: [&str; 3] = ["AWS_", "AZURE_", "GOOGLE_"];
 
 /// Where the payloads of a queue are.
@@ -35,7 +35,7 @@ pub(crate) struct PayloadStore {
 }
 
 impl PayloadStore {
-    /// Opens the store at `url`. A folder is made where there is none; other stores are not asked yet.
+    /// Opens the store at `url`. A folder that does not exist is made; other stores are not asked yet.
     pub(crate) fn open(url: &str, queue: &Name) -> Result<Self, ClientError> {
         let invalid = |reason: &dyn ToString| ClientError::InvalidStore { reason: reason.to_string() };
         let mut url = Url::parse(url).map_err(|error| invalid(&error))?;
@@ -82,7 +82,7 @@ impl PayloadStore {
         }
     }
 
-    /// What the store answers, if it does so in the time that moving so many bytes may take.
+    /// What the store answers, if it does so in the time that moving `bytes` bytes may take.
     pub(crate) async fn within<T>(
         &self,
         bytes: u64,

@@ -82,7 +82,7 @@ impl Fault {
         }
     }
 
-    /// Whether the queue cannot be served now, whoever asks what: readiness depends on it.
+    /// Whether the queue cannot be served now, whatever is asked: readiness depends on it.
     pub fn is_outage(&self) -> bool {
         matches!(self, Self::Unreachable { .. } | Self::Stale { .. })
     }
@@ -97,7 +97,7 @@ pub(crate) enum Meaning {
     Full,
     /// It passes by itself: a busy script, a resharding cluster, a group that is made again.
     Passing,
-    /// The server does not know who we are.
+    /// The server does not accept the user or the password.
     Login,
     /// The server knows us and does not let us.
     Forbidden,

@@ -104,7 +104,7 @@ impl Server {
     }
 }
 
-/// How many entries to ask for next, if so many took so many bytes.
+/// How many entries to ask for next, if `entries` entries took `bytes` bytes.
 fn page(bytes: usize, entries: usize) -> usize {
     let of_one = (bytes / entries.max(1)).max(1);
     (PAGE_BYTES / of_one).clamp(1, PAGE_ENTRIES)

@@ -7,7 +7,7 @@ use turnmill_schema::keys::FIELD_EVENT;
 use turnmill_schema::{Event, StreamId, envelope};
 
 /// Entries that are looked at. With more of others' above ours it is unknown how many tokens there are: looking at a turn costs
-/// Redis little, whoever wrote there.
+/// Redis little, whatever was written there.
 const NEWEST: usize = 4;
 
 /// The command whose answer [`of`] reads.

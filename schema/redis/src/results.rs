@@ -1,4 +1,4 @@
-//! Result streams and what a turn's hash keeps of its end, as they are read by whoever waits for a turn.
+//! Result streams and what a turn's hash keeps of its end, as they are read by those who wait for a turn.
 
 use std::time::Duration;
 

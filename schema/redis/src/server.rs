@@ -49,7 +49,7 @@ pub struct Server {
     address: String,
     response_timeout: Duration,
     known: Mutex<Known>,
-    /// The era, for whoever waits on a connection and must hear that it is of no use any more.
+    /// The era, for a task that waits on a connection and must hear that the connection is of no use any more.
     era: watch::Sender<u64>,
     clock: ServerClock,
     scripts: Mutex<HashMap<&'static str, Arc<Script>>>,

@@ -25,11 +25,11 @@ const LONG_GENERATE: usize = 32;
 /// What is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Point {
-    /// A prompt of so many tokens.
+    /// A prompt of this many tokens.
     Prefill(usize),
-    /// So many sequences decode at once.
+    /// This many sequences decode at once.
     Decode(usize),
-    /// One sequence decodes after so many tokens.
+    /// One sequence decodes after this many tokens.
     Long(usize),
 }
 

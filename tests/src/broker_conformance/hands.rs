@@ -10,7 +10,7 @@ use super::{
 };
 
 /// A lease that was dropped after a refusal that is no fence, and a ticket that was never leased: a worker that goes on renewing
-/// what it has leaves both to whoever comes, itself too.
+/// what it has leaves both to the next worker that comes, itself too.
 pub async fn what_is_dropped_comes_back_to_a_lone_worker<Q: TestQueue>(queue: &Q) {
     let ids = enqueue(queue, &["a", "b", "c"].map(|agent| turn(Some(agent), "1"))).await;
     let broker = queue.worker("lone").await;

@@ -1,4 +1,4 @@
-//! What a lease says of the conversation so far, whoever had a part in it.
+//! What a lease says of the conversation so far, whichever workers had a part in it.
 
 use std::time::Duration;
 

@@ -225,7 +225,7 @@ pub async fn a_short_reply_is_kept_with_its_outcome<Q: TestQueue>(queue: &Q) {
     assert_eq!([queue.short_reply(ids[0]).await, queue.short_reply(ids[1]).await], replies);
 }
 
-/// A paused agent's turn, and one behind it: whoever looks ends them, so that nobody waits for them in vain. The one that runs is
+/// A paused agent's turn, and one behind it: a look at them ends them, so that nobody waits for them in vain. The one that runs is
 /// its worker's to end.
 pub async fn a_deadline_holds_while_a_turn_waits<Q: TestQueue>(queue: &Q) {
     let broker = queue.worker("w").await;

@@ -126,7 +126,7 @@ impl Fleet {
         Ok(Self { slots, logs: Vec::new() })
     }
 
-    /// Wakes whoever slept long enough and replaces whoever is gone. Call it all the time.
+    /// Wakes workers that slept long enough and replaces those that are gone. Call it all the time.
     pub fn tend(&mut self) {
         let now = Instant::now();
         for slot in &mut self.slots {

@@ -86,7 +86,7 @@ pub enum Mutation {
     NoRenewal,
     /// Agents of silent workers are not made runnable again.
     NoReclaim,
-    /// A ticket is leased whoever has it, and though its agent has another by now.
+    /// A ticket is leased whichever worker has it, and though its agent has another by now.
     NoTicketCheck,
     /// Manifests are taken however late they come.
     NoManifestFence,

@@ -95,7 +95,7 @@ impl Ready {
         }
     }
 
-    /// Keeps a pending ticket for `worker`, whoever had it.
+    /// Keeps a pending ticket for `worker`, whichever worker had it.
     pub(super) fn keep(&mut self, number: u64, worker: &str, now_ms: u64) {
         if let Some(pending) = self.pending.get_mut(&number) {
             worker.clone_into(&mut pending.worker);

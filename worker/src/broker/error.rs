@@ -48,12 +48,12 @@ impl BrokerError {
     pub fn advice(&self) -> Advice {
         match self {
             Self::Queue(fault) => fault.advice(),
-            // After a gap the stream has lost entries: whoever leases the turn next goes on from what it holds.
+            // After a gap the stream has lost entries: the next worker to lease the turn goes on from what it holds.
             Self::Gap { .. } | Self::Fenced { .. } | Self::Envelope(_) => Advice::Reject,
         }
     }
 
-    /// Whether the queue cannot be served now, whoever asks what.
+    /// Whether the queue cannot be served now, whatever is asked.
     pub fn is_outage(&self) -> bool {
         matches!(self, Self::Queue(fault) if fault.is_outage())
     }

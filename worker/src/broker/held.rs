@@ -6,7 +6,7 @@
 //! * a lease that was lost is never renewed again, and says so at once to every task that waits for it;
 //! * while a lease is being ended, no renewal calls it lost: the answer to the ending says what became of it.
 //!
-//! An adapter says what the queue answered by the calls that are public here; whoever runs turns needs none of them but
+//! An adapter says what the queue answered by the calls that are public here; a runner of turns needs none of them but
 //! [`Lease::lost`], [`Lease::is_lost`] and [`Lease::fence`].
 
 use std::collections::HashMap;

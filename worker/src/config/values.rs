@@ -126,7 +126,7 @@ pub enum LogFormat {
 /// The worker's name, and the consumer id made from it.
 ///
 /// Two processes may have one name; they never have one consumer id, because Redis hands the pending entries
-/// of a consumer to whoever asks under its id.
+/// of a consumer to any client that asks under its id.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct WorkerName {

@@ -136,7 +136,7 @@ impl BlockPool {
     }
 
     /// The blocks that hold `hashes`; none unless all are known. What they hold stays as it is until the next step
-    /// is scheduled, whoever has them.
+    /// is scheduled, whichever sequence has them.
     pub fn find(&self, hashes: &[PrefixHash]) -> Option<Vec<BlockId>> {
         hashes.iter().map(|hash| self.known.get(hash).copied()).collect()
     }
@@ -176,7 +176,7 @@ impl BlockPool {
     /// Gives back the references of one table, first block first. Blocks without holder stay cached.
     ///
     /// The last block counts as released first: what lies deeper is cheaper to rebuild, and nothing is
-    /// findable behind an evicted ancestor. Whoever holds a block holds its ancestors, so the order is right
+    /// findable behind an evicted ancestor. A sequence that holds a block holds its ancestors, so the order is right
     /// across tables too.
     pub fn release(&mut self, blocks: Vec<SharedBlock>) {
         for SharedBlock(id) in blocks.into_iter().rev() {

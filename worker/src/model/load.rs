@@ -198,7 +198,7 @@ fn engine<B: Backend + 'static>(
     Ok(Box::new(DecoderEngine::new(decoder, backend)))
 }
 
-/// Bytes of a file, or of the files in a folder; what cannot be read is refused by whoever needs it.
+/// Bytes of a file, or of the files in a folder; what cannot be read is refused where it is needed.
 fn bytes_of(path: &Path) -> u64 {
     let length = |path: &Path| path.metadata().map_or(0, |metadata| metadata.len());
     match path.read_dir() {

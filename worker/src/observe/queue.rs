@@ -50,7 +50,7 @@ const ENDED: Described = Described {
         Outcome::Cancelled.as_str(),
         Outcome::Expired.as_str(),
     ],
-    help: "Turns ever ended, by outcome, whoever ended them: a worker, an operator, or a script that found them too late.",
+    help: "Turns ever ended, by outcome: ended by a worker, by an operator, or by a script that found them too late.",
 };
 const OLDEST: Described = Described::gauge(
     "turnmill_queue_oldest_seconds",

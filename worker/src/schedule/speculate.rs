@@ -1,6 +1,6 @@
 //! Proposed tokens: rows that decoding sequences get for tokens they may go on with, so that one step makes several.
 //!
-//! Whoever samples the rows accepts a proposed token where it is the one sampled before it, so what a sequence says does
+//! The sampler of the rows accepts a proposed token if it is the one sampled before it, so what a sequence says does
 //! not depend on what was proposed; what follows a rejected one is overwritten by the next step.
 //!
 //! Invariants: proposals take what decoding sequences and prompts leave of the budget, so nobody's row waits for one; a

@@ -20,7 +20,7 @@ use super::StoreError;
 use crate::config::StoreUrl;
 use crate::cryptography;
 
-/// Variables that say who we are to a store and where it is, by the names that its own tools read.
+/// Variables that name a store and hold its credentials, by the names that the store's own tools read.
 const STORE_VARIABLES: [&str; 3] = ["AWS_", "AZURE_", "GOOGLE_"];
 
 /// How long the client of a remote store may try; left alone, it goes on for minutes.

@@ -45,7 +45,7 @@ pub struct Surroundings(Kind);
 
 #[derive(Clone)]
 enum Kind {
-    /// With the runtime that tasks are started on; none: that of whoever starts them.
+    /// With the runtime that tasks are started on; none: that of the caller who starts them.
     Machine(Option<Handle>),
     Simulated(Arc<dyn Simulation>),
 }
@@ -56,7 +56,7 @@ pub struct TimedOut;
 
 #[allow(clippy::disallowed_methods, reason = "the one place that asks the machine")]
 impl Surroundings {
-    /// The machine; tasks run on the runtime of whoever starts them.
+    /// The machine; tasks run on the runtime of the caller who starts them.
     pub fn machine() -> Self {
         Self(Kind::Machine(None))
     }
@@ -145,7 +145,7 @@ impl Surroundings {
         }
     }
 
-    /// Runs `task` to its end, whoever waits for it. Where there is no runtime (any more) it is dropped.
+    /// Runs `task` to its end, whether or not anybody waits for it. Without a runtime it is dropped.
     pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         match &self.0 {
             Kind::Machine(runtime) => {

@@ -8,7 +8,7 @@ use crate::operate::Operator;
 use crate::operate::Scope;
 use crate::operate::dead::DeadQuery;
 
-/// A ticket that nobody kept alive for so many leases is stuck: any worker would have reclaimed it.
+/// A ticket that nobody kept alive for this many leases is stuck: any worker would have reclaimed it.
 const STUCK_LEASES: u64 = 3;
 /// Stuck tickets that are counted at most.
 const MAX_STUCK: usize = 1000;

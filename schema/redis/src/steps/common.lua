@@ -95,7 +95,7 @@ local function published_in(result_key, last_epoch)
   return top_epoch or 0, 0
 end
 
--- What the key and its value take, in bytes, as Redis says after looking at so many parts of the value (0: at all of them).
+-- What the key and its value take, in bytes, as Redis says after looking at `parts` parts of the value (0: at all of them).
 -- A turn's fields differ too much for a sample.
 local function bytes_of_key(key, parts)
   return redis.call('MEMORY', 'USAGE', key, 'SAMPLES', parts) or 0
@@ -202,7 +202,7 @@ local function write_indexes()
 end
 
 -- Makes the agent readable by any worker: a new ticket, which the agent's hash names. The ticket carries the head of
--- the backlog, so that whoever reads it knows the keys of the lease.
+-- the backlog, so that its readers know the keys of the lease.
 local function add_ticket(agent_key, agent, head, ...)
   local ticket = redis.call('XADD', READY[head.priority], '*', 'agent', agent, 'head', head.text)
   redis.call('HSET', agent_key, 'state', 'ready', 'ticket', ticket, 'priority', head.priority, 'owner', '',

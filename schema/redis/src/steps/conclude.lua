@@ -59,7 +59,7 @@ local function ending(outcome, reason, enqueued_ms)
   return envelope({kind = 'end', outcome = outcome, error = reason, timing = timing})
 end
 
--- The moment so many milliseconds from now, as text. A call asks for few different ones.
+-- The moment `ms` milliseconds from now, as text. A call asks for few different ones.
 local moments = {}
 
 local function after_now(ms)

@@ -48,9 +48,9 @@ local function must_park(keys, agent_id, agent)
     or (agent.place ~= '1' and redis.call('EXISTS', keys.parked) == 1)
 end
 
--- The agent's history behind the part of it that the caller knows, and how many entries that part has. Who knows the last of these
--- knows those in front of it: entries are added at the end, and dropped there or all at once. Other ones in their place have another
--- seeding.
+-- The agent's history behind the part of it that the caller knows, and how many entries that part has. A caller that knows the last
+-- of these entries knows those in front of it: entries are added at the end, and dropped there or all at once. If a history was put
+-- in the place of another, its seeding is another too.
 local function read_history(transcript_key, seeding, known, known_seeding)
   local entries, start = string.match(known, '^([1-9]%d*) (.+)$')
   if entries and seeding == known_seeding then

@@ -1,7 +1,7 @@
 -- Forgets dead letters, oldest first.
 --
 -- KEYS the shared ones, then for each: turn, result
--- ARGV 1 '': all of them; else only while dead letters take more than so many bytes, then for each: its entry id in `dead`
+-- ARGV 1 '': all of them; else only while dead letters take more than this many bytes, then for each: its entry id in `dead`
 -- Reply how many were there
 
 local MOST_BYTES, ARGS = tonumber(ARGV[1]), 1

@@ -19,7 +19,7 @@ pub struct Letter<'a> {
 /// Forgets dead letters, their turns and results. See `purge.lua`.
 #[derive(Clone, Debug)]
 pub struct Purge<'a> {
-    /// Only while dead letters take more than so many bytes; none: all of them.
+    /// Only while dead letters take more than this many bytes; none: all of them.
     pub over_bytes: Option<u64>,
     /// Which, oldest first.
     pub letters: Vec<Letter<'a>>,

@@ -26,7 +26,7 @@ pub struct RequeueLimits {
 pub struct Requeue {
     /// The lease.
     pub lease: LeaseKey,
-    /// The attempt failed: the next one starts so many milliseconds later. None: at once, and the attempt is not counted.
+    /// The attempt failed: the next one starts this many milliseconds later. None: at once, and the attempt is not counted.
     pub delay_ms: Option<u64>,
     /// Why it failed, in one word.
     pub reason: &'static str,

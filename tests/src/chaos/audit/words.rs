@@ -1,4 +1,4 @@
-//! The same words as undisturbed: in the result, in the transcript, and to whoever read along.
+//! The same words as undisturbed: in the result, in the transcript, and to those who read along.
 
 use turnmill_schema::{AgentId, TranscriptEntry, TurnId};
 

@@ -132,7 +132,7 @@ impl Bench {
         let load = options.model.load_options();
         let mut load = LoadOptions { block_tokens: BLOCK_TOKENS, ..load };
         let turns = options.batch.iter().copied().max().unwrap_or(1);
-        // No task has so many tokens, and all of a kind are found again.
+        // Longer than any task, so all of a kind are found again.
         load.pool_bytes = turns.max(tasks::AGENT.len())
             * (1024 + options.generate)
             * load.token_bytes(&options.model.path)?;

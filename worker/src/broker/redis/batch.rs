@@ -83,7 +83,7 @@ mod tests {
 
     use super::*;
 
-    /// The end of a turn that takes so many bytes.
+    /// The end of a turn that takes `bytes` bytes.
     fn item(bytes: usize) -> (Finish, Answer<Finish>) {
         let agent = AgentId::from_wire("t/a".to_owned());
         let lease = LeaseKey { agent, turn: TurnId::new(0), idempotency: None, epoch: 1 };

@@ -599,7 +599,7 @@ fn accumulate_parts<V: Vector, const U: usize, const P: usize>(
 
 for_each_isa! {
     /// Joins the state of the next split to that of the splits before it: the vectors from `first` on of `next`. Splits are joined
-    /// in position order, whoever computed them.
+    /// in position order, on whichever thread they were computed.
     pub fn join(partial: &mut Partial, next: &Partial, first: usize) = join_next
 }
 

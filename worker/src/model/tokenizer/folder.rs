@@ -84,7 +84,7 @@ impl Tokenizer {
     }
 }
 
-/// Reads the JSON file `name`; what it gives by default where there is none.
+/// Reads the JSON file `name`; the default if there is no such file.
 pub fn read<T: for<'de> Deserialize<'de> + Default>(
     text: &impl Fn(&str) -> Result<Option<String>, ModelError>,
     name: &str,

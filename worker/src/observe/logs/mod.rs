@@ -3,7 +3,7 @@
 //!
 //! Invariants: a line that is written while a turn's span is entered carries the turn's fields, whatever the filter says;
 //! in JSON all fields are at the top level; no line quotes what a turn says unless the setting `log_content` asks for it
-//! (whoever logs keeps to that: see `runner`).
+//! (every log line keeps to that: see `runner`).
 
 mod json;
 mod last_words;

@@ -1,4 +1,4 @@
-//! Spans of turns, exported over OTLP to whoever collects traces. Off unless a setting or the standard variables say where.
+//! Spans of turns, exported over OTLP to a collector of traces. Off unless a setting or the standard variables say where.
 //!
 //! Invariants: a receiver that is slow, dead or wrong costs no turn anything: spans wait in a bounded queue, what does not
 //! fit or cannot be sent is dropped and counted, and the end of the worker waits for it `LAST_EXPORT` at most; it is

@@ -15,7 +15,7 @@ pub enum Pane {
 impl Pane {
     pub const ALL: [Self; 4] = [Self::Queue, Self::Workers, Self::Running, Self::Dead];
 
-    /// The pane so many further, round and round.
+    /// The pane `by` places further on; after the last comes the first.
     pub fn step(self, by: isize) -> Self {
         let place = (self as isize + by).rem_euclid(Self::ALL.len() as isize);
         Self::ALL[place as usize]
@@ -27,7 +27,7 @@ impl Pane {
 pub enum Action {
     Quit,
     Focus(Pane),
-    /// So many panes further.
+    /// As many panes further on.
     NextPane(isize),
     Move(Step),
     /// Ask whether to do it to what is selected.

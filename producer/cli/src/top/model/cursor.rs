@@ -3,7 +3,7 @@
 /// How to move.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// So many rows down; up where negative.
+    /// This many rows down, or up if negative.
     By(isize),
     First,
     Last,

@@ -11,7 +11,7 @@ use turnmill_client::schema::Outcome;
 pub const ENDS_KEPT: usize = 1000;
 /// Seconds of which the ends are counted: more than a terminal has columns.
 const SECONDS_KEPT: u64 = 900;
-/// The pace of ends is of so many seconds.
+/// Seconds over which the pace of ends is taken.
 const PACE_SECONDS: u64 = 10;
 /// Outcomes, as they are shown.
 pub const OUTCOMES: [Outcome; 4] =
@@ -38,7 +38,7 @@ pub struct Ends {
 }
 
 impl Ends {
-    /// Takes a reading; where there is none, nothing is known any more.
+    /// Takes a reading; without one, nothing is known any more.
     pub fn add(&mut self, read: Option<&EndsRead>) {
         let Some(read) = read else { return *self = Self::default() };
         if read.first || self.read_ms.is_none() {

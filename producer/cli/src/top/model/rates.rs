@@ -26,7 +26,7 @@ pub struct Rates {
 }
 
 impl Rates {
-    /// Takes a reading; where there is none, everything before it is no use any more.
+    /// Takes a reading; without one, everything before it is of no use any more.
     pub fn add(&mut self, running: Option<&Running>) {
         let Some(Running { read_ms, turns }) = running else { return self.turns.clear() };
         let here: HashSet<TurnId> = turns.iter().map(|turn| turn.turn).collect();

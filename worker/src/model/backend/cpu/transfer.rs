@@ -1,4 +1,4 @@
-//! Copies whole blocks between the pool and staging memory, for whoever stores blocks elsewhere.
+//! Copies whole blocks between the pool and staging memory, for those who store blocks elsewhere.
 //!
 //! Staging layout: for each layer all K and then all V, each `[blocks, block_tokens, kv_heads, head_dim]` in the pool's
 //! element type, little endian. A block's K (and V) of a layer lies in one piece, so these are plain copies; layers are

@@ -17,7 +17,7 @@ pub struct TensorStep {
     positions: Tensor,
     /// Rows of the ropes' tables; models have one rope or two.
     turns: Mutex<HashMap<TensorId, (Tensor, Tensor)>>,
-    /// For whoever writes and attends.
+    /// For what writes K and V, and attends.
     pub(super) addresses: Addresses,
 }
 

@@ -151,7 +151,7 @@ impl World {
         self
     }
 
-    /// Brings back up to `blocks` blocks of a sequence that waits for them, one by one, as whoever stored them would.
+    /// Brings back up to `blocks` blocks of a sequence that waits for them, one by one, as a restorer would.
     pub fn restore(&mut self, id: SequenceId, blocks: usize) {
         for _ in 0..blocks {
             let Some(sealed) = self.restoring_at(id) else { return };
