@@ -22,7 +22,7 @@ use crate::machine::{self, Alone};
 use crate::redis_link::RedisLink;
 use crate::redis_queue::{RETAINED_BYTES, events_of};
 use crate::redis_server::RedisServer;
-use crate::scripted_worker::ScriptedWorker;
+use crate::stand_in::StandIn;
 use crate::told::Told;
 use crate::worker::Worker;
 use crate::{PATIENCE, program};
@@ -69,14 +69,14 @@ impl Line {
         Worker::start(&self.redis, flags)
     }
 
-    /// A worker of this queue without a model.
-    pub async fn scripted_worker(&self) -> ScriptedWorker {
+    /// What takes this queue's turns in a worker's place, if it does not matter what it says.
+    pub async fn stand_in(&self) -> StandIn {
         const HOUR_MS: u64 = 3_600_000;
-        ScriptedWorker::start(BrokerSettings {
+        StandIn::start(BrokerSettings {
             redis: RedisUrl::from(self.redis.url()).into(),
             queue: name("default"),
             shards: NonZeroU16::MIN,
-            worker: "scripted".to_owned(),
+            worker: "stand-in".to_owned(),
             // Longer than any test, since it renews nothing.
             lease_ms: HOUR_MS,
             max_attempts: 3,
