@@ -20,6 +20,7 @@ pub mod redis_queue;
 pub mod redis_server;
 pub mod s3_server;
 pub mod scrape;
+pub mod scripted_worker;
 pub mod simulation;
 pub mod stand_in;
 pub mod told;

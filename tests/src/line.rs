@@ -4,11 +4,13 @@
 //! other, and waits would get long. A test starts its line before any other server. A line [without
 //! workers](Line::without_workers) shares the machine.
 
+use std::io::Write as _;
 use std::num::NonZeroU16;
 use std::process::{Output, Stdio};
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
+use tempfile::NamedTempFile;
 use tokio::process::Command;
 use tokio::time::timeout;
 use turnmill_client::{Client, Enqueued, NewTurn, TurnResult};
@@ -67,6 +69,17 @@ impl Line {
     pub fn worker(&self, flags: &[&str]) -> Worker {
         assert!(self.machine.is_some(), "this line is without workers, since it shares the machine");
         Worker::start(&self.redis, flags)
+    }
+
+    /// A worker of this queue that says what `script` says, ready. It computes next to nothing, so the line may share the machine.
+    pub fn scripted_worker(&self, script: &str, flags: &[&str]) -> Worker {
+        let mut file = NamedTempFile::new().expect("the temporary directory is writable");
+        file.write_all(script.as_bytes()).expect("written");
+        let path = file.path().to_string_lossy();
+        let mut worker = Worker::launch_scripted(&self.redis.url(), &[&["--script", &*path], flags].concat());
+        // It has read the script by then.
+        worker.until_ready();
+        worker
     }
 
     /// What takes this queue's turns in a worker's place, if it does not matter what it says.

@@ -1,6 +1,6 @@
 //! What stands in for a worker: it takes turns from the real queue in Redis and says the same few words to each. It is a task of the
 //! test, without tokenizer, engine or leases that are renewed. For tests of clients and the command line, to which it does not matter
-//! what a reply says or how it came about.
+//! what a reply says or how it came about; [`crate::scripted_worker`] is for all others.
 
 use tokio::task::JoinHandle;
 use turnmill_schema::{
