@@ -22,6 +22,7 @@ pub mod s3_server;
 pub mod scrape;
 pub mod scripted_worker;
 pub mod simulation;
+pub mod stand_in;
 pub mod told;
 pub mod until_signal;
 pub mod worker;

@@ -4,11 +4,13 @@
 //! other, and waits would get long. A test starts its line before any other server. A line [without
 //! workers](Line::without_workers) shares the machine.
 
+use std::io::Write as _;
 use std::num::NonZeroU16;
 use std::process::{Output, Stdio};
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
+use tempfile::NamedTempFile;
 use tokio::process::Command;
 use tokio::time::timeout;
 use turnmill_client::{Client, Enqueued, NewTurn, TurnResult};
@@ -22,7 +24,7 @@ use crate::machine::{self, Alone};
 use crate::redis_link::RedisLink;
 use crate::redis_queue::{RETAINED_BYTES, events_of};
 use crate::redis_server::RedisServer;
-use crate::scripted_worker::ScriptedWorker;
+use crate::stand_in::StandIn;
 use crate::told::Told;
 use crate::worker::Worker;
 use crate::{PATIENCE, program};
@@ -69,14 +71,25 @@ impl Line {
         Worker::start(&self.redis, flags)
     }
 
-    /// A worker of this queue without a model.
-    pub async fn scripted_worker(&self) -> ScriptedWorker {
+    /// A worker of this queue that says what `script` says, ready. It computes next to nothing, so the line may share the machine.
+    pub fn scripted_worker(&self, script: &str, flags: &[&str]) -> Worker {
+        let mut file = NamedTempFile::new().expect("the temporary directory is writable");
+        file.write_all(script.as_bytes()).expect("written");
+        let path = file.path().to_string_lossy();
+        let mut worker = Worker::launch_scripted(&self.redis.url(), &[&["--script", &*path], flags].concat());
+        // It has read the script by then.
+        worker.until_ready();
+        worker
+    }
+
+    /// What takes this queue's turns in a worker's place, if it does not matter what it says.
+    pub async fn stand_in(&self) -> StandIn {
         const HOUR_MS: u64 = 3_600_000;
-        ScriptedWorker::start(BrokerSettings {
+        StandIn::start(BrokerSettings {
             redis: RedisUrl::from(self.redis.url()).into(),
             queue: name("default"),
             shards: NonZeroU16::MIN,
-            worker: "scripted".to_owned(),
+            worker: "stand-in".to_owned(),
             // Longer than any test, since it renews nothing.
             lease_ms: HOUR_MS,
             max_attempts: 3,

@@ -1,4 +1,4 @@
-//! A real worker: the `turnmill-worker` binary in a process of its own, gone when dropped.
+//! A real worker: the `turnmill-worker` binary in a process of its own, or the scripted one of `turnmill-tests`; gone when dropped.
 //!
 //! Its environment holds no `TURNMILL_*` variable but ours, since a worker refuses those it does not know. Ours
 //! give what every worker needs, so that flags can override any of it.
@@ -64,6 +64,18 @@ impl Worker {
         Self::spawn(&redis.url(), &[], &[variable]).into_refusal()
     }
 
+    /// Starts `turnmill-tests scripted-worker` with `flags` on the queue at `url`, and does not wait for it.
+    pub fn launch_scripted(url: &str, flags: &[&str]) -> Self {
+        let mut command = command("turnmill-tests");
+        command.arg("scripted-worker");
+        Self::run(command, url, flags, &[], None)
+    }
+
+    /// Starts a scripted worker that cannot run, and returns the reason that the last line of its log gives.
+    pub fn scripted_refusal(redis: &RedisServer, flags: &[&str]) -> String {
+        Self::launch_scripted(&redis.url(), flags).into_refusal()
+    }
+
     fn spawn(url: &str, flags: &[&str], variables: &[(&str, &str)]) -> Self {
         Self::launch_by(command("turnmill-worker"), url, flags, variables, None)
     }
@@ -71,6 +83,17 @@ impl Worker {
     /// Starts one by `command`, which is the worker's program or ends with running it, and does not wait for it. What it says goes
     /// to `stderr`; none: to its log.
     pub fn launch_by(
+        mut command: Command,
+        url: &str,
+        flags: &[&str],
+        variables: &[(&str, &str)],
+        stderr: Option<Stdio>,
+    ) -> Self {
+        command.arg("serve");
+        Self::run(command, url, flags, variables, stderr)
+    }
+
+    fn run(
         mut command: Command,
         url: &str,
         flags: &[&str],
@@ -85,7 +108,7 @@ impl Worker {
         // Tests read the streams themselves, also long after the end.
         command.env("TURNMILL_KEEP_STREAM_MS", "3600000");
         command.env("TURNMILL_HTTP_ADDR", http.to_string()).envs(variables.iter().copied());
-        command.arg("serve").args(flags).stdin(Stdio::null()).stdout(Stdio::null());
+        command.args(flags).stdin(Stdio::null()).stdout(Stdio::null());
         let to_log = || log.reopen().expect("a file just made can be opened").into();
         command.stderr(stderr.unwrap_or_else(to_log));
         let child = command.spawn().expect("the worker can be run");

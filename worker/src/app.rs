@@ -64,6 +64,9 @@ pub enum AppError {
     /// The model.
     #[error(transparent)]
     Model(#[from] ModelError),
+    /// Whatever else computes in a model's place.
+    #[error("{0}")]
+    Engine(Box<dyn std::error::Error + Send + Sync>),
     /// The first steps.
     #[error(transparent)]
     WarmUp(#[from] EngineError),
@@ -225,13 +228,21 @@ pub async fn serve(
     settings: Settings,
     progress: impl Fn(Loading<'_>) + Send + 'static,
 ) -> Result<(), AppError> {
+    serve_with(settings, move |settings| load_model(settings, &progress)).await
+}
+
+/// The same with the model that `load` gives, whatever computes it. `load` runs on a thread where it may take its time.
+pub async fn serve_with(
+    settings: Settings,
+    load: impl FnOnce(&Settings) -> Result<Model, AppError> + Send + 'static,
+) -> Result<(), AppError> {
     let logs = logs::init(settings.log_format, &settings.log)?;
     let mut signals =
         Signals::listen().map_err(|source| AppError::System { what: "signal handlers", source })?;
     let http = Http::start(&settings, logs)?;
     let traces = Traces::start(&settings)?;
     let outcome = tokio::select! {
-        outcome = start(&settings, &http.state, traces.clone(), progress) => outcome,
+        outcome = start(&settings, &http.state, traces.clone(), load) => outcome,
         // Nothing is claimed yet, so there is nothing to drain.
         signal = signals.stop() => {
             info!(signal, "stopped before it was ready");
@@ -304,13 +315,14 @@ async fn start(
     settings: &Settings,
     http: &HttpState,
     traces: Traces,
-    progress: impl Fn(Loading<'_>) + Send + 'static,
+    load: impl FnOnce(&Settings) -> Result<Model, AppError> + Send + 'static,
 ) -> Result<Service<RedisBroker, EngineChannel>, AppError> {
     let (lifecycle, surroundings) = (http.lifecycle.clone(), Surroundings::on(Handle::current()));
     let payloads = open_payloads(settings)?;
     let broker = Arc::new(connect(settings, &lifecycle, &surroundings).await?);
     let health = QueueHealth::new(lifecycle.clone(), surroundings.clone());
-    let model = load_model(settings, progress).await?;
+    let own = settings.clone();
+    let model = tokio::task::spawn_blocking(move || load(&own)).await??;
     let pool_tokens = model.blocks as u32 * settings.block_tokens;
     let store = open_blocks(settings, model.block_shape)?;
     if let Some(store) = &store {
@@ -331,7 +343,7 @@ async fn start(
         broker: broker.clone(),
         engine,
         prompting: Arc::new(Prompting {
-            tokenizer: Arc::new(model.tokenizer),
+            tokenizer: model.tokenizer,
             template: model.template,
             namespace: model.namespace,
             context_tokens: model.context_tokens as u32,
@@ -399,25 +411,22 @@ fn about(settings: &Settings) -> Result<WorkerStatus, AppError> {
     })
 }
 
-async fn load_model(
-    settings: &Settings,
-    progress: impl Fn(Loading<'_>) + Send + 'static,
-) -> Result<Model, AppError> {
-    let path: PathBuf = settings.model_path()?.to_owned();
-    let digest = settings.model_sha256.clone();
+/// Where the model is on this machine: fetched if the settings name one of the hub, and the one whose checksum they name.
+pub fn find_model(settings: &Settings, progress: &dyn Fn(Loading<'_>)) -> Result<PathBuf, AppError> {
+    let path = hub::resolve(settings.model_path()?, &|fetching| progress(Loading::Fetching(fetching)))?;
+    if let Some(digest) = &settings.model_sha256 {
+        Checkpoint::open(&path)?.verify_sha256(digest.as_str())?;
+    }
+    Ok(path)
+}
+
+fn load_model(settings: &Settings, progress: &dyn Fn(Loading<'_>)) -> Result<Model, AppError> {
     let options = load_options(settings);
-    info!(model = %path.display(), weights = ?options.weights, "loading");
-    let load = move || {
-        let path = hub::resolve(&path, &|fetching| progress(Loading::Fetching(fetching)))?;
-        if let Some(digest) = digest {
-            Checkpoint::open(&path)?.verify_sha256(digest.as_str())?;
-        }
-        let layers = |done, all| progress(Loading::Layers { done, all });
-        let mut model = Model::load(&path, &options, &layers)?;
-        model.warm_up()?;
-        Ok::<_, AppError>(model)
-    };
-    tokio::task::spawn_blocking(load).await?
+    info!(model = %settings.model_path()?.display(), weights = ?options.weights, "loading");
+    let path = find_model(settings, progress)?;
+    let mut model = Model::load(&path, &options, &|done, all| progress(Loading::Layers { done, all }))?;
+    model.warm_up()?;
+    Ok(model)
 }
 
 /// Keeps the queue's gauges fresh; while the queue cannot be asked they are absent.

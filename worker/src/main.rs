@@ -6,12 +6,11 @@
 mod output;
 mod commands;
 
-use std::ffi::OsStr;
 use std::process::ExitCode;
 
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use clap_complete::Shell;
-use turnmill_worker::config::log_format;
+use turnmill_worker::config::{log_format, without_empty_variables};
 use turnmill_worker::observe::logs;
 
 use commands::{CommandError, bench, check, config, kv, man, serve, verify};
@@ -61,16 +60,6 @@ fn main() -> ExitCode {
         }
         ExitCode::FAILURE
     })
-}
-
-/// The command, without reading variables that are empty: they count as unset.
-fn without_empty_variables(command: clap::Command) -> clap::Command {
-    let is_empty = |name: &OsStr| std::env::var_os(name).is_some_and(|value| value.is_empty());
-    let command = command.mut_args(|arg| {
-        let unset = arg.get_env().is_some_and(is_empty);
-        if unset { arg.env(None::<&str>) } else { arg }
-    });
-    command.mut_subcommands(without_empty_variables)
 }
 
 /// Ends the process as clap does, unless what is wrong belongs into a log.

@@ -143,7 +143,7 @@ async fn a_turn_that_would_follow_another_one_than_it_names_is_not_enqueued() {
 #[tokio::test]
 async fn follows_that_are_dropped_half_way_leave_nothing_behind() {
     let line = Line::without_workers().await;
-    let _worker = line.scripted_worker().await;
+    let _worker = line.stand_in().await;
     let mut redis = connection(&line).await;
     let mut connections = async || {
         let list = redis::cmd("CLIENT").arg("LIST").query_async::<String>(&mut redis).await;
@@ -265,7 +265,7 @@ async fn the_history_of_an_agent_is_what_it_heard_and_said() {
     let line = Line::without_workers().await;
     let unknown = line.producer.history(&name("ada")).await.expect_err("nobody knows her");
     assert!(matches!(unknown, ClientError::UnknownAgent { .. }), "{unknown}");
-    let _worker = line.scripted_worker().await;
+    let _worker = line.stand_in().await;
     let say = |text: &str| NewTurn::user(text).agent(name("ada")).sampling(exactly(2));
     let turns = line.enqueue(vec![say("one"), say("two")]).await;
     for turn in &turns {

@@ -25,6 +25,7 @@ mod producer_cli;
 mod prometheus;
 mod retention;
 mod s3;
+mod scripted_worker;
 mod simulation;
 mod submit_many;
 mod submit_partly;

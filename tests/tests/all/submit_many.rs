@@ -41,7 +41,7 @@ async fn submit(line: &Line, count: usize) {
 #[tokio::test]
 async fn every_line_gets_one_result_however_many_there_are() {
     let line = Line::without_workers().await;
-    let _worker = line.scripted_worker().await;
+    let _worker = line.stand_in().await;
     // Calls hold 200 turns, and 256 are waited for at once: one above the first, and several of both.
     for count in [201, 600] {
         submit(&line, count).await;
@@ -59,7 +59,7 @@ async fn a_worker_with_a_model_gives_every_line_one_result_too() {
 #[tokio::test]
 async fn a_line_that_comes_twice_is_one_turn_with_two_results() {
     let line = Line::without_workers().await;
-    let _worker = line.scripted_worker().await;
+    let _worker = line.stand_in().await;
     let mut file = NamedTempFile::new().expect("the temporary directory is writable");
     for key in ["once", "twice", "twice"] {
         let asked = json!({"message": "hi", "max_tokens": 1, "idempotency_key": key});

@@ -65,7 +65,7 @@ async fn open_turns(line: &Line) -> u64 {
 #[tokio::test]
 async fn a_file_larger_than_the_queue_goes_through_it() {
     let line = Line::without_workers().await;
-    let _worker = line.scripted_worker().await;
+    let _worker = line.stand_in().await;
     // Calls hold 200 turns: queues with room for one turn, for less than a call, and for one call.
     for (depth, count) in [("1", 40), ("50", 120), ("200", 250)] {
         let file = lines(count, 1);
@@ -175,7 +175,7 @@ async fn a_reader_that_goes_away_costs_no_line() {
 #[tokio::test]
 async fn a_reader_of_results_that_goes_away_costs_no_line() {
     let line = Line::without_workers().await;
-    let _worker = line.scripted_worker().await;
+    let _worker = line.stand_in().await;
     // More results than a pipe holds.
     for flags in [&["--wait", "--json"], &["--stream", "--json"]] {
         read_one_of(&line, 1000, flags).await;

@@ -69,7 +69,7 @@ async fn next(ends: &mut WaitMany) -> (TurnId, String) {
 #[tokio::test]
 async fn all_ends_come_over_one_more_connection_while_their_taker_does_other_things() {
     let line = Line::without_workers().await;
-    let _worker = line.scripted_worker().await;
+    let _worker = line.stand_in().await;
     // The worker has its connections.
     line.run(NewTurn::user("first")).await;
     let mut redis = connection(&line).await;

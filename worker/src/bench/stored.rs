@@ -162,7 +162,7 @@ impl Inside {
         Ok(Self {
             restorer: Restorer::new(store, engine.clone(), restore, Surroundings::machine()),
             engine,
-            tokenizer: Arc::new(model.tokenizer),
+            tokenizer: model.tokenizer,
             namespace: model.namespace.for_tenant("bench"),
             vocabulary: model.config.vocabulary as u64,
             sequences: 0,

@@ -1,5 +1,6 @@
 //! Flags over environment over file over defaults, with the source of every value.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use clap::parser::ValueSource;
@@ -78,6 +79,16 @@ impl Settings {
         settings.validate()?;
         Ok((settings, effective))
     }
+}
+
+/// The command of a program that takes settings, without reading variables that are empty: they count as unset.
+pub fn without_empty_variables(command: clap::Command) -> clap::Command {
+    let is_empty = |name: &OsStr| std::env::var_os(name).is_some_and(|value| value.is_empty());
+    let command = command.mut_args(|arg| {
+        let unset = arg.get_env().is_some_and(is_empty);
+        if unset { arg.env(None::<&str>) } else { arg }
+    });
+    command.mut_subcommands(without_empty_variables)
 }
 
 /// How log lines look, as far as it can be told although the settings may be wrong: errors of a service belong into its log.

@@ -17,7 +17,7 @@ mod values;
 
 pub use byte_size::{AutoByteSize, ByteSize};
 pub use error::ConfigError;
-pub use load::{Effective, SettingsArgs, Source, log_format};
+pub use load::{Effective, SettingsArgs, Source, log_format, without_empty_variables};
 pub use otlp_url::OtlpUrl;
 pub use settings::Settings;
 pub use store_url::{StoreSetting, StoreUrl};

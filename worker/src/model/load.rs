@@ -1,6 +1,7 @@
 //! From a checkpoint to everything a worker needs of it.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::backend::cpu::CpuBackend;
 use super::backend::tensor::TensorBackend;
@@ -101,7 +102,7 @@ pub struct Model {
     /// Runs steps.
     pub engine: Box<dyn Engine>,
     /// Text to tokens and back.
-    pub tokenizer: Tokenizer,
+    pub tokenizer: Arc<Tokenizer>,
     /// Conversation to text.
     pub template: ChatTemplate,
     /// Identity of its KV blocks, before the tenant.
@@ -137,9 +138,7 @@ impl Model {
     ) -> Result<Self, ModelError> {
         let mut checkpoint = Checkpoint::open(path)?;
         let config = checkpoint.config().clone();
-        let tokenizer = checkpoint.tokenizer()?;
-        let source = options.chat_template.as_deref().map(read_template).transpose()?;
-        let template = checkpoint.template(&tokenizer, source.as_deref())?;
+        let (tokenizer, template) = checkpoint.tokenizer_and_template(options.chat_template.as_deref())?;
         let context_tokens = match options.max_context_tokens {
             0 => config.context_tokens,
             limit => limit.min(config.context_tokens),
@@ -171,7 +170,7 @@ impl Model {
         };
         Ok(Self {
             engine,
-            tokenizer,
+            tokenizer: Arc::new(tokenizer),
             template,
             namespace,
             context_tokens,
@@ -205,11 +204,6 @@ fn bytes_of(path: &Path) -> u64 {
         Ok(entries) => entries.flatten().map(|entry| length(&entry.path())).sum(),
         Err(_) => length(path),
     }
-}
-
-fn read_template(path: &Path) -> Result<String, ModelError> {
-    let path = path.to_owned();
-    std::fs::read_to_string(&path).map_err(|e| ModelError::Template { path, reason: e.to_string() })
 }
 
 /// How many blocks `pool_bytes` holds.

@@ -107,7 +107,7 @@ impl Line {
         let (engine, _thread) =
             engine::spawn(fragile, settings, sink, lifecycle.clone(), Surroundings::machine())
                 .expect("a thread can be started");
-        let tokenizer = Arc::new(model.tokenizer);
+        let tokenizer = model.tokenizer;
         Self { engine, lifecycle, tokenizer, namespace: model.namespace, steps }
     }
 

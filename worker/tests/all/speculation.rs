@@ -158,7 +158,7 @@ impl Line {
         let (engine, _thread) =
             engine::spawn(counting, settings, Some(sink), lifecycle.clone(), Surroundings::machine())
                 .expect("a thread can be started");
-        let (tokenizer, namespace) = (Arc::new(model.tokenizer), model.namespace);
+        let (tokenizer, namespace) = (model.tokenizer, model.namespace);
         Self { engine, lifecycle, tokenizer, namespace, counts, kept, next: 0 }
     }
 

@@ -81,7 +81,7 @@ impl Inside {
         Self {
             restorer: Restorer::new(store, engine.clone(), restore, Surroundings::machine()),
             engine,
-            tokenizer: Arc::new(model.tokenizer),
+            tokenizer: model.tokenizer,
             namespace: model.namespace.for_tenant("t"),
         }
     }

@@ -122,11 +122,23 @@ impl Checkpoint {
     }
 
     /// Its chat template, or `source` in its place.
-    pub fn template(&self, tokenizer: &Tokenizer, source: Option<&str>) -> Result<ChatTemplate, ModelError> {
+    fn template(&self, tokenizer: &Tokenizer, source: Option<&str>) -> Result<ChatTemplate, ModelError> {
         match &self.files {
             Files::Gguf(gguf) => ChatTemplate::from_gguf(gguf, tokenizer, source),
             Files::Safetensors(folder) => ChatTemplate::from_folder(|name| folder.text(name), source),
         }
+    }
+
+    /// What is needed to make prompts and read replies, without a look at the weights: its tokenizer, and its chat template or
+    /// the one in the file `template`.
+    pub fn tokenizer_and_template(
+        &self,
+        template: Option<&Path>,
+    ) -> Result<(Tokenizer, ChatTemplate), ModelError> {
+        let tokenizer = self.tokenizer()?;
+        let source = template.map(read_template).transpose()?;
+        let template = self.template(&tokenizer, source.as_deref())?;
+        Ok((tokenizer, template))
     }
 
     /// Compares the weights with a SHA-256 in hexadecimal: of the file, or of the folder's safetensors files one after
@@ -182,6 +194,11 @@ impl Checkpoint {
     fn norms_lack_one(&self) -> bool {
         matches!(self.files, Files::Safetensors(_)) && self.config.family == Family::Gemma3
     }
+}
+
+fn read_template(path: &Path) -> Result<String, ModelError> {
+    let path = path.to_owned();
+    std::fs::read_to_string(&path).map_err(|e| ModelError::Template { path, reason: e.to_string() })
 }
 
 /// Reorders a vector of interleaved heads to halves, as [`unpermute_rope_rows`] does rows.

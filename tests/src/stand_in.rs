@@ -1,5 +1,6 @@
-//! A worker without a model: it takes turns from the real queue in Redis and gives each a few words of a script. For tests of clients
-//! and the command line, to which it does not matter what a reply says. It computes nothing, so such tests share the machine.
+//! What stands in for a worker: it takes turns from the real queue in Redis and says the same few words to each. It is a task of the
+//! test, without tokenizer, engine or leases that are renewed. For tests of clients and the command line, to which it does not matter
+//! what a reply says or how it came about; [`crate::scripted_worker`] is for all others.
 
 use tokio::task::JoinHandle;
 use turnmill_schema::{
@@ -15,10 +16,10 @@ const WORDS: [&str; 3] = ["said", " by", " rote"];
 /// Tickets that it takes at once.
 const ROOM: usize = 16;
 
-/// A running worker; gone when dropped.
-pub struct ScriptedWorker(JoinHandle<()>);
+/// A running stand-in; gone when dropped.
+pub struct StandIn(JoinHandle<()>);
 
-impl ScriptedWorker {
+impl StandIn {
     /// One of the queue that `settings` name; their lease must outlast the test, because nothing is renewed.
     pub async fn start(settings: BrokerSettings) -> Self {
         let broker = RedisBroker::connect(settings).await.expect("the server is suitable");
@@ -28,7 +29,7 @@ impl ScriptedWorker {
     }
 }
 
-impl Drop for ScriptedWorker {
+impl Drop for StandIn {
     fn drop(&mut self) {
         self.0.abort();
     }
@@ -66,7 +67,7 @@ async fn run(broker: &RedisBroker, claim: &Claim) -> Result<(), BrokerError> {
         error: None,
         usage: Usage { prompt_tokens: 1, cached_tokens: 0, completion_tokens },
         timing: Timing { queued_ms: claim.queued_ms, first_token_ms: None, total_ms: claim.queued_ms },
-        worker: Some("scripted".to_owned()),
+        worker: Some("stand-in".to_owned()),
     };
     let entry = (!claim.lease.agent.is_lone()).then(|| entry(turn, words));
     let ending = Ending {
@@ -98,7 +99,7 @@ mod tests {
     #[tokio::test]
     async fn it_ends_every_turn_and_keeps_agents_histories() {
         let line = Line::without_workers().await;
-        let _worker = line.scripted_worker().await;
+        let _worker = line.stand_in().await;
         for turn in 1..=2 {
             let said = line.run(NewTurn::user("hi").agent(name("a"))).await;
             assert_eq!((said.outcome, said.text.as_deref()), (Outcome::Completed, Some("said by rote")));
