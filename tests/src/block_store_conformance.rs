@@ -17,7 +17,7 @@ use object_store::{Error, ObjectStore, ObjectStoreExt};
 use turnmill_schema::Name;
 use turnmill_worker::config::{KvCodec, KvDtype, StoreUrl};
 use turnmill_worker::kv::{
-    BlockShape, HashChain, Identity, Namespace, PrefixHash, Segment, SegmentData, SegmentId, segment_bounds,
+    BlockShape, Identity, Namespace, PrefixHash, Segment, SegmentData, SegmentId, TokenChain, segment_bounds,
 };
 use turnmill_worker::observe::metrics;
 use turnmill_worker::store::{self, BlockStore, BlockStoreSettings};
@@ -123,8 +123,7 @@ pub fn segments_of(tenant: &str, seed: u32, blocks: usize) -> Vec<SegmentData> {
 /// The segments of a tenant's sequence of `tokens`, which are whole blocks.
 pub fn segments_over(tenant: &str, tokens: &[u32]) -> Vec<SegmentData> {
     let namespace = Namespace::new(&identity()).for_tenant(tenant);
-    let mut chain = HashChain::new(namespace, SHAPE.block_tokens as u32);
-    chain.extend(tokens);
+    let chain = TokenChain::new(namespace, SHAPE.block_tokens, tokens.to_vec());
     let seed = tokens.first().map_or(0, |token| token >> 16) as usize;
     let segment = |blocks: std::ops::Range<usize>| {
         let parent = blocks.start.checked_sub(1).map_or(PrefixHash::ROOT, |last| chain.hashes()[last]);

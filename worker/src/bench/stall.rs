@@ -177,7 +177,7 @@ async fn receive(
                     Some(Progress::Refused(text) | Progress::Failed(text)) => {
                         return Err(BenchError::Failed(text));
                     }
-                    None => return Err(EngineGone.into()),
+                    Some(Progress::Stopped(_)) | None => return Err(EngineGone.into()),
                 }
             }
             let now = Instant::now();

@@ -14,7 +14,7 @@ use crate::engine::{
     self, EngineChannel, EngineGone, EngineHandle, EngineSettings, Progress, Reply, Saving, SegmentSink,
     Start,
 };
-use crate::kv::{HashChain, Namespace, Segment, SegmentGrid};
+use crate::kv::{Namespace, Segment, SegmentGrid, TokenChain};
 use crate::lifecycle::{HeadroomLimits, Lifecycle};
 use crate::model::{EngineError, LoadOptions, Model, ModelChoice, ModelError, Tokenizer};
 use crate::runner::{RestoreSettings, Restorer};
@@ -177,8 +177,7 @@ impl Inside {
         let namespace = self.namespace;
         let grid =
             SegmentGrid { namespace, tenant: "bench".into(), block_tokens: BLOCK_TOKENS, shared_blocks: 0 };
-        let mut chain = HashChain::new(namespace, BLOCK_TOKENS as u32);
-        chain.extend(&tokens);
+        let chain = TokenChain::new(namespace, BLOCK_TOKENS, tokens.clone());
         let blocks = tokens.len() / BLOCK_TOKENS;
         let segment = |blocks| Arc::new(grid.segment(&tokens, chain.hashes(), &blocks));
         let segments = grid.bounds(blocks).into_iter().map(segment).collect();
@@ -204,11 +203,10 @@ impl Inside {
         let (sender, progress) = mpsc::channel(replies as usize + 3);
         let start = Start {
             id,
-            prompt: prompt.tokens.clone(),
+            chain: TokenChain::new(self.namespace, BLOCK_TOKENS, prompt.tokens.clone()),
             reply: Reply::new(self.tokenizer.clone(), &sampling, replies),
             sampling,
             max_total_tokens: prompt.tokens.len() as u32 + replies,
-            namespace: self.namespace,
             priority: Priority::Interactive,
             alone: false,
             restorable_blocks: if kept == Kept::Stored { usize::MAX } else { 0 },
@@ -239,7 +237,7 @@ impl Inside {
                 Some(Progress::Refused(text) | Progress::Failed(text)) => {
                     return Err(BenchError::Failed(text));
                 }
-                None => return Err(EngineGone.into()),
+                Some(Progress::Stopped(_)) | None => return Err(EngineGone.into()),
             }
         }
     }

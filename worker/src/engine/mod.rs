@@ -19,7 +19,7 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use tokio::sync::mpsc;
-use turnmill_schema::{FinishReason, Priority, Sampling, TokenLogprobs};
+use turnmill_schema::{Priority, Sampling, TokenLogprobs};
 
 pub use channel::EngineChannel;
 pub use export::Saving;
@@ -28,7 +28,7 @@ pub use sink::SegmentSink;
 pub use step_loop::{Pause, StepLoop};
 
 use self::pace::Pace;
-use crate::kv::{Namespace, SegmentData};
+use crate::kv::{SegmentData, TokenChain};
 use crate::lifecycle::Lifecycle;
 use crate::model::Engine;
 use crate::schedule::{Limits, SequenceId, Speculation};
@@ -38,16 +38,15 @@ use crate::surroundings::Surroundings;
 pub struct Start {
     /// Unique in this worker.
     pub id: SequenceId,
-    /// Its prompt, at least one token.
-    pub prompt: Vec<u32>,
+    /// Its prompt, at least one token, and then all tokens of `reply`. The engine owns them until the turn is over: they come
+    /// back with the last token or in [`Progress::Stopped`], and are dropped if the turn is refused or fails.
+    pub chain: TokenChain,
     /// The reply so far: empty, or what earlier attempts published.
     pub reply: Reply,
     /// How to choose tokens.
     pub sampling: Sampling,
     /// Tokens of prompt and reply at most.
     pub max_total_tokens: u32,
-    /// Whose blocks it shares.
-    pub namespace: Namespace,
     /// Who is admitted first.
     pub priority: Priority,
     /// Give it steps of its own.
@@ -57,11 +56,14 @@ pub struct Start {
     pub restorable_blocks: usize,
     /// What of its blocks is kept outside the pool; none: nothing.
     pub saving: Option<Saving>,
-    /// Where its progress goes; with room for every token it may make, and three more entries.
+    /// Where its progress goes; with room for every token it may make, and three more entries: [`Progress::Room`],
+    /// [`Progress::Admitted`], and a last one if the turn is stopped, refused or fails. No entry follows the last token, so
+    /// there is never more to say.
     pub progress: mpsc::Sender<Progress>,
 }
 
-/// What becomes of a turn in the engine. The last entry is a token with a finish, or a failure.
+/// What becomes of a turn in the engine. The last entry is a token with [`MadeToken::finished`], or one of
+/// [`Progress::Stopped`], [`Progress::Refused`] and [`Progress::Failed`].
 pub enum Progress {
     /// The turn was admitted, and there is room for the blocks that come from elsewhere.
     Room {
@@ -77,6 +79,8 @@ pub enum Progress {
     },
     /// A token was made.
     Token(MadeToken),
+    /// It was stopped, and its tokens come back: the prompt, and all tokens of its reply.
+    Stopped(TokenChain),
     /// It can never be computed here; the sentence is for the turn's result.
     Refused(String),
     /// Computing it failed; another attempt may do better.
@@ -93,10 +97,16 @@ pub struct MadeToken {
     pub text: String,
     /// Log-probabilities, where the turn asked for them.
     pub logprobs: Option<TokenLogprobs>,
-    /// Set with the last token.
-    pub finish: Option<FinishReason>,
-    /// The whole reply, with the last token.
-    pub reply: Option<Box<Reply>>,
+    /// What comes back with the last token.
+    pub finished: Option<Box<Finished>>,
+}
+
+/// A turn whose reply has ended.
+pub struct Finished {
+    /// The whole reply.
+    pub reply: Reply,
+    /// The prompt, and all tokens of the reply.
+    pub chain: TokenChain,
 }
 
 /// Extent and limits of an engine.
@@ -138,7 +148,8 @@ pub trait EngineHandle: Clone + Send + Sync + 'static {
     /// All that comes back for a restoring turn has come; it is computed from now on.
     fn end_restore(&self, id: SequenceId) -> impl Future<Output = Result<(), EngineGone>> + Send;
 
-    /// Drops a turn; its blocks are free before the next step. With `keep`, what was computed is saved first, as at its end.
+    /// Drops a turn, which ends with [`Progress::Stopped`]; its blocks are free before the next step. With `keep`, what was
+    /// computed is saved first, as at its end.
     fn stop(&self, id: SequenceId, keep: bool) -> impl Future<Output = Result<(), EngineGone>> + Send;
 
     /// Prompt tokens that this engine computes in a second, as far as it has shown.

@@ -10,7 +10,8 @@ use turnmill_schema::{FinishReason, Sampling};
 
 use crate::model::{Detokenizer, Tokenizer};
 
-/// A turn's reply so far.
+/// A turn's reply so far: its text, and how many tokens made it. The tokens themselves are in the turn's
+/// [`crate::kv::TokenChain`].
 pub struct Reply {
     tokenizer: Arc<Tokenizer>,
     rules: Rules,
@@ -18,7 +19,6 @@ pub struct Reply {
     /// Text that may turn out to be the start of a stop string.
     held: String,
     text: String,
-    tokens: Vec<u32>,
     /// Length of the decoded text, held text included, before each token.
     lengths: Vec<usize>,
     decoded: usize,
@@ -36,7 +36,7 @@ struct Rules {
 #[derive(Clone, Copy, Debug)]
 struct Ending {
     reason: FinishReason,
-    /// Tokens that belong to the conversation; what a stop rule cut off does not.
+    /// How many tokens belong to the conversation; what a stop rule cut off does not.
     kept: usize,
 }
 
@@ -66,7 +66,6 @@ impl Reply {
             detokenizer: Detokenizer::default(),
             held: String::new(),
             text: String::new(),
-            tokens: Vec::new(),
             lengths: Vec::new(),
             decoded: 0,
             ending: None,
@@ -77,8 +76,7 @@ impl Reply {
     pub fn push(&mut self, token: u32) -> Added {
         assert!(self.ending.is_none(), "no token follows the end of a reply");
         self.lengths.push(self.decoded);
-        self.tokens.push(token);
-        let may_stop = self.tokens.len() as u32 > self.rules.min_tokens;
+        let may_stop = self.made() as u32 > self.rules.min_tokens;
         let stopped = may_stop && self.is_stop(token);
         if !stopped {
             let bytes = self.tokenizer.bytes(token);
@@ -86,28 +84,32 @@ impl Reply {
             let text = self.detokenizer.push(bytes);
             self.held.push_str(&text);
         }
-        let added = self.next(stopped, may_stop);
+        let added = self.next(token, stopped, may_stop);
         self.text.push_str(&added.text);
         added
     }
 
     /// Tokens that may not be sampled next, because the reply is too short to end.
     pub fn forbidden(&self) -> Vec<u32> {
-        if self.tokens.len() as u32 >= self.rules.min_tokens {
+        if self.made() as u32 >= self.rules.min_tokens {
             return Vec::new();
         }
         self.rules.ends.iter().chain(&self.rules.stop_tokens).copied().collect()
     }
 
-    /// All tokens, as sampled.
-    pub fn tokens(&self) -> &[u32] {
-        &self.tokens
+    /// How many tokens it has.
+    pub fn made(&self) -> usize {
+        self.lengths.len()
     }
 
-    /// Tokens that become part of the agent's history: those of the published text, and the model's own
-    /// end-of-sequence token.
-    pub fn kept_tokens(&self) -> &[u32] {
-        &self.tokens[..self.ending.map_or(self.tokens.len(), |ending| ending.kept)]
+    /// What becomes part of the agent's history of `tokens`, which end with all tokens of this reply: everything but what a
+    /// stop rule cut off. The model's own end-of-sequence token stays.
+    ///
+    /// # Panics
+    /// If there are fewer `tokens` than the reply has.
+    pub fn kept_tokens<'a>(&self, tokens: &'a [u32]) -> &'a [u32] {
+        let cut = self.ending.map_or(0, |ending| self.made() - ending.kept);
+        &tokens[..tokens.len() - cut]
     }
 
     /// All text published so far.
@@ -124,7 +126,7 @@ impl Reply {
         self.rules.ends.contains(&token) || self.rules.stop_tokens.contains(&token)
     }
 
-    fn next(&mut self, stopped: bool, may_stop: bool) -> Added {
+    fn next(&mut self, token: u32, stopped: bool, may_stop: bool) -> Added {
         if stopped {
             self.held.push_str(&self.detokenizer.finish());
         }
@@ -134,10 +136,10 @@ impl Reply {
             let kept = self.lengths.iter().skip(1).filter(|length| **length <= before).count();
             return self.end(FinishReason::Stop, kept);
         }
-        let all = self.tokens.len();
+        let all = self.made();
         if stopped {
             // The model's own ending is part of the conversation, a stop token of the user's is not.
-            let own = self.tokens.last().is_some_and(|token| self.rules.ends.contains(token));
+            let own = self.rules.ends.contains(&token);
             return self.end(FinishReason::Stop, if own { all } else { all - 1 });
         }
         if all as u32 >= self.rules.max_tokens {
@@ -214,12 +216,15 @@ mod tests {
     #[test]
     fn the_models_end_is_kept_and_a_stop_token_is_not() {
         let mut ended = reply(|_| (), 9);
-        run(&mut ended, &[104, 105, 257]);
+        let tokens = [104, 105, 257];
+        run(&mut ended, &tokens);
         assert_eq!((ended.text(), ended.finish()), ("hi", Some(FinishReason::Stop)));
-        assert_eq!(ended.kept_tokens(), [104, 105, 257]);
+        assert_eq!(ended.kept_tokens(&tokens), [104, 105, 257]);
         let mut stopped = reply(|s| s.stop_token_ids = vec![105], 9);
         run(&mut stopped, &[104, 105]);
-        assert_eq!((stopped.text(), stopped.kept_tokens()), ("h", &[104][..]));
+        assert_eq!((stopped.text(), stopped.kept_tokens(&[104, 105])), ("h", &[104][..]));
+        // A prompt before them stays.
+        assert_eq!(stopped.kept_tokens(&[1, 2, 104, 105]), [1, 2, 104]);
         let mut ignored = reply(|s| s.ignore_eos = true, 9);
         run(&mut ignored, &[104, 257, 105]);
         assert_eq!((ignored.text(), ignored.finish()), ("hi", None));
@@ -228,24 +233,25 @@ mod tests {
     #[test]
     fn a_stop_string_is_held_back_until_it_is_or_is_not() {
         let mut stopped = reply(|s| s.stop = vec!["\n\nUser:".to_owned()], 99);
-        let published = run(&mut stopped, &bytes("a\n\nb\n\nUser: x"));
+        let tokens = bytes("a\n\nb\n\nUser: x");
+        let published = run(&mut stopped, &tokens);
         assert_eq!(published[..4], ["a", "", "", "\n\nb"]);
         assert_eq!((stopped.text(), stopped.finish()), ("a\n\nb", Some(FinishReason::Stop)));
-        assert_eq!(stopped.kept_tokens(), bytes("a\n\nb"));
+        assert_eq!(stopped.kept_tokens(&tokens[..stopped.made()]), bytes("a\n\nb"));
     }
 
     #[test]
     fn a_stop_string_inside_a_token_keeps_the_tokens_before_it() {
         let mut stopped = reply(|s| s.stop = vec!["bc".to_owned()], 99);
         run(&mut stopped, &[120, 256]);
-        assert_eq!((stopped.text(), stopped.kept_tokens()), ("xa", &[120][..]));
+        assert_eq!((stopped.text(), stopped.kept_tokens(&[120, 256])), ("xa", &[120][..]));
     }
 
     #[test]
     fn length_publishes_what_was_held() {
         let mut long = reply(|s| s.stop = vec!["bcd".to_owned()], 3);
         assert_eq!(run(&mut long, &bytes("abc")), ["a", "", "bc"]);
-        assert_eq!((long.finish(), long.kept_tokens().len()), (Some(FinishReason::Length), 3));
+        assert_eq!((long.finish(), long.kept_tokens(&bytes("abc")).len()), (Some(FinishReason::Length), 3));
         let mut cut = reply(|_| (), 2);
         run(&mut cut, &[97, 0xe2]);
         assert_eq!(cut.text(), "a\u{fffd}");
@@ -283,7 +289,8 @@ mod tests {
             let rest = run(&mut resumed, &made[cut..]);
             prop_assert_eq!(&rest[..], &published[cut..]);
             prop_assert_eq!(resumed.text(), whole.text());
-            prop_assert_eq!(resumed.kept_tokens(), whole.kept_tokens());
+            prop_assert_eq!((resumed.made(), whole.made()), (made.len(), made.len()));
+            prop_assert_eq!(resumed.kept_tokens(made), whole.kept_tokens(made));
             prop_assert!(!whole.text().contains("aab") && !whole.text().contains("cc"));
         }
     }

@@ -13,8 +13,8 @@ use super::export::{Budget, Exports, Wanted};
 use super::import::Imports;
 use super::offload::Offload;
 use super::pace::Pace;
-use super::{EngineSettings, MadeToken, Progress, Reply, Saving, SegmentSink, Start};
-use crate::kv::BlockPool;
+use super::{EngineSettings, Finished, MadeToken, Progress, Reply, Saving, SegmentSink, Start};
+use crate::kv::{BlockPool, TokenChain};
 use crate::lifecycle::Lifecycle;
 use crate::model::{Engine, EngineError, Logits, Sampler};
 use crate::observe::metrics;
@@ -54,8 +54,7 @@ pub struct StepLoop<E> {
 /// A turn in the engine.
 struct Turn {
     sampler: Sampler,
-    /// Taken out with the last token.
-    reply: Option<Box<Reply>>,
+    reply: Reply,
     progress: Sender<Progress>,
     prompt_tokens: u32,
     admitted: bool,
@@ -81,13 +80,11 @@ enum Restore {
     Over,
 }
 
-/// A turn that made its last token in this step, and what it says of it once its segments are announced.
+/// A turn that made its last token in this step, which it is told once its segments are announced.
 struct Ended {
     id: SequenceId,
     turn: Turn,
     token: MadeToken,
-    /// Tokens that its conversation goes on with.
-    kept: usize,
 }
 
 impl<E: Engine> StepLoop<E> {
@@ -221,14 +218,13 @@ impl<E: Engine> StepLoop<E> {
 
     fn start(&mut self, start: Start, span: Span) {
         self.waits = false;
-        let made = start.reply.tokens();
-        let prompt_tokens = start.prompt.len() as u32;
-        let sampler = Sampler::new(start.sampling, &start.prompt, made);
+        let prompt_tokens = start.chain.len().saturating_sub(start.reply.made());
+        let (prompt, made) = start.chain.tokens().split_at(prompt_tokens);
+        let sampler = Sampler::new(start.sampling, prompt, made);
         let new = NewSequence {
             id: start.id,
-            tokens: [&start.prompt, made].concat(),
+            chain: start.chain,
             max_total_tokens: start.max_total_tokens,
-            namespace: start.namespace,
             priority: start.priority,
             alone: start.alone,
             restorable_blocks: start.restorable_blocks,
@@ -238,9 +234,9 @@ impl<E: Engine> StepLoop<E> {
             Ok(()) => {
                 let turn = Turn {
                     sampler,
-                    reply: Some(Box::new(start.reply)),
+                    reply: start.reply,
                     progress: start.progress,
-                    prompt_tokens,
+                    prompt_tokens: prompt_tokens as u32,
                     admitted: false,
                     restore: if start.restorable_blocks > 0 { Restore::Awaited } else { Restore::Over },
                     saving: start.saving,
@@ -289,7 +285,7 @@ impl<E: Engine> StepLoop<E> {
                 }
                 let left = self.scheduler.apply(&sampled);
                 self.offer_computed(plan);
-                self.finish(ended, &left);
+                self.finish(ended, left);
                 metrics::tokens_generated(sampled.len());
             }
             Err(error) => {
@@ -319,25 +315,28 @@ impl<E: Engine> StepLoop<E> {
         }
     }
 
-    /// Tells ended turns their last token. Their last segments are announced before, so that whoever waits for them knows
-    /// that they come.
-    fn finish(&mut self, ended: Vec<Ended>, left: &[Left]) {
-        for Ended { id, turn, token, kept } in ended {
-            if let Some(left) = left.iter().find(|left| left.id == id) {
-                self.offer_all(&turn, left, kept, Wanted::All);
-            }
+    /// Gives ended turns their last token, and with it reply and tokens. Their last segments are announced before, so that
+    /// whoever waits for them knows that they come.
+    fn finish(&mut self, ended: Vec<Ended>, mut left: Vec<Left>) {
+        for Ended { id, turn, mut token } in ended {
+            let index = left.iter().position(|left| left.id == id);
+            let index = index.expect("a sequence leaves in the step that samples its last token");
+            let chain = left.swap_remove(index).chain;
+            let kept = turn.reply.kept_tokens(chain.tokens()).len();
+            self.offer_all(&turn, &chain, kept, Wanted::All);
+            token.finished = Some(Box::new(Finished { reply: turn.reply, chain }));
             send(&turn.progress, Progress::Token(token));
         }
     }
 
     /// Offers all segments of a turn that left which the pool holds, up to its first `kept` tokens.
-    fn offer_all(&mut self, turn: &Turn, left: &Left, kept: usize, wanted: Wanted) {
+    fn offer_all(&mut self, turn: &Turn, chain: &TokenChain, kept: usize, wanted: Wanted) {
         let Some(saving) = &turn.saving else { return };
         let pool = self.scheduler.pool();
-        let hashes = &left.hashes[..left.hashes.len().min(kept / pool.block_tokens() as usize)];
+        let hashes = &chain.hashes()[..kept / chain.block_tokens()];
         let known = pool.known_prefix(hashes);
         let _of_the_turn = turn.span.enter();
-        self.exports.offer(saving, (&left.tokens, &hashes[..known]), wanted, turn.offered);
+        self.exports.offer(saving, (chain.tokens(), &hashes[..known]), wanted, turn.offered);
     }
 
     /// The step; a panic in it is an error of it. What it was computing is dropped with its blocks, and nothing else of the
@@ -386,8 +385,7 @@ impl<E: Engine> StepLoop<E> {
     /// Samples a turn's next token; none where the turn is over without one.
     fn sample(&mut self, id: SequenceId, logits: &mut [f32], ended: &mut Vec<Ended>) -> Option<Sampled> {
         let turn = self.turns.get_mut(&id)?;
-        let reply = turn.reply.as_mut()?;
-        let choice = match turn.sampler.sample(logits, &reply.forbidden()) {
+        let choice = match turn.sampler.sample(logits, &turn.reply.forbidden()) {
             Ok(choice) => choice,
             Err(error) => {
                 metrics::bad_logits();
@@ -401,21 +399,19 @@ impl<E: Engine> StepLoop<E> {
         if let Some(last) = turn.last_token.replace(now) {
             metrics::inter_token(now - last);
         }
-        let added = reply.push(choice.token);
-        let kept = turn.prompt_tokens as usize + reply.kept_tokens().len();
+        let added = turn.reply.push(choice.token);
         let finished = added.finish.is_some();
         let token = MadeToken {
             id: choice.token,
             at: now,
             text: added.text,
             logprobs: choice.logprobs,
-            finish: added.finish,
-            reply: if finished { turn.reply.take() } else { None },
+            finished: None,
         };
         if !finished {
             send(&turn.progress, Progress::Token(token));
         } else if let Some(turn) = self.turns.remove(&id) {
-            ended.push(Ended { id, turn, token, kept });
+            ended.push(Ended { id, turn, token });
         }
         Some(Sampled { id, token: choice.token, finished })
     }
@@ -429,10 +425,12 @@ impl<E: Engine> StepLoop<E> {
     fn drop_turn(&mut self, id: SequenceId, keep: bool) {
         self.waits = false;
         let (left, turn) = (self.scheduler.remove(id), self.turns.remove(&id));
-        if let (true, Some(left), Some(turn)) = (keep, left, turn) {
-            // Before the turn's channel closes.
-            self.offer_all(&turn, &left, left.tokens.len(), Wanted::Checkpoint);
+        let (Some(Left { chain, .. }), Some(turn)) = (left, turn) else { return };
+        if keep {
+            // Before the runner gets the tokens, and asks the store for their segments.
+            self.offer_all(&turn, &chain, chain.len(), Wanted::Checkpoint);
         }
+        send(&turn.progress, Progress::Stopped(chain));
     }
 
     fn report(&self) {

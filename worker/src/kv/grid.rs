@@ -62,15 +62,14 @@ impl SegmentGrid {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kv::{HashChain, Identity};
+    use crate::kv::{Identity, TokenChain};
 
     #[test]
     fn a_segment_is_named_after_its_last_block_and_follows_the_one_before() {
         let namespace = Namespace::new(&Identity::example());
         let grid = SegmentGrid { namespace, tenant: "t".into(), block_tokens: 16, shared_blocks: 3 };
         let tokens: Vec<u32> = (0..16 * 21).collect();
-        let mut chain = HashChain::new(namespace, 16);
-        chain.extend(&tokens);
+        let chain = TokenChain::new(namespace, 16, tokens.clone());
         let hashes = chain.hashes();
         let bounds = grid.bounds(21);
         assert_eq!(bounds, [0..3, 3..19, 19..21]);

@@ -158,7 +158,7 @@ impl PrefixHash {
 
     /// blake3(namespace, parent's hash, token ids as u32 little endian). The two hashes have fixed lengths
     /// and the tokens come last, so nothing runs together.
-    fn child(self, namespace: &Namespace, tokens: &[u32]) -> Self {
+    pub(super) fn child(self, namespace: &Namespace, tokens: &[u32]) -> Self {
         let mut hasher = blake3::Hasher::new();
         hasher.update(&namespace.0).update(&self.0);
         for token in tokens {
@@ -175,40 +175,6 @@ impl fmt::Display for PrefixHash {
     }
 }
 
-/// The prefix hashes of a growing sequence's full blocks, each computed once.
-#[derive(Clone, Debug)]
-pub struct HashChain {
-    namespace: Namespace,
-    block_tokens: usize,
-    hashes: Vec<PrefixHash>,
-}
-
-impl HashChain {
-    /// The chain of a sequence without tokens.
-    pub fn new(namespace: Namespace, block_tokens: u32) -> Self {
-        Self { namespace, block_tokens: block_tokens as usize, hashes: Vec::new() }
-    }
-
-    /// Takes in the full blocks of `tokens` that are new. `tokens` is the whole sequence, longer than or
-    /// equal to what it was in earlier calls, and verified: a guessed token must not get here.
-    pub fn extend(&mut self, tokens: &[u32]) {
-        for block in tokens.chunks_exact(self.block_tokens).skip(self.hashes.len()) {
-            let parent = self.hashes.last().copied().unwrap_or(PrefixHash::ROOT);
-            self.hashes.push(parent.child(&self.namespace, block));
-        }
-    }
-
-    /// One hash a full block, first to last.
-    pub fn hashes(&self) -> &[PrefixHash] {
-        &self.hashes
-    }
-
-    /// The same, for keeps.
-    pub fn into_hashes(self) -> Vec<PrefixHash> {
-        self.hashes
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;
@@ -216,11 +182,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::kv::TokenChain;
 
     fn chain(namespace: Namespace, tokens: &[u32]) -> Vec<PrefixHash> {
-        let mut chain = HashChain::new(namespace, 2);
-        chain.extend(tokens);
-        chain.hashes
+        TokenChain::new(namespace, 2, tokens.to_vec()).hashes().to_vec()
     }
 
     /// Stored blocks are found by these values: if this test fails, a layout version has to be bumped.
@@ -286,17 +251,6 @@ mod tests {
     }
 
     proptest! {
-        #[test]
-        fn a_chain_grown_in_pieces_equals_one_made_at_once(
-            tokens in prop::collection::vec(any::<u32>(), 0..40), cut in 0usize..40,
-        ) {
-            let namespace = Namespace::new(&Identity::example());
-            let mut grown = HashChain::new(namespace, 2);
-            grown.extend(&tokens[..cut.min(tokens.len())]);
-            grown.extend(&tokens);
-            prop_assert_eq!(grown.hashes(), chain(namespace, &tokens));
-        }
-
         #[test]
         fn a_chain_is_continued_from_any_of_its_blocks(
             tokens in prop::collection::vec(any::<u32>(), 2..40), cut in 0usize..20,

@@ -1,8 +1,9 @@
-//! Block pool, block tables, prefix hashes, segments and how they are encoded. Pure: no I/O, no clock, no tensors.
+//! Block pool, block tables, a turn's tokens with their prefix hashes, segments and how they are encoded. Pure: no I/O, no clock, no tensors.
 //!
 //! A block goes from free to mutable (one writer), to shared (full, immutable, counted holders, findable by
 //! its prefix hash), to cached (no holder, still findable) and back to free when its room is needed.
 
+mod chain;
 pub mod codec;
 mod grid;
 mod hash;
@@ -10,8 +11,9 @@ mod pool;
 mod segment;
 mod table;
 
+pub use chain::TokenChain;
 pub use grid::SegmentGrid;
-pub use hash::{HashChain, Identity, Namespace, PrefixHash};
+pub use hash::{Identity, Namespace, PrefixHash};
 pub use pool::{BlockPool, MutableBlock, PoolCounts, SharedBlock};
 pub use segment::{BlockShape, SEGMENT_TOKENS, Segment, SegmentData, SegmentId, segment_bounds};
 pub use table::BlockTable;

@@ -309,12 +309,11 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::kv::{HashChain, Identity, Namespace};
+    use crate::kv::{Identity, Namespace, TokenChain};
 
     /// Hashes of blocks of one token.
     fn hashes(tokens: &[u32]) -> Vec<PrefixHash> {
-        let mut chain = HashChain::new(Namespace::new(&Identity::example()), 1);
-        chain.extend(tokens);
+        let chain = TokenChain::new(Namespace::new(&Identity::example()), 1, tokens.to_vec());
         chain.hashes().to_vec()
     }
 

@@ -7,15 +7,13 @@ use std::sync::Arc;
 use turnmill_schema::{Digest, Manifest, Message, Role};
 
 use super::prepare::Prompting;
-use crate::kv::{HashChain, PrefixHash, Segment, SegmentGrid, SegmentId};
+use crate::kv::{PrefixHash, Segment, SegmentGrid, SegmentId, TokenChain};
 
-/// A turn's tokens, cut into segments.
+/// How a turn's tokens are cut into segments. The tokens are elsewhere, because their owner changes.
 #[derive(Clone, Debug)]
 pub struct Conversation {
     /// How they are cut.
     pub grid: SegmentGrid,
-    /// The segments that may be stored, first to last.
-    pub stored: Vec<Arc<Segment>>,
     /// What the agent's manifest says, if it is about these tokens.
     pub manifest: Option<Manifest>,
 }
@@ -26,7 +24,7 @@ pub(super) struct Known<'a> {
     /// All messages, from the agent's first one on.
     pub messages: &'a [Message],
     /// Prompt and published reply.
-    pub tokens: &'a [u32],
+    pub chain: &'a TokenChain,
     pub manifest: Option<Manifest>,
     /// The agent has completed turns.
     pub has_history: bool,
@@ -35,32 +33,29 @@ pub(super) struct Known<'a> {
 }
 
 impl Conversation {
-    pub(super) fn new(prompting: &Prompting, known: &Known<'_>) -> Self {
-        let namespace = prompting.namespace.for_tenant(known.tenant);
-        let block_tokens = prompting.block_tokens;
-        let mut chain = HashChain::new(namespace, block_tokens as u32);
-        chain.extend(known.tokens);
-        let hashes = chain.hashes();
+    /// How a turn's tokens are cut, and which of the segments may be stored, first to last.
+    pub(super) fn new(prompting: &Prompting, known: &Known<'_>) -> (Self, Vec<Arc<Segment>>) {
+        let chain = known.chain;
+        let (namespace, block_tokens, hashes) = (chain.namespace(), chain.block_tokens(), chain.hashes());
         let of_this =
             |manifest: &Manifest| is_about(manifest, &namespace.as_bytes()[..], hashes, block_tokens);
         let manifest = known.manifest.filter(of_this);
         let shared_tokens = match &manifest {
             Some(manifest) => manifest.shared_tokens as usize,
-            None => shared_tokens(prompting, known.messages, known.tokens),
+            None => shared_tokens(prompting, known.messages, chain.tokens()),
         };
         let shared_blocks = shared_tokens / block_tokens;
         let grid = SegmentGrid { namespace, tenant: known.tenant.into(), block_tokens, shared_blocks };
         let told =
             manifest.as_ref().map_or(shared_blocks, |manifest| manifest.tokens as usize / block_tokens);
         let hopeful = known.resumed || (known.has_history && manifest.is_none());
-        let stored = stored(&grid, (known.tokens, hashes), told, hopeful);
-        Self { grid, stored, manifest }
+        let stored = stored(&grid, chain, told, hopeful);
+        (Self { grid, manifest }, stored)
     }
 
-    /// The names of the segments of the first `blocks` blocks of `tokens`, with the number of blocks up to each one's end.
-    pub fn segments(&self, tokens: &[u32], blocks: usize) -> Vec<(SegmentId, usize)> {
-        let mut chain = HashChain::new(self.grid.namespace, self.grid.block_tokens as u32);
-        chain.extend(tokens);
+    /// The names of the segments of the first `blocks` blocks of the turn's tokens, with the number of blocks up to each one's
+    /// end.
+    pub fn segments(&self, chain: &TokenChain, blocks: usize) -> Vec<(SegmentId, usize)> {
         let blocks = blocks.min(chain.hashes().len());
         let bounds = self.grid.bounds(blocks).into_iter();
         bounds.map(|segment| (self.grid.id(chain.hashes(), &segment), segment.end)).collect()
@@ -79,12 +74,8 @@ impl Conversation {
 }
 
 /// The segments of the first `told` blocks, and with `hopeful` the later ones that would be final.
-fn stored(
-    grid: &SegmentGrid,
-    (tokens, hashes): (&[u32], &[PrefixHash]),
-    told: usize,
-    hopeful: bool,
-) -> Vec<Arc<Segment>> {
+fn stored(grid: &SegmentGrid, chain: &TokenChain, told: usize, hopeful: bool) -> Vec<Arc<Segment>> {
+    let (tokens, hashes) = (chain.tokens(), chain.hashes());
     // The last token's block is computed in any case.
     let wanted = tokens.len().saturating_sub(1) / grid.block_tokens;
     let mut bounds = grid.bounds(told.min(hashes.len()));
@@ -131,9 +122,8 @@ mod tests {
     fn ends(shared: usize, tokens: usize, told: usize, hopeful: bool) -> Vec<usize> {
         let tokens: Vec<u32> = (0..tokens as u32).collect();
         let grid = grid(shared);
-        let mut chain = HashChain::new(grid.namespace, BLOCK as u32);
-        chain.extend(&tokens);
-        let segments = stored(&grid, (&tokens, chain.hashes()), told, hopeful);
+        let chain = TokenChain::new(grid.namespace, BLOCK, tokens);
+        let segments = stored(&grid, &chain, told, hopeful);
         segments.iter().map(|segment| segment.first_block + segment.tokens.len() / BLOCK).collect()
     }
 
@@ -161,8 +151,7 @@ mod tests {
     fn a_manifest_of_other_tokens_or_another_namespace_is_no_hint() {
         let tokens: Vec<u32> = (0..64).collect();
         let namespace = Namespace::new(&Identity::example());
-        let mut chain = HashChain::new(namespace, BLOCK as u32);
-        chain.extend(&tokens);
+        let chain = TokenChain::new(namespace, BLOCK, tokens);
         let last = Digest(chain.hashes()[1].0);
         let manifest =
             Manifest { namespace: Digest(*namespace.as_bytes()), tokens: 32, shared_tokens: 0, last };

@@ -15,7 +15,7 @@ use super::Restorer;
 use super::conversation::Conversation;
 use crate::broker::{Broker, Fence};
 use crate::engine::EngineHandle;
-use crate::kv::SegmentId;
+use crate::kv::{SegmentId, TokenChain};
 use crate::store::BlockStore;
 use crate::surroundings::Surroundings;
 
@@ -52,9 +52,9 @@ pub(super) struct Late {
 }
 
 impl Segments {
-    fn new(conversation: &Conversation, tokens: &[u32], computed: usize) -> Self {
+    fn new(conversation: &Conversation, chain: &TokenChain, computed: usize) -> Self {
         let blocks = computed / conversation.grid.block_tokens;
-        let (ids, ends) = conversation.segments(tokens, blocks).into_iter().unzip();
+        let (ids, ends) = conversation.segments(chain, blocks).into_iter().unzip();
         Self { conversation: conversation.clone(), ids, ends }
     }
 
@@ -88,14 +88,14 @@ impl<E: EngineHandle> Keeper<E> {
         self.restorer.store()
     }
 
-    /// The manifest of a turn that ends with `tokens`, of which the first `computed` have K and V; and what the store has
-    /// not acknowledged in time, to be given to [`Self::later`] once the turn has ended.
+    /// The manifest of a turn that ends, of whose tokens the first `computed` have K and V and are its agent's history from now
+    /// on; and what the store has not acknowledged in time, to be given to [`Self::later`] once the turn has ended.
     pub(super) async fn end(
         &self,
         conversation: &Conversation,
-        (tokens, computed): (&[u32], usize),
+        (chain, computed): (&TokenChain, usize),
     ) -> (Option<Manifest>, Option<Late>) {
-        let segments = Segments::new(conversation, tokens, computed);
+        let segments = Segments::new(conversation, chain, computed);
         let stored = self.store().saved(&segments.ids, self.persist_wait).await;
         let manifest = segments.manifest(stored);
         let comes = segments.ids.get(stored).is_some_and(|next| self.store().is_saved(next));
@@ -103,8 +103,8 @@ impl<E: EngineHandle> Keeper<E> {
     }
 
     /// The manifest of a turn that is requeued.
-    pub(super) async fn requeue(&self, conversation: &Conversation, tokens: &[u32]) -> Option<Manifest> {
-        let segments = Segments::new(conversation, tokens, tokens.len().saturating_sub(1));
+    pub(super) async fn requeue(&self, conversation: &Conversation, chain: &TokenChain) -> Option<Manifest> {
+        let segments = Segments::new(conversation, chain, chain.len().saturating_sub(1));
         let stored = self.store().saved(&segments.ids, self.requeue_wait).await;
         segments.manifest(stored)
     }

@@ -95,11 +95,12 @@ impl<B: Broker, E: EngineHandle> Runner<B, E> {
                 if self.settings.log_content {
                     debug!(text = reply.text(), "the turn's reply");
                 }
+                let kept = kept.expect("the tokens of a completed turn came back with its last one");
                 let mut end = self.end(attempt, published, Outcome::Completed, None);
                 end.finish = reply.finish();
                 let manifest;
-                (manifest, late) = self.manifest(attempt, kept.as_ref(), &reply).await;
-                let entry = kept.map(|kept| entry(&attempt.lease, kept, &reply));
+                (manifest, late) = self.manifest(attempt, &kept, &reply).await;
+                let entry = Some(entry(&attempt.lease, kept, &reply));
                 Ending { entry, manifest, ..self.ending(published, end) }
             }
         };
@@ -196,29 +197,25 @@ impl<B: Broker, E: EngineHandle> Runner<B, E> {
     async fn manifest(
         &self,
         attempt: &Attempt,
-        kept: Option<&Kept>,
+        Kept { chain, conversation, .. }: &Kept,
         reply: &Reply,
     ) -> (Option<Manifest>, Option<Late>) {
         let keeper = self.keeper.as_ref().filter(|_| !attempt.lease.agent.is_lone());
-        let (Some(keeper), Some(Kept { prompt, conversation: Some(conversation), .. })) = (keeper, kept)
-        else {
-            return (None, None);
-        };
-        let tokens = [&prompt.tokens[..], reply.kept_tokens()].concat();
+        let (Some(keeper), Some(conversation)) = (keeper, conversation) else { return (None, None) };
         // The last token was sampled, and never computed.
-        let computed = tokens.len().min((prompt.tokens.len() + reply.tokens().len()).saturating_sub(1));
-        keeper.end(conversation, (&tokens, computed)).await
+        let computed = reply.kept_tokens(chain.tokens()).len().min(chain.len().saturating_sub(1));
+        keeper.end(conversation, (chain, computed)).await
     }
 
-    /// Gives the turn back with what is stored of it, which is what the next worker goes on from.
+    /// Gives the turn back with what is stored of it, which is what the next worker goes on from. Of a turn whose tokens did not
+    /// come back, because the engine is gone, nothing is said.
     async fn requeue_kept(&self, attempt: &Attempt, kept: Option<Kept>) -> Option<Ticket> {
-        let conversation = kept.and_then(|kept| kept.conversation);
-        let manifest = match (&self.keeper, conversation) {
+        let manifest = match (&self.keeper, &kept) {
             // Of a turn that is another's nothing is to be said.
-            (Some(keeper), Some(conversation)) => tokio::select! {
+            (Some(keeper), Some(Kept { chain, conversation: Some(conversation), .. })) => tokio::select! {
                 biased;
                 () = attempt.lease.lost() => return self.lose(attempt),
-                manifest = keeper.requeue(&conversation, &attempt.tokens) => manifest,
+                manifest = keeper.requeue(conversation, chain) => manifest,
             },
             _ => None,
         };
@@ -272,10 +269,10 @@ impl<B: Broker, E: EngineHandle> Runner<B, E> {
 
 /// What a completed turn adds to its agent's history.
 fn entry(lease: &Lease, kept: Kept, reply: &Reply) -> TranscriptEntry {
-    let Kept { mut messages, prompt, .. } = kept;
+    let Kept { mut messages, keep, chain, .. } = kept;
     messages.push(Message::new(Role::Assistant, reply.text()));
-    let tokens = [&prompt.tokens[prompt.kept..], reply.kept_tokens()].concat();
-    TranscriptEntry { turn: lease.turn, messages, keep: prompt.kept as u32, tokens }
+    let tokens = reply.kept_tokens(chain.tokens())[keep as usize..].to_vec();
+    TranscriptEntry { turn: lease.turn, messages, keep, tokens }
 }
 
 /// Lets go of a turn whose last call was refused: it stays this worker's until the lease runs out.

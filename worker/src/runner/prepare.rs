@@ -1,7 +1,7 @@
-//! From a claimed turn to what the engine is given: its prompt, the reply so far, and its tokens as the store knows them.
+//! From a claimed turn to what the engine is given: its tokens, the reply so far, and what the store knows of them.
 //!
-//! Invariant: what earlier attempts published is replayed here and nowhere else, so that a turn that had ended already is
-//! not computed.
+//! Invariants: a turn's tokens are put together and hashed here and nowhere else, and have one owner from here on; what earlier
+//! attempts published is replayed here and nowhere else, so that a turn that had ended already is not computed.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use super::conversation::{Conversation, Known};
 use super::leave::{Leaving, Reason};
 use crate::broker::Broker;
 use crate::engine::{EngineHandle, Reply};
-use crate::kv::Namespace;
+use crate::kv::{Namespace, Segment, TokenChain};
 use crate::model::{ChatTemplate, Prompt, PromptError, Tokenizer, prompt};
 
 /// What is needed of a model to make prompts.
@@ -40,13 +40,36 @@ pub(super) struct Leased {
     pub(super) attempt: u32,
 }
 
-/// A prompt and what is left to make.
+/// A turn's tokens and what is left to make.
 pub(super) struct Work {
     pub(super) turn: Turn,
-    pub(super) prompt: Prompt,
+    /// The prompt, and then the reply's tokens.
+    pub(super) chain: TokenChain,
     pub(super) reply: Reply,
-    pub(super) max_total_tokens: u32,
+    pub(super) lengths: Lengths,
     pub(super) conversation: Option<Conversation>,
+    /// Its segments that may be stored, first to last.
+    pub(super) stored: Vec<Arc<Segment>>,
+}
+
+/// Extents of a turn, in tokens.
+#[derive(Clone, Copy)]
+pub(super) struct Lengths {
+    /// What the prompt keeps of the agent's history: its first tokens.
+    pub(super) kept: u32,
+    pub(super) prompt: u32,
+    /// Prompt and reply at most.
+    pub(super) max_total: u32,
+}
+
+/// What is made of a turn on a thread that may compute.
+struct Made {
+    turn: Turn,
+    chain: TokenChain,
+    kept: usize,
+    prompt: usize,
+    retokenised: bool,
+    conversation: Option<(Conversation, Vec<Arc<Segment>>)>,
 }
 
 impl<B: Broker, E: EngineHandle> Runner<B, E> {
@@ -54,44 +77,28 @@ impl<B: Broker, E: EngineHandle> Runner<B, E> {
     pub(super) async fn prepare(&self, turn: Turn, leased: Leased) -> Result<Work, Leaving> {
         turn.validate().map_err(|error| Leaving::Rejected(Reason::plain(error)))?;
         let prompting = self.prompting.clone();
-        let published: Vec<u32> = leased.published.into_iter().flat_map(|delta| delta.tokens).collect();
-        let keeper = self.keeper.as_ref().filter(|keeper| keeper.serves(turn.tenant.as_str()));
-        let is_stored = keeper.is_some();
-        let Leased { history, manifest, attempt, .. } = leased;
-        // Tokenising a long conversation takes milliseconds of pure computing.
-        let made = self.surroundings.run_blocking(move || {
-            let prompt = prompt(&prompting.tokenizer, &prompting.template, &history, &turn.messages)?;
-            let conversation = is_stored.then(|| {
-                let known = Known {
-                    tenant: turn.tenant.as_str(),
-                    messages: &[&history.messages[..], &turn.messages].concat(),
-                    tokens: &[&prompt.tokens[..], &published].concat(),
-                    manifest,
-                    has_history: !history.tokens.is_empty(),
-                    resumed: attempt > 1 || !published.is_empty(),
-                };
-                Conversation::new(&prompting, &known)
-            });
-            Ok::<_, PromptError>((turn, prompt, published, conversation))
-        });
+        let is_stored = self.keeper.as_ref().is_some_and(|keeper| keeper.serves(turn.tenant.as_str()));
+        let attempt = leased.attempt;
+        // Tokenising a long conversation takes milliseconds of pure computing, and so does hashing it.
+        let made = self.surroundings.run_blocking(move || make(&prompting, turn, leased, is_stored));
         let made = made.await.map_err(|_| {
             let text = "the prompt could not be made: a bug in the worker; please report its log";
             Leaving::failed(DeadReason::Attempts, Reason::plain(text))
         })?;
-        let (turn, prompt, published, conversation) =
-            made.map_err(|error| Leaving::Rejected(Reason::quoting(error)))?;
-        if prompt.retokenised && attempt == 1 {
-            info!(kept = prompt.kept, "the template rewrote the history; it was tokenised again");
+        let made = made.map_err(|error| Leaving::Rejected(Reason::quoting(error)))?;
+        let Made { turn, chain, kept, prompt, retokenised, conversation } = made;
+        if retokenised && attempt == 1 {
+            info!(kept, "the template rewrote the history; it was tokenised again");
         }
-        let max_total_tokens = self
-            .max_total_tokens(&turn, prompt.tokens.len() as u32)
-            .map_err(Reason::plain)
-            .map_err(Leaving::Rejected)?;
-        let max_tokens = max_total_tokens - prompt.tokens.len() as u32;
-        let mut reply = Reply::new(self.prompting.tokenizer.clone(), &turn.sampling, max_tokens);
-        self.replay(&mut reply, &published)
+        let (kept, prompt) = (kept as u32, prompt as u32);
+        let max_total =
+            self.max_total_tokens(&turn, prompt).map_err(Reason::plain).map_err(Leaving::Rejected)?;
+        let mut reply = Reply::new(self.prompting.tokenizer.clone(), &turn.sampling, max_total - prompt);
+        self.replay(&mut reply, &chain.tokens()[prompt as usize..])
             .map_err(|text| Leaving::failed(DeadReason::Unreadable, Reason::plain(text)))?;
-        Ok(Work { turn, prompt, reply, max_total_tokens, conversation })
+        let (conversation, stored) = conversation.unzip();
+        let lengths = Lengths { kept, prompt, max_total };
+        Ok(Work { turn, chain, reply, lengths, conversation, stored: stored.unwrap_or_default() })
     }
 
     /// Restores the state after the tokens that earlier attempts published. Another model, or a smaller context
@@ -124,4 +131,27 @@ impl<B: Broker, E: EngineHandle> Runner<B, E> {
             )),
         }
     }
+}
+
+/// Puts a turn's tokens together, and cuts them into segments if they are stored.
+fn make(prompting: &Prompting, turn: Turn, leased: Leased, is_stored: bool) -> Result<Made, PromptError> {
+    let Leased { history, manifest, published, attempt } = leased;
+    let Prompt { tokens, kept, retokenised } =
+        prompt(&prompting.tokenizer, &prompting.template, &history, &turn.messages)?;
+    let prompt = tokens.len();
+    let namespace = prompting.namespace.for_tenant(turn.tenant.as_str());
+    let mut chain = TokenChain::new(namespace, prompting.block_tokens, tokens);
+    published.iter().for_each(|delta| chain.extend(&delta.tokens));
+    let conversation = is_stored.then(|| {
+        let known = Known {
+            tenant: turn.tenant.as_str(),
+            messages: &[&history.messages[..], &turn.messages].concat(),
+            chain: &chain,
+            manifest,
+            has_history: !history.tokens.is_empty(),
+            resumed: attempt > 1 || chain.len() > prompt,
+        };
+        Conversation::new(prompting, &known)
+    });
+    Ok(Made { turn, chain, kept, prompt, retokenised, conversation })
 }

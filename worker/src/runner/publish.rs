@@ -138,7 +138,7 @@ mod tests {
 
     fn token(id: u32, text: &str) -> MadeToken {
         let logprobs = Some(TokenLogprobs { logprob: -0.5, top: vec![(id, -0.5)] });
-        MadeToken { id, at: Instant::now(), text: text.into(), logprobs, finish: None, reply: None }
+        MadeToken { id, at: Instant::now(), text: text.into(), logprobs, finished: None }
     }
 
     /// Held back, released together, of several bytes.

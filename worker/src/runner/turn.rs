@@ -19,9 +19,8 @@ use super::publish::Publisher;
 use super::restore::Restored;
 use super::retries::Retries;
 use crate::broker::{Broker, Claim, Lease, Ticket};
-use crate::engine::{EngineHandle, MadeToken, Progress, Saving, Start};
-use crate::kv::Segment;
-use crate::model::Prompt;
+use crate::engine::{EngineHandle, Finished, MadeToken, Progress, Reply, Saving, Start};
+use crate::kv::{Segment, TokenChain};
 use crate::observe::{Claimed, Traces, TurnSpan};
 use crate::schedule::SequenceId;
 use crate::store::Payloads;
@@ -79,17 +78,19 @@ pub(super) struct Attempt {
     /// Milliseconds from enqueue to the first token, if an earlier attempt published it.
     pub(super) first_token_ms: Option<u64>,
     pub(super) usage: Usage,
-    /// Prompt and reply so far.
-    pub(super) tokens: Vec<u32>,
+    /// Prompt and reply, once the engine has given them back.
+    returned: Option<TokenChain>,
     pub(super) span: TurnSpan,
 }
 
 impl Attempt {
-    /// The engine made a token.
-    fn take<B: Broker>(&mut self, token: &MadeToken, publisher: &mut Publisher<B>) {
+    /// The engine made a token. Returns the reply that ended with it.
+    fn take<B: Broker>(&mut self, token: MadeToken, publisher: &mut Publisher<B>) -> Option<Reply> {
         self.span.token(token.at);
-        self.tokens.push(token.id);
-        publisher.push(token);
+        publisher.push(&token);
+        let Finished { reply, chain } = *token.finished?;
+        self.returned = Some(chain);
+        Some(reply)
     }
 
     /// Time since the turn was enqueued.
@@ -98,10 +99,13 @@ impl Attempt {
     }
 }
 
-/// What is still wanted of a turn when it leaves.
+/// What is still wanted of a turn when it leaves, if its tokens have come back.
 pub(super) struct Kept {
     pub(super) messages: Vec<Message>,
-    pub(super) prompt: Prompt,
+    /// Prompt and reply.
+    pub(super) chain: TokenChain,
+    /// How many of these tokens are the agent's history already.
+    pub(super) keep: u32,
     pub(super) conversation: Option<Conversation>,
 }
 
@@ -133,7 +137,7 @@ impl<B: Broker, E: EngineHandle> Runner<B, E> {
             deadline: claim.expires_in.and_then(|left| leased.checked_add(left)),
             first_token_ms: claim.first_token_ms,
             usage: Usage::default(),
-            tokens: Vec::new(),
+            returned: None,
             span,
         };
         let mut publisher = Publisher::new(
@@ -146,17 +150,15 @@ impl<B: Broker, E: EngineHandle> Runner<B, E> {
         let alone = claim.alone;
         let (leaving, kept) = match self.work(&mut attempt, claim, claimed).await {
             Err(leaving) => (leaving, None),
-            Ok(work) => {
+            Ok(mut work) => {
                 self.log_asked(&work.turn);
-                attempt.usage.prompt_tokens = work.prompt.tokens.len() as u32;
-                let kept = Kept {
-                    messages: work.turn.messages.clone(),
-                    prompt: work.prompt.clone(),
-                    conversation: work.conversation.clone(),
-                };
+                attempt.usage.prompt_tokens = work.lengths.prompt;
+                let (messages, keep) = (std::mem::take(&mut work.turn.messages), work.lengths.kept);
+                let conversation = work.conversation.clone();
                 let leaving = self.compute(&mut attempt, &mut publisher, work, alone).await;
                 attempt.span.computed();
-                (leaving, Some(kept))
+                let returned = attempt.returned.take();
+                (leaving, returned.map(|chain| Kept { messages, chain, keep, conversation }))
             }
         };
         if let Some(first) = publisher.first_published() {
@@ -203,25 +205,23 @@ impl<B: Broker, E: EngineHandle> Runner<B, E> {
     ) -> Leaving {
         if work.reply.finish().is_some() {
             // The worker before us died between the last token and the end.
+            attempt.returned = Some(work.chain);
             return Leaving::Completed(Box::new(work.reply));
         }
         let id = SequenceId(self.sequences.fetch_add(1, Ordering::Relaxed));
-        let left =
-            work.max_total_tokens as usize - work.prompt.tokens.len().min(work.max_total_tokens as usize);
+        let (max_total_tokens, stored) = (work.lengths.max_total, work.stored);
+        let left = max_total_tokens.saturating_sub(work.lengths.prompt) as usize;
         let (sender, mut progress) = mpsc::channel(left + 3);
-        attempt.tokens = [&work.prompt.tokens[..], work.reply.tokens()].concat();
-        let stored = work.conversation.as_ref().map_or_else(Vec::new, |of| of.stored.clone());
         let saving = work.conversation.map(|conversation| Saving {
             grid: conversation.grid,
             only_shared: attempt.lease.agent.is_lone(),
         });
         let start = Start {
             id,
-            prompt: work.prompt.tokens,
+            chain: work.chain,
             reply: work.reply,
             sampling: work.turn.sampling,
-            max_total_tokens: work.max_total_tokens,
-            namespace: self.prompting.namespace.for_tenant(work.turn.tenant.as_str()),
+            max_total_tokens,
             priority: work.turn.priority,
             alone,
             restorable_blocks: stored
@@ -262,7 +262,7 @@ impl<B: Broker, E: EngineHandle> Runner<B, E> {
         attempt: &mut Attempt,
         publisher: &mut Publisher<B>,
         progress: &mut mpsc::Receiver<Progress>,
-        (id, stored): (SequenceId, Vec<Arc<Segment>>),
+        (id, mut stored): (SequenceId, Vec<Arc<Segment>>),
     ) -> Leaving {
         let mut prefetch = self.prefetch(&stored);
         loop {
@@ -289,16 +289,21 @@ impl<B: Broker, E: EngineHandle> Runner<B, E> {
                 }
                 Some(Progress::Admitted { cached_tokens, at }) => {
                     drop(prefetch.take());
+                    // They hold tokens, and nothing more comes back.
+                    stored = Vec::new();
                     attempt.span.admitted(at, cached_tokens);
                     attempt.usage.cached_tokens = cached_tokens;
                 }
                 Some(Progress::Token(token)) => {
-                    attempt.take(&token, publisher);
-                    let MadeToken { reply: Some(reply), .. } = token else { continue };
+                    let Some(reply) = attempt.take(token, publisher) else { continue };
                     return match publisher.flush().await {
-                        Ok(()) => Leaving::Completed(reply),
+                        Ok(()) => Leaving::Completed(Box::new(reply)),
                         Err(error) => unpublished(&error),
                     };
+                }
+                Some(Progress::Stopped(chain)) => {
+                    attempt.returned = Some(chain);
+                    return Leaving::Requeued;
                 }
                 Some(Progress::Refused(text)) => return Leaving::Rejected(Reason::plain(text)),
                 Some(Progress::Failed(text)) => {
@@ -320,7 +325,8 @@ impl<B: Broker, E: EngineHandle> Runner<B, E> {
         Some(self.surroundings.run(fetch.in_current_span()))
     }
 
-    /// What the engine made before it was stopped is published too: the next worker goes on after it.
+    /// What the engine made before it was stopped is published too: the next worker goes on after it. Last, the turn's tokens
+    /// come back, unless the turn failed or the engine is gone.
     async fn publish_rest(
         &self,
         attempt: &mut Attempt,
@@ -328,8 +334,13 @@ impl<B: Broker, E: EngineHandle> Runner<B, E> {
         progress: &mut mpsc::Receiver<Progress>,
     ) {
         while let Some(next) = progress.recv().await {
-            if let Progress::Token(token) = next {
-                attempt.take(&token, publisher);
+            match next {
+                Progress::Token(token) => drop(attempt.take(token, publisher)),
+                Progress::Stopped(chain) => attempt.returned = Some(chain),
+                Progress::Room { .. }
+                | Progress::Admitted { .. }
+                | Progress::Refused(_)
+                | Progress::Failed(_) => {}
             }
         }
         tokio::select! {

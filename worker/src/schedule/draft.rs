@@ -70,11 +70,11 @@ impl Draft {
 fn add(plan: &mut StepPlan, sequence: &Sequence) {
     let (first, known) = (sequence.computed, sequence.computed + sequence.planned);
     let context = known + sequence.proposed.len();
-    plan.tokens.extend(&sequence.tokens[first..known]);
+    plan.tokens.extend(&sequence.chain.tokens()[first..known]);
     plan.tokens.extend(&sequence.proposed);
     plan.positions.extend(first as u32..context as u32);
     plan.slots.extend((first..context).map(|position| sequence.table.write_slot(position)));
-    let samples = if known == sequence.tokens.len() { 1 + sequence.proposed.len() } else { 0 };
+    let samples = if known == sequence.chain.len() { 1 + sequence.proposed.len() } else { 0 };
     plan.sequences.push(PlannedSequence {
         id: sequence.id,
         query_tokens: (context - first) as u32,

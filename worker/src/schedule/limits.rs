@@ -48,6 +48,17 @@ pub enum Refused {
         /// Tokens that all blocks together hold.
         pool: u32,
     },
+    /// Hashed in blocks of another size.
+    #[error(
+        "the turn's tokens are hashed in blocks of {chain} tokens and the pool's blocks have {pool}: \
+         a bug in the worker; please report it"
+    )]
+    Blocks {
+        /// Tokens in a block of the sequence.
+        chain: usize,
+        /// Tokens in a block of the pool.
+        pool: u32,
+    },
     /// The id is taken.
     #[error("sequence {} is scheduled already; ids are used once", .0.0)]
     Duplicate(SequenceId),
@@ -56,8 +67,11 @@ pub enum Refused {
 impl Limits {
     /// Refuses what could never run over `pool`, however empty.
     pub(super) fn check(&self, new: &NewSequence, pool: &BlockPool) -> Result<(), Refused> {
-        let (needed, tokens) = (new.max_total_tokens, new.tokens.len());
+        let (needed, tokens) = (new.max_total_tokens, new.chain.len());
         let context = self.max_context_tokens;
+        if new.chain.block_tokens() != pool.block_tokens() as usize {
+            return Err(Refused::Blocks { chain: new.chain.block_tokens(), pool: pool.block_tokens() });
+        }
         let pool = pool.counts().total as u32 * pool.block_tokens();
         if tokens == 0 {
             return Err(Refused::Empty);

@@ -153,14 +153,14 @@ impl Scheduler {
     /// Drops a sequence whose results are not to be trusted, and with it every block of its own that could be found again.
     pub fn discard(&mut self, id: SequenceId) {
         if let Some(left) = self.remove(id) {
-            self.pool.forget(&left.hashes);
+            self.pool.forget(left.chain.hashes());
         }
     }
 
     /// The tokens of a running sequence, and the hashes of its full blocks that are computed.
     pub fn computed(&self, id: SequenceId) -> Option<(&[u32], &[PrefixHash])> {
         let sequence = self.running.iter().find(|sequence| sequence.id == id)?;
-        Some((&sequence.tokens, sequence.sealed()))
+        Some((sequence.chain.tokens(), sequence.sealed()))
     }
 
     /// How many tokens of the sequence were found in the pool instead of computed when it was first admitted.

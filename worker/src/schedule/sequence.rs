@@ -1,6 +1,6 @@
 //! One sequence as the scheduler sees it: its tokens, and how many of them are in the pool.
 //!
-//! Invariants: `computed < tokens.len()`, so there is always something to plan; all full computed blocks are
+//! Invariants: `computed < chain.len()`, so there is always something to plan; all full computed blocks are
 //! sealed; the block of the last token is never sealed, so it is computed in a block of the sequence's own. A proposed
 //! token becomes one of its tokens, and its row computed, only by being sampled: nothing else seals or hashes a block.
 
@@ -11,19 +11,18 @@ use turnmill_schema::Priority;
 use super::SequenceId;
 use super::lookup::Lookup;
 use super::trust::Trust;
-use crate::kv::{BlockPool, BlockTable, HashChain, Namespace, PrefixHash};
+use crate::kv::{BlockPool, BlockTable, PrefixHash, TokenChain};
 
 /// A turn to be scheduled.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct NewSequence {
     /// Its id, unique among the scheduler's.
     pub id: SequenceId,
-    /// The prompt and the tokens that earlier attempts published.
-    pub tokens: Vec<u32>,
+    /// The prompt and the tokens that earlier attempts published, hashed in blocks of the pool's size. Its namespace says
+    /// whose blocks the sequence may find and leave behind.
+    pub chain: TokenChain,
     /// How long it may get, prompt included. It ends at this length, whether or not its caller says so.
     pub max_total_tokens: u32,
-    /// Whose blocks it may find and leave behind: that of model and tenant.
-    pub namespace: Namespace,
     /// Who is admitted first.
     pub priority: Priority,
     /// Give it steps of its own, so that whatever it does to a step hurts no other turn.
@@ -45,14 +44,12 @@ pub struct Sampled {
 }
 
 /// A sequence that left: what it knew, of which the pool may still hold the full blocks.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Left {
     /// Which.
     pub id: SequenceId,
-    /// Its tokens, the last one sampled included.
-    pub tokens: Vec<u32>,
-    /// Hashes of all its full blocks, first to last, computed or not.
-    pub hashes: Vec<PrefixHash>,
+    /// Its tokens, the last one sampled included, with the hashes of all its full blocks, computed or not.
+    pub chain: TokenChain,
 }
 
 /// A running or waiting sequence. A waiting one holds no block and has nothing computed.
@@ -65,7 +62,7 @@ pub(super) struct Sequence {
     pub arrival: u64,
     /// Tokens found in the pool at the first admission.
     pub cached_tokens: u32,
-    pub tokens: Vec<u32>,
+    pub chain: TokenChain,
     pub table: BlockTable,
     /// How many tokens' K and V are in the table's blocks.
     pub computed: usize,
@@ -76,7 +73,6 @@ pub(super) struct Sequence {
     /// It holds its blocks and is not planned, because what lies in them comes from elsewhere.
     pub restoring: bool,
     restorable_blocks: usize,
-    hashes: HashChain,
     max_total_tokens: usize,
     preempted: bool,
     lookup: Lookup,
@@ -85,22 +81,19 @@ pub(super) struct Sequence {
 
 impl Sequence {
     pub fn new(new: NewSequence, block_tokens: u32) -> Self {
-        let mut hashes = HashChain::new(new.namespace, block_tokens);
-        hashes.extend(&new.tokens);
         Self {
             id: new.id,
             priority: new.priority,
             alone: new.alone,
             arrival: 0,
             cached_tokens: 0,
-            tokens: new.tokens,
+            chain: new.chain,
             table: BlockTable::new(block_tokens),
             computed: 0,
             planned: 0,
             proposed: Vec::new(),
             restoring: false,
             restorable_blocks: new.restorable_blocks,
-            hashes,
             max_total_tokens: new.max_total_tokens as usize,
             preempted: false,
             lookup: Lookup::default(),
@@ -116,7 +109,7 @@ impl Sequence {
     /// How many tokens are known and not computed; at least 1. Exactly 1 is a decoding sequence, or a prompt
     /// found but for its last token, which costs the same.
     pub fn pending(&self) -> usize {
-        self.tokens.len() - self.computed
+        self.chain.len() - self.computed
     }
 
     /// Whether the plan computes its last token and nothing else of it. Not true of one that runs alone.
@@ -127,22 +120,22 @@ impl Sequence {
     /// At most `most` tokens that it may go on with.
     pub fn guess(&mut self, most: usize) -> Vec<u32> {
         // The row of the last proposed token makes one more, and none may follow the last that it may have.
-        let most = most.min(self.max_total_tokens.saturating_sub(self.tokens.len() + 1));
-        if most == 0 || !self.trust.allows(self.tokens.len()) {
+        let most = most.min(self.max_total_tokens.saturating_sub(self.chain.len() + 1));
+        if most == 0 || !self.trust.allows(self.chain.len()) {
             return Vec::new();
         }
-        self.lookup.propose(&self.tokens, most)
+        self.lookup.propose(self.chain.tokens(), most)
     }
 
     /// How many blocks its known tokens lack.
     pub fn missing_blocks(&self) -> usize {
-        self.table.missing_blocks(self.tokens.len())
+        self.table.missing_blocks(self.chain.len())
     }
 
     /// Hashes of the blocks that another sequence may compute or have computed for this one: all full blocks
     /// from the first unsealed one on, but never the block of the last token.
     pub fn wanted(&self) -> &[PrefixHash] {
-        let full_before_last = (self.tokens.len() - 1) / self.block_tokens();
+        let full_before_last = (self.chain.len() - 1) / self.block_tokens();
         &self.hashes()[self.table.sealed_blocks()..full_before_last]
     }
 
@@ -154,7 +147,7 @@ impl Sequence {
 
     /// Hashes of all its full blocks.
     pub fn hashes(&self) -> &[PrefixHash] {
-        self.hashes.hashes()
+        self.chain.hashes()
     }
 
     /// Hashes of its full blocks that are computed.
@@ -194,20 +187,19 @@ impl Sequence {
         }
         let (mut accepted, mut ended) = (0, false);
         while let Some(sample) = next.take() {
-            self.tokens.push(sample.token);
-            ended = sample.finished || self.tokens.len() >= self.max_total_tokens;
+            self.chain.push(sample.token);
+            ended = sample.finished || self.chain.len() >= self.max_total_tokens;
             if !ended && proposed.get(accepted) == Some(&sample.token) {
                 next = sampled.next();
                 accepted += usize::from(next.is_some());
             }
         }
-        self.hashes.extend(&self.tokens);
         for hash in self.completed_by(rows + accepted).to_vec() {
             self.table.seal_next(pool, hash);
         }
         self.computed += rows + accepted;
         if !proposed.is_empty() {
-            self.trust.verified(proposed.len(), accepted, self.tokens.len());
+            self.trust.verified(proposed.len(), accepted, self.chain.len());
         }
         ended
     }
@@ -216,7 +208,7 @@ impl Sequence {
     pub fn seal_restored(&mut self, count: usize, pool: &mut BlockPool) {
         let sealed = self.table.sealed_blocks();
         for index in sealed..sealed + count {
-            self.table.seal_next(pool, self.hashes.hashes()[index]);
+            self.table.seal_next(pool, self.chain.hashes()[index]);
         }
         self.computed = self.table.sealed_tokens();
     }
@@ -233,7 +225,7 @@ impl Sequence {
     /// Gives its blocks back for good.
     pub fn leave(mut self, pool: &mut BlockPool) -> Left {
         self.release(pool);
-        Left { id: self.id, tokens: self.tokens, hashes: self.hashes.into_hashes() }
+        Left { id: self.id, chain: self.chain }
     }
 
     /// Gives its blocks back; what was sealed stays findable.
@@ -259,19 +251,19 @@ impl Sequence {
     pub fn check_integrity(&self) -> Result<(), String> {
         let block_tokens = self.block_tokens();
         let known = self.computed + self.planned;
-        let sound = known <= self.tokens.len()
-            && (self.proposed.is_empty() || (self.planned > 0 && known == self.tokens.len()))
-            && known + self.proposed.len() <= self.tokens.len().max(self.table.len() * block_tokens)
+        let sound = known <= self.chain.len()
+            && (self.proposed.is_empty() || (self.planned > 0 && known == self.chain.len()))
+            && known + self.proposed.len() <= self.chain.len().max(self.table.len() * block_tokens)
             && !(self.restoring && self.planned > 0)
-            && self.computed < self.tokens.len()
+            && self.computed < self.chain.len()
             && self.computed / block_tokens == self.table.sealed_blocks()
             && self.computed <= self.table.len() * block_tokens
-            && self.tokens.len() / block_tokens == self.hashes.hashes().len();
+            && self.chain.len() / block_tokens == self.hashes().len();
         if sound {
             return Ok(());
         }
         // Numbers only: token ids are as private as the text.
-        let (id, computed, planned, tokens) = (self.id.0, self.computed, self.planned, self.tokens.len());
+        let (id, computed, planned, tokens) = (self.id.0, self.computed, self.planned, self.chain.len());
         Err(format!("sequence {id}: {computed} of {tokens} computed, {planned} planned, {:?}", self.table))
     }
 

@@ -59,7 +59,7 @@ impl Scheduler {
         let nobody_waits = self.waiting.len() == 0;
         let spare = self.pool.available().saturating_sub(self.running.len());
         let sequence = &mut self.running[index];
-        let missing = sequence.table.missing_blocks(sequence.tokens.len() + wanted);
+        let missing = sequence.table.missing_blocks(sequence.chain.len() + wanted);
         if nobody_waits
             && missing <= spare
             && let Some(blocks) = self.pool.allocate(missing)
@@ -67,7 +67,7 @@ impl Scheduler {
             sequence.table.grow(blocks);
         }
         let capacity = sequence.table.len() * self.pool.block_tokens() as usize;
-        wanted.min(capacity - sequence.tokens.len())
+        wanted.min(capacity - sequence.chain.len())
     }
 }
 

@@ -10,7 +10,7 @@ use turnmill_worker::config::{KvDtype, WeightsMode};
 use turnmill_worker::engine::{
     self, EngineChannel, EngineHandle, EngineSettings, Progress, Reply, Saving, SegmentSink, Start,
 };
-use turnmill_worker::kv::{BlockId, Segment, SegmentData, SegmentGrid, SegmentId};
+use turnmill_worker::kv::{BlockId, Segment, SegmentData, SegmentGrid, SegmentId, TokenChain};
 use turnmill_worker::lifecycle::{HeadroomLimits, Lifecycle};
 use turnmill_worker::model::{Engine, EngineError, Logits, Tokenizer};
 use turnmill_worker::schedule::{Limits, SequenceId, StepPlan};
@@ -121,14 +121,13 @@ impl Line {
     /// Starts a turn that makes `tokens` tokens whatever the model says.
     async fn turn(&self, id: u64, prompt: Vec<u32>, tokens: u32) -> mpsc::Receiver<Progress> {
         let sampling = Sampling { temperature: 0.0, ignore_eos: true, ..Sampling::default() };
-        let (progress, receiver) = mpsc::channel(tokens as usize + 2);
+        let (progress, receiver) = mpsc::channel(tokens as usize + 3);
         let start = Start {
             id: SequenceId(id),
             max_total_tokens: prompt.len() as u32 + tokens,
             reply: Reply::new(self.tokenizer.clone(), &sampling, tokens),
-            prompt,
+            chain: TokenChain::new(self.namespace.for_tenant("t"), 16, prompt),
             sampling,
-            namespace: self.namespace.for_tenant("t"),
             priority: Priority::Interactive,
             alone: false,
             restorable_blocks: 0,
@@ -146,6 +145,7 @@ async fn outcome(mut progress: mpsc::Receiver<Progress>) -> (usize, Option<Strin
     while let Some(next) = tokio::time::timeout(PATIENCE, progress.recv()).await.expect("it goes on") {
         match next {
             Progress::Token(_) => tokens += 1,
+            Progress::Stopped(_) => panic!("nobody stops it"),
             Progress::Failed(text) | Progress::Refused(text) => failure = Some(text),
             Progress::Admitted { .. } | Progress::Room { .. } => {}
         }
@@ -191,6 +191,51 @@ async fn stopping_a_turn_frees_its_blocks_within_a_step() {
     let steps = line.steps.load(Ordering::SeqCst);
     until(&line, |line| line.lifecycle.headroom() == 1.0).await;
     assert!(line.steps.load(Ordering::SeqCst) <= steps + 1, "the step under way is the last one");
+}
+
+#[tokio::test]
+async fn a_turn_gets_its_tokens_back_whether_it_ends_or_is_stopped() {
+    let _only_me = only_me_soon().await;
+    let line = Line::start();
+    let ends = line.turn(1, vec![1; 40], 30).await;
+    assert_eq!(returned(ends, vec![1; 40]).await, 40 + 30);
+    // At its first token, at a later one, and at once.
+    for (id, after) in [(2, 1), (3, 20), (4, 0)] {
+        let mut stopped = line.turn(id, vec![id as u32; 40], 2000).await;
+        let mut made = Vec::new();
+        while made.len() < after {
+            if let Progress::Token(token) = stopped.recv().await.expect("it runs") {
+                made.push(token.id);
+            }
+        }
+        line.engine.stop(SequenceId(id), false).await.expect("the engine runs");
+        returned(stopped, [vec![id as u32; 40], made].concat()).await;
+    }
+    // Of one that is gone nothing more is said.
+    line.engine.stop(SequenceId(1), false).await.expect("the engine runs");
+    assert_eq!(outcome(line.turn(5, vec![1, 2, 3], 4).await).await, (4, None));
+}
+
+/// Takes the rest of a turn that has said `all` so far, prompt included. Its tokens come back last, and are what it said;
+/// returns how many.
+async fn returned(mut progress: mpsc::Receiver<Progress>, mut all: Vec<u32>) -> usize {
+    let mut chain = None;
+    while let Some(next) = tokio::time::timeout(PATIENCE, progress.recv()).await.expect("it goes on") {
+        assert!(chain.is_none(), "an entry after the last");
+        match next {
+            Progress::Token(token) => {
+                all.push(token.id);
+                chain = token.finished.map(|finished| finished.chain);
+            }
+            Progress::Stopped(stopped) => chain = Some(stopped),
+            Progress::Failed(text) | Progress::Refused(text) => panic!("{text}"),
+            Progress::Admitted { .. } | Progress::Room { .. } => {}
+        }
+    }
+    let chain = chain.expect("its tokens come back");
+    let whole = TokenChain::new(chain.namespace(), 16, all);
+    assert_eq!((chain.tokens(), chain.hashes()), (whole.tokens(), whole.hashes()));
+    chain.len()
 }
 
 #[tokio::test]

@@ -11,9 +11,9 @@ use tokio::sync::mpsc;
 use turnmill_schema::{FinishReason, Priority, Sampling, TokenLogprobs};
 use turnmill_worker::config::{KvDtype, WeightsMode};
 use turnmill_worker::engine::{
-    self, EngineChannel, EngineHandle, EngineSettings, Progress, Reply, Saving, SegmentSink, Start,
+    self, EngineChannel, EngineHandle, EngineSettings, Finished, Progress, Reply, Saving, SegmentSink, Start,
 };
-use turnmill_worker::kv::{BlockId, Namespace, Segment, SegmentData, SegmentGrid, SegmentId};
+use turnmill_worker::kv::{BlockId, Namespace, Segment, SegmentData, SegmentGrid, SegmentId, TokenChain};
 use turnmill_worker::lifecycle::{HeadroomLimits, Lifecycle};
 use turnmill_worker::model::{Engine, EngineError, Logits, Tokenizer};
 use turnmill_worker::schedule::{Limits, SequenceId, Speculation, StepPlan};
@@ -174,10 +174,9 @@ impl Line {
         let start = Start {
             id,
             max_total_tokens: wish.prompt.len() as u32 + wish.tokens,
-            prompt: wish.prompt.clone(),
+            chain: TokenChain::new(namespace, BLOCK_TOKENS, [&wish.prompt[..], &wish.made].concat()),
             reply,
             sampling: wish.sampling.clone(),
-            namespace,
             priority: Priority::Interactive,
             alone: false,
             restorable_blocks: 0,
@@ -195,8 +194,8 @@ impl Line {
             running.push(self.begin(wish).await.1);
         }
         let mut all = Vec::new();
-        for progress in running {
-            all.push(said(progress).await);
+        for (progress, wish) in running.into_iter().zip(wishes) {
+            all.push(said(progress, wish).await);
         }
         all
     }
@@ -214,7 +213,14 @@ impl Line {
     }
 }
 
-async fn said(mut progress: mpsc::Receiver<Progress>) -> Said {
+/// What came back holds the turn's prompt and everything it said, and one hash for each full block of these.
+fn check_returned(chain: &TokenChain, wish: &Wish, said: &[u32]) {
+    let whole = [&wish.prompt[..], &wish.made, said].concat();
+    let whole = TokenChain::new(chain.namespace(), BLOCK_TOKENS, whole);
+    assert_eq!((chain.tokens(), chain.hashes()), (whole.tokens(), whole.hashes()));
+}
+
+async fn said(mut progress: mpsc::Receiver<Progress>, wish: &Wish) -> Said {
     let mut said = Said::default();
     while let Some(next) = tokio::time::timeout(PATIENCE, progress.recv()).await.expect("it goes on") {
         match next {
@@ -223,12 +229,15 @@ async fn said(mut progress: mpsc::Receiver<Progress>) -> Said {
                 said.tokens.push(token.id);
                 said.texts.push(token.text);
                 said.logprobs.push(token.logprobs);
-                said.finish = token.finish;
-                if let Some(reply) = token.reply {
-                    said.kept = reply.kept_tokens().to_vec();
+                if let Some(finished) = token.finished {
+                    let Finished { reply, chain } = *finished;
+                    check_returned(&chain, wish, &said.tokens);
+                    said.kept = reply.kept_tokens(chain.tokens())[wish.prompt.len()..].to_vec();
                     said.text = reply.text().to_owned();
+                    said.finish = reply.finish();
                 }
             }
+            Progress::Stopped(_) => panic!("nobody stops it"),
             Progress::Failed(_) => said.failed = true,
             Progress::Refused(text) => panic!("{text}"),
             Progress::Admitted { .. } | Progress::Room { .. } => {}
@@ -375,9 +384,20 @@ async fn a_turn_that_is_stopped_goes_on_where_it_was() {
         }
         first.engine.stop(id, true).await.expect("the engine runs");
         first.idle().await;
-        while let Some(Progress::Token(token)) = progress.recv().await {
-            made.push(token.id);
+        let mut returned = None;
+        while let Some(next) = progress.recv().await {
+            assert!(returned.is_none(), "an entry after the last");
+            match next {
+                Progress::Token(token) => {
+                    made.push(token.id);
+                    returned = token.finished.map(|finished| finished.chain);
+                }
+                Progress::Stopped(chain) => returned = Some(chain),
+                Progress::Refused(text) | Progress::Failed(text) => panic!("{text}"),
+                Progress::Admitted { .. } | Progress::Room { .. } => panic!("it ran before"),
+            }
         }
+        check_returned(&returned.expect("its tokens come back"), wish, &made);
         assert_eq!(made, expected.tokens[..made.len()]);
         let all = [&wish.prompt[..], &expected.tokens].concat();
         for (first_block, tokens) in first.kept.0.lock().expect("nobody panics").keys() {

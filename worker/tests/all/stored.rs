@@ -13,7 +13,7 @@ use turnmill_worker::config::{KvCodec, KvDtype, StoreUrl, WeightsMode};
 use turnmill_worker::engine::{
     self, EngineChannel, EngineHandle, EngineSettings, Progress, Reply, Saving, Start,
 };
-use turnmill_worker::kv::{HashChain, Namespace, Segment, SegmentGrid};
+use turnmill_worker::kv::{Namespace, Segment, SegmentGrid, TokenChain};
 use turnmill_worker::lifecycle::{HeadroomLimits, Lifecycle};
 use turnmill_worker::model::{LoadOptions, Model, Tokenizer};
 use turnmill_worker::observe::metrics;
@@ -96,9 +96,8 @@ impl Inside {
             block_tokens: BLOCK_TOKENS,
             shared_blocks: 0,
         };
-        let mut chain = HashChain::new(self.namespace, BLOCK_TOKENS as u32);
-        chain.extend(&prompt);
-        let segment: Arc<Segment> = Arc::new(grid.segment(&prompt, chain.hashes(), &(0..2)));
+        let chain = TokenChain::new(self.namespace, BLOCK_TOKENS, prompt);
+        let segment: Arc<Segment> = Arc::new(grid.segment(chain.tokens(), chain.hashes(), &(0..2)));
         let sampling = Sampling { temperature: 0.0, ignore_eos: true, ..Sampling::default() };
         let (sender, mut progress) = mpsc::channel(REPLY as usize + 3);
         let id = SequenceId(index as u64);
@@ -106,9 +105,8 @@ impl Inside {
             id,
             max_total_tokens: PROMPT as u32 + REPLY,
             reply: Reply::new(self.tokenizer.clone(), &sampling, REPLY),
-            prompt,
+            chain,
             sampling,
-            namespace: self.namespace,
             priority: Priority::Interactive,
             alone: false,
             restorable_blocks: 2,
@@ -125,6 +123,7 @@ impl Inside {
                 }
                 Progress::Admitted { cached_tokens, .. } => cached = cached_tokens,
                 Progress::Token(token) => reply.push(token.id),
+                Progress::Stopped(_) => panic!("prompt {index}: nobody stops it"),
                 Progress::Refused(text) | Progress::Failed(text) => panic!("prompt {index}: {text}"),
             }
         }

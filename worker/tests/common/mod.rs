@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use tokio::sync::{Mutex, MutexGuard};
 use turnmill_schema::Priority;
 use turnmill_worker::config::{KvDtype, WeightsMode};
-use turnmill_worker::kv::BlockPool;
+use turnmill_worker::kv::{BlockPool, TokenChain};
 use turnmill_worker::model::{Engine, LoadOptions, Model};
 use turnmill_worker::schedule::{Limits, NewSequence, Sampled, Scheduler, SequenceId};
 
@@ -96,9 +96,8 @@ pub fn run(model: &mut Model, sequences: &[Known], cut: &Cut) -> (BTreeMap<(usiz
         if let Some((index, known)) = arriving.pop_front_if(|_| due) {
             let new = NewSequence {
                 id: SequenceId(index as u64),
-                tokens: known.tokens[..known.prompt].to_vec(),
+                chain: TokenChain::new(model.namespace, 16, known.tokens[..known.prompt].to_vec()),
                 max_total_tokens: known.tokens.len() as u32 + 1,
-                namespace: model.namespace,
                 priority: Priority::Interactive,
                 alone: false,
                 restorable_blocks: 0,

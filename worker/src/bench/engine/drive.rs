@@ -8,7 +8,7 @@ use turnmill_schema::Priority;
 
 use super::{BenchError, LONG_GENERATE, Options};
 use crate::bench::scramble;
-use crate::kv::BlockPool;
+use crate::kv::{BlockPool, TokenChain};
 use crate::model::{Engine, LoadOptions, Model, likeliest};
 use crate::schedule::{Limits, NewSequence, Sampled, Scheduler, SequenceId};
 
@@ -113,8 +113,7 @@ impl Drive {
         self.scheduler.add(NewSequence {
             id: SequenceId(self.started),
             max_total_tokens: (prompt.len() + replies) as u32,
-            tokens: prompt,
-            namespace: self.model.namespace,
+            chain: TokenChain::new(self.model.namespace, BLOCK_TOKENS, prompt),
             priority: Priority::Interactive,
             alone: false,
             restorable_blocks: 0,

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use turnmill_schema::{History, Message, Priority, Role, Sampling};
 
-use crate::kv::BlockPool;
+use crate::kv::{BlockPool, TokenChain};
 use crate::model::{
     Engine, EngineError, LoadOptions, Model, ModelChoice, ModelError, NoLogits, PromptError, Sampler, prompt,
 };
@@ -219,9 +219,8 @@ impl<'a> Together<'a> {
         for (seed, prompt) in turns {
             bench.scheduler.add(NewSequence {
                 id: SequenceId(bench.turns),
-                tokens: prompt.to_vec(),
+                chain: TokenChain::new(bench.model.namespace, BLOCK_TOKENS, prompt.to_vec()),
                 max_total_tokens: (prompt.len() + bench.options.generate) as u32,
-                namespace: bench.model.namespace,
                 priority: Priority::Interactive,
                 alone: false,
                 restorable_blocks: 0,

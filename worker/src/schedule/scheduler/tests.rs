@@ -6,7 +6,7 @@ mod speculate;
 
 use std::collections::HashSet;
 
-use fake::{Turn, World};
+use fake::{Turn, World, chain};
 
 use super::*;
 
@@ -66,17 +66,53 @@ fn a_turn_that_could_never_run_is_refused_with_the_numbers() {
 fn an_id_is_scheduled_once() {
     let mut world = world(10);
     let id = world.must_add(Turn::new([1], 2));
-    let live = &world.live[&id];
     let again = NewSequence {
         id,
-        tokens: live.tokens.clone(),
+        chain: chain(&world.live[&id].turn, 4),
         max_total_tokens: 5,
-        namespace: crate::kv::Namespace::new(&crate::kv::Identity::example()),
         priority: turnmill_schema::Priority::Batch,
         alone: false,
         restorable_blocks: 0,
     };
     assert_eq!(world.scheduler.add(again), Err(Refused::Duplicate(id)));
+}
+
+#[test]
+fn tokens_hashed_in_blocks_of_another_size_are_refused() {
+    let mut world = world(10);
+    let turn = Turn::new(tokens(0..10), 2);
+    let other = NewSequence {
+        id: SequenceId(7),
+        chain: chain(&turn, 5),
+        max_total_tokens: 12,
+        priority: turn.priority,
+        alone: false,
+        restorable_blocks: 0,
+    };
+    assert_eq!(world.scheduler.add(other), Err(Refused::Blocks { chain: 5, pool: 4 }));
+}
+
+#[test]
+fn what_leaves_brings_its_tokens_and_the_hashes_of_their_blocks_back() {
+    let mut world = world(20);
+    let ended = world.must_add(Turn::new(tokens(0..9), 1));
+    let stopped = world.must_add(Turn::new(tokens(100..103), 50));
+    let waiting = world.must_add(restoring(Turn::new(tokens(200..205), 2)));
+    let mut left = Vec::new();
+    while left.is_empty() {
+        world.scheduler.schedule().expect("there is work");
+        let sampled = [(ended, 9, true), (stopped, 103, false)];
+        let sampled = sampled.map(|(id, token, finished)| Sampled { id, token, finished });
+        left = world.scheduler.apply(&sampled);
+    }
+    left.extend([stopped, waiting].map(|id| world.scheduler.remove(id).expect("it is here")));
+    let expected = [(ended, 0..10), (stopped, 100..104), (waiting, 200..205)];
+    for (left, (id, all)) in left.iter().zip(expected) {
+        let whole = chain(&Turn::new(tokens(all), 1), 4);
+        assert_eq!(left.id, id);
+        assert_eq!((left.chain.tokens(), left.chain.hashes()), (whole.tokens(), whole.hashes()));
+    }
+    assert!(!world.scheduler.has_work());
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use turnmill_schema::Priority;
 
 use super::super::Scheduler;
-use crate::kv::{BlockId, BlockPool, Identity, Namespace, PrefixHash};
+use crate::kv::{BlockId, BlockPool, Identity, Namespace, PrefixHash, TokenChain};
 use crate::schedule::{
     Limits, NewSequence, PlannedSequence, Refused, Sampled, SequenceId, Speculation, StepPlan,
 };
@@ -223,9 +223,8 @@ impl World {
         let id = SequenceId(self.next_id);
         self.scheduler.add(NewSequence {
             id,
-            tokens: turn.prompt.clone(),
+            chain: chain(&turn, self.block_tokens as usize),
             max_total_tokens: turn.prompt.len() as u32 + turn.make,
-            namespace: namespace(&turn),
             priority: turn.priority,
             alone: turn.alone,
             restorable_blocks: if turn.restoring { usize::MAX } else { 0 },
@@ -439,8 +438,10 @@ impl World {
     }
 }
 
-fn namespace(turn: &Turn) -> Namespace {
-    Namespace::new(&Identity::example()).for_tenant(&turn.tenant.to_string())
+/// The turn's prompt as the scheduler takes it.
+pub fn chain(turn: &Turn, block_tokens: usize) -> TokenChain {
+    let namespace = Namespace::new(&Identity::example()).for_tenant(&turn.tenant.to_string());
+    TokenChain::new(namespace, block_tokens, turn.prompt.clone())
 }
 
 /// Each planned sequence with the range of its rows.

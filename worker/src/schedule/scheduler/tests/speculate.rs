@@ -2,6 +2,7 @@
 
 use super::fake::{Turn, World};
 use super::*;
+use crate::kv::{Identity, Namespace, TokenChain};
 
 const SPECULATION: Speculation = Speculation { tokens: 4, rows: 16 };
 
@@ -25,11 +26,11 @@ fn decoding(scheduler: &mut Scheduler, id: u64, max_total_tokens: u32) -> Sequen
 }
 
 fn add(scheduler: &mut Scheduler, id: u64, tokens: &[u32], max_total_tokens: u32, alone: bool) {
+    let namespace = Namespace::new(&Identity::example()).for_tenant(&id.to_string());
     let new = NewSequence {
         id: SequenceId(id),
-        tokens: tokens.to_vec(),
+        chain: TokenChain::new(namespace, 4, tokens.to_vec()),
         max_total_tokens,
-        namespace: crate::kv::Namespace::new(&crate::kv::Identity::example()).for_tenant(&id.to_string()),
         priority: turnmill_schema::Priority::Interactive,
         alone,
         restorable_blocks: 0,
@@ -115,7 +116,7 @@ fn a_turn_ends_within_a_step_and_nothing_is_proposed_beyond_its_length() {
     rows(&mut both, stopped);
     let end = Sampled { finished: true, ..sampled(2, 5) };
     let left = both.apply(&[sampled(1, 4), sampled(1, 5), sampled(2, 4), end, sampled(2, 6)]);
-    let left: Vec<_> = left.iter().map(|left| (left.id, &left.tokens[12..])).collect();
+    let left: Vec<_> = left.iter().map(|left| (left.id, &left.chain.tokens()[12..])).collect();
     assert_eq!(left, [(short, &[4, 5][..]), (stopped, &[4, 5][..])]);
     assert!(!both.has_work());
     both.check_integrity().expect("sound");
