@@ -26,7 +26,7 @@ const LEAST: usize = 4;
 /// Turns that are looked at in one call.
 const LOOKS: usize = 100;
 /// Turns for each millisecond that is left between two reads that find something: each read costs Redis work for all of them,
-/// so many turns share the entries of some milliseconds.
+/// so the more turns are followed, the more milliseconds' entries one read takes.
 const TURNS_A_MILLISECOND: usize = 16;
 /// How long a task stays that has no turn.
 const IDLE: Duration = Duration::from_secs(5);

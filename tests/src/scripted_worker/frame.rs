@@ -15,7 +15,7 @@ const MARKS: [&str; 3] = ["first-mark", "second-mark", "third-mark"];
 pub struct Frame {
     /// Before each message of the user.
     before_user: String,
-    /// After each message of the user, whoever speaks next.
+    /// After each message of the user, whichever role speaks next.
     after_user: String,
     /// Before the reply: all that follows the last message.
     before_reply: String,
@@ -65,7 +65,7 @@ impl Frame {
         let after_user = between(&answered, MARKS[0], MARKS[1]).ok_or_else(unclear)?;
         let after_reply = between(&answered, MARKS[1], MARKS[2]).ok_or_else(unclear)?;
         let mut after_user = common_start(before_reply, after_user);
-        // Whoever speaks next. Not every template knows all of them.
+        // Each role that may speak next. Not every template knows all of them.
         for role in [Role::Tool, Role::System, Role::User] {
             let shorter = render(&[Role::User, role]).ok().and_then(|text| {
                 between(&text, MARKS[0], MARKS[1]).map(|after| common_start(&after_user, after))

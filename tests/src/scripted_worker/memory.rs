@@ -1,5 +1,5 @@
-//! K and V of a scripted worker: a row's K is its token, its V is its position. So what a sequence is can be read from its blocks, whoever
-//! wrote them and wherever they were kept meanwhile; and a block that is not the sequence's is seen.
+//! K and V of a scripted worker: a row's K is its token, its V is its position. So what a sequence is can be read from its blocks,
+//! whichever worker wrote them and wherever they were kept meanwhile; and a block that is not the sequence's is seen.
 
 use turnmill_worker::kv::BlockId;
 use turnmill_worker::model::EngineError;

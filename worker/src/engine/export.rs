@@ -148,7 +148,7 @@ impl Exports {
             && !self.is_held_up()
             && let Some(mut export) = self.queue.pop_front()
         {
-            // Evicted meanwhile: whoever needs it computes it.
+            // Evicted meanwhile: a turn that needs it computes it.
             let Some(blocks) = pool.find(&export.blocks) else { continue };
             match model.read_blocks(&blocks) {
                 Ok(data) => {

@@ -131,7 +131,7 @@ pub struct EngineSettings {
 #[error("the engine's thread has ended; restart the worker and report its log")]
 pub struct EngineGone;
 
-/// The port to the engine: whoever runs turns gives them to it, and hears of them through [`Start::progress`]. When every clone
+/// The port to the engine: a runner gives it turns, and hears of them through [`Start::progress`]. When every clone
 /// is dropped, the engine ends.
 pub trait EngineHandle: Clone + Send + Sync + 'static {
     /// Queues a turn. What the engine logs about it is logged in the caller's span.
@@ -171,7 +171,7 @@ pub fn new<M: Engine>(
     lifecycle: Arc<Lifecycle>,
     surroundings: Surroundings,
 ) -> (EngineChannel, StepLoop<M>) {
-    // A worker claims few more turns than it may run at once; whoever finds the channel full waits for a step.
+    // A worker claims few more turns than it may run at once; one that finds the channel full waits for a step.
     let (commands, inbox) = mpsc::channel(2 * settings.limits.max_sequences);
     let pace = Arc::new(Pace::default());
     let reports = (lifecycle, pace);

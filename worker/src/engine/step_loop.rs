@@ -33,7 +33,7 @@ pub enum Pause {
     Room,
 }
 
-/// Everything an engine owns; whoever runs it is its thread.
+/// Everything an engine owns; the thread that runs it is the engine's.
 pub struct StepLoop<E> {
     /// Dropped first, so that a turn whose channel closes finds the engine gone.
     inbox: Receiver<Command>,
@@ -74,7 +74,7 @@ struct Turn {
 enum Restore {
     /// Blocks from outside; it was not told yet that there is room for them.
     Awaited,
-    /// The same; whoever brings them knows.
+    /// Blocks from outside; it was told that there is room.
     Told,
     /// Only for what was kept of it when it was preempted.
     Over,
@@ -315,8 +315,8 @@ impl<E: Engine> StepLoop<E> {
         }
     }
 
-    /// Gives ended turns their last token, and with it reply and tokens. Their last segments are announced before, so that
-    /// whoever waits for them knows that they come.
+    /// Gives ended turns their last token, and with it reply and tokens. Their last segments are announced before, so
+    /// that the runner, which waits for them, knows that they come.
     fn finish(&mut self, ended: Vec<Ended>, mut left: Vec<Left>) {
         for Ended { id, turn, mut token } in ended {
             let index = left.iter().position(|left| left.id == id);

@@ -1,4 +1,5 @@
-//! Block pool, block tables, a turn's tokens with their prefix hashes, segments and how they are encoded. Pure: no I/O, no clock, no tensors.
+//! Block pool, block tables, a turn's tokens with their prefix hashes, segments and how they are encoded. Pure: no I/O, no clock, no
+//! tensors.
 //!
 //! A block goes from free to mutable (one writer), to shared (full, immutable, counted holders, findable by
 //! its prefix hash), to cached (no holder, still findable) and back to free when its room is needed.

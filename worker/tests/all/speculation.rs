@@ -32,7 +32,7 @@ struct Counts {
     proposed: AtomicUsize,
 }
 
-/// An engine that counts, and makes no sense after so many tokens of a sequence.
+/// An engine that counts, and makes no sense after a number of tokens of a sequence.
 struct Counting<E> {
     engine: E,
     counts: Arc<Counts>,
@@ -128,7 +128,7 @@ impl Line {
         Self::start_sound(path, weights, pool, speculation, u32::MAX)
     }
 
-    /// With a model that makes no sense after so many tokens of a sequence.
+    /// With a model that makes no sense after a number of tokens of a sequence.
     fn start_sound(
         path: &Path,
         weights: WeightsMode,

@@ -114,7 +114,7 @@ impl Tiny {
         path
     }
 
-    /// Writes the model as a safetensors folder into `directory`, in so many files.
+    /// Writes the model as a safetensors folder into `directory`, in `shards` files.
     pub fn write_folder(&self, directory: &Path, shards: usize) -> PathBuf {
         let path = directory.join("tiny");
         fs::create_dir_all(&path).expect("the directory can be written");

@@ -1,5 +1,5 @@
 -- Ends turns that no worker ended: cancels them, waiting or running (a running one ends at once too: its worker is fenced, and
--- told), or ends waiting ones whose deadline has passed, whoever looks.
+-- told), or ends waiting ones whose deadline has passed.
 --
 -- KEYS as in conclude.lua
 -- ARGV 1 result_ttl_ms  2 outcome_ttl_ms  3 outcome: 'cancelled' or 'expired'
