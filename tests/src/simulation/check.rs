@@ -112,7 +112,7 @@ fn check_end(ledger: &Ledger, plan: &Plan, shown: &Shown) -> Option<String> {
         Outcome::Failed => true,
     };
     (!is_told || !is_possible)
-        .then(|| format!("{} ended as {:?}; told was {told:?}; {plan:?}", shown.turn, shown.outcome))
+        .then(|| format!("{} ended as {:?}; told was {told:?}; {plan}", shown.turn, shown.outcome))
 }
 
 /// A lease that its worker kept alive is nobody else's.

@@ -12,6 +12,9 @@ use super::executor::WORLD;
 use super::ledger::Stage;
 use crate::memory_broker::{Link, Passage};
 
+/// Steps that workers take all the time; a trace tells those that go wrong.
+const TIMERS: [&str; 6] = ["promote", "reclaim", "register", "renew", "sweep", "read"];
+
 /// The way between a worker and the queue.
 pub(super) struct Flawed {
     pub(super) stage: Arc<Stage>,
@@ -36,10 +39,12 @@ impl Flawed {
         Box::pin(async move {
             stage.clock.sleep(usual_ms + late_ms).await;
             let fault = stage.fault(step, is_lost);
-            stage.trace(|| {
-                let came = fault.as_ref().map_or("passes".to_owned(), ToString::to_string);
-                format!("{worker} {step} {way} {came}")
-            });
+            if fault.is_some() || !TIMERS.contains(&step) {
+                stage.trace(|| {
+                    let came = fault.as_ref().map_or("passes".to_owned(), ToString::to_string);
+                    format!("{worker} {step} {way} {came}")
+                });
+            }
             fault.map_or(Ok(answer), |fault| Err(BrokerError::from(fault)))
         })
     }

@@ -116,7 +116,7 @@ impl Unleased {
         for (agent, ticket) in unleased {
             match self.0.iter().find(|(_, known, _)| *known == ticket) {
                 None => self.0.push((agent, ticket, now_ms)),
-                Some((_, _, since_ms)) if now_ms - since_ms > most_ms && !stage.is_unleasable(&agent) => {
+                Some((_, _, since_ms)) if now_ms - since_ms > most_ms && !stage.is_refused(&agent) => {
                     let waited_ms = now_ms - since_ms;
                     stage.violation(format!(
                         "{} has been in a worker's hands for {waited_ms} ms, and nobody leases it",

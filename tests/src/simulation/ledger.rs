@@ -126,8 +126,12 @@ impl Stage {
 
     /// Whether an agent cannot be leased.
     pub(super) fn is_unleasable(&self, agent: &AgentId) -> bool {
-        let is_healed = self.healed.load(Ordering::Relaxed);
-        self.world.faults.unleasable && !is_healed && agent.own() == "a0"
+        !self.healed.load(Ordering::Relaxed) && self.is_refused(agent)
+    }
+
+    /// Whether it could not be leased for most of the time.
+    pub(super) fn is_refused(&self, agent: &AgentId) -> bool {
+        self.world.faults.unleasable && agent.own() == "a0"
     }
 
     /// Objects in the store.

@@ -125,7 +125,8 @@ fn run_traced(seed: u64, broken: Break, traces: bool) -> Result<Report, Vec<Stri
     let limit_ms = world.faults.until_ms + progress::LIMIT_MS * size;
     let queue = MemoryQueue::mutated(Arc::new(clock.clone()), broken.of_queue());
     let stage = Stage::new((world, broken), (dice, clock), queue, traces);
-    stage.trace(|| format!("{:?}", stage.world));
+    stage.trace(|| format!("{:?}", World { plans: Vec::new(), ..stage.world.clone() }));
+    stage.world.plans.iter().for_each(|plan| stage.trace(|| plan.to_string()));
     let has_ended = play(&stage, limit_ms);
     let mut found = check::violations(&stage);
     if !has_ended {
@@ -135,8 +136,9 @@ fn run_traced(seed: u64, broken: Break, traces: bool) -> Result<Report, Vec<Stri
         return Ok(report(&stage));
     }
     let trace = stage.take_trace();
-    found.extend(trace.first().cloned());
-    found.extend(trace.into_iter().skip(1).rev().take(TRACE_LINES).rev());
+    let about = trace.len().min(1 + stage.world.plans.len());
+    found.extend_from_slice(&trace[..about]);
+    found.extend_from_slice(&trace[about.max(trace.len().saturating_sub(TRACE_LINES))..]);
     Err(found)
 }
 

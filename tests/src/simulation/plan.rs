@@ -1,5 +1,7 @@
 //! What a seed's world consists of: turns to enqueue, the fleet, and how hostile everything is.
 
+use std::fmt;
+
 use turnmill_redis::steps::DepthLimits;
 use turnmill_schema::{
     AgentId, AgentName, IdempotencyKey, Message, Priority, Role, Sampling, TenantName, Turn, TurnId,
@@ -127,6 +129,18 @@ impl Plan {
     }
 }
 
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let agent = self.agent.as_ref().map_or("a lone turn", AgentName::as_str);
+        let asked: Vec<&str> = self.asked.iter().map(|asked| asked.text.as_str()).collect();
+        let most = self.sampling.max_tokens.unwrap_or(0);
+        write!(f, "plan {} of {agent}, {:?}: {asked:?}, at most {most} tokens", self.number, self.priority)?;
+        write!(f, ", deadline {:?}, not before {:?}", self.deadline_ms, self.not_before_ms)?;
+        let flags = [(self.new_session, "new session"), (self.is_poison, "poison"), (self.is_keyed, "keyed")];
+        flags.iter().filter(|(is, _)| *is).try_for_each(|(_, flag)| write!(f, ", {flag}"))
+    }
+}
+
 fn letter(number: u64) -> char {
     char::from(b'a' + (number % 16) as u8)
 }
@@ -182,6 +196,9 @@ impl Faults {
     fn throw(dice: &Dice) -> Self {
         // Some worlds are free of a kind of fault, so that what follows from the others alone is seen too.
         let some = |most: u64| if dice.chance(600) { dice.below(most) } else { 0 };
+        if dice.chance(150) {
+            return Self::none();
+        }
         Self {
             loss: some(60),
             delay: some(50),
@@ -198,9 +215,37 @@ impl Faults {
             failover: some(120),
             jump: some(80),
             full: some(100),
-            unleasable: dice.chance(150),
+            unleasable: dice.chance(200),
             until_ms: dice.between(1500, 8000),
         }
+    }
+
+    /// A calm world, in which nobody has an excuse to wait.
+    fn none() -> Self {
+        Self {
+            loss: 0,
+            delay: 0,
+            repeat: 0,
+            refusal: 0,
+            life: 0,
+            stop: 0,
+            hang: 0,
+            step: 0,
+            copy: 0,
+            object_delay: 0,
+            object_loss: 0,
+            damage: 0,
+            failover: 0,
+            jump: 0,
+            full: 0,
+            unleasable: false,
+            until_ms: 0,
+        }
+    }
+
+    /// Whether nothing goes wrong.
+    pub(super) fn is_none(&self) -> bool {
+        self.until_ms == 0
     }
 }
 
@@ -247,7 +292,6 @@ impl World {
     pub(super) fn throw(dice: &Dice, size: u64) -> Self {
         let agents = dice.between(1, 3 * size);
         let turns = dice.between(6, 20) * size;
-        let open = if dice.chance(200) { dice.between(2, 6) } else { 1000 };
         let mut plans: Vec<Plan> = Vec::new();
         for number in 0..turns as usize {
             let name = |agent: u64| format!("a{agent}");
@@ -259,15 +303,23 @@ impl World {
         }
         let block_tokens = if dice.chance(500) { 4 } else { 8 };
         let context_tokens = longest(&plans) + 16;
+        let faults = Faults::throw(dice);
         let (workers, sequences) = (dice.between(1, 1 + size) + 1, dice.between(1, 3));
+        let ahead = u64::from(dice.chance(300));
+        // As many as there are places, or more.
+        let hot_agents = workers * (sequences + ahead) + dice.below(3);
+        let is_hot = dice.chance(if faults.is_none() { 500 } else { 150 });
+        // Turns that stay open for long would take all the room.
+        let is_small = !is_hot && !faults.unleasable && dice.chance(200);
+        let open = if is_small { dice.between(2, 6) } else { 1000 };
         let bytes = |least: u64, most: u64| (dice.between(least, most) * 16 * block_tokens as u64) as usize;
         Self {
             plans,
             producers: 2,
             workers: workers as usize,
             sequences: sequences as usize,
-            ahead: dice.below(2) as usize,
-            hot_agents: if dice.chance(150) { (workers * (sequences + 1)) as usize } else { 0 },
+            ahead: ahead as usize,
+            hot_agents: if is_hot { hot_agents as usize } else { 0 },
             lease_ms: dice.between(600, 2400),
             block_tokens,
             context_tokens,
@@ -293,7 +345,7 @@ impl World {
                 max_continues: dice.below(3) as u32,
             },
             depth: DepthLimits { queue: open, tenant: open },
-            faults: Faults::throw(dice),
+            faults,
         }
     }
 

@@ -55,7 +55,8 @@ async fn wait_until(stage: &Arc<Stage>, what: &str, holds: fn(&Stage) -> bool) -
     let until_ms = stage.clock.elapsed_ms() + LIVENESS_MS;
     let lease_ms = stage.world.lease_ms;
     // What was lost while faults were is taken up again after a lease; what workers read since then they lease at once.
-    let quiet_ms = stage.world.faults.until_ms + 3 * lease_ms;
+    let faults = stage.world.faults;
+    let quiet_ms = if faults.is_none() { 0 } else { faults.until_ms + 3 * lease_ms };
     let mut unleased = Unleased::default();
     while !holds(stage) {
         if stage.clock.elapsed_ms() >= until_ms {

@@ -56,14 +56,20 @@ impl Witness {
         ledger.ending.insert(key);
     }
 
-    /// It has ended.
-    fn ended(&self, lease: &Lease, outcome: Option<Outcome>) {
+    /// It has ended, by a call that was made when Redis had failed over `failovers` times.
+    fn ended(&self, lease: &Lease, outcome: Option<Outcome>, failovers: u64) {
         let at_ms = self.stage.clock.elapsed_ms();
+        // An answer of the old primary's binds nobody.
+        let outcome = outcome.filter(|_| self.failovers() == failovers);
         if let Some(outcome) = outcome {
             self.stage.trace(|| format!("{} ends {} as {outcome:?}", self.name, lease.turn));
             self.stage.ledger().ended.insert(lease.turn, (outcome, at_ms));
         }
         self.registry.lock().expect("not poisoned").remove(&(lease.agent.clone(), lease.epoch));
+    }
+
+    fn failovers(&self) -> u64 {
+        self.stage.ledger().failovers
     }
 
     fn says(&self, agent: &AgentId, epoch: u64, manifest: Option<&Manifest>) {
@@ -94,7 +100,7 @@ impl Witness {
     /// [`Break::BehindRoom`]: nobody is looked after while there is no room.
     fn waits_for_room(&self) -> bool {
         let places = self.stage.world.sequences + self.stage.world.ahead;
-        self.stage.broken == Break::BehindRoom && self.inner.leases() >= places
+        self.stage.broken == Break::BehindRoom && self.inner.holdings().len() >= places
     }
 
     fn live(&self) -> BTreeMap<(AgentId, u64), ()> {
@@ -114,11 +120,14 @@ impl Broker for Witness {
             let reason = "a flaw of the simulation".to_owned();
             return Err(Fault::Refused { step: "lease", passing: false, reason }.into());
         }
+        let failovers = self.failovers();
         let claim = self.inner.lease(ticket).await?;
         if let Some(claim) = &claim {
             self.stage
                 .trace(|| format!("{} runs {} of {}", self.name, claim.lease.turn, claim.lease.agent.own()));
-            self.is_told(claim);
+            if self.failovers() == failovers {
+                self.is_told(claim);
+            }
             if self.stage.broken == Break::SecondRegistry {
                 let key = (claim.lease.agent.clone(), claim.lease.epoch);
                 self.registry.lock().expect("not poisoned").insert(key, Arc::clone(&claim.lease));
@@ -134,8 +143,9 @@ impl Broker for Witness {
     async fn finish(&self, lease: &Lease, ending: &Ending) -> Result<Option<Ticket>, BrokerError> {
         self.ends(lease, false);
         self.says(&lease.agent, lease.epoch, ending.manifest.as_ref());
+        let failovers = self.failovers();
         let next = self.answered(lease, self.inner.finish(lease, ending).await)?;
-        self.ended(lease, Some(ending.end.outcome));
+        self.ended(lease, Some(ending.end.outcome), failovers);
         Ok(next)
     }
 
@@ -143,7 +153,7 @@ impl Broker for Witness {
         self.ends(lease, true);
         self.says(&lease.agent, lease.epoch, manifest);
         self.answered(lease, self.inner.requeue(lease, manifest).await)?;
-        self.ended(lease, None);
+        self.ended(lease, None, self.failovers());
         Ok(())
     }
 
@@ -155,8 +165,9 @@ impl Broker for Witness {
         text: &str,
     ) -> Result<Retry, BrokerError> {
         self.ends(lease, true);
+        let failovers = self.failovers();
         let retried = self.answered(lease, self.inner.retry(lease, delay, reason, text).await)?;
-        self.ended(lease, (retried == Retry::Dead).then_some(Outcome::Failed));
+        self.ended(lease, (retried == Retry::Dead).then_some(Outcome::Failed), failovers);
         Ok(retried)
     }
 
@@ -188,7 +199,7 @@ impl Broker for Witness {
     /// Notes which leases it kept.
     async fn renew(&self) -> Result<(), BrokerError> {
         let (leases, sent_ms) = (self.live(), self.stage.now_ms());
-        let failovers = self.stage.ledger().failovers;
+        let failovers = self.failovers();
         self.inner.renew().await?;
         let still = self.live();
         let mut ledger = self.stage.ledger();
