@@ -59,10 +59,10 @@ pub(super) struct Ledger {
     pub(super) requeued: BTreeSet<(AgentId, u64)>,
     /// How turns ended and when, in milliseconds since the start, by those who were told that they ended them.
     pub(super) ended: BTreeMap<TurnId, (Outcome, u64)>,
-    /// The newest lease that said a manifest, by agent.
+    /// Manifests by agent, each with the lease that said it.
     pub(super) said: BTreeMap<AgentId, Vec<(u64, Manifest)>>,
-    /// The newest lease whose manifest came with a claim.
-    pub(super) told: BTreeMap<AgentId, u64>,
+    /// The newest lease of an agent that was told a manifest, and whose that was.
+    pub(super) told: BTreeMap<AgentId, (u64, u64)>,
     /// When agents were paused, from and until, by the queue's clock.
     pub(super) pauses: Vec<(AgentId, u64, u64)>,
     /// How often Redis failed over.

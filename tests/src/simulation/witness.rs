@@ -87,7 +87,12 @@ impl Witness {
         let Some(said_by) = said.iter().filter(|(_, said)| *said == manifest).map(|(by, _)| *by).max() else {
             return;
         };
-        let before = ledger.told.insert(agent.clone(), said_by).unwrap_or(0);
+        let (newest, before) = ledger.told.get(agent).copied().unwrap_or_default();
+        if epoch < newest {
+            // Its answer took longer than that of a later lease.
+            return;
+        }
+        ledger.told.insert(agent.clone(), (epoch, said_by));
         drop(ledger);
         if said_by < before || said_by > epoch {
             let agent = agent.own();
