@@ -25,6 +25,7 @@ pub fn settings(worker: &str, lease_ms: u64, limits: WorkerLimits) -> MemorySett
         retained_bytes: 100_000_000,
         tenant_max_running: limits.tenant_max_running,
         max_continues: limits.max_continues,
+        look_every_ms: 20,
     }
 }
 

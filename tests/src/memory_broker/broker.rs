@@ -13,12 +13,10 @@ use turnmill_worker::broker::{
 use super::link::Link;
 use super::ready::{LeaseKey, TicketKey};
 use super::state::State;
-use super::{MemoryQueue, MemorySettings};
+use super::{MemoryQueue, MemorySettings, Mutation};
 
 /// How long a read waits.
 const READ_WAIT_MS: u64 = 2000;
-/// Time to the next look, if nobody waits: ends of turns and other workers wake nobody.
-const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// The [`Broker`] over a [`MemoryQueue`].
 #[derive(Debug)]
@@ -59,9 +57,13 @@ impl MemoryBroker {
     async fn call<T>(
         &self,
         step: &'static str,
-        mut take: impl FnMut(&mut State, &MemorySettings) -> T,
+        mut take: impl FnMut(&mut State, &MemorySettings) -> T + Clone + Send + 'static,
     ) -> Result<T, BrokerError> {
         let times = self.link.request(step).await?;
+        if self.link.is_repeated_late(step) {
+            let (queue, settings, mut take) = (self.queue.clone(), self.settings.clone(), take.clone());
+            self.link.later(step, Box::new(move || drop(queue.step(|state| take(state, &settings)))));
+        }
         let mut answer = self.queue.step(|state| take(state, &self.settings));
         for _ in 1..times {
             answer = self.queue.step(|state| take(state, &self.settings));
@@ -87,7 +89,7 @@ impl MemoryBroker {
                 let is_free = |ticket: TicketKey| !self.holdings.has(&TicketId::from(ticket));
                 tickets = state.recover(worker, room, is_free);
                 // There may be more than there was room for.
-                reader.recovering = tickets.len() == room;
+                reader.recovering = tickets.len() == room || state.mutation == Mutation::AlwaysRecovers;
             }
             if !state.paused {
                 tickets.extend(state.read(worker, room - tickets.len(), &mut reader.fairness));
@@ -130,8 +132,8 @@ impl Broker for MemoryBroker {
     }
 
     async fn lease(&self, ticket: &Ticket) -> Result<Option<Claim>, BrokerError> {
-        let key = TicketKey::from(ticket);
-        let granted = self.call("lease", |state, settings| state.lease(settings, key, &ticket.agent)).await?;
+        let (key, agent) = (TicketKey::from(ticket), ticket.agent.clone());
+        let granted = self.call("lease", move |state, settings| state.lease(settings, key, &agent)).await?;
         if granted.is_none() {
             ticket.forget();
         }
@@ -139,15 +141,18 @@ impl Broker for MemoryBroker {
     }
 
     async fn append(&self, lease: &Lease, delta: &Delta) -> Result<(), BrokerError> {
-        let key = LeaseKey::from(lease);
-        let appended = self.call("append", |state, _| state.append(&key, delta)).await?;
+        let (key, delta) = (LeaseKey::from(lease), delta.clone());
+        let appended = self.call("append", move |state, _| state.append(&key, &delta)).await?;
         self.note_fenced(lease, appended)
     }
 
     async fn finish(&self, lease: &Lease, ending: &Ending) -> Result<Option<Ticket>, BrokerError> {
-        lease.begin_to_end();
-        let key = LeaseKey::from(lease);
-        let finished = self.call("finish", |state, settings| state.finish(settings, &key, ending)).await?;
+        if self.queue.mutation() != Mutation::LateRenewalLoses {
+            lease.begin_to_end();
+        }
+        let (key, ending) = (LeaseKey::from(lease), ending.clone());
+        let finished =
+            self.call("finish", move |state, settings| state.finish(settings, &key, &ending)).await?;
         if self.note_fenced(lease, finished)? {
             return Ok(lease.continued(None));
         }
@@ -159,7 +164,7 @@ impl Broker for MemoryBroker {
         lease.begin_to_end();
         let (key, manifest) = (LeaseKey::from(lease), manifest.copied());
         let requeued =
-            self.call("requeue", |state, settings| state.requeue(settings, &key, manifest)).await?;
+            self.call("requeue", move |state, settings| state.requeue(settings, &key, manifest)).await?;
         self.note_fenced(lease, requeued)?;
         lease.over();
         Ok(())
@@ -173,22 +178,25 @@ impl Broker for MemoryBroker {
         text: &str,
     ) -> Result<Retry, BrokerError> {
         lease.begin_to_end();
-        let key = LeaseKey::from(lease);
-        let retried =
-            self.call("retry", |state, settings| state.retry(settings, &key, delay, (reason, text))).await?;
+        let (key, text) = (LeaseKey::from(lease), text.to_owned());
+        let retry = move |state: &mut State, settings: &MemorySettings| {
+            state.retry(settings, &key, delay, (reason, &text))
+        };
+        let retried = self.call("retry", retry).await?;
         let retried = self.note_fenced(lease, retried)?;
         lease.over();
         Ok(retried)
     }
 
     async fn advance(&self, lease: &Fence, manifest: &Manifest) -> Result<(), BrokerError> {
-        self.call("advance", |state, _| state.advance(lease, *manifest)).await
+        let (lease, manifest) = (lease.clone(), *manifest);
+        self.call("advance", move |state, _| state.advance(&lease, manifest)).await
     }
 
     async fn return_ticket(&self, ticket: &Ticket) -> Result<(), BrokerError> {
-        let key = TicketKey::from(ticket);
-        self.call("return_ticket", |state, settings| {
-            state.return_ticket(&settings.worker, key, &ticket.agent)
+        let (key, agent) = (TicketKey::from(ticket), ticket.agent.clone());
+        self.call("return_ticket", move |state, settings| {
+            state.return_ticket(&settings.worker, key, &agent);
         })
         .await?;
         ticket.forget();
@@ -204,9 +212,10 @@ impl Broker for MemoryBroker {
     }
 
     async fn register(&self, status: &WorkerStatus) -> Result<Orders, BrokerError> {
-        self.call("register", |state, settings| {
+        let status = status.clone();
+        self.call("register", move |state, settings| {
             let until_ms = state.now_ms + settings.lease_ms.saturating_mul(LISTED_LEASES);
-            state.registry.enter(&settings.worker, status, until_ms)
+            state.registry.enter(&settings.worker, &status, until_ms)
         })
         .await
     }
@@ -219,7 +228,7 @@ impl Broker for MemoryBroker {
         let held = self.holdings.renewable();
         let key = |held: &Renewable| (TicketKey::from(&held.id), held.agent.clone(), held.epoch);
         let keys: Vec<_> = held.iter().map(key).collect();
-        let kept = self.call("renew", |state, settings| state.renew(&settings.worker, &keys)).await?;
+        let kept = self.call("renew", move |state, settings| state.renew(&settings.worker, &keys)).await?;
         held.iter().zip(kept).filter(|(_, kept)| !kept).for_each(|(held, _)| held.is_lost());
         Ok(())
     }
@@ -238,7 +247,7 @@ impl Broker for MemoryBroker {
         self.call("promote", |state, settings| {
             state.promote(settings);
             let due_ms = state.delayed.first().map_or(u64::MAX, |(due_ms, _)| *due_ms);
-            LOOK_EVERY.min(Duration::from_millis(due_ms.saturating_sub(state.now_ms).max(1)))
+            Duration::from_millis(due_ms.saturating_sub(state.now_ms).clamp(1, settings.look_every_ms))
         })
         .await
     }

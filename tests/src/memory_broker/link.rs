@@ -17,6 +17,15 @@ pub trait Link: Debug + Send + Sync + 'static {
 
     /// After that. An error: the worker does not learn the answer.
     fn reply(&self, step: &'static str) -> Passage<()>;
+
+    /// Whether the call arrives once more, after it was answered: a client that gave up and asked again, and whose first request was
+    /// on its way still.
+    fn is_repeated_late(&self, _step: &'static str) -> bool {
+        false
+    }
+
+    /// To do `call` once more, later.
+    fn later(&self, _step: &'static str, _call: Box<dyn FnOnce() + Send>) {}
 }
 
 /// Nothing happens on the way.

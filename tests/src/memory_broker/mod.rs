@@ -66,6 +66,8 @@ pub struct MemorySettings {
     pub tenant_max_running: u64,
     /// Turns in a row that a worker may take of an agent while other agents wait.
     pub max_continues: u32,
+    /// Time to the next look for agents that wait, if nobody is due: ends of turns and other workers wake nobody.
+    pub look_every_ms: u64,
 }
 
 impl From<&MemorySettings> for Retention {
@@ -90,7 +92,17 @@ pub enum Mutation {
     NoTicketCheck,
     /// Manifests are taken however late they come.
     NoManifestFence,
+    /// A worker that continues with an agent counts undelivered tickets alone as others that wait.
+    BlindContinues,
+    /// A worker recovers tickets whenever it reads, and not once after a lost answer.
+    AlwaysRecovers,
+    /// A renewal that is answered while a turn is being ended calls its lease lost.
+    LateRenewalLoses,
 }
+
+/// A queue as it was.
+#[derive(Debug)]
+pub struct Snapshot(Box<State>);
 
 /// The queue. Clones are the same queue.
 #[derive(Clone, Debug)]
@@ -201,6 +213,36 @@ impl MemoryQueue {
         let backlog =
             |state: &mut State| state.agents.get(agent).map(|agent| agent.backlog.iter().copied().collect());
         self.step(backlog).unwrap_or_default()
+    }
+
+    /// Whether the turn is known, ended or not.
+    pub fn knows(&self, turn: TurnId) -> bool {
+        self.step(|state| state.turns.contains_key(&turn))
+    }
+
+    /// Agents whose tickets are in workers' hands and not leased, each with its ticket's number.
+    pub fn unleased(&self) -> Vec<(AgentId, u64)> {
+        self.step(|state| state.unleased())
+    }
+
+    /// Everything as it is now, for a replica that lags behind.
+    pub fn snapshot(&self) -> Snapshot {
+        self.step(|state| Snapshot(Box::new(state.clone())))
+    }
+
+    /// The replica becomes the primary: whatever was done since the snapshot is lost.
+    pub fn restore(&self, snapshot: Snapshot) {
+        self.step(|state| {
+            // Redis names entries by the time, so that no name comes again.
+            let last_ticket = state.last_ticket();
+            *state = *snapshot.0;
+            state.skip_tickets(last_ticket);
+            state.readable.notify_waiters();
+        });
+    }
+
+    fn mutation(&self) -> Mutation {
+        self.step(|state| state.mutation)
     }
 
     /// How much work there is.

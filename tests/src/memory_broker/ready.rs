@@ -66,7 +66,7 @@ pub(super) struct Pending {
 }
 
 /// The tickets of one priority.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Ready {
     waiting: BTreeMap<u64, AgentId>,
     pending: BTreeMap<u64, Pending>,

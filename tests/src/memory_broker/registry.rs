@@ -6,7 +6,7 @@ use turnmill_schema::WorkerStatus;
 use turnmill_worker::broker::Orders;
 
 /// The queue's workers.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Registry {
     /// Each with what it last said, and until when that holds.
     workers: BTreeMap<String, (u64, WorkerStatus)>,

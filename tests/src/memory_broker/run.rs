@@ -96,6 +96,9 @@ impl State {
         let has_undelivered = Priority::ALL.iter().any(|priority| self.ready(*priority).waiting_len() > 0);
         let is_due = self.delayed.first().is_some_and(|(due_ms, _)| *due_ms <= self.now_ms);
         let is_parked = self.tenants.get(id.tenant()).is_some_and(|tenant| !tenant.parked.is_empty());
+        if self.mutation == Mutation::BlindContinues {
+            return has_undelivered;
+        }
         has_undelivered || is_due || is_parked || !self.silent(worker).is_empty()
     }
 

@@ -49,7 +49,7 @@ pub(super) enum Hold {
 }
 
 /// One conversation.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Agent {
     pub(super) place: Place,
     /// Of the newest lease; grows.
@@ -99,7 +99,7 @@ pub(super) struct Ended {
 }
 
 /// One turn.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct TurnRecord {
     pub(super) agent: AgentId,
     pub(super) priority: Priority,
@@ -144,7 +144,7 @@ impl TurnRecord {
 }
 
 /// What is counted of a tenant.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Tenant {
     pub(super) open: u64,
     pub(super) leased: u64,
@@ -153,7 +153,7 @@ pub(super) struct Tenant {
 }
 
 /// One queue.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct State {
     /// Of the step under way.
     pub(super) now_ms: u64,
@@ -210,6 +210,16 @@ impl State {
             notices: broadcast::Sender::new(NOTICES),
             readable: Arc::default(),
         }
+    }
+
+    /// The number of the newest ticket there ever was.
+    pub(super) fn last_ticket(&self) -> u64 {
+        self.last_ticket
+    }
+
+    /// The next ticket's number is above this one.
+    pub(super) fn skip_tickets(&mut self, last_ticket: u64) {
+        self.last_ticket = self.last_ticket.max(last_ticket);
     }
 
     pub(super) fn ready(&self, priority: Priority) -> &Ready {

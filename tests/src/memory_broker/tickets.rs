@@ -70,6 +70,17 @@ impl State {
         Priority::ALL.iter().flat_map(of_priority).collect()
     }
 
+    /// Agents whose tickets are in workers' hands and not leased, each with its ticket's number.
+    pub(super) fn unleased(&self) -> Vec<(AgentId, u64)> {
+        let unleased = self.agents.iter().filter_map(|(id, agent)| match agent.place {
+            Place::Ready(ticket) => {
+                self.ready(ticket.priority).pending(ticket.number).map(|_| (id.clone(), ticket.number))
+            }
+            _ => None,
+        });
+        unleased.collect()
+    }
+
     /// Makes agents of silent workers runnable again; how many.
     pub(super) fn reclaim(&mut self, worker: &MemorySettings) -> u64 {
         if self.mutation == Mutation::NoReclaim {

@@ -23,8 +23,12 @@ pub(super) fn violations(stage: &Stage) -> Vec<String> {
     let mut found = ledger.violations.clone();
     let mut histories: BTreeMap<AgentId, Vec<u32>> = BTreeMap::new();
     let mut last: BTreeMap<AgentId, Shown> = BTreeMap::new();
-    for plan in &stage.world.plans {
+    for plan in stage.world.plans.iter().chain(&ledger.hot) {
         let Some(turn) = ledger.turns.get(&plan.number) else {
+            // A failover may lose a hot agent's; nobody enqueues it again.
+            if plan.number >= stage.world.plans.len() {
+                continue;
+            }
             found.push(format!("turn {} was never enqueued", plan.number));
             continue;
         };
@@ -45,7 +49,6 @@ pub(super) fn violations(stage: &Stage) -> Vec<String> {
         }
     }
     found.extend(histories.iter().filter_map(|(agent, tokens)| check_history(stage, agent, tokens)));
-    found.extend(check_manifests(&ledger));
     found.extend(check_counts(stage));
     found
 }
@@ -80,27 +83,28 @@ fn check_words(stage: &Stage, plan: &Plan, shown: &Shown, history: Option<&mut V
     let mut none = Vec::new();
     let history = history.unwrap_or(&mut none);
     let before = if plan.new_session { &[][..] } else { &history[..] };
-    let expected = plan.reply(before);
+    let expected = plan.says(before, stage.world.block_tokens);
     let is_completed = shown.outcome == Outcome::Completed;
-    let is_right = if is_completed { shown.tokens == expected } else { expected.starts_with(&shown.tokens) };
+    let is_right =
+        if is_completed { shown.tokens == expected.reply } else { expected.reply.starts_with(&shown.tokens) };
     let kept = stage.queue.short_reply(shown.turn);
     let is_kept = kept.is_none_or(|reply| reply.tokens == shown.tokens);
-    let wrong = (!is_right || !is_kept)
-        .then(|| format!("{} says {:?}, not {expected:?} after {before:?}", shown.turn, shown.tokens));
+    let wrong = (!is_right || !is_kept).then(|| {
+        format!("{} says {:?}, not {:?} after {before:?}", shown.turn, shown.tokens, expected.reply)
+    });
     if is_completed {
-        let adds = plan.adds(before);
         if plan.new_session {
             history.clear();
         }
-        history.extend(adds);
+        history.extend(expected.adds);
     }
     wrong
 }
 
 /// It ended as somebody was told it did, and not for a reason that was not there.
 fn check_end(ledger: &Ledger, plan: &Plan, shown: &Shown) -> Option<String> {
-    let told = ledger.ended.get(&shown.turn);
-    let is_told = told.is_none_or(|told| *told == shown.outcome);
+    let told = ledger.ended.get(&shown.turn).map(|(outcome, _)| *outcome);
+    let is_told = told.is_none_or(|told| told == shown.outcome);
     let is_possible = match shown.outcome {
         Outcome::Completed => !plan.is_poison,
         Outcome::Cancelled => told.is_some(),
@@ -108,17 +112,18 @@ fn check_end(ledger: &Ledger, plan: &Plan, shown: &Shown) -> Option<String> {
         Outcome::Failed => true,
     };
     (!is_told || !is_possible)
-        .then(|| format!("{} ended as {:?}; told was {told:?}; {plan:?}", shown.turn, shown.outcome))
+        .then(|| format!("{} ended as {:?}; told was {told:?}; {plan}", shown.turn, shown.outcome))
 }
 
 /// A lease that its worker kept alive is nobody else's.
 fn check_leases(stage: &Stage, ledger: &Ledger, plan: &Plan, shown: &Shown) -> Option<String> {
+    let agent = plan.agent_id().unwrap_or_else(|| AgentId::lone(&plan.tenant, shown.turn));
     for pair in shown.begins.windows(2) {
         let [(_, old), (at_ms, new)] = pair else { continue };
         if old.epoch >= new.epoch {
             return Some(format!("{}: epoch {} follows {}", shown.turn, new.epoch, old.epoch));
         }
-        let key = (shown.turn, old.epoch);
+        let key = (agent.clone(), old.epoch);
         let is_free = old.worker == new.worker || ledger.requeued.contains(&key);
         let Some((_, kept_ms)) = ledger.kept_ms.get(&key).filter(|_| !is_free) else { continue };
         if *at_ms < kept_ms + stage.world.lease_ms {
@@ -127,7 +132,7 @@ fn check_leases(stage: &Stage, ledger: &Ledger, plan: &Plan, shown: &Shown) -> O
         }
     }
     let first_ms = shown.begins.first().map(|(at_ms, _)| *at_ms)?;
-    let too_early = plan.not_before_ms.is_some_and(|ms| first_ms < super::executor::START_MS + ms);
+    let too_early = plan.not_before_ms.is_some_and(|ms| first_ms < super::clock::START_MS + ms);
     too_early.then(|| format!("{} ran before its time", shown.turn))
 }
 
@@ -153,18 +158,6 @@ fn check_history(stage: &Stage, agent: &AgentId, expected: &[u32]) -> Option<Str
     let history: History = transcript.into_iter().collect();
     (history.tokens != expected)
         .then(|| format!("the history of {agent} is {:?}, not {expected:?}", history.tokens))
-}
-
-/// What is said of an agent's stored blocks never goes back to what an earlier lease said.
-fn check_manifests(ledger: &Ledger) -> Option<String> {
-    let mut newest: BTreeMap<&AgentId, u64> = BTreeMap::new();
-    for ((agent, epoch), said_by) in &ledger.manifests {
-        let before = newest.insert(agent, *said_by).unwrap_or(0);
-        if *said_by < before || said_by >= epoch {
-            return Some(format!("{agent}: the lease {epoch} has the manifest of {said_by}, after {before}"));
-        }
-    }
-    None
 }
 
 /// Nothing is left over.

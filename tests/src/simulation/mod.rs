@@ -1,35 +1,53 @@
-//! A seeded simulation of a queue, its workers, producers and an operator, over the memory adapter.
+//! A seeded simulation of the product: workers as they are, from `Service` down to the block pool, over a queue, an object store and
+//! a model in memory.
 //!
-//! Everything happens on one thread in simulated time, and all chance comes from one generator: a seed is a run, to the
-//! last await. Workers die and stop wherever they wait, come back under the same name or another, calls and answers
-//! are late, doubled or lost; then faults end, and every turn must have ended as promised.
+//! Everything happens on one thread in simulated time, and all chance comes from one generator: a seed is a run, to the last await.
+//! Workers die and stop wherever they wait, come back under the same name or another; calls and answers are late, doubled, lost or
+//! refused; Redis fails over, is full, and its clock jumps; engines hang; objects rot. Then faults end, and every turn must end as
+//! promised while a worker lives, and nothing may be left.
+//!
+//! | file | owns |
+//! |---|---|
+//! | `dice`, `clock`, `executor` | chance, time, and whose turn it is; processes that die and stop |
+//! | `plan` | what a seed's world consists of |
+//! | `words` | what the model says: the truth that results are held against |
+//! | `model`, `objects`, `flaw` | what stands at the product's ports, and what goes wrong there |
+//! | `worker` | a worker, put together as `turnmill-worker serve` does |
+//! | `witness` | what a worker and the queue tell each other; runners' faults that are put back |
+//! | `people` | producers, the operator, accidents of Redis |
+//! | `ledger` | what everybody shares, and the book of what was said |
+//! | `check`, `leaks`, `progress` | what must hold |
 
-mod attempt;
 mod check;
+mod clock;
 mod dice;
 mod executor;
-mod faults;
+mod flaw;
+mod leaks;
 mod ledger;
+mod model;
+mod objects;
 mod people;
 mod plan;
+mod progress;
+mod witness;
+mod words;
 mod worker;
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use turnmill_schema::Outcome;
 
+use clock::SimClock;
 pub use dice::Dice;
-use executor::{START_MS, SimClock, Task};
+use executor::{Met, ProcessId, WORLD};
 use ledger::Stage;
 use plan::World;
 
-use crate::memory_broker::{AgentState, MemoryQueue, Mutation};
+use crate::memory_broker::{MemoryQueue, Mutation};
 
-/// Longest time between the end of faults and that of the last turn.
-const LIVENESS_MS: u64 = 60_000;
-/// Every so many milliseconds somebody looks at the whole.
-const LOOK_MS: u64 = 25;
+/// Lines of the trace that a seed that failed prints.
+const TRACE_LINES: usize = 400;
 
 /// What a run did, to see that it was no idle one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -42,6 +60,16 @@ pub struct Report {
     pub attempts: u64,
     /// Turns that more than one attempt published.
     pub resumed: u64,
+    /// Segments in the object store at the end.
+    pub stored: u64,
+    /// Prompt tokens of completed turns that no step computed.
+    pub cached: u64,
+    /// Workers that died.
+    pub crashes: u64,
+    /// Failovers.
+    pub failovers: u64,
+    /// Simulated milliseconds.
+    pub took_ms: u64,
 }
 
 impl std::ops::AddAssign for Report {
@@ -50,74 +78,96 @@ impl std::ops::AddAssign for Report {
         self.completed += other.completed;
         self.attempts += other.attempts;
         self.resumed += other.resumed;
+        self.stored += other.stored;
+        self.cached += other.cached;
+        self.crashes += other.crashes;
+        self.failovers += other.failovers;
+        self.took_ms += other.took_ms;
     }
 }
 
-/// Runs a seed; what was not as promised, where something was not.
-pub fn run(seed: u64, mutation: Mutation) -> Result<Report, Vec<String>> {
+/// What is broken on purpose, to show that it is missed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Break {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// A check of the queue's steps, or of its adapter.
+    Queue(Mutation),
+    /// A runner's: who waits or fell silent is looked after only while the worker has room, and a worker that goes on with an agent
+    /// counts undelivered tickets alone as others that wait.
+    BehindRoom,
+    /// A runner's: a second registry of leases keeps those that were dropped without a call that ended them.
+    SecondRegistry,
+}
+
+impl Break {
+    fn of_queue(self) -> Mutation {
+        match self {
+            Self::Queue(mutation) => mutation,
+            Self::BehindRoom => Mutation::BlindContinues,
+            Self::Nothing | Self::SecondRegistry => Mutation::None,
+        }
+    }
+}
+
+/// Runs a seed; what was not as promised, where something was not, and what happened before.
+pub fn run(seed: u64, broken: Break) -> Result<Report, Vec<String>> {
+    run_traced(seed, broken, false).or_else(|_| run_traced(seed, broken, true))
+}
+
+fn run_traced(seed: u64, broken: Break, traces: bool) -> Result<Report, Vec<String>> {
     let dice = Dice::new(seed);
     let clock = SimClock::start();
     // Most worlds are small, so that there can be many.
-    let size = if seed.is_multiple_of(500) { 8 } else { 1 };
+    let size = if seed % 500 == 499 { 8 } else { 1 };
     let world = World::throw(&dice, size);
-    let queue = MemoryQueue::mutated(Arc::new(clock.clone()), mutation);
-    let stage = Stage::new(world, dice.clone(), clock.clone(), queue);
-    let limit_ms = START_MS + stage.world.faults.until_ms + LIVENESS_MS * size;
-    let has_ended = executor::run(&clock, &dice, tasks(&stage), limit_ms);
+    let limit_ms = world.faults.until_ms + progress::LIMIT_MS * size;
+    let queue = MemoryQueue::mutated(Arc::new(clock.clone()), broken.of_queue());
+    let stage = Stage::new((world, broken), (dice, clock), queue, traces);
+    stage.trace(|| format!("{:?}", World { plans: Vec::new(), ..stage.world.clone() }));
+    stage.world.plans.iter().for_each(|plan| stage.trace(|| plan.to_string()));
+    let has_ended = play(&stage, limit_ms);
     let mut found = check::violations(&stage);
     if !has_ended {
-        found.push(format!("turns are open {LIVENESS_MS} ms after the last fault"));
+        found.push(format!("the seed has not ended after {limit_ms} simulated milliseconds"));
     }
-    if found.is_empty() { Ok(report(&stage)) } else { Err(found) }
+    if found.is_empty() {
+        return Ok(report(&stage));
+    }
+    let trace = stage.take_trace();
+    let about = trace.len().min(1 + stage.world.plans.len());
+    found.extend_from_slice(&trace[..about]);
+    found.extend_from_slice(&trace[about.max(trace.len().saturating_sub(TRACE_LINES))..]);
+    Err(found)
 }
 
-/// The first one ends the run.
-fn tasks(stage: &Arc<Stage>) -> Vec<Task> {
-    let mut tasks: Vec<Task> = vec![Box::pin(watch(Arc::clone(stage)))];
-    tasks.push(Box::pin(people::operate(Arc::clone(stage))));
+/// Runs everything to its end; false if there was none in time.
+fn play(stage: &Arc<Stage>, limit_ms: u64) -> bool {
+    let executor = &stage.executor;
+    executor.spawn(WORLD, Box::pin(people::operate(Arc::clone(stage))));
+    executor.spawn(WORLD, Box::pin(people::keep_hot(Arc::clone(stage))));
     for producer in 0..stage.world.producers {
-        tasks.push(Box::pin(people::produce(Arc::clone(stage), producer)));
+        executor.spawn(WORLD, Box::pin(people::produce(Arc::clone(stage), producer)));
     }
     for worker in 0..stage.world.workers {
-        tasks.push(Box::pin(worker::supervise(Arc::clone(stage), worker)));
+        executor.spawn(WORLD, Box::pin(worker::supervise(Arc::clone(stage), worker)));
     }
-    tasks
-}
-
-/// Ends the faults, later the run; meanwhile sees that no tenant runs more turns than it may.
-async fn watch(stage: Arc<Stage>) {
-    loop {
-        stage.sleep(LOOK_MS).await;
-        let is_over = stage.clock.now() >= START_MS + stage.world.faults.until_ms;
-        if is_over {
-            stage.hostile.store(false, Ordering::Relaxed);
-        }
-        check_caps(&stage);
-        let is_done = stage.producing.load(Ordering::Relaxed) == 0 && stage.queue.counts().open() == 0;
-        if is_over && is_done {
-            // Tickets in the hands of workers that have not heard yet.
-            stage.sleep(stage.world.lease_ms).await;
-            return;
-        }
-    }
-}
-
-fn check_caps(stage: &Stage) {
-    let cap = stage.world.limits.tenant_max_running;
-    for tenant in ["t0", "t1"] {
-        let agents = stage.queue.agents();
-        let leased =
-            agents.iter().filter(|(id, state)| *state == AgentState::Leased && id.tenant() == tenant);
-        let leased = leased.count() as u64;
-        if cap > 0 && leased > cap {
-            stage.violation(format!("{tenant} runs {leased} turns, and may run {cap}"));
-        }
-    }
+    let met = |process: ProcessId, met: Met| stage.trace(|| format!("process {process} meets {met:?}"));
+    let main = Box::pin(progress::watch(Arc::clone(stage)));
+    executor.run(main, limit_ms, || stage.is_hostile(), met)
 }
 
 fn report(stage: &Stage) -> Report {
-    let mut report = Report::default();
-    for turn in stage.ledger().turns.values() {
+    let ledger = stage.ledger();
+    let mut report = Report {
+        stored: stage.stored_objects(),
+        crashes: ledger.crashes,
+        failovers: ledger.failovers,
+        took_ms: stage.clock.elapsed_ms(),
+        ..Report::default()
+    };
+    for turn in ledger.turns.values() {
         let events = stage.queue.events(*turn);
         let begins = events.iter().filter_map(|event| match event {
             turnmill_schema::Event::Begin(begin) => Some(begin.resume_from),
@@ -126,10 +176,12 @@ fn report(stage: &Stage) -> Report {
         report.turns += 1;
         report.attempts += begins.clone().count() as u64;
         report.resumed += u64::from(begins.clone().any(|from| from > 0));
-        let completed = events.iter().any(
-            |event| matches!(event, turnmill_schema::Event::End(end) if end.outcome == Outcome::Completed),
-        );
-        report.completed += u64::from(completed);
+        let completed = events.iter().find_map(|event| match event {
+            turnmill_schema::Event::End(end) if end.outcome == Outcome::Completed => Some(end),
+            _ => None,
+        });
+        report.completed += u64::from(completed.is_some());
+        report.cached += completed.map_or(0, |end| u64::from(end.usage.cached_tokens));
     }
     report
 }
