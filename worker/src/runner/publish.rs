@@ -25,7 +25,7 @@ pub struct Publisher<B> {
     coalescing: Arc<Coalescing>,
     /// When this attempt first published tokens.
     first_published: Option<Instant>,
-    /// The reply from its first token on; none if it is not short any more.
+    /// What is published of the reply, from its first token on; none if it is not short any more.
     short_reply: Option<Delta>,
 }
 
@@ -55,18 +55,19 @@ impl<B: Broker> Publisher<B> {
             first_published: None,
             short_reply,
         };
-        published.iter().for_each(|delta| publisher.keep(|reply| reply.extend(delta.clone())));
+        published.iter().for_each(|delta| publisher.keep(delta.clone()));
         publisher
     }
 
-    /// The whole reply, if it is short.
+    /// All that is published of the reply, if it is short.
     pub fn take_short_reply(&mut self) -> Option<Delta> {
         self.short_reply.take()
     }
 
-    fn keep(&mut self, add: impl FnOnce(&mut Delta)) {
+    /// A delta is published. Only then: what is kept of a reply must be what its stream shows, also if the rest cannot be published.
+    fn keep(&mut self, published: Delta) {
         let Some(reply) = &mut self.short_reply else { return };
-        add(reply);
+        reply.extend(published);
         // A token takes up to five bytes and its length one, an alternative ten.
         let alternatives: usize = reply.logprobs.iter().map(|at| at.top.len() + 1).sum();
         if reply.text.len() + 6 * reply.tokens.len() + 10 * alternatives > SHORT_REPLY_BYTES {
@@ -76,7 +77,6 @@ impl<B: Broker> Publisher<B> {
 
     /// Adds a token. The first of an attempt is due at once: somebody waits for it.
     pub fn push(&mut self, token: &MadeToken) {
-        self.keep(|reply| reply.push(token.id, &token.text, token.logprobs.clone()));
         self.pending.push(token.id, &token.text, token.logprobs.clone());
         // Counted in any case: this is the worker's rate.
         let wait = self.coalescing.wait(token.at);
@@ -110,7 +110,7 @@ impl<B: Broker> Publisher<B> {
                 std::mem::replace(&mut self.pending, next)
             });
             until_answered(&self.health, "append", || self.broker.append(&self.lease, sending)).await?;
-            self.sending = None;
+            self.sending.take().into_iter().for_each(|sent| self.keep(sent));
             self.first_published.get_or_insert_with(|| self.health.surroundings.now());
         }
         Ok(())
@@ -175,6 +175,17 @@ mod tests {
             assert_eq!(told, expected, "frames of {frame}, resumed after {resumed}");
             assert_eq!(second.take_short_reply(), Some(expected.clone()));
         }
+    }
+
+    #[tokio::test]
+    async fn what_is_kept_of_a_reply_is_what_is_published() {
+        let mut publisher = publisher(&Arc::new(Double::default()), Vec::new());
+        publisher.push(&token(0, "a"));
+        publisher.flush().await.expect("published");
+        // A turn that expires may leave tokens that Redis refused to take.
+        publisher.push(&token(1, "b"));
+        let kept = publisher.take_short_reply().expect("it is short");
+        assert_eq!((kept.tokens, kept.text.as_str(), publisher.published()), (vec![0], "a", 1));
     }
 
     #[tokio::test]
