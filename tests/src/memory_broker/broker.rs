@@ -35,8 +35,8 @@ type Delivered = Vec<(TicketKey, AgentId)>;
 /// The state of reading.
 #[derive(Debug)]
 struct Reader {
-    /// Tickets may be pending to us that we did not hear of.
-    recovering: bool,
+    /// Tickets with numbers above this one may be pending to us that we did not hear of; none: we heard of all.
+    recovering: Option<u64>,
     fairness: Fairness,
 }
 
@@ -44,7 +44,7 @@ impl MemoryBroker {
     pub(super) fn new(queue: MemoryQueue, settings: MemorySettings, link: Arc<dyn Link>) -> Self {
         let notices = Mutex::new(queue.step(|state| state.notices.subscribe()));
         // An earlier process of this name may have held tickets.
-        let reader = Mutex::new(Reader { recovering: true, fairness: Fairness::default() });
+        let reader = Mutex::new(Reader { recovering: Some(0), fairness: Fairness::default() });
         Self { queue, settings, link, reader, notices, holdings: Holdings::default() }
     }
 
@@ -85,11 +85,15 @@ impl MemoryBroker {
         let worker = &self.settings.worker;
         self.queue.step(|state| {
             let mut tickets = Vec::new();
-            if reader.recovering {
+            if let Some(after) = reader.recovering {
                 let is_free = |ticket: TicketKey| !self.holdings.has(&TicketId::from(ticket));
-                tickets = state.recover(worker, room, is_free);
-                // There may be more than there was room for.
-                reader.recovering = tickets.len() == room || state.mutation == Mutation::AlwaysRecovers;
+                tickets = state.recover(worker, room, after, is_free);
+                // There may be more than there was room for. Each comes once: one that cannot be leased must not come for ever.
+                let last = tickets.last().map(|(ticket, _)| ticket.number);
+                reader.recovering = last.filter(|_| tickets.len() == room);
+                if state.mutation == Mutation::AlwaysRecovers {
+                    reader.recovering = Some(0);
+                }
             }
             if !state.paused {
                 tickets.extend(state.read(worker, room - tickets.len(), &mut reader.fairness));
@@ -121,7 +125,7 @@ impl Broker for MemoryBroker {
             return Ok(Vec::new());
         }
         let mut reader = self.reader.lock().await;
-        let was_recovering = std::mem::replace(&mut reader.recovering, true);
+        let was_recovering = reader.recovering.replace(0);
         self.link.request("read").await?;
         let mut reading = Reader { recovering: was_recovering, fairness: reader.fairness };
         let tickets = self.read_or_wait(&mut reading, room).await;

@@ -35,24 +35,28 @@ impl State {
     }
 
     /// Delivers tickets again that are pending to `worker`, which did not hear of them: at most `room` of those that `is_free`
-    /// picks.
+    /// picks and whose numbers are above `after`, lowest first.
     pub(super) fn recover(
         &mut self,
         worker: &str,
         room: usize,
+        after: u64,
         is_free: impl Fn(TicketKey) -> bool,
     ) -> Vec<(TicketKey, AgentId)> {
         let now_ms = self.now_ms;
-        let mut tickets = Vec::new();
-        for priority in Priority::ALL {
-            let pending = self.ready(priority).all_pending().filter(|(_, held)| held.worker == worker);
-            let found = pending.map(|(number, held)| (TicketKey { priority, number }, held.agent.clone()));
-            let free: Vec<_> =
-                found.filter(|(ticket, _)| is_free(*ticket)).take(room - tickets.len()).collect();
-            for (ticket, _) in &free {
-                self.ready_mut(priority).claim(ticket.number, worker, now_ms);
-            }
-            tickets.extend(free);
+        let of_priority = |priority: &Priority| {
+            let priority = *priority;
+            let pending = self.ready(priority).all_pending();
+            let ours = pending.filter(|(number, held)| held.worker == worker && *number > after);
+            ours.map(move |(number, held)| (TicketKey { priority, number }, held.agent.clone()))
+                .collect::<Vec<_>>()
+        };
+        let mut tickets: Vec<_> = Priority::ALL.iter().flat_map(of_priority).collect();
+        tickets.retain(|(ticket, _)| is_free(*ticket));
+        tickets.sort_by_key(|(ticket, _)| ticket.number);
+        tickets.truncate(room);
+        for (ticket, _) in &tickets {
+            self.ready_mut(ticket.priority).claim(ticket.number, worker, now_ms);
         }
         tickets
     }

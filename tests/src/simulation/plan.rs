@@ -304,7 +304,7 @@ impl World {
         let block_tokens = if dice.chance(500) { 4 } else { 8 };
         let context_tokens = longest(&plans) + 16;
         let faults = Faults::throw(dice);
-        let (workers, sequences) = (dice.between(1, 1 + size) + 1, dice.between(1, 3));
+        let (workers, sequences) = (dice.between(1, 2 + size), dice.between(1, 3));
         let ahead = u64::from(dice.chance(300));
         // As many as there are places, or more.
         let hot_agents = workers * (sequences + ahead) + dice.below(3);

@@ -1,7 +1,7 @@
 //! A worker's handle of the queue, between the runner and the adapter in memory. It notes what the two tell each other, and puts
 //! runners' faults back that a [`Break`] names.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -15,6 +15,9 @@ use super::Break;
 use super::ledger::Stage;
 use crate::memory_broker::MemoryBroker;
 
+/// Leases that a worker may be refused within a second. Between two there is a pause, or an answer that was lost.
+const MOST_REFUSALS: usize = 50;
+
 /// The handle.
 pub(super) struct Witness {
     pub(super) inner: MemoryBroker,
@@ -22,11 +25,13 @@ pub(super) struct Witness {
     name: String,
     /// Leases of [`Break::SecondRegistry`], by agent and epoch.
     registry: Mutex<BTreeMap<(AgentId, u64), Arc<Lease>>>,
+    /// When leases were refused, within the last second.
+    refused: Mutex<VecDeque<u64>>,
 }
 
 impl Witness {
     pub(super) fn new(stage: Arc<Stage>, name: String, inner: MemoryBroker) -> Self {
-        Self { inner, stage, name, registry: Mutex::default() }
+        Self { inner, stage, name, registry: Mutex::default(), refused: Mutex::default() }
     }
 
     /// What a call under a lease came to. Tokens that are gone are a failover's doing.
@@ -102,6 +107,21 @@ impl Witness {
         }
     }
 
+    /// What cannot be leased is not asked for without pause.
+    fn is_refused(&self) {
+        let now_ms = self.stage.clock.elapsed_ms();
+        let mut refused = self.refused.lock().expect("not poisoned");
+        refused.push_back(now_ms);
+        while refused.front().is_some_and(|first| now_ms - first >= 1000) {
+            refused.pop_front();
+        }
+        let count = refused.len();
+        drop(refused);
+        if count > MOST_REFUSALS {
+            self.stage.violation(format!("{} was refused {count} leases within a second", self.name));
+        }
+    }
+
     /// [`Break::BehindRoom`]: nobody is looked after while there is no room.
     fn waits_for_room(&self) -> bool {
         let places = self.stage.world.sequences + self.stage.world.ahead;
@@ -121,6 +141,7 @@ impl Broker for Witness {
 
     async fn lease(&self, ticket: &Ticket) -> Result<Option<Claim>, BrokerError> {
         if self.stage.is_unleasable(&ticket.agent) {
+            self.is_refused();
             self.stage.clock.sleep(self.stage.dice.between(1, 3)).await;
             let reason = "a flaw of the simulation".to_owned();
             return Err(Fault::Refused { step: "lease", passing: false, reason }.into());
