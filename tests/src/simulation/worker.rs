@@ -282,7 +282,7 @@ async fn drive(
             Some(Pause::Command) | None => {}
         }
         if stage.fails(stage.world.faults.hang) {
-            hang(&stage).await;
+            stage.sleep_below(2 * stage.world.stall_ms).await;
         }
         step_loop.round();
         if let Err(what) = step_loop.scheduler().check_integrity() {
@@ -292,14 +292,6 @@ async fn drive(
         if rows > 0 {
             stage.clock.sleep_us(stage.world.step_us + rows * stage.world.row_us).await;
         }
-    }
-}
-
-/// An engine hangs, at most until faults end: what its worker holds meanwhile is no leak.
-async fn hang(stage: &Stage) {
-    let until_ms = stage.clock.elapsed_ms() + stage.dice.below(2 * stage.world.stall_ms);
-    while stage.is_hostile() && stage.clock.elapsed_ms() < until_ms {
-        stage.clock.sleep(10).await;
     }
 }
 
