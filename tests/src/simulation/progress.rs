@@ -34,7 +34,12 @@ pub(super) async fn watch(stage: Arc<Stage>) {
         return;
     }
     // Tickets in the hands of workers that have not heard yet, and calls that arrive late.
-    stage.clock.sleep(3 * stage.world.lease_ms).await;
+    let rest_ms = 3 * stage.world.lease_ms;
+    stage.clock.sleep(rest_ms).await;
+    // Processes that stopped and engines that hung before faults ended go on by then.
+    let awake_ms = stage.world.faults.until_ms + rest_ms + 2 * stage.world.stall_ms;
+    stage.clock.sleep(awake_ms.saturating_sub(stage.clock.elapsed_ms())).await;
+    stage.clock.sleep(rest_ms).await;
     leaks::while_idle(&stage).await;
     stage.closing.store(true, Ordering::Relaxed);
     stage.trace(|| "everybody drains".to_owned());

@@ -139,8 +139,8 @@ pub(super) fn expected(
     let mut reply = Vec::new();
     let most = sampling.max_tokens.unwrap_or(0) as usize;
     while reply.len() < most && reply.last() != Some(&END) {
-        for position in keys.len()..tokens.len() {
-            keys.push(key(tokens[position], position, block_tokens, |at| keys[at]));
+        while let Some(&next) = tokens.get(keys.len()) {
+            keys.push(key(next, keys.len(), block_tokens, |at| keys[at]));
         }
         let mut row = logits(keys[keys.len() - 1]);
         let next = sampler.sample(&mut row, &[]).expect("the row holds numbers").token;
