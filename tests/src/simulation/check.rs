@@ -103,7 +103,7 @@ fn check_words(stage: &Stage, plan: &Plan, shown: &Shown, history: Option<&mut V
 
 /// It ended as somebody was told it did, and not for a reason that was not there.
 fn check_end(ledger: &Ledger, plan: &Plan, shown: &Shown) -> Option<String> {
-    let told = ledger.ended.get(&shown.turn).map(|(outcome, _)| *outcome);
+    let told = ledger.ended.get(&shown.turn).copied();
     let is_told = told.is_none_or(|told| told == shown.outcome);
     let is_possible = match shown.outcome {
         Outcome::Completed => !plan.is_poison,

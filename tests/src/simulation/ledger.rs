@@ -57,8 +57,8 @@ pub(super) struct Ledger {
     pub(super) ending: BTreeSet<(AgentId, u64)>,
     /// Leases whose turns their workers requeued, or tried to.
     pub(super) requeued: BTreeSet<(AgentId, u64)>,
-    /// How turns ended and when, in milliseconds since the start, by those who were told that they ended them.
-    pub(super) ended: BTreeMap<TurnId, (Outcome, u64)>,
+    /// How turns ended, by those who were told that they ended them.
+    pub(super) ended: BTreeMap<TurnId, Outcome>,
     /// Manifests by agent, each with the lease that said it.
     pub(super) said: BTreeMap<AgentId, Vec<(u64, Manifest)>>,
     /// The newest lease of an agent that was told a manifest, and whose that was.
@@ -186,13 +186,14 @@ impl Ledger {
         self.kept_ms.retain(|_, (worker, _)| worker != name);
     }
 
-    /// Redis lost what it did since `since_ms`: only what was told before binds. `is_known`: the queue still has the turn.
-    pub(super) fn roll_back(&mut self, since_ms: u64, is_known: impl Fn(TurnId) -> bool) {
+    /// Redis lost what it did since a moment: only what was told before binds, such as that turns had `ended`. `is_known`: the
+    /// queue still has the turn.
+    pub(super) fn roll_back(&mut self, ended: BTreeMap<TurnId, Outcome>, is_known: impl Fn(TurnId) -> bool) {
         self.failovers += 1;
         self.kept_ms.clear();
         self.said.clear();
         self.told.clear();
-        self.ended.retain(|_, (_, at_ms)| *at_ms < since_ms);
+        self.ended = ended;
         self.turns.retain(|_, turn| is_known(*turn));
     }
 }

@@ -156,6 +156,7 @@ async fn accidents(stage: &Stage) -> bool {
 /// The replica becomes the primary. It lacks what the old one did last, though that was acknowledged.
 async fn fail_over(stage: &Stage) {
     let (since_ms, behind) = (stage.clock.elapsed_ms(), stage.queue.snapshot());
+    let ended = stage.ledger().ended.clone();
     stage.sleep_below(150).await;
     stage.queue.restore(behind);
     let away_ms = stage.dice.below(stage.world.lease_ms);
@@ -163,7 +164,7 @@ async fn fail_over(stage: &Stage) {
         format!("Redis fails over; what it did since {since_ms} is lost, and {away_ms} ms nobody answers")
     });
     let known = |turn: TurnId| stage.queue.knows(turn);
-    stage.ledger().roll_back(since_ms, known);
+    stage.ledger().roll_back(ended, known);
     stage.away_until_ms.store(stage.clock.elapsed_ms() + away_ms, Ordering::Relaxed);
 }
 
@@ -173,7 +174,7 @@ fn cancel_some(stage: &Stage) {
     let settings = queue_settings("operator", &stage.world);
     if stage.queue.cancel(*turn, &settings) == Cancelled::Now {
         stage.trace(|| format!("{turn} is cancelled"));
-        stage.ledger().ended.insert(*turn, (Outcome::Cancelled, stage.clock.elapsed_ms()));
+        stage.ledger().ended.insert(*turn, Outcome::Cancelled);
     }
 }
 

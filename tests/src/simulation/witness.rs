@@ -63,12 +63,11 @@ impl Witness {
 
     /// It has ended, by a call that was made when Redis had failed over `failovers` times.
     fn ended(&self, lease: &Lease, outcome: Option<Outcome>, failovers: u64) {
-        let at_ms = self.stage.clock.elapsed_ms();
         // An answer of the old primary's binds nobody.
         let outcome = outcome.filter(|_| self.failovers() == failovers);
         if let Some(outcome) = outcome {
             self.stage.trace(|| format!("{} ends {} as {outcome:?}", self.name, lease.turn));
-            self.stage.ledger().ended.insert(lease.turn, (outcome, at_ms));
+            self.stage.ledger().ended.insert(lease.turn, outcome);
         }
         self.registry.lock().expect("not poisoned").remove(&(lease.agent.clone(), lease.epoch));
     }
