@@ -131,6 +131,12 @@ impl Executor {
         let entries: Vec<Entry> =
             state.tasks.extract_if(.., |_, entry| entry.process == process).map(|(_, entry)| entry).collect();
         drop(state);
+        for entry in &entries {
+            // Nothing wakes it any more: what it drops does so in no order that is the same again.
+            entry.wake.is_listed.store(true, Ordering::Relaxed);
+        }
+        let is_alive = |task: &u64| entries.iter().all(|entry| entry.wake.task != *task);
+        self.0.ready.lock().expect("not poisoned").retain(is_alive);
         entries.len()
     }
 

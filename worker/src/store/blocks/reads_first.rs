@@ -2,9 +2,11 @@
 //!
 //! Invariant: a write waits for reads at most [`LONGEST`], so that reads without end cannot starve it.
 
+use std::pin::pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::Notify;
 
 use crate::surroundings::Surroundings;
 
@@ -14,36 +16,50 @@ const LONGEST: Duration = Duration::from_millis(250);
 /// Counts the reads under way.
 #[derive(Debug)]
 pub(super) struct ReadsFirst {
-    reads: watch::Sender<usize>,
+    reads: AtomicUsize,
+    /// Wakes writers after the last read, in the order in which they came; a `watch` channel draws the order by chance, and a seed of a
+    /// simulation must be a run.
+    quiet: Notify,
     surroundings: Surroundings,
 }
 
 impl ReadsFirst {
     pub fn new(surroundings: Surroundings) -> Self {
-        Self { reads: watch::Sender::new(0), surroundings }
+        Self { reads: AtomicUsize::new(0), quiet: Notify::new(), surroundings }
     }
 
     /// A read is under way until this is dropped.
     pub fn begin(&self) -> Reading<'_> {
-        self.reads.send_modify(|reads| *reads += 1);
-        Reading(&self.reads)
+        self.reads.fetch_add(1, Ordering::SeqCst);
+        Reading(self)
     }
 
     /// Waits while reads are under way, but not for long.
     pub async fn give_way(&self) {
-        let mut reads = self.reads.subscribe();
-        let quiet = reads.wait_for(|reads| *reads == 0);
+        let quiet = async {
+            loop {
+                let mut quiet = pin!(self.quiet.notified());
+                // From here on the end of the last read is not missed.
+                quiet.as_mut().enable();
+                if self.reads.load(Ordering::SeqCst) == 0 {
+                    return;
+                }
+                quiet.await;
+            }
+        };
         // Over time, it is the write's turn.
         let _ = self.surroundings.timeout(LONGEST, quiet).await;
     }
 }
 
 /// A read under way.
-pub(super) struct Reading<'a>(&'a watch::Sender<usize>);
+pub(super) struct Reading<'a>(&'a ReadsFirst);
 
 impl Drop for Reading<'_> {
     fn drop(&mut self) {
-        self.0.send_modify(|reads| *reads -= 1);
+        if self.0.reads.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.0.quiet.notify_waiters();
+        }
     }
 }
 
