@@ -64,7 +64,7 @@ pub enum AppError {
     /// The model.
     #[error(transparent)]
     Model(#[from] ModelError),
-    /// Whatever else computes in a model's place.
+    /// What computes in a model's place, if that is not a model.
     #[error("{0}")]
     Engine(Box<dyn std::error::Error + Send + Sync>),
     /// The first steps.
@@ -231,7 +231,7 @@ pub async fn serve(
     serve_with(settings, move |settings| load_model(settings, &progress)).await
 }
 
-/// The same with the model that `load` gives, whatever computes it. `load` runs on a thread where it may take its time.
+/// As [`serve`], with the model that `load` gives; something else may compute in its place. `load` runs on a thread where it may take its time.
 pub async fn serve_with(
     settings: Settings,
     load: impl FnOnce(&Settings) -> Result<Model, AppError> + Send + 'static,

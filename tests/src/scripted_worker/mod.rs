@@ -182,7 +182,7 @@ fn pool_blocks(
     Err(ScriptedError::Pool { blocks, block_tokens, least: least * block_bytes, most: most * block_bytes })
 }
 
-/// Who its K and V are: those of equal tokens are equal, whatever the script says next.
+/// The identity of its K and V: those of equal tokens are equal, also under another script.
 fn namespace(tokenizer_digest: &[u8; 32], block_tokens: usize) -> Namespace {
     Namespace::new(&Identity {
         weights_digest: [0; 32],

@@ -26,7 +26,7 @@ pub(super) const WORLD: ProcessId = 0;
 pub(super) struct Fate {
     /// It dies then.
     pub(super) dies_after: Option<u64>,
-    /// It stops then, for so many milliseconds.
+    /// After how many polls it stops, and for how many milliseconds.
     pub(super) stops_after: Option<(u64, u64)>,
 }
 
@@ -34,7 +34,7 @@ pub(super) struct Fate {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Met {
     Death,
-    /// For so many milliseconds.
+    /// For this many milliseconds.
     Stop(u64),
 }
 

@@ -13,7 +13,7 @@ use crate::memory_broker::AgentState;
 const LIVENESS_MS: u64 = 60_000;
 /// So long a seed may take after its faults.
 pub(super) const LIMIT_MS: u64 = 4 * LIVENESS_MS;
-/// Every so many milliseconds somebody looks at the whole.
+/// How often somebody looks at the whole.
 const LOOK_MS: u64 = 25;
 /// Longest time for workers to drain that have nothing to do.
 const DRAIN_MS: u64 = 20_000;

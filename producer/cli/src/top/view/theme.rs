@@ -1,4 +1,4 @@
-//! Colours: the terminal's own sixteen, so that its palette decides; none where NO_COLOR is set (<https://no-color.org>).
+//! Colours: the terminal's own sixteen, so that its palette decides; no colours if NO_COLOR is set (<https://no-color.org>).
 
 use ratatui::style::{Color, Modifier, Style};
 
