@@ -2,9 +2,10 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use serde_json::{Map, Value};
 use turnmill_schema::{
-    AgentName, IdempotencyKey, Message, Priority, RequestId, Role, Sampling, TenantName, TraceParent,
-    TraceState, Turn, TurnId,
+    AgentName, IdempotencyKey, Message, Priority, Reasoning, RequestId, ResponseFormat, Role, Sampling,
+    TenantName, Tool, ToolChoice, TraceParent, TraceState, Turn, TurnId,
 };
 
 /// What an agent hears next and how to sample the answer.
@@ -32,6 +33,22 @@ pub struct NewTurn {
     pub messages: Vec<Message>,
     /// The turn that this one must follow; none: it follows whatever turn is its agent's newest.
     pub after: Option<TurnId>,
+    /// What the model reads, as it stands, instead of messages. Such a turn stands alone.
+    pub prompt: Option<String>,
+    /// Tools that the model may call. They are not part of the agent's history: each turn gives its own.
+    pub tools: Vec<Tool>,
+    /// Whether it calls them.
+    pub tool_choice: ToolChoice,
+    /// Whether it may call several at once; none: it may.
+    pub parallel_tool_calls: Option<bool>,
+    /// The form of what it says.
+    pub response_format: ResponseFormat,
+    /// How much it thinks before.
+    pub reasoning: Reasoning,
+    /// Arguments for the model's chat template.
+    pub template_arguments: Map<String, Value>,
+    /// Keep the exact tokens of earlier thoughts, though the chat template would drop them.
+    pub keep_thoughts: bool,
     /// Forget the agent's history before this turn.
     pub new_session: bool,
     /// How to sample. A missing seed is fixed when the turn is enqueued.
@@ -92,6 +109,16 @@ impl NewTurn {
         Self { idempotency_key: Some(key), ..self }
     }
 
+    /// The model may call `tools`, and must if `choice` says so.
+    pub fn tools(self, tools: Vec<Tool>, choice: ToolChoice) -> Self {
+        Self { tools, tool_choice: choice, ..self }
+    }
+
+    /// The answer has the form `format`.
+    pub fn response_format(self, format: ResponseFormat) -> Self {
+        Self { response_format: format, ..self }
+    }
+
     /// Sampled as `sampling` says.
     pub fn sampling(self, sampling: Sampling) -> Self {
         Self { sampling, ..self }
@@ -131,6 +158,14 @@ impl NewTurn {
             tenant,
             agent: self.agent,
             messages: self.messages,
+            prompt: self.prompt,
+            tools: self.tools,
+            tool_choice: self.tool_choice,
+            parallel_tool_calls: self.parallel_tool_calls,
+            response_format: self.response_format,
+            reasoning: self.reasoning,
+            template_arguments: self.template_arguments,
+            keep_thoughts: self.keep_thoughts,
             new_session: self.new_session,
             sampling,
             priority: self.priority,

@@ -1,8 +1,9 @@
 //! A turn's whole result, put together from its events.
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use turnmill_schema::{
-    AgentId, AgentName, Delta, End, Event, FinishReason, Outcome, Timing, TokenLogprobs, TurnId, Usage,
+    AgentId, AgentName, Delta, End, Event, FinishReason, Message, Outcome, StopRule, Timing, TokenLogprobs,
+    ToolCall, TurnId, Usage,
 };
 
 use crate::client::Client;
@@ -20,12 +21,21 @@ pub struct TurnResult {
     pub outcome: Outcome,
     /// Why generation ended, for completed turns.
     pub finish: Option<FinishReason>,
-    /// The reply, as far as it was made. None: the result stream has expired.
+    /// Which stop string or stop token ended it, if one did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stop: Option<StopRule>,
+    /// What the model said, as far as it was made. None: the result stream has expired.
     pub text: Option<String>,
+    /// What it thought before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reasoning: Option<String>,
+    /// Tools that it called. Run them, and enqueue their results as the agent's next turn: see [`Message::tool_result`].
+    #[serde(skip_serializing_if = "Vec::is_empty", serialize_with = "tool_calls")]
+    pub tool_calls: Vec<ToolCall>,
     /// The reply's token ids.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub tokens: Vec<u32>,
-    /// For each token, how many bytes of the text it made visible; empty if that is not known. See [`Delta::lengths`].
+    /// For each token, how many bytes of the reply, thoughts and calls included, it made visible; empty if that is not known. See [`Delta::lengths`].
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub lengths: Vec<u32>,
     /// One entry a token, where asked for.
@@ -40,6 +50,26 @@ pub struct TurnResult {
     /// What was wrong and what to do, unless completed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+}
+
+/// Calls in OpenAI's spelling.
+fn tool_calls<S: Serializer>(calls: &[ToolCall], serializer: S) -> Result<S::Ok, S::Error> {
+    #[derive(Serialize)]
+    struct Call<'a> {
+        id: &'a str,
+        r#type: &'static str,
+        function: Function<'a>,
+    }
+    #[derive(Serialize)]
+    struct Function<'a> {
+        name: &'a str,
+        arguments: &'a str,
+    }
+    serializer.collect_seq(calls.iter().map(|ToolCall { id, name, arguments }| Call {
+        id,
+        r#type: "function",
+        function: Function { name, arguments },
+    }))
 }
 
 /// The reply so far.
@@ -67,14 +97,19 @@ impl Reply {
         agent: Option<&AgentId>,
         (end, is_whole): (End, bool),
     ) -> TurnResult {
-        let Delta { tokens, text, lengths, logprobs, .. } = if is_whole { self.0 } else { Delta::default() };
-        let End { outcome, finish, error, usage, timing, worker } = end;
+        let reply = if is_whole { self.0 } else { Delta::default() };
+        let Message { content, reasoning, tool_calls, .. } = reply.message(&turn);
+        let Delta { tokens, lengths, logprobs, .. } = reply;
+        let End { outcome, finish, stop, error, usage, timing, worker } = end;
         TurnResult {
             turn,
             agent: agent.and_then(AgentId::agent),
             outcome,
             finish,
-            text: is_whole.then_some(text),
+            stop,
+            text: is_whole.then_some(content),
+            reasoning,
+            tool_calls,
             tokens,
             lengths,
             logprobs,

@@ -364,7 +364,8 @@ mod tests {
         let delta =
             |index| Delta { index, tokens: vec![index], text: format!("{index} "), ..Delta::default() };
         let (outcome, usage, timing) = (Outcome::Completed, Usage::default(), Timing::default());
-        let end = Event::End(End { outcome, finish: None, error: None, usage, timing, worker: None });
+        let end =
+            Event::End(End { outcome, finish: None, stop: None, error: None, usage, timing, worker: None });
         let token =
             |index| entry(u64::from(index + 1) * 10, u64::from(index + 1), &Event::Delta(delta(index)));
         let mut stream: Vec<ResultEntry> = (0..kept).map(token).collect();

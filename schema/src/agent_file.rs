@@ -241,7 +241,13 @@ mod tests {
     }
 
     fn entry() -> Record {
-        let entry = TranscriptEntry { turn: TurnId::new(0), messages: Vec::new(), keep: 0, tokens: vec![1] };
+        let entry = TranscriptEntry {
+            turn: TurnId::new(0),
+            messages: Vec::new(),
+            keep: 0,
+            tokens: vec![1],
+            rendering: None,
+        };
         Record::Entry(encode(&entry).expect("encodes"))
     }
 

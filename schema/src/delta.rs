@@ -1,9 +1,18 @@
 //! Some tokens of a reply, and where they can be cut.
 //!
 //! Invariant: however the tokens of a reply were divided into deltas, cutting and joining them gives the same reply: the same
-//! tokens, text, lengths and log-probabilities. Writers that record no lengths, or wrong ones, cost the lengths alone.
+//! tokens, text, lengths, parts and log-probabilities. Writers that record no lengths, or wrong ones, cost the lengths alone.
+//!
+//! A reply is content, reasoning and tool calls, in the order in which the model writes them. All of it is one text, and spans say
+//! which bytes are what (ADR 0024), so that what holds for cutting text holds for all parts alike.
 
-use serde::{Deserialize, Serialize};
+use std::fmt;
+
+use serde::de::{SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::ids::TurnId;
+use crate::message::{Message, Role, ToolCall};
 
 /// Some tokens of a reply, one after the other.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -12,8 +21,8 @@ pub struct Delta {
     pub index: u32,
     /// Token ids, exactly as sampled.
     pub tokens: Vec<u32>,
-    /// The text these tokens made visible. Never half a character; text that may turn out to be a stop string is held
-    /// back until it is not.
+    /// The text these tokens made visible, of all parts. Never half a character; text that may turn out to be a stop string
+    /// or the start of another part is held back until it is not.
     pub text: String,
     /// For each token, how many bytes of `text` it made visible: 0 if its text is held back, and then a later token has the
     /// bytes of several. Each ends with a character. Lengths stay small where positions would grow, and joining deltas
@@ -22,18 +31,83 @@ pub struct Delta {
     /// Empty if the writer recorded none. Such a delta can only be cut at its ends, unless it has no text.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub lengths: Vec<u32>,
+    /// Which bytes of `text` are what, in order; empty: all of it is content.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub spans: Vec<Span>,
     /// One entry a token, when asked for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub logprobs: Vec<TokenLogprobs>,
 }
 
+/// What some text of a reply is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Part {
+    /// The answer.
+    #[default]
+    Content,
+    /// Thought.
+    Reasoning,
+    /// The name of the tool of a call; whole, and before its arguments. The call's place among the reply's calls, from 0.
+    ToolName(u32),
+    /// A piece of the JSON text of a call's arguments.
+    ToolArguments(u32),
+}
+
+/// Some bytes of a delta's text, of one part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Span {
+    /// What they are.
+    pub part: Part,
+    /// How many; above 0.
+    pub bytes: u32,
+}
+
 /// Log-probabilities at one position, natural logarithm, before temperature and penalties.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct TokenLogprobs {
     /// Of the token that was sampled.
     pub logprob: f32,
     /// The likeliest tokens, likeliest first.
     pub top: Vec<(u32, f32)>,
+    /// What the token that was sampled stands for, and then each of the likeliest; a control token stands for its name. Empty if
+    /// the writer recorded none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub bytes: Vec<TokenBytes>,
+}
+
+/// The bytes that a token stands for; they need not be whole characters.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TokenBytes(pub Vec<u8>);
+
+impl Serialize for TokenBytes {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for TokenBytes {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Read;
+        impl<'de> Visitor<'de> for Read {
+            type Value = TokenBytes;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("the bytes of a token")
+            }
+            fn visit_bytes<E>(self, bytes: &[u8]) -> Result<TokenBytes, E> {
+                Ok(TokenBytes(bytes.to_vec()))
+            }
+            /// As JSON has them.
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<TokenBytes, A::Error> {
+                let mut bytes = Vec::new();
+                while let Some(byte) = list.next_element()? {
+                    bytes.push(byte);
+                }
+                Ok(TokenBytes(bytes))
+            }
+        }
+        deserializer.deserialize_bytes(Read)
+    }
 }
 
 /// Why a delta cannot be cut between its tokens.
@@ -50,6 +124,14 @@ pub enum CutError {
         lengths: usize,
         /// How many tokens.
         tokens: usize,
+    },
+    /// The spans are not those of the text.
+    #[error("the parts of a delta add up to {sum} bytes, and its text has {bytes}; repair its writer")]
+    Spans {
+        /// What they add up to.
+        sum: u64,
+        /// Size of the text.
+        bytes: usize,
     },
     /// The lengths are not those of the text.
     #[error("the lengths of a delta add up to {sum} bytes, and its text has {bytes}; repair its writer")]
@@ -73,14 +155,104 @@ impl Delta {
         self.index.saturating_add(self.tokens.len() as u32)
     }
 
-    /// Adds a token and the text it made visible.
-    pub fn push(&mut self, token: u32, text: &str, logprobs: Option<TokenLogprobs>) {
+    /// Adds a token and the content it made visible.
+    pub fn push(&mut self, token: u32, content: &str, logprobs: Option<TokenLogprobs>) {
+        self.push_parts(token, &[(Part::Content, content)], logprobs);
+    }
+
+    /// Adds a token and the text it made visible, in pieces of one part each.
+    pub fn push_parts<T: AsRef<str>>(
+        &mut self,
+        token: u32,
+        pieces: &[(Part, T)],
+        logprobs: Option<TokenLogprobs>,
+    ) {
         if self.spell_out_lengths() {
-            self.lengths.push(text.len() as u32);
+            let bytes: usize = pieces.iter().map(|(_, text)| text.as_ref().len()).sum();
+            self.lengths.push(bytes as u32);
         }
         self.tokens.push(token);
-        self.text.push_str(text);
+        let mut next = Vec::new();
+        for (part, text) in pieces {
+            add_span(&mut next, Span { part: *part, bytes: text.as_ref().len() as u32 });
+        }
+        self.extend_spans(next);
+        pieces.iter().for_each(|(_, text)| self.text.push_str(text.as_ref()));
         self.logprobs.extend(logprobs);
+    }
+
+    /// The text, in pieces of one part each. What lies beyond spans that are too short is content.
+    pub fn parts(&self) -> impl Iterator<Item = (Part, &str)> {
+        let mut rest = self.text.as_str();
+        let rest_is_content = [Span { part: Part::Content, bytes: u32::MAX }];
+        let spans = self.spans.clone().into_iter().chain(rest_is_content);
+        spans.filter_map(move |span| {
+            let mut end = rest.len().min(span.bytes as usize);
+            while !rest.is_char_boundary(end) {
+                end += 1;
+            }
+            let (text, after) = rest.split_at(end);
+            rest = after;
+            (!text.is_empty()).then_some((span.part, text))
+        })
+    }
+
+    /// What was said, without thoughts and calls.
+    pub fn content(&self) -> String {
+        self.parts().filter(|(part, _)| *part == Part::Content).map(|(_, text)| text).collect()
+    }
+
+    /// The message that a whole reply is: that of `turn`.
+    pub fn message(&self, turn: &TurnId) -> Message {
+        let mut message = Message::new(Role::Assistant, "");
+        for (part, text) in self.parts() {
+            match part {
+                Part::Content => message.content.push_str(text),
+                Part::Reasoning => message.reasoning.get_or_insert_default().push_str(text),
+                Part::ToolName(index) => message.tool_calls.push(ToolCall {
+                    id: ToolCall::id_of(turn, index),
+                    name: text.to_owned(),
+                    arguments: String::new(),
+                }),
+                Part::ToolArguments(_) => {
+                    if let Some(call) = message.tool_calls.last_mut() {
+                        call.arguments.push_str(text);
+                    }
+                }
+            }
+        }
+        message
+    }
+
+    /// Adds the spans of text that is about to follow.
+    fn extend_spans(&mut self, next: Vec<Span>) {
+        if self.spans.is_empty() && next.iter().all(|span| span.part == Part::Content) {
+            return;
+        }
+        if self.spans.is_empty() {
+            add_span(&mut self.spans, content(&self.text));
+        }
+        next.into_iter().for_each(|span| add_span(&mut self.spans, span));
+    }
+
+    /// Cuts the spans after `bytes` bytes of the text; returns those of the rest.
+    fn split_spans(&mut self, bytes: usize) -> Vec<Span> {
+        let mut left = u32::try_from(bytes).unwrap_or(u32::MAX);
+        let (mut kept, mut rest) = (Vec::new(), Vec::new());
+        for Span { part, bytes } in std::mem::take(&mut self.spans) {
+            let here = left.min(bytes);
+            left -= here;
+            add_span(&mut kept, Span { part, bytes: here });
+            add_span(&mut rest, Span { part, bytes: bytes - here });
+        }
+        for spans in [&mut kept, &mut rest] {
+            // Content alone needs none.
+            if spans.iter().all(|span| span.part == Part::Content) {
+                spans.clear();
+            }
+        }
+        self.spans = kept;
+        rest
     }
 
     /// Appends the delta that starts where this one ends; an empty one becomes it. If either does not say how long the text of
@@ -93,6 +265,8 @@ impl Delta {
             *self = next;
             return;
         }
+        let spans = std::mem::take(&mut next.spans);
+        self.extend_spans(if spans.is_empty() { vec![content(&next.text)] } else { spans });
         // Checked as they came, so that a long reply is not checked again with each delta.
         if self.spell_out_lengths() && next.spell_out_lengths() {
             self.lengths.append(&mut next.lengths);
@@ -117,6 +291,7 @@ impl Delta {
         let bytes: usize = self.lengths.iter().take(at).map(|length| *length as usize).sum();
         Ok(Self {
             index: self.index.saturating_add(at as u32),
+            spans: self.split_spans(bytes),
             tokens: self.tokens.split_off(at),
             text: self.text.split_off(bytes),
             lengths: self.lengths.split_off(at.min(self.lengths.len())),
@@ -136,6 +311,10 @@ impl Delta {
     /// Checks that the delta can be cut between any two of its tokens.
     pub fn check_lengths(&self) -> Result<(), CutError> {
         let (lengths, tokens, bytes) = (self.lengths.len(), self.tokens.len(), self.text.len());
+        let sum = self.spans.iter().map(|span| u64::from(span.bytes)).sum();
+        if !self.spans.is_empty() && sum != bytes as u64 {
+            return Err(CutError::Spans { sum, bytes });
+        }
         if lengths == 0 && bytes == 0 {
             return Ok(());
         }
@@ -168,6 +347,20 @@ impl Delta {
     }
 }
 
+/// Adds `span` at the end; neighbours of one part are one span.
+fn add_span(spans: &mut Vec<Span>, span: Span) {
+    match spans.last_mut() {
+        _ if span.bytes == 0 => {}
+        Some(last) if last.part == span.part => last.bytes = last.bytes.saturating_add(span.bytes),
+        _ => spans.push(span),
+    }
+}
+
+/// The span of a text that is content.
+fn content(text: &str) -> Span {
+    Span { part: Part::Content, bytes: u32::try_from(text.len()).unwrap_or(u32::MAX) }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -177,18 +370,26 @@ mod tests {
     use crate::envelope::{decode, encode};
 
     /// Token by token: its id, the text it made visible, its log-probabilities.
-    type Made = (u32, String, Option<TokenLogprobs>);
+    type Made = (u32, Vec<(Part, String)>, Option<TokenLogprobs>);
 
     /// Texts of tokens: held back, several at once, of one to four bytes a character.
     fn made() -> impl Strategy<Value = Vec<Made>> {
         let text =
             prop_oneof![Just(""), Just("a"), Just(" naïve"), Just("⅔"), Just("🦀 ⅔ é\n"), Just("\u{0}")];
-        let token = (any::<u32>(), text, -9f32..0.0, 0u32..3);
+        let part = prop_oneof![
+            4 => Just(Part::Content),
+            1 => Just(Part::Reasoning),
+            1 => Just(Part::ToolName(0)),
+            1 => (0u32..2).prop_map(Part::ToolArguments)
+        ];
+        let pieces = prop::collection::vec((part, text.prop_map(str::to_owned)), 0..3);
+        let token = (any::<u32>(), pieces, -9f32..0.0, 0u32..3);
         let tokens = prop::collection::vec(token, 0..24);
         (tokens, any::<bool>()).prop_map(|(tokens, asked)| {
-            let token = |(id, text, logprob, top): (u32, &str, f32, u32)| {
+            let token = |(id, pieces, logprob, top): (u32, Vec<(Part, String)>, f32, u32)| {
+                let bytes = (0..=top).map(|token| TokenBytes(vec![0xff, token as u8])).collect();
                 let top = (0..top).map(|token| (token, logprob)).collect();
-                (id, text.to_owned(), asked.then_some(TokenLogprobs { logprob, top }))
+                (id, pieces, asked.then_some(TokenLogprobs { logprob, top, bytes }))
             };
             tokens.into_iter().map(token).collect()
         })
@@ -196,8 +397,13 @@ mod tests {
 
     fn delta(index: usize, made: &[Made]) -> Delta {
         let mut delta = Delta { index: index as u32, ..Delta::default() };
-        made.iter().for_each(|(id, text, logprobs)| delta.push(*id, text, logprobs.clone()));
+        made.iter().for_each(|(id, pieces, logprobs)| delta.push_parts(*id, pieces, logprobs.clone()));
         delta
+    }
+
+    /// A token that made some content visible.
+    fn said(id: u32, text: &str) -> Made {
+        (id, vec![(Part::Content, text.to_owned())], None)
     }
 
     fn joined(deltas: impl IntoIterator<Item = Delta>) -> Delta {
@@ -266,10 +472,15 @@ mod tests {
             tokens: Vec<u32>,
             text: String,
             lengths in prop::collection::vec(prop_oneof![0u32..9, any::<u32>()], 0..5),
+            spans in prop::collection::vec((0u32..3, prop_oneof![0u32..9, any::<u32>()]), 0..3),
             at in 0usize..9,
         ) {
-            let foreign = Delta { index, tokens, text, lengths, logprobs: Vec::new() };
+            let spans = spans.into_iter().map(|(call, bytes)| Span { part: Part::ToolArguments(call), bytes });
+            let spans: Vec<Span> = spans.collect();
+            let foreign = Delta { index, tokens, text, lengths, spans, logprobs: Vec::new() };
             let _ = foreign.clone().beyond(at as u32);
+            let told: String = foreign.parts().map(|(_, text)| text).collect();
+            prop_assert_eq!(&told, &foreign.text);
             let mut first = foreign.clone();
             let cut = first.split_off(at);
             prop_assert!(cut.is_ok() || first == foreign, "an error changes nothing");
@@ -277,7 +488,7 @@ mod tests {
                 first.extend(rest);
             }
             let mut again = foreign.clone();
-            again.extend(delta(0, &[(1, "é".to_owned(), None)]));
+            again.extend(delta(0, &[said(1, "é")]));
             prop_assert_eq!((&first.tokens, &first.text), (&foreign.tokens, &foreign.text));
             prop_assert_eq!(&again.text, &format!("{}é", foreign.text));
             let is_empty = foreign.tokens.is_empty() && foreign.text.is_empty();
@@ -287,7 +498,7 @@ mod tests {
 
     #[test]
     fn a_character_of_two_tokens_belongs_to_the_one_that_completes_it() {
-        let mut reply = delta(3, &[(7, "a".into(), None), (8, "".into(), None), (9, "é!".into(), None)]);
+        let mut reply = delta(3, &[said(7, "a"), said(8, ""), said(9, "é!")]);
         let rest = reply.split_off(2).expect("it has lengths");
         assert_eq!((reply.text.as_str(), &reply.lengths[..]), ("a", &[1, 0][..]));
         assert_eq!((rest.index, rest.text.as_str(), &rest.lengths[..]), (5, "é!", &[3][..]));
@@ -300,7 +511,7 @@ mod tests {
             tokens: vec![1, 2],
             text: "é!".into(),
             lengths: lengths.to_vec(),
-            logprobs: vec![],
+            ..Delta::default()
         };
         let refused = |lengths| with(lengths).split_off(1).expect_err("must be refused");
         assert_eq!(refused(&[]), CutError::NoLengths);
@@ -317,8 +528,8 @@ mod tests {
 
     #[test]
     fn lengths_that_are_not_known_are_not_made_up() {
-        let known = || delta(0, &[(1, "a".into(), None)]);
-        let unknown = || Delta { lengths: vec![], ..delta(1, &[(2, "b".into(), None)]) };
+        let known = || delta(0, &[said(1, "a")]);
+        let unknown = || Delta { lengths: vec![], ..delta(1, &[said(2, "b")]) };
         let both = joined([known(), unknown()]);
         assert_eq!((both.text.as_str(), both.lengths.len()), ("ab", 0));
         let mut other = joined([unknown(), known()]);
@@ -333,8 +544,39 @@ mod tests {
     }
 
     #[test]
+    fn a_reply_is_the_message_that_its_parts_make() {
+        let turn = TurnId::new(0);
+        let pieces = [
+            (Part::Reasoning, "Two to add."),
+            (Part::Content, "I add."),
+            (Part::ToolName(0), "add"),
+            (Part::ToolArguments(0), "{\"a\":"),
+            (Part::ToolArguments(0), " 1}"),
+            (Part::ToolName(1), "add"),
+            (Part::ToolArguments(1), "{}"),
+        ];
+        let mut reply = Delta::default();
+        pieces.iter().for_each(|piece| reply.push_parts(7, &[*piece], None));
+        let call = |index, arguments: &str| ToolCall {
+            id: ToolCall::id_of(&turn, index),
+            name: "add".into(),
+            arguments: arguments.into(),
+        };
+        let expected = Message {
+            reasoning: Some("Two to add.".into()),
+            tool_calls: vec![call(0, "{\"a\": 1}"), call(1, "{}")],
+            ..Message::new(Role::Assistant, "I add.")
+        };
+        assert_eq!(reply.message(&turn), expected);
+        assert_eq!((reply.content().as_str(), reply.spans.len()), ("I add.", 6));
+        let rest = reply.split_off(4).expect("it has lengths");
+        assert_eq!(rest.parts().next(), Some((Part::ToolArguments(0), " 1}")));
+        assert_eq!(decode(&encode(&rest).expect("encodes")), Ok(rest));
+    }
+
+    #[test]
     fn golden_bytes() {
-        let told = Event::Delta(delta(2, &[(7, "".into(), None), (300, "é".into(), None)]));
+        let told = Event::Delta(delta(2, &[said(7, ""), said(300, "é")]));
         let mut old =
             b"\x01\x84\xa4kind\xa5delta\xa5index\x02\xa6tokens\x92\x07\xcd\x01\x2c\xa4text\xa2".to_vec();
         old.extend("é".as_bytes());

@@ -100,11 +100,12 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::delta::{Delta, TokenLogprobs};
-    use crate::event::{Begin, End, Event, FinishReason, Outcome, Timing, Usage};
+    use crate::delta::{Delta, Part, Span, TokenBytes, TokenLogprobs};
+    use crate::event::{Begin, End, Event, FinishReason, Outcome, StopRule, Timing, Usage};
     use crate::ids::TurnId;
+    use crate::message::{Message, Role};
     use crate::names::{AgentName, TenantName};
-    use crate::turn::{Message, Role};
+    use crate::tool::{Effort, Reasoning, ResponseFormat, Tool, ToolChoice};
 
     fn turn(content: &str) -> Turn {
         let id = "01980000-0000-7000-8000-000000000000.0".parse::<TurnId>().expect("a turn id");
@@ -168,6 +169,7 @@ mod tests {
         let end = End {
             outcome: Outcome::Expired,
             finish: None,
+            stop: None,
             error: None,
             usage: Usage::default(),
             timing: Timing::default(),
@@ -208,16 +210,23 @@ mod tests {
 
     fn logprobs() -> impl Strategy<Value = TokenLogprobs> {
         let top = prop::collection::vec((any::<u32>(), -100f32..0.0), 0..3);
-        (-100f32..0.0, top).prop_map(|(logprob, top)| TokenLogprobs { logprob, top })
+        let bytes = prop::collection::vec(any::<Vec<u8>>().prop_map(TokenBytes), 0..3);
+        (-100f32..0.0, top, bytes).prop_map(|(logprob, top, bytes)| TokenLogprobs { logprob, top, bytes })
     }
 
     fn end() -> impl Strategy<Value = End> {
         (any::<Option<String>>(), any::<[u32; 3]>(), any::<Option<u64>>(), any::<bool>()).prop_map(
             |(error, [prompt_tokens, cached_tokens, completion_tokens], first_token_ms, completed)| End {
                 outcome: if completed { Outcome::Completed } else { Outcome::Failed },
-                finish: completed.then_some(FinishReason::Length),
+                finish: completed.then_some(FinishReason::ToolCalls),
+                stop: first_token_ms.map(|token| StopRule::Token(token as u32)),
                 error,
-                usage: Usage { prompt_tokens, cached_tokens, completion_tokens },
+                usage: Usage {
+                    prompt_tokens,
+                    cached_tokens,
+                    completion_tokens,
+                    reasoning_tokens: completion_tokens / 2,
+                },
                 timing: Timing { queued_ms: 1, first_token_ms, total_ms: u64::MAX },
                 worker: Some("w".into()),
             },
@@ -235,7 +244,9 @@ mod tests {
         let logprobs = prop::collection::vec(logprobs(), 0..3);
         let delta = (any::<u32>(), tokens, any::<String>(), lengths, logprobs).prop_map(
             |(index, tokens, text, lengths, logprobs)| {
-                Event::Delta(Delta { index, tokens, text, lengths, logprobs })
+                let spans = lengths.iter().map(|bytes| Span { part: Part::ToolName(*bytes), bytes: *bytes });
+                let spans = spans.collect();
+                Event::Delta(Delta { index, tokens, text, lengths, spans, logprobs })
             },
         );
         prop_oneof![begin, delta, end().prop_map(Event::End)]
@@ -254,6 +265,17 @@ mod tests {
             turn.deadline_ms = deadline_ms;
             turn.sampling.seed = seed;
             turn.sampling.logit_bias.insert(3, bias);
+            let schema = serde_json::json!({"z": [content, seed], "a": {"b": null, "c": 0.5}});
+            turn.response_format = ResponseFormat::JsonSchema { schema: schema.clone() };
+            turn.tools = vec![Tool {
+                name: "t".into(),
+                description: Some(content.clone()),
+                parameters: schema.as_object().cloned(),
+            }];
+            turn.tool_choice = ToolChoice::Named(content.clone());
+            turn.template_arguments.extend(schema.as_object().cloned().into_iter().flatten());
+            turn.reasoning =
+                Reasoning { enabled: Some(seed.is_some()), effort: Some(Effort::High), budget: Some(7) };
             prop_assert_eq!(decode(&encode_turn(&turn).expect("encodes")), Ok(turn));
         }
 

@@ -92,6 +92,30 @@ pub enum FinishReason {
     Stop,
     /// `max_tokens` or the end of the context.
     Length,
+    /// The model called tools, and waits for their results.
+    #[serde(rename = "tool_calls")]
+    ToolCalls,
+}
+
+impl FinishReason {
+    /// The name used on the wire and by the CLI.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::Length => "length",
+            Self::ToolCalls => "tool_calls",
+        }
+    }
+}
+
+/// Which of a turn's stop rules ended its reply; the model's own end is none of them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StopRule {
+    /// A stop string.
+    Text(String),
+    /// A stop token.
+    Token(u32),
 }
 
 /// Token counts of a turn (OpenAI's words).
@@ -103,6 +127,13 @@ pub struct Usage {
     pub cached_tokens: u32,
     /// Tokens made, the ending token included.
     pub completion_tokens: u32,
+    /// How many of those are thoughts.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub reasoning_tokens: u32,
+}
+
+fn is_zero(count: &u32) -> bool {
+    *count == 0
 }
 
 /// Where a turn's time went, in milliseconds since it was enqueued.
@@ -124,6 +155,9 @@ pub struct End {
     /// Why generation ended, for completed turns.
     #[serde(default)]
     pub finish: Option<FinishReason>,
+    /// Which stop string or stop token ended the reply, if one did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stop: Option<StopRule>,
     /// One sentence saying what was wrong and what to do, unless completed.
     #[serde(default)]
     pub error: Option<String>,

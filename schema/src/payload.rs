@@ -184,8 +184,8 @@ mod tests {
 
     use super::*;
     use crate::envelope::encode_turn;
+    use crate::message::{Message, Role};
     use crate::names::TenantName;
-    use crate::turn::{Message, Role};
 
     const ID: &str = "01980000-0000-7000-8000-000000000000.0";
 

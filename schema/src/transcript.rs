@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::ids::TurnId;
-use crate::turn::Message;
+use crate::message::Message;
 
 /// What one completed turn adds to its agent's history.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,6 +20,9 @@ pub struct TranscriptEntry {
     pub keep: u32,
     /// Token ids that follow those kept.
     pub tokens: Vec<u32>,
+    /// What besides messages the chat template was given: tools and arguments, as [`crate::Turn::rendering`] has it; none: nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rendering: Option<String>,
 }
 
 /// An entry as a worker stores it: with a mark, unlike that of any other attempt at its turn.
@@ -33,6 +36,8 @@ pub struct MarkedEntry<'a> {
     messages: &'a [Message],
     keep: u32,
     tokens: &'a [u32],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rendering: Option<&'a str>,
 }
 
 impl<'a> MarkedEntry<'a> {
@@ -41,8 +46,8 @@ impl<'a> MarkedEntry<'a> {
 
     /// The entry with the mark of the attempt that made it.
     pub fn new(entry: &'a TranscriptEntry, mark: u64) -> Self {
-        let TranscriptEntry { turn, messages, keep, tokens } = entry;
-        Self { turn, mark, messages, keep: *keep, tokens }
+        let TranscriptEntry { turn, messages, keep, tokens, rendering } = entry;
+        Self { turn, mark, messages, keep: *keep, tokens, rendering: rendering.as_deref() }
     }
 }
 
@@ -53,6 +58,21 @@ pub struct History {
     pub messages: Vec<Message>,
     /// All token ids.
     pub tokens: Vec<u32>,
+    /// Its first turn, whose time is the conversation's.
+    pub first: Option<TurnId>,
+    /// What the template was given for the newest turn: [`TranscriptEntry::rendering`].
+    pub rendering: Option<String>,
+    /// Where turns end whose tokens are as they were made: how many messages and tokens there are up to there, both rising.
+    pub ends: Vec<TurnEnd>,
+}
+
+/// Where a turn ends in a history.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TurnEnd {
+    /// Messages up to its end.
+    pub messages: usize,
+    /// Tokens up to its end.
+    pub tokens: usize,
 }
 
 impl FromIterator<TranscriptEntry> for History {
@@ -68,7 +88,11 @@ impl Extend<TranscriptEntry> for History {
         for entry in entries {
             self.messages.extend(entry.messages);
             self.tokens.truncate(entry.keep as usize);
+            self.ends.retain(|end| end.tokens <= entry.keep as usize);
             self.tokens.extend(entry.tokens);
+            self.first.get_or_insert(entry.turn);
+            self.rendering = entry.rendering;
+            self.ends.push(TurnEnd { messages: self.messages.len(), tokens: self.tokens.len() });
         }
     }
 }
@@ -77,11 +101,11 @@ impl Extend<TranscriptEntry> for History {
 mod tests {
     use super::*;
     use crate::envelope::{decode, encode};
-    use crate::turn::Role;
+    use crate::message::Role;
 
     fn entry(keep: u32, tokens: &[u32], content: &str) -> TranscriptEntry {
         let messages = vec![Message::new(Role::User, content)];
-        TranscriptEntry { turn: TurnId::new(0), messages, keep, tokens: tokens.to_vec() }
+        TranscriptEntry { turn: TurnId::new(0), messages, keep, tokens: tokens.to_vec(), rendering: None }
     }
 
     #[test]
@@ -90,6 +114,11 @@ mod tests {
             [entry(0, &[1, 2], "a"), entry(2, &[3], "b"), entry(1, &[9, 9], "c")].into_iter().collect();
         assert_eq!(history.tokens, [1, 9, 9]);
         assert_eq!(history.messages.len(), 3);
+        // The second turn's end is gone with its token; the first turn's lies where the history was tokenised again.
+        assert_eq!(history.ends, [TurnEnd { messages: 3, tokens: 3 }]);
+        let appended: History = [entry(0, &[1, 2], "a"), entry(2, &[3], "b")].into_iter().collect();
+        let ends = [TurnEnd { messages: 1, tokens: 2 }, TurnEnd { messages: 2, tokens: 3 }];
+        assert_eq!(appended.ends, ends);
     }
 
     #[test]

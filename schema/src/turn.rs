@@ -9,42 +9,14 @@ use std::str::FromStr;
 
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::{Map, Value};
 
 use crate::ids::{AgentId, TurnId};
+use crate::message::{InvalidMessage, Message, check_messages};
 use crate::names::{AgentName, IdempotencyKey, TenantName};
 use crate::request_id::RequestId;
+use crate::tool::{InvalidTools, Reasoning, ResponseFormat, Tool, ToolChoice, check_tools};
 use crate::trace_context::{TraceParent, TraceState};
-
-/// Who speaks in a message. The spelling is that of chat templates and of OpenAI's API.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Role {
-    /// Instructions that hold for the conversation.
-    System,
-    /// The one who asks.
-    User,
-    /// The model.
-    Assistant,
-    /// The result of a tool call.
-    Tool,
-}
-
-/// One message of a conversation.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Message {
-    /// Who speaks.
-    pub role: Role,
-    /// What is said.
-    pub content: String,
-}
-
-impl Message {
-    /// A message of `role` saying `content`.
-    pub fn new(role: Role, content: impl Into<String>) -> Self {
-        Self { role, content: content.into() }
-    }
-}
 
 /// Which ready stream a turn's agent waits in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -97,7 +69,8 @@ pub struct Sampling {
     pub logit_bias: BTreeMap<u32, f32>,
     /// Seed of the counter-based generator; fixed at enqueue when absent.
     pub seed: Option<u64>,
-    /// Tokens to make at most; absent means as many as the context leaves.
+    /// Tokens to make at most; absent means as many as the context leaves. 0 makes none: the prompt is rendered and tokenised,
+    /// and the turn ends with its usage.
     pub max_tokens: Option<u32>,
     /// Tokens to make before an end-of-sequence token or a stop rule may end the turn.
     pub min_tokens: u32,
@@ -109,6 +82,13 @@ pub struct Sampling {
     pub ignore_eos: bool,
     /// Report each token's log-probability and this many of the likeliest alternatives (0 to 20).
     pub logprobs: Option<u8>,
+    /// Leave control tokens out of the reply's text (vLLM's name).
+    #[serde(skip_serializing_if = "is_true")]
+    pub skip_special_tokens: bool,
+}
+
+fn is_true(value: &bool) -> bool {
+    *value
 }
 
 impl Default for Sampling {
@@ -129,6 +109,7 @@ impl Default for Sampling {
             stop_token_ids: Vec::new(),
             ignore_eos: false,
             logprobs: None,
+            skip_special_tokens: true,
         }
     }
 }
@@ -152,8 +133,33 @@ pub struct Turn {
     pub tenant: TenantName,
     /// The agent whose conversation it continues; none: the turn stands alone, without history or order.
     pub agent: Option<AgentName>,
-    /// The new messages, oldest first; at least one.
+    /// The new messages, oldest first; at least one, or a prompt.
     pub messages: Vec<Message>,
+    /// What the model reads, as it stands, instead of messages. Such a turn stands alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompt: Option<String>,
+    /// Tools that the model may call. They are not part of the agent's history: each turn gives its own.
+    #[serde(default, deserialize_with = "crate::message::nullable", skip_serializing_if = "Vec::is_empty")]
+    pub tools: Vec<Tool>,
+    /// Whether it calls them.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub tool_choice: ToolChoice,
+    /// Whether it may call several at once; absent: it may.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parallel_tool_calls: Option<bool>,
+    /// The form of what it says.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub response_format: ResponseFormat,
+    /// How much it thinks before.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub reasoning: Reasoning,
+    /// Arguments for the model's chat template.
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    pub template_arguments: Map<String, Value>,
+    /// Keep the exact tokens of earlier thoughts in the agent's history, though the chat template would drop them: then the prompt
+    /// is longer, and nothing of it is computed again.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub keep_thoughts: bool,
     /// Forget the agent's history before this turn.
     #[serde(default)]
     pub new_session: bool,
@@ -184,6 +190,10 @@ pub struct Turn {
     /// What goes with that span.
     #[serde(default, deserialize_with = "valid", skip_serializing_if = "Option::is_none")]
     pub tracestate: Option<TraceState>,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 /// A text that is what it should be; anything else is none. What only logs and traces use costs no turn.
@@ -235,6 +245,18 @@ pub enum InvalidTurn {
     /// An empty stop string would end every reply at once.
     #[error("a stop string is empty; leave it out")]
     EmptyStop,
+    /// A raw prompt goes with nothing that makes a prompt.
+    #[error("the turn has a prompt and {0}; a prompt stands alone: give messages instead, or leave that out")]
+    PromptAnd(&'static str),
+    /// A prompt of nothing.
+    #[error("the prompt is empty; give a text")]
+    EmptyPrompt,
+    /// A message is none.
+    #[error(transparent)]
+    Message(#[from] InvalidMessage),
+    /// Tools or grammar cannot be used.
+    #[error(transparent)]
+    Tools(#[from] InvalidTools),
 }
 
 impl Turn {
@@ -245,6 +267,14 @@ impl Turn {
             tenant,
             agent: None,
             messages,
+            prompt: None,
+            tools: Vec::new(),
+            tool_choice: ToolChoice::default(),
+            parallel_tool_calls: None,
+            response_format: ResponseFormat::default(),
+            reasoning: Reasoning::default(),
+            template_arguments: Map::new(),
+            keep_thoughts: false,
             new_session: false,
             sampling: Sampling::default(),
             priority: Priority::default(),
@@ -272,8 +302,46 @@ impl Turn {
         let sampling = Sampling { seed, ..self.sampling.clone() };
         let asked = (&self.agent, &self.messages, self.new_session, &sampling, self.priority);
         // What cannot be encoded is not enqueued either.
-        let bytes = rmp_serde::to_vec(&asked).unwrap_or_default();
+        let mut bytes = rmp_serde::to_vec(&asked).unwrap_or_default();
+        let more = (
+            &self.prompt,
+            &self.tools,
+            &self.tool_choice,
+            self.parallel_tool_calls,
+            &self.response_format,
+            &self.reasoning,
+            &self.template_arguments,
+            self.keep_thoughts,
+        );
+        let nothing = Self::new(self.id, self.tenant.clone(), Vec::new());
+        if self.asks_more_than(&nothing) {
+            bytes.extend(rmp_serde::to_vec(&more).unwrap_or_default());
+        }
         blake3::hash(&bytes).to_hex()[..16].to_owned()
+    }
+
+    fn asks_more_than(&self, plain: &Self) -> bool {
+        self.prompt != plain.prompt
+            || self.tools != plain.tools
+            || self.tool_choice != plain.tool_choice
+            || self.parallel_tool_calls != plain.parallel_tool_calls
+            || self.response_format != plain.response_format
+            || self.reasoning != plain.reasoning
+            || self.template_arguments != plain.template_arguments
+            || self.keep_thoughts != plain.keep_thoughts
+    }
+
+    /// Sixteen hexadecimal digits of what the chat template is given besides messages; none if nothing. If they differ between two
+    /// turns, the template may write what both have in common differently.
+    pub fn rendering(&self) -> Option<String> {
+        let tools = if self.tool_choice == ToolChoice::None { &[][..] } else { &self.tools };
+        let Reasoning { enabled, effort, budget: _ } = &self.reasoning;
+        if tools.is_empty() && self.template_arguments.is_empty() && enabled.is_none() && effort.is_none() {
+            return None;
+        }
+        let given = (tools, &self.template_arguments, enabled, effort);
+        let bytes = rmp_serde::to_vec(&given).unwrap_or_default();
+        Some(blake3::hash(&bytes).to_hex()[..16].to_owned())
     }
 
     /// Whose backlog the turn waits in.
@@ -286,8 +354,29 @@ impl Turn {
 
     /// Checks everything that needs neither model nor Redis.
     pub fn validate(&self) -> Result<(), InvalidTurn> {
-        if self.messages.is_empty() {
+        if let Some(prompt) = &self.prompt {
+            for (given, what) in [
+                (!self.messages.is_empty(), "messages"),
+                (self.agent.is_some(), "an agent"),
+                (!self.tools.is_empty(), "tools"),
+            ] {
+                if given {
+                    return Err(InvalidTurn::PromptAnd(what));
+                }
+            }
+            if prompt.is_empty() {
+                return Err(InvalidTurn::EmptyPrompt);
+            }
+        } else if self.messages.is_empty() {
             return Err(InvalidTurn::NoMessages);
+        }
+        check_messages(&self.messages)?;
+        check_tools(&self.tools, &self.tool_choice)?;
+        self.response_format.check()?;
+        let has_grammar = !self.response_format.is_text()
+            || matches!(self.tool_choice, ToolChoice::Required | ToolChoice::Named(_));
+        if has_grammar && self.sampling.ignore_eos {
+            return Err(InvalidTools::IgnoreEos.into());
         }
         for (field, time) in [("deadline_ms", self.deadline_ms), ("not_before_ms", self.not_before_ms)] {
             if let Some(value_ms) = time.filter(|ms| *ms >= END_OF_TIME_MS) {
@@ -328,7 +417,6 @@ impl Sampling {
         }
         let biases = self.logit_bias.len();
         check(biases <= MAX_LOGIT_BIAS, "logit_bias entries", biases as f64, "at most 1024")?;
-        check(self.max_tokens != Some(0), "max_tokens", 0.0, "at least 1")?;
         let logprobs = self.logprobs.unwrap_or(0);
         check(logprobs <= MAX_LOGPROBS, "logprobs", f64::from(logprobs), "from 0 to 20")?;
         check(self.stop.len() <= MAX_STOP_STRINGS, "stop strings", self.stop.len() as f64, "at most 16")?;
@@ -345,6 +433,12 @@ impl Sampling {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::message::Role;
+
+    fn turn() -> Turn {
+        let tenant = TenantName::new("default").expect("valid");
+        Turn::new(TurnId::new(0), tenant, vec![Message::new(Role::User, "hi")])
+    }
 
     fn refused(change: impl FnOnce(&mut Sampling)) -> String {
         let mut sampling = Sampling::default();
@@ -359,8 +453,6 @@ mod tests {
 
     #[test]
     fn times_are_before_2200() {
-        let tenant = || TenantName::new("default").expect("valid");
-        let turn = || Turn::new(TurnId::new(0), tenant(), vec![Message::new(Role::User, "hi")]);
         for (ms, valid) in [(0, true), (END_OF_TIME_MS - 1, true), (END_OF_TIME_MS, false), (u64::MAX, false)]
         {
             let (mut early, mut late) = (turn(), turn());
@@ -374,8 +466,59 @@ mod tests {
     }
 
     #[test]
+    fn what_does_not_go_together_is_named() {
+        let tool = |name: &str| Tool { name: name.into(), description: None, parameters: None };
+        let refused = |change: &dyn Fn(&mut Turn)| {
+            let mut turn = turn();
+            change(&mut turn);
+            turn.validate().expect_err("must be refused").to_string()
+        };
+        let raw = |turn: &mut Turn| {
+            turn.messages.clear();
+            turn.prompt = Some("Once".into());
+        };
+        let mut alone = turn();
+        raw(&mut alone);
+        assert_eq!(alone.validate(), Ok(()));
+        assert!(refused(&|turn| turn.prompt = Some("Once".into())).contains("a prompt and messages"));
+        assert!(refused(&|turn| turn.messages.clear()).contains("no messages"));
+        let with_tools = refused(&|turn| {
+            raw(turn);
+            turn.tools = vec![tool("a")];
+        });
+        assert!(with_tools.contains("a prompt and tools"));
+        let with_agent = refused(&|turn| {
+            raw(turn);
+            turn.agent = AgentName::new("a").ok();
+        });
+        assert!(with_agent.contains("a prompt and an agent"));
+        let endless = refused(&|turn| {
+            turn.response_format = ResponseFormat::JsonObject;
+            turn.sampling.ignore_eos = true;
+        });
+        assert!(endless.contains("ignore_eos"));
+        assert!(refused(&|turn| turn.tool_choice = ToolChoice::Required).contains("no tools"));
+        let thoughtful = refused(&|turn| turn.messages[0].reasoning = Some("hm".into()));
+        assert!(thoughtful.contains("number 1 has reasoning"));
+    }
+
+    #[test]
+    fn turns_that_ask_different_things_have_different_digests() {
+        let (plain, mut other) = (turn(), turn());
+        other.id = plain.id;
+        assert_eq!((plain.asked_digest(), plain.rendering()), (other.asked_digest(), None));
+        other.tools = vec![Tool { name: "a".into(), description: None, parameters: None }];
+        assert_ne!(plain.asked_digest(), other.asked_digest());
+        let with_tools = other.rendering();
+        assert!(with_tools.is_some());
+        other.reasoning.budget = Some(5);
+        assert_eq!(other.rendering(), with_tools, "the template does not see a budget");
+        other.tool_choice = ToolChoice::None;
+        assert_eq!(other.rendering(), None, "tools that may not be called are not rendered");
+    }
+
+    #[test]
     fn every_bad_number_is_named_with_its_range() {
-        assert_eq!(refused(|s| s.max_tokens = Some(0)), "max_tokens is 0; it must be at least 1");
         assert_eq!(refused(|s| s.temperature = -1.0), "temperature is -1; it must be from 0 to 100");
         assert!(refused(|s| s.temperature = f32::NAN).contains("NaN"));
         assert!(refused(|s| s.top_p = 0.0).starts_with("top_p"));

@@ -229,6 +229,7 @@ pub fn end(outcome: Outcome) -> End {
     End {
         outcome,
         finish: (outcome == Outcome::Completed).then_some(FinishReason::Stop),
+        stop: None,
         error: (outcome != Outcome::Completed).then(|| "it went wrong".to_owned()),
         usage: Usage::default(),
         timing: Timing::default(),
@@ -239,7 +240,7 @@ pub fn end(outcome: Outcome) -> End {
 /// What a completed turn commits: its message, and `tokens` after `keep` kept ones.
 pub fn entry(lease: &Lease, content: &str, keep: u32, tokens: &[u32]) -> TranscriptEntry {
     let messages = vec![Message::new(Role::User, content)];
-    TranscriptEntry { turn: lease.turn, messages, keep, tokens: tokens.to_vec() }
+    TranscriptEntry { turn: lease.turn, messages, keep, tokens: tokens.to_vec(), rendering: None }
 }
 
 /// Enqueues turns into a queue with room.

@@ -64,8 +64,9 @@ async fn run(broker: &RedisBroker, claim: &Claim) -> Result<(), BrokerError> {
     let end = End {
         outcome: Outcome::Completed,
         finish: Some(FinishReason::Stop),
+        stop: None,
         error: None,
-        usage: Usage { prompt_tokens: 1, cached_tokens: 0, completion_tokens },
+        usage: Usage { prompt_tokens: 1, cached_tokens: 0, completion_tokens, reasoning_tokens: 0 },
         timing: Timing { queued_ms: claim.queued_ms, first_token_ms: None, total_ms: claim.queued_ms },
         worker: Some("stand-in".to_owned()),
     };
@@ -86,7 +87,7 @@ async fn run(broker: &RedisBroker, claim: &Claim) -> Result<(), BrokerError> {
 fn entry(turn: &Turn, words: usize) -> TranscriptEntry {
     let mut messages = turn.messages.clone();
     messages.push(Message::new(Role::Assistant, WORDS[..words].concat()));
-    TranscriptEntry { turn: turn.id, messages, keep: 0, tokens: (0..words as u32).collect() }
+    TranscriptEntry { turn: turn.id, messages, keep: 0, tokens: (0..words as u32).collect(), rendering: None }
 }
 
 #[cfg(test)]

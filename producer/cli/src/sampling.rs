@@ -88,6 +88,7 @@ impl SamplingArgs {
             frequency_penalty: self.frequency_penalty.unwrap_or(default.frequency_penalty),
             logit_bias: self.logit_bias.iter().map(|Bias { token, bias }| (*token, *bias)).collect(),
             seed: self.seed,
+            skip_special_tokens: default.skip_special_tokens,
             max_tokens: self.max_tokens,
             min_tokens: self.min_tokens.unwrap_or(default.min_tokens),
             stop: self.stop.clone(),

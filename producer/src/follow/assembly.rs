@@ -119,7 +119,7 @@ mod tests {
 
     fn end() -> Event {
         let (outcome, usage, timing) = (Outcome::Completed, Usage::default(), Timing::default());
-        Event::End(End { outcome, finish: None, error: None, usage, timing, worker: None })
+        Event::End(End { outcome, finish: None, stop: None, error: None, usage, timing, worker: None })
     }
 
     /// Whatever was read before, and whether or not the hash tells an epoch: the reply that it keeps is told.

@@ -44,7 +44,7 @@ impl Conclusion {
         let waited_ms = now_ms.saturating_sub(turn.enqueued_ms);
         let timing = Timing { queued_ms: waited_ms, first_token_ms: None, total_ms: waited_ms };
         let usage = Usage::default();
-        let end = End { outcome, finish: None, error: Some(error), usage, timing, worker: None };
+        let end = End { outcome, finish: None, stop: None, error: Some(error), usage, timing, worker: None };
         let (reason, entry, reply, manifest) = Default::default();
         Self { turn: id, epoch, end, reason, entry, reply, manifest, retention }
     }

@@ -94,21 +94,16 @@ impl Plan {
         let message = |asked: &Asked| {
             Message::new(if asked.is_system { Role::System } else { Role::User }, asked.text.clone())
         };
+        let messages = self.asked.iter().map(message).collect();
         Turn {
-            id,
-            tenant: self.tenant.clone(),
             agent: self.agent.clone(),
-            messages: self.asked.iter().map(message).collect(),
             new_session: self.new_session,
             sampling: self.sampling.clone(),
             priority: self.priority,
             deadline_ms: self.deadline_ms.map(|ms| now_ms + ms),
             not_before_ms: self.not_before_ms.map(|ms| now_ms + ms),
             idempotency_key: self.is_keyed.then(|| IdempotencyKey::new(key).expect("a name")),
-            replay_of: None,
-            request_id: None,
-            traceparent: None,
-            tracestate: None,
+            ..Turn::new(id, self.tenant.clone(), messages)
         }
     }
 

@@ -194,7 +194,7 @@ impl Reported {
 
     fn of(self, token: u32) -> TokenLogprobs {
         let logprob = (f64::from(self.unchanged[token as usize]) - self.normaliser) as f32;
-        TokenLogprobs { logprob, top: self.top }
+        TokenLogprobs { logprob, top: self.top, bytes: Vec::new() }
     }
 }
 

@@ -255,6 +255,7 @@ impl<B: Broker, E: EngineHandle> Runner<B, E> {
         End {
             outcome,
             finish: None,
+            stop: None,
             error,
             usage: Usage { completion_tokens: made, ..attempt.usage },
             timing: Timing {
@@ -272,7 +273,7 @@ fn entry(lease: &Lease, kept: Kept, reply: &Reply) -> TranscriptEntry {
     let Kept { mut messages, keep, chain, .. } = kept;
     messages.push(Message::new(Role::Assistant, reply.text()));
     let tokens = reply.kept_tokens(chain.tokens())[keep as usize..].to_vec();
-    TranscriptEntry { turn: lease.turn, messages, keep, tokens }
+    TranscriptEntry { turn: lease.turn, messages, keep, tokens, rendering: None }
 }
 
 /// Lets go of a turn whose last call was refused: it stays this worker's until the lease runs out.

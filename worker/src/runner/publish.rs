@@ -137,7 +137,7 @@ mod tests {
     }
 
     fn token(id: u32, text: &str) -> MadeToken {
-        let logprobs = Some(TokenLogprobs { logprob: -0.5, top: vec![(id, -0.5)] });
+        let logprobs = Some(TokenLogprobs { logprob: -0.5, top: vec![(id, -0.5)], bytes: vec![] });
         MadeToken { id, at: Instant::now(), text: text.into(), logprobs, finished: None }
     }
 

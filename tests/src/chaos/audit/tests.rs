@@ -124,6 +124,7 @@ fn end(epoch: u64, tokens: u32, worker: &str) -> Entry {
         Event::End(End {
             outcome: Outcome::Completed,
             finish: Some(FinishReason::Length),
+            stop: None,
             error: None,
             usage,
             timing: Timing::default(),
@@ -157,6 +158,7 @@ fn said(turn: TurnId) -> TranscriptEntry {
         messages: vec![Message::new(Role::Assistant, "1 2 3 ")],
         keep: 0,
         tokens: vec![1],
+        rendering: None,
     }
 }
 

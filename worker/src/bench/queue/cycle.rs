@@ -176,12 +176,13 @@ fn ending(claim: &Claim, delta: Delta) -> Ending {
     let end = End {
         outcome: Outcome::Completed,
         finish: Some(FinishReason::Stop),
+        stop: None,
         error: None,
-        usage: Usage { prompt_tokens: 10, cached_tokens: 0, completion_tokens: 3 },
+        usage: Usage { prompt_tokens: 10, cached_tokens: 0, completion_tokens: 3, reasoning_tokens: 0 },
         timing: Timing { queued_ms: claim.queued_ms, first_token_ms: None, total_ms: claim.queued_ms },
         worker: Some("bench".into()),
     };
-    let entry = TranscriptEntry { turn, messages, keep: 0, tokens: vec![1, 2, 3] };
+    let entry = TranscriptEntry { turn, messages, keep: 0, tokens: vec![1, 2, 3], rendering: None };
     Ending {
         published: 3,
         end,

@@ -164,7 +164,7 @@ mod tests {
 
     fn entry(bytes: usize) -> TranscriptEntry {
         let messages = vec![Message::new(Role::User, "x".repeat(bytes))];
-        TranscriptEntry { turn: TurnId::new(0), messages, keep: 0, tokens: vec![1] }
+        TranscriptEntry { turn: TurnId::new(0), messages, keep: 0, tokens: vec![1], rendering: None }
     }
 
     /// A turn on what is known of the agent, or on nothing.

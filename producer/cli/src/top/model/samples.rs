@@ -39,14 +39,14 @@ pub fn running_turn(agent: &str, published: u64) -> RunningTurn {
 
 /// An end at that moment.
 pub fn ended(at_ms: u64, outcome: Outcome, prompt_tokens: u32, cached_tokens: u32) -> EndedTurn {
-    let usage = Usage { prompt_tokens, cached_tokens, completion_tokens: 1 };
+    let usage = Usage { prompt_tokens, cached_tokens, completion_tokens: 1, reasoning_tokens: 0 };
     let timing = Timing::default();
     EndedTurn {
         id: StreamId { epoch: at_ms, sequence: 0 },
         turn: turn(1),
         tenant: "acme".to_owned(),
         agent: None,
-        end: End { outcome, finish: None, error: None, usage, timing, worker: None },
+        end: End { outcome, finish: None, stop: None, error: None, usage, timing, worker: None },
     }
 }
 
