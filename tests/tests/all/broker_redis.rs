@@ -43,7 +43,8 @@ async fn an_undecodable_envelope_surfaces_and_the_turn_can_be_ended() {
 async fn the_last_turn_of_a_given_history_can_be_followed() {
     let queue = RedisQueue::start();
     let last = TurnId::new(0);
-    let ours = TranscriptEntry { turn: last, messages: Vec::new(), keep: 0, tokens: vec![1] };
+    let ours =
+        TranscriptEntry { turn: last, messages: Vec::new(), keep: 0, tokens: vec![1], rendering: None };
     let foreign = serde_json::json!({"keep": 0, "messages": [], "tokens": [1], "turn": last});
     for (agent, entry) in [("a", encode(&ours)), ("b", encode(&foreign))] {
         let entry = entry.expect("encodes");

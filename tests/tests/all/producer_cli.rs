@@ -145,9 +145,10 @@ fn completed() -> End {
         outcome: Outcome::Completed,
         finish: Some(FinishReason::Stop),
         error: None,
-        usage: Usage { prompt_tokens: 7, cached_tokens: 2, completion_tokens: 13 },
+        usage: Usage { prompt_tokens: 7, cached_tokens: 2, completion_tokens: 13, reasoning_tokens: 0 },
         timing: Timing { queued_ms: 1, first_token_ms: Some(2), total_ms: 3 },
         worker: Some("played".into()),
+        stop: None,
     }
 }
 

@@ -157,7 +157,7 @@ async fn long_replies_with_log_probabilities_are_counted_as_they_are() {
         for index in 0..300 {
             let top = (0..20).map(|i| (i, -f32::from(i as u8) / 7.0)).collect();
             let mut delta = Delta { index, ..Delta::default() };
-            delta.push(index, " word", Some(TokenLogprobs { logprob: -0.5, top }));
+            delta.push(index, " word", Some(TokenLogprobs { logprob: -0.5, top, bytes: vec![] }));
             broker.append(&claim.lease, &delta).await.expect("appended");
         }
         broker.finish(&claim.lease, &ending(300, Outcome::Completed)).await.expect("ended");

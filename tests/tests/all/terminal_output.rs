@@ -26,6 +26,7 @@ async fn answer(line: &Line, turn: TurnId, outcome: Outcome) {
         usage: Usage::default(),
         timing: Timing::default(),
         worker: Some(format!("w{HOSTILE}")),
+        stop: None,
     };
     let mut text = Delta::default();
     text.push(1, &format!("said{HOSTILE}\n"), None);

@@ -32,6 +32,7 @@ async fn end_quietly(redis: &mut MultiplexedConnection, turn: TurnId) {
         usage: Usage::default(),
         timing: Timing::default(),
         worker: None,
+        stop: None,
     };
     let mut text = Delta::default();
     text.push(1, "said", None);

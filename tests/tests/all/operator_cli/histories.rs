@@ -15,8 +15,13 @@ async fn say(queue: &RedisQueue, worker: &RedisBroker, agent: &str, said: Option
     submit(queue, agent, &[]).await;
     let claim = claim(worker).await;
     let keep = claim.history.tokens.len() as u32;
-    let entry =
-        TranscriptEntry { turn: claim.lease.turn, messages: Vec::new(), keep, tokens: vec![keep + 1] };
+    let entry = TranscriptEntry {
+        turn: claim.lease.turn,
+        messages: Vec::new(),
+        keep,
+        tokens: vec![keep + 1],
+        rendering: None,
+    };
     let ending = Ending {
         published: 0,
         end: end(Outcome::Completed),
@@ -84,7 +89,14 @@ async fn a_history_that_a_turn_goes_on_with_stays() {
     };
     let running = claim(&worker).await;
     refused().await;
-    let delta = Delta { index: 0, tokens: vec![7], text: "x".into(), lengths: vec![1], logprobs: vec![] };
+    let delta = Delta {
+        index: 0,
+        tokens: vec![7],
+        text: "x".into(),
+        lengths: vec![1],
+        logprobs: vec![],
+        ..Delta::default()
+    };
     worker.append(&running.lease, &delta).await.expect("appends");
     worker.requeue(&running.lease, None).await.expect("requeues");
     refused().await;
@@ -155,7 +167,13 @@ async fn a_long_history_is_forked_whole() {
     for (source, target, count, bytes) in [("small", "b", 2500, 10), ("large", "c", 20, 300 << 10)] {
         let entry = |number: u32| {
             let messages = vec![Message::new(Role::User, "x".repeat(bytes))];
-            let entry = TranscriptEntry { turn: TurnId::new(0), messages, keep: 0, tokens: vec![number] };
+            let entry = TranscriptEntry {
+                turn: TurnId::new(0),
+                messages,
+                keep: 0,
+                tokens: vec![number],
+                rendering: None,
+            };
             encode(&entry).expect("encodes")
         };
         let entries: Vec<Vec<u8>> = (0..count).map(entry).collect();
@@ -185,7 +203,13 @@ async fn a_seeded_agent_is_seeded_once() {
     done(&queue, &["agent", "reset", "a", "-y"]).await;
 
     let agent = AgentId::named(&name("default"), &name("a"));
-    let entry = TranscriptEntry { turn: TurnId::new(0), messages: Vec::new(), keep: 0, tokens: vec![5] };
+    let entry = TranscriptEntry {
+        turn: TurnId::new(0),
+        messages: Vec::new(),
+        keep: 0,
+        tokens: vec![5],
+        rendering: None,
+    };
     let (entry, manifest_of_16) = (encode(&entry).expect("encodes"), encode(&manifest(16)).expect("encodes"));
     let seed = async |id: &str| {
         let (seeding, manifest) = (id.to_owned(), manifest_of_16.clone());

@@ -70,9 +70,17 @@ async fn say(worker: &RedisBroker, lease: &Lease, index: u32, tokens: usize) {
 
 async fn finish(worker: &RedisBroker, lease: &Lease, published: u32, outcome: Outcome, usage: Usage) {
     let error = (outcome == Outcome::Failed).then(|| "the prompt is too long".to_owned());
-    let end =
-        End { outcome, finish: None, error, usage, timing: Timing::default(), worker: Some("played".into()) };
-    let entry = TranscriptEntry { turn: lease.turn, messages: Vec::new(), keep: 0, tokens: vec![1] };
+    let end = End {
+        outcome,
+        finish: None,
+        error,
+        usage,
+        timing: Timing::default(),
+        worker: Some("played".into()),
+        stop: None,
+    };
+    let entry =
+        TranscriptEntry { turn: lease.turn, messages: Vec::new(), keep: 0, tokens: vec![1], rendering: None };
     let ending = Ending {
         published,
         end,
@@ -104,7 +112,7 @@ async fn busy(options: &[&str]) -> (RedisQueue, RedisBroker, [Claim; 2]) {
     let limits = WorkerLimits::default();
     let settings = BrokerSettings { lease_ms: 3_600_000, ..queue.settings("w", limits) };
     let worker = RedisBroker::connect(settings).await.expect("the server is suitable");
-    let usage = Usage { prompt_tokens: 200, cached_tokens: 150, completion_tokens: 2 };
+    let usage = Usage { prompt_tokens: 200, cached_tokens: 150, completion_tokens: 2, reasoning_tokens: 0 };
     for (agent, outcome) in [("ended", Outcome::Completed), ("failed", Outcome::Failed)] {
         submit(&queue, agent);
         let claim = claim(&worker).await;
