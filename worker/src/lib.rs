@@ -16,6 +16,7 @@
 //! | [`engine`] | the step loop on its own thread, between async turns and the model |
 //! | [`observe`] | metrics, logs, the HTTP server |
 //! | [`verify`] | the model against reference outputs |
+//! | [`tools`] | pure: what models write to call tools and to think, as grammars and as parsers |
 //! | [`mod@bench`] | how fast it is |
 
 #![cfg_attr(test, allow(clippy::disallowed_methods, reason = "unit tests run on a machine"))]
@@ -37,4 +38,5 @@ pub mod schedule;
 mod signals;
 pub mod store;
 pub mod surroundings;
+pub mod tools;
 pub mod verify;
