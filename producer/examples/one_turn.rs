@@ -16,7 +16,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     while let Some(followed) = events.next().await {
         match followed?.event {
             Event::Begin(_) => {}
-            Event::Delta(delta) => print!("{}", delta.text),
+            Event::Delta(delta) => print!("{}", delta.content()),
             Event::End(end) => println!("\n{}, {} tokens", end.outcome.as_str(), end.usage.completion_tokens),
         }
     }

@@ -26,8 +26,34 @@
 //! | hear of every turn that ends, as one of several consumers | [`Client::events`] |
 //! | cancel a turn | [`Client::cancel`] |
 //! | read what an agent heard and said | [`Client::history`] |
+//! | let the model call tools | [`NewTurn::tools`], [`TurnResult::tool_calls`], [`Message::tool_result`] |
+//! | have the answer fit a JSON Schema | [`NewTurn::response_format`] |
 //! | know how much work there is | [`Client::lag`] |
 //! | look at turns, agents and workers, and look after them | [`Client::operate`] |
+//!
+//! # Tools
+//!
+//! A model that is given tools can answer with calls of them. It waits for their results, which are the agent's next turn:
+//!
+//! ```no_run
+//! use turnmill_client::{Client, ClientError, FinishReason, Message, NewTurn, Tool, ToolCall, ToolChoice};
+//!
+//! # fn run(call: &ToolCall) -> String { call.arguments.clone() }
+//! # async fn example(client: Client, ada: turnmill_client::AgentName, tools: Vec<Tool>) -> Result<(), ClientError> {
+//! let ask = NewTurn::user("What is 17 + 25?").agent(ada.clone()).tools(tools.clone(), ToolChoice::Auto);
+//! let mut result = client.wait(client.enqueue(ask).await?.turn).await?;
+//! while result.finish == Some(FinishReason::ToolCalls) {
+//!     let results = result.tool_calls.iter().map(|call| Message::tool_result(&call.id, run(call)));
+//!     let next = NewTurn { messages: results.collect(), ..NewTurn::default() };
+//!     let next = next.agent(ada.clone()).tools(tools.clone(), ToolChoice::Auto);
+//!     result = client.wait(client.enqueue(next).await?.turn).await?;
+//! }
+//! println!("{}", result.text.unwrap_or_default());
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! The example `tool_loop` is the whole of it, with a limit of rounds.
 //!
 //! # Promises
 //!
@@ -91,8 +117,9 @@ mod wait_many;
 pub use turnmill_redis::{Advice, Fault, choose_cryptography};
 pub use turnmill_schema as schema;
 pub use turnmill_schema::{
-    AgentName, End, Event, FinishReason, IdempotencyKey, InvalidName, InvalidStreamId, InvalidTurn, Message,
-    Name, Outcome, Priority, QueueName, Role, Sampling, StreamId, TenantName, TurnId, Usage,
+    AgentName, Delta, Effort, End, Event, FinishReason, IdempotencyKey, InvalidName, InvalidStreamId,
+    InvalidTurn, Message, Name, Outcome, Part, Priority, QueueName, Reasoning, ResponseFormat, Role,
+    Sampling, StopRule, StreamId, TenantName, Tool, ToolCall, ToolChoice, TurnId, Usage, tool_name,
 };
 
 pub use batch::{BatchError, Enqueued, Fate};

@@ -134,3 +134,61 @@ impl Client {
         Err(self.unknown_turn(turn))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use turnmill_schema::Part;
+
+    use super::*;
+
+    fn end(finish: FinishReason, stop: Option<StopRule>) -> End {
+        End {
+            outcome: Outcome::Completed,
+            finish: Some(finish),
+            stop,
+            error: None,
+            usage: Usage { prompt_tokens: 7, cached_tokens: 0, completion_tokens: 4, reasoning_tokens: 1 },
+            timing: Timing::default(),
+            worker: None,
+        }
+    }
+
+    fn written(turn: TurnId, parts: &[(Part, &str)], end: End) -> String {
+        let mut delta = Delta::default();
+        delta.push_parts(7, parts, None);
+        let result =
+            Reply(Delta { tokens: Vec::new(), lengths: Vec::new(), ..delta }).ended(turn, None, (end, true));
+        serde_json::to_string(&result).expect("JSON")
+    }
+
+    /// Programs read this line, and people see its order.
+    #[test]
+    fn a_result_is_json_in_openais_spelling() {
+        let turn = TurnId::new(0);
+        let calls = [
+            (Part::Reasoning, "Sum."),
+            (Part::Content, "I add."),
+            (Part::ToolName(0), "add"),
+            (Part::ToolArguments(0), r#"{"b": 1}"#),
+        ];
+        let id = ToolCall::id_of(&turn, 0);
+        let arguments = json!(r#"{"b": 1}"#);
+        let start = format!(r#"{{"turn":"{turn}","agent":null,"outcome":"completed","finish":"#);
+        let usage = r#""usage":{"prompt_tokens":7,"cached_tokens":0,"completion_tokens":4,"reasoning_tokens":1},"timing":{"queued_ms":0,"first_token_ms":null,"total_ms":0},"worker":null}"#;
+        assert_eq!(
+            written(turn, &calls, end(FinishReason::ToolCalls, None)),
+            format!(
+                r#"{start}"tool_calls","text":"I add.","reasoning":"Sum.","tool_calls":[{{"id":"{id}","type":"function","function":{{"name":"add","arguments":{arguments}}}}}],{usage}"#
+            )
+        );
+        for (rule, said) in
+            [(StopRule::Text("END".into()), r#"{"text":"END"}"#), (StopRule::Token(5), r#"{"token":5}"#)]
+        {
+            assert_eq!(
+                written(turn, &[(Part::Content, "hi")], end(FinishReason::Stop, Some(rule))),
+                format!(r#"{start}"stop","stop":{said},"text":"hi",{usage}"#)
+            );
+        }
+    }
+}

@@ -12,10 +12,11 @@ use turnmill_client::schema::{TraceParent, TraceState, TurnId};
 
 use crate::cli::Cli;
 use crate::moment::{Moment, Seconds};
+use crate::reply::{TemplateArguments, Thinking};
 use crate::sampling::Bias;
 
 /// Values of `arg` that begin with a dash. There are none if it is a switch, one of some words, a number that is never
-/// negative, a time or an id. Any type that is not listed is taken for text, so that a new one is not forgotten.
+/// negative, a time, an id or JSON. Any type that is not listed is taken for text, so that a new one is not forgotten.
 fn dashed(arg: &Arg) -> &'static [&'static str] {
     let without = [
         TypeId::of::<u8>(),
@@ -23,6 +24,8 @@ fn dashed(arg: &Arg) -> &'static [&'static str] {
         TypeId::of::<u64>(),
         TypeId::of::<usize>(),
         TypeId::of::<Bias>(),
+        TypeId::of::<Thinking>(),
+        TypeId::of::<TemplateArguments>(),
         TypeId::of::<Duration>(),
         TypeId::of::<Seconds>(),
         TypeId::of::<Moment>(),

@@ -7,7 +7,8 @@ use turnmill_client::schema::{AgentName, End, Event, Outcome, TurnId};
 use turnmill_client::{Client, ClientError, Fault, Followed, StreamId, TurnResult};
 
 use crate::exit::Exit;
-use crate::text::{for_stdout, json_for, say};
+use crate::spoken::Spoken;
+use crate::text::{json_for, say};
 
 /// How to show what turns make.
 #[derive(Clone, Copy, Debug, Default)]
@@ -45,9 +46,9 @@ impl Show {
             let agent = result.agent.as_ref().map_or("no agent", AgentName::as_str);
             writeln!(stdout(), "==> {turn} ({agent}) <==")?;
         }
-        if let Some(text) = result.text.filter(|text| !text.is_empty()) {
-            writeln!(stdout(), "{}", for_stdout(&text))?;
-        }
+        let mut spoken = Spoken::to_stdout();
+        write!(stdout(), "{}{}", spoken.reply(&result), spoken.end(result.finish))?;
+        stdout().flush()?;
         self.ended(turn, is_kept, result.outcome, result.error.as_deref())
     }
 
@@ -55,7 +56,7 @@ impl Show {
     /// expired.
     pub async fn events(self, client: &Client, turn: TurnId, from: Option<StreamId>) -> Result<bool, Exit> {
         let mut events = client.follow(turn, from);
-        let mut last_byte = b'\n';
+        let mut spoken = Spoken::to_stdout();
         while let Some(followed) = events.next().await {
             let followed = followed.map_err(|error| goes_on(turn, error))?;
             if self.json {
@@ -65,13 +66,13 @@ impl Show {
                 Event::Begin(_) => {}
                 Event::Delta(_) if self.json => {}
                 Event::Delta(delta) => {
-                    last_byte = delta.text.bytes().last().unwrap_or(last_byte);
-                    write!(stdout(), "{}", for_stdout(&delta.text))?;
+                    write!(stdout(), "{}", spoken.delta(&delta))?;
                     stdout().flush()?;
                 }
-                Event::End(End { outcome, error, .. }) => {
-                    if last_byte != b'\n' {
-                        writeln!(stdout())?;
+                Event::End(End { outcome, finish, error, .. }) => {
+                    if !self.json {
+                        write!(stdout(), "{}", spoken.end(finish))?;
+                        stdout().flush()?;
                     }
                     return self.ended(turn, followed.id.is_some(), outcome, error.as_deref());
                 }

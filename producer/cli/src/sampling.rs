@@ -36,7 +36,8 @@ pub struct SamplingArgs {
     /// Draw the same words from the same seed and history [default: a random seed, which is kept].
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     seed: Option<u64>,
-    /// Make at most N tokens [default: as many as the context leaves room for].
+    /// Make at most N tokens [default: as many as the context leaves room for]. With 0 the turn makes none: its prompt is rendered
+    /// and counted, and the result's usage says how many tokens it has.
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     max_tokens: Option<u32>,
     /// Make at least N tokens [default: 0].
@@ -54,6 +55,9 @@ pub struct SamplingArgs {
     /// Report log-probabilities, each with N alternatives (0 to 20).
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     logprobs: Option<u8>,
+    /// Leave control tokens, such as <|im_end|>, in the reply's text.
+    #[arg(long)]
+    special_tokens: bool,
 }
 
 /// One `--logit-bias`.
@@ -88,7 +92,7 @@ impl SamplingArgs {
             frequency_penalty: self.frequency_penalty.unwrap_or(default.frequency_penalty),
             logit_bias: self.logit_bias.iter().map(|Bias { token, bias }| (*token, *bias)).collect(),
             seed: self.seed,
-            skip_special_tokens: default.skip_special_tokens,
+            skip_special_tokens: !self.special_tokens,
             max_tokens: self.max_tokens,
             min_tokens: self.min_tokens.unwrap_or(default.min_tokens),
             stop: self.stop.clone(),

@@ -80,7 +80,7 @@ impl Client {
     /// let mut events = client.follow(turn, None);
     /// while let Some(followed) = events.next().await {
     ///     if let Event::Delta(delta) = followed?.event {
-    ///         print!("{}", delta.text);
+    ///         print!("{}", delta.content());
     ///     }
     /// }
     /// # Ok(())

@@ -7,7 +7,7 @@ use redis::aio::MultiplexedConnection;
 use turnmill_client::events::EventsQuery;
 use turnmill_client::schema::keys::{Keys, events_group};
 use turnmill_client::{
-    Advice, Cancelled, Client, ClientError, Enqueued, Event, Fate, NewTurn, Outcome, TurnId,
+    Advice, Cancelled, Client, ClientError, Enqueued, Event, Fate, NewTurn, Outcome, Sampling, TurnId,
 };
 use turnmill_tests::line::{Line, exactly, ids, name};
 use turnmill_tests::proxy::Proxy;
@@ -69,9 +69,9 @@ async fn ten_thousand_turns_for_a_queue_that_has_room_for_a_thousand_are_told_on
 async fn a_wrong_turn_among_many_is_named_by_its_place_and_nothing_is_written() {
     let line = Line::without_workers().await;
     let mut turns: Vec<_> = (0..300).map(|i| NewTurn::user(format!("Turn {i}"))).collect();
-    turns[250] = NewTurn::user("hi").sampling(exactly(0));
+    turns[250] = NewTurn::user("hi").sampling(Sampling { temperature: -1.0, ..exactly(1) });
     let error = line.producer.enqueue_batch(turns).await.expect_err("one is wrong");
-    assert_eq!(error.to_string(), "turn 251 of 300: max_tokens is 0; it must be at least 1");
+    assert_eq!(error.to_string(), "turn 251 of 300: temperature is -1; it must be from 0 to 100");
     assert_eq!((error.place, error.fates), (Some(250), vec![Fate::NotEnqueued; 300]));
     assert_eq!(line.all_keys().await, Vec::<String>::new());
 

@@ -12,7 +12,8 @@ use redis::aio::MultiplexedConnection;
 use serde_json::{Value, json};
 use turnmill_client::schema::keys::{FIELD_AGENT, FIELD_AT, FIELD_END, FIELD_EVENT, FIELD_REPLY, Keys};
 use turnmill_client::schema::{
-    Begin, Delta, End, Event, FinishReason, Outcome, Priority, Timing, TurnId, Usage, envelope,
+    Begin, Delta, End, Event, FinishReason, Outcome, Part, Priority, Timing, ToolCall, TurnId, Usage,
+    envelope,
 };
 use turnmill_client::{Client, ClientBuilder, ClientError, Enqueued, Followed, NewTurn, StreamId};
 use turnmill_tests::line::{ids, name};
@@ -144,11 +145,11 @@ fn completed() -> End {
     End {
         outcome: Outcome::Completed,
         finish: Some(FinishReason::Stop),
+        stop: None,
         error: None,
         usage: Usage { prompt_tokens: 7, cached_tokens: 2, completion_tokens: 13, reasoning_tokens: 0 },
         timing: Timing { queued_ms: 1, first_token_ms: Some(2), total_ms: 3 },
         worker: Some("played".into()),
-        stop: None,
     }
 }
 
@@ -433,6 +434,38 @@ async fn wait_json_prints_one_object_with_exactly_these_keys() {
 }
 
 #[tokio::test]
+async fn calls_of_tools_are_printed_and_given_as_openai_spells_them() {
+    let server = RedisServer::start();
+    let mut worker = Worker::new(&server).await;
+    let input = json!({"agent": "a", "message": "Add.", "tools": [{"type": "function", "function": {"name": "add"}}]});
+    let command = turnmill(&server, &["submit", "--wait", "--json"]);
+    let running = tokio::spawn(async move { run(command, &input.to_string()).await });
+    let turn = worker.head("a").await;
+    let mut reply = Delta::default();
+    reply.push_parts(0, &[(Part::Reasoning, "Sum."), (Part::Content, "I add.")], None);
+    reply.push_parts(1, &[(Part::ToolName(0), "add"), (Part::ToolArguments(0), "{\"b\": 1,")], None);
+    reply.push_parts(2, &[(Part::ToolArguments(0), "\n \"a\": 2}")], None);
+    worker.begin(turn, 5, 0).await;
+    worker.publish(turn, "5-3", &Event::Delta(reply)).await;
+    worker.end(turn, "6-3", &End { finish: Some(FinishReason::ToolCalls), ..completed() }).await;
+    let output = running.await.expect("no panic");
+    assert_eq!((output.status.code(), stderr(&output)), (Some(0), String::new()));
+    let printed: Value = serde_json::from_str(&stdout(&output)).expect("one object");
+    let call = json!({
+        "id": ToolCall::id_of(&turn, 0), "type": "function",
+        "function": {"name": "add", "arguments": "{\"b\": 1,\n \"a\": 2}"},
+    });
+    assert_eq!(printed["tool_calls"], json!([call]));
+    assert_eq!(
+        [&printed["reasoning"], &printed["text"], &printed["finish"]],
+        ["Sum.", "I add.", "tool_calls"]
+    );
+    let output = run(turnmill(&server, &["tail", &turn.to_string()]), "").await;
+    let text = "I add.\nadd({\"b\": 1,  \"a\": 2})\n";
+    assert_eq!((output.status.code(), stdout(&output).as_str()), (Some(0), text));
+}
+
+#[tokio::test]
 async fn a_failed_turn_is_exit_1_with_its_error() {
     let server = RedisServer::start();
     let mut worker = Worker::new(&server).await;
@@ -493,7 +526,12 @@ async fn exit_codes_are_as_documented() {
     let unknown = TurnId::new(0).to_string();
     for (arguments, input, code, says) in [
         (&["submit", "-m", "hi"][..], "", 0, ""),
-        (&["submit", "-m", "hi", "--max-tokens", "0"], "", 2, "max_tokens is 0; it must be at least 1"),
+        (&["submit", "-m", "hi", "--max-tokens", "0"], "", 0, ""),
+        (&["submit", "--prompt", "Once", "--special-tokens"], "", 0, ""),
+        (&["submit", "-m", "hi", "--reasoning", "very"], "", 2, "give off, on, minimal"),
+        (&["submit", "-m", "hi", "--tools", "nowhere.json"], "", 2, "cannot read nowhere.json"),
+        (&["submit", "-m", "hi", "--tool-choice", "required"], "", 2, "the turn has no tools; give tools"),
+        (&["submit"], "{\"message\": \"a\", \"tool_choice\": \"any\"}", 2, "line 1: tool_choice is \"any\""),
         (&["submit", "-m", "hi", "--agent", "a b"], "", 2, "holds the character ' '"),
         (&["submit"], "", 2, "nothing to submit"),
         (&["submit"], "{\"message\": \"a\"}\n{\"massage\": \"b\"}\n", 2, "line 2: unknown key \"massage\""),

@@ -43,7 +43,7 @@ async fn a_wrong_line_is_named_and_what_stands_before_it_is_in_the_queue() {
     for (instead, says) in [
         (json!({"massage": "a"}), "unknown key \"massage\""),
         (json!({"message": "other", "idempotency_key": "taken"}), "idempotency key taken of turn "),
-        (json!({"message": "a", "max_tokens": 0}), "max_tokens is 0"),
+        (json!({"message": "a", "tool_choice": "required"}), "the turn has no tools"),
         (json!({"message": "x".repeat(300 * 1024)}), "it goes through an object store"),
     ] {
         for wrong in [1, 2, 200, 201, 250] {

@@ -89,7 +89,7 @@ async fn take(client: &Client, turn: NewTurn, voice: &mut Voice) -> Result<End, 
     while let Some(followed) = events.next().await {
         match followed?.event {
             Event::Begin(_) => {}
-            Event::Delta(delta) => voice.speak(&delta.text),
+            Event::Delta(delta) => voice.speak(&delta.content()),
             Event::End(end) => {
                 voice.finish();
                 return match end.outcome {

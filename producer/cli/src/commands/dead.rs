@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use turnmill_client::operate::dead::{DeadLetter, DeadLetters, DeadQuery};
 use turnmill_client::operate::{Operator, Scope};
-use turnmill_client::schema::{AgentName, DeadReason, Turn, TurnId};
+use turnmill_client::schema::{AgentName, DeadReason, Message, Turn, TurnId};
 
 use super::Tenants;
 use crate::changes::{Done, change_each, named};
@@ -18,6 +18,7 @@ use crate::confirm::Confirm;
 use crate::exit::Exit;
 use crate::moment::Seconds;
 use crate::print::json_line;
+use crate::spoken::call_line;
 use crate::table::{or_dash, print_fields, print_table, time};
 use crate::text::{age, for_stdout};
 
@@ -179,11 +180,29 @@ impl Show {
             ("failed", Some(time(letter.failed_ms))),
             ("error", letter.error.clone()),
         ])?;
-        for message in asked.map(|turn| turn.messages)? {
-            writeln!(stdout(), "\n{:?}: {}", message.role, for_stdout(&message.content))?;
+        let Turn { messages, prompt, tools, .. } = asked?;
+        let mut said: Vec<(String, String)> = messages.iter().map(of_message).collect();
+        said.extend(prompt.map(|prompt| ("Prompt".to_owned(), prompt)));
+        if !tools.is_empty() {
+            let names: Vec<String> = tools.into_iter().map(|tool| tool.name).collect();
+            said.push(("Tools".to_owned(), names.join(", ")));
+        }
+        for (what, text) in said {
+            writeln!(stdout(), "\n{}: {}", for_stdout(&what), for_stdout(&text))?;
         }
         Ok(())
     }
+}
+
+/// Who speaks, and what is said. A tool's result is named by its call.
+fn of_message(message: &Message) -> (String, String) {
+    let whose = match &message.tool_call_id {
+        Some(call) => format!("{:?} ({call})", message.role),
+        None => format!("{:?}", message.role),
+    };
+    let content = Some(message.content.clone()).filter(|content| !content.is_empty());
+    let said: Vec<String> = content.into_iter().chain(message.tool_calls.iter().map(call_line)).collect();
+    (whose, said.join("\n"))
 }
 
 /// The letter as JSON. If what was asked for cannot be read, the object says why and the code is that of the error.
@@ -271,5 +290,26 @@ fn name_of(letters: &[DeadLetter]) -> String {
             format!("the {} letters from turn {} to turn {}", letters.len(), first.turn, last.turn)
         }
         [] => "no letter".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use turnmill_client::schema::{Role, ToolCall};
+
+    use super::*;
+
+    #[test]
+    fn calls_and_their_results_are_shown() {
+        let call = ToolCall { id: "c".into(), name: "add".into(), arguments: "{\"a\": 1}".into() };
+        let calling =
+            Message { tool_calls: vec![call.clone(), call], ..Message::new(Role::Assistant, "I add.") };
+        let said = |message| {
+            let (whose, said) = of_message(&message);
+            format!("{whose}: {said}")
+        };
+        assert_eq!(said(calling), "Assistant: I add.\nadd({\"a\": 1})\nadd({\"a\": 1})");
+        assert_eq!(said(Message::tool_result("c", "3")), "Tool (c): 3");
+        assert_eq!(said(Message::new(Role::User, "")), "User: ");
     }
 }

@@ -3,7 +3,9 @@
 //! A wrong line is named by its number, and ends the input.
 
 mod fields;
+mod file;
 mod numbers;
+mod reply;
 
 use futures::Stream;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader};
@@ -11,6 +13,8 @@ use turnmill_client::NewTurn;
 use turnmill_client::schema::envelope::MAX_ENVELOPE_BYTES;
 
 pub use fields::Defaults;
+pub use file::json_file;
+pub use reply::read_tools;
 
 /// Longest line, in bytes: above any turn that fits, however its text is escaped (`\u0001` is one byte in six).
 const MAX_LINE_BYTES: u64 = 6 * MAX_ENVELOPE_BYTES as u64;

@@ -4,11 +4,13 @@ use serde_json::{Number, Value};
 use turnmill_client::schema::turn::MAX_LOGPROBS;
 
 const U32: u64 = u32::MAX as u64;
+/// OpenAI's newer name for `max_tokens`.
+pub const MAX_COMPLETION_TOKENS: &str = "max_completion_tokens";
 /// Whole numbers of sampling, and what they may be.
 const WHOLE: [(&str, u64, u64); 6] = [
     ("top_k", 0, U32),
     ("seed", 0, u64::MAX),
-    ("max_tokens", 1, U32),
+    ("max_tokens", 0, U32),
     ("min_tokens", 0, U32),
     ("stop_token_ids", 0, U32),
     ("logprobs", 0, MAX_LOGPROBS as u64),
@@ -24,7 +26,10 @@ pub fn sampling(key: &str, value: Value) -> Result<Value, String> {
         lone @ (Value::String(_) | Value::Number(_)) if LISTS.contains(&key) => Value::Array(vec![lone]),
         value => value,
     };
-    let Some((_, least, most)) = WHOLE.into_iter().find(|(name, ..)| *name == key) else { return Ok(value) };
+    let plain = if key == MAX_COMPLETION_TOKENS { "max_tokens" } else { key };
+    let Some((_, least, most)) = WHOLE.into_iter().find(|(name, ..)| *name == plain) else {
+        return Ok(value);
+    };
     let fits = |value: &Value| value.as_u64().is_some_and(|number| (least..=most).contains(&number));
     let wrong = match &value {
         Value::Null => None,

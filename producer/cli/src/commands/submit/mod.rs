@@ -24,6 +24,7 @@ use crate::exit::Exit;
 use crate::input::{Defaults, Given, WrongLine, turns};
 use crate::moment::{Moment, Seconds};
 use crate::print::{Show, json_line};
+use crate::reply::ReplyArgs;
 use crate::sampling::SamplingArgs;
 use crate::traces::Traces;
 
@@ -36,21 +37,26 @@ const AFTER_HELP: &str = "\
 JSON lines:
   One object a line: agent, message or messages [{role, content}], system, new_session, priority,
   deadline and delay (seconds from now), at (as --at), idempotency_key, request_id, traceparent, tracestate,
+  tools, tool_choice, parallel_tool_calls, response_format, reasoning (as --reasoning, or an object {enabled,
+  effort, budget}) or reasoning_effort, template_arguments (or chat_template_kwargs), keep_thoughts, prompt,
   and the sampling parameters by their names (top_k, stop_token_ids, …), beside the others or under
-  \"sampling\". Flags are the defaults for all lines; null means no value, whatever the flags say. The input
-  is UTF-8.
+  \"sampling\". What OpenAI's API has is spelled as there; messages may have tool_calls, tool_call_id, name,
+  reasoning (or reasoning_content), and text parts as content. Flags are the defaults for all lines; null
+  means no value, whatever the flags say. The input is UTF-8.
   Lines before a wrong one are submitted; the error says which lines are in the queue and which are not.
 
 Output:
   Turn ids, one a line; with --json objects {turn, agent}.
-  --wait: texts in the order in which turns end; with --json objects {turn, agent, outcome, finish,
-  text, usage, timing, worker}, error if there is one, tokens, lengths and logprobs if asked for.
-  --stream: text as it is made; with --json one object for each event.";
+  --wait: texts in the order in which turns end, each call of a tool on a line of its own, as in
+  add({\"a\": 1, \"b\": 2}); thoughts are shown on a terminal only. With --json objects {turn, agent, outcome,
+  finish, text, usage, timing, worker}; reasoning, tool_calls [{id, type, function {name, arguments}}], stop
+  and error if there are any; tokens, lengths and logprobs if asked for.
+  --stream: the same as it is made; with --json one object for each event.";
 
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
 pub struct Submit {
-    /// JSON lines, one turn each; - is stdin, which is also read if no --message is given.
+    /// JSON lines, one turn each; - is stdin, which is also read if neither --message nor --prompt is given.
     #[arg(value_name = "FILE", conflicts_with = "message")]
     file: Option<PathBuf>,
     /// The agent whose turn it is; without it the turn stands alone.
@@ -59,6 +65,14 @@ pub struct Submit {
     /// What the user says; may be given again.
     #[arg(long, short, value_name = "TEXT", allow_hyphen_values = true)]
     message: Vec<String>,
+    /// Have the model go on with TEXT as it stands, without messages and chat template. The turn has neither agent nor tools.
+    #[arg(
+        long,
+        value_name = "TEXT",
+        conflicts_with_all = ["file", "message", "system", "agent", "tools"],
+        allow_hyphen_values = true
+    )]
+    prompt: Option<String>,
     /// Instructions, put before the messages; give them on an agent's first turn.
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     system: Option<String>,
@@ -111,6 +125,8 @@ pub struct Submit {
     #[arg(long, requires = "wait", requires = "json")]
     tokens: bool,
     #[command(flatten)]
+    reply: ReplyArgs,
+    #[command(flatten)]
     sampling: SamplingArgs,
 }
 
@@ -121,11 +137,12 @@ fn priority_parser() -> impl TypedValueParser<Value = Priority> {
 
 impl Submit {
     pub async fn run(self, global: &Global) -> Result<(), Exit> {
-        let defaults = self.defaults()?;
-        if !self.message.is_empty() {
+        let defaults = self.defaults().await?;
+        if self.is_one() {
             let system = self.system.iter().map(|text| Message::new(Role::System, text));
             let messages = self.message.iter().map(|text| Message::new(Role::User, text));
-            let turn = NewTurn { messages: system.chain(messages).collect(), ..defaults.turn };
+            let prompt = self.prompt.clone();
+            let turn = NewTurn { messages: system.chain(messages).collect(), prompt, ..defaults.turn };
             let turns = stream::iter([Ok(Given { line: None, turn })]);
             return self.submit_all(global, turns).await;
         }
@@ -134,8 +151,13 @@ impl Submit {
         self.submit_all(global, turns).await
     }
 
+    /// Whether the flags are a turn by themselves; otherwise lines are.
+    fn is_one(&self) -> bool {
+        !self.message.is_empty() || self.prompt.is_some()
+    }
+
     /// The flags, checked.
-    fn defaults(&self) -> Result<Defaults, Exit> {
+    async fn defaults(&self) -> Result<Defaults, Exit> {
         let sampling = self.sampling.to_sampling();
         sampling.validate().map_err(Exit::bad_input)?;
         let (traceparent, tracestate) = self.trace_context();
@@ -159,6 +181,7 @@ impl Submit {
             (None, Some(Moment { unix_ms })) => turn.run_at(unix_ms),
             (None, None) => turn,
         };
+        let turn = self.reply.apply(turn).await?;
         Ok(Defaults { turn, system: self.system.clone() })
     }
 
@@ -218,7 +241,7 @@ impl Submit {
         let mut lines_of: HashMap<TurnId, usize> = HashMap::new();
         let mut followers = FuturesUnordered::new();
         let mut done = Account::default();
-        let show = Show { json: self.json, tokens: self.tokens, headed: self.message.is_empty() };
+        let show = Show { json: self.json, tokens: self.tokens, headed: !self.is_one() };
         let mut more = true;
         loop {
             tokio::select! {
