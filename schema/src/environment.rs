@@ -7,7 +7,7 @@
 pub const PREFIX: &str = "TURNMILL_";
 
 /// What `turnmill-worker` reads.
-pub const WORKER: [&str; 56] = [
+pub const WORKER: [&str; 57] = [
     "TURNMILL_BATCH_TOKENS",
     "TURNMILL_BLOCK_TOKENS",
     "TURNMILL_CHAT_TEMPLATE",
@@ -61,6 +61,7 @@ pub const WORKER: [&str; 56] = [
     "TURNMILL_STORE_TIMEOUT_MS",
     "TURNMILL_TENANT_MAX_RUNNING",
     "TURNMILL_THREADS",
+    "TURNMILL_TOOL_FORMAT",
     "TURNMILL_TRANSFER_BYTES",
     "TURNMILL_WEIGHTS",
     "TURNMILL_WORKER_NAME",

@@ -118,6 +118,12 @@ impl TurnId {
         self.shard
     }
 
+    /// When it was made by its producer's clock, in Unix milliseconds.
+    pub fn unix_ms(&self) -> u64 {
+        // A UUIDv7 begins with them.
+        self.uuid.as_u64_pair().0 >> 16
+    }
+
     /// 64 random bits of the id: the seed of a turn that names none.
     pub fn seed(&self) -> u64 {
         self.uuid.as_u64_pair().1

@@ -155,6 +155,28 @@ impl Line {
         events_of(self.link.command(&["XRANGE", &self.keys.result(turn), "-", "+"]).await)
     }
 
+    /// Waits until the turns together have published `tokens` tokens, or all have ended.
+    pub async fn until_tokens(&self, turns: &[TurnId], tokens: u32) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let (mut published, mut ended) = (0, 0);
+            for turn in turns {
+                let events = self.events(*turn).await;
+                let last = events.iter().filter_map(|event| match event {
+                    Event::Delta(delta) => Some(delta.published()),
+                    Event::Begin(_) | Event::End(_) => None,
+                });
+                published += last.max().unwrap_or(0);
+                ended += usize::from(matches!(events.last(), Some(Event::End(_))));
+            }
+            if published >= tokens || ended == turns.len() {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{published} of {tokens} tokens came");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
     /// Waits until each of the turns has published tokens.
     pub async fn until_all_have_tokens(&self, turns: &[TurnId]) {
         let deadline = Instant::now() + PATIENCE;

@@ -1,6 +1,6 @@
 //! What a result stream told, once it is known to be sound.
 
-use turnmill_schema::{Begin, CutError, End, Event};
+use turnmill_schema::{Begin, CutError, Delta, End, Event, Span};
 
 /// A whole result stream.
 #[derive(Clone, Debug, PartialEq)]
@@ -13,6 +13,8 @@ pub struct Told {
     pub text: String,
     /// For each token, how many bytes of the text it made visible.
     pub lengths: Vec<u32>,
+    /// Which bytes of it are what.
+    pub spans: Vec<Span>,
     /// The terminal result.
     pub end: End,
 }
@@ -30,16 +32,19 @@ impl Told {
             tokens: Vec::new(),
             text: String::new(),
             lengths: Vec::new(),
+            spans: Vec::new(),
             end: end.clone(),
         };
+        let mut reply = Delta::default();
         for event in before {
-            told.add(event);
+            told.add(event, &mut reply);
         }
+        told.spans = reply.spans;
         assert_eq!(told.end.usage.completion_tokens as usize, told.tokens.len(), "the count of tokens");
         told
     }
 
-    fn add(&mut self, event: &Event) {
+    fn add(&mut self, event: &Event, reply: &mut Delta) {
         match event {
             Event::Begin(begin) => {
                 assert!(self.begins.iter().all(|before| before.epoch < begin.epoch), "{begin:?}");
@@ -52,6 +57,7 @@ impl Told {
                 // Programs of an older commit, on which tests can be run too, write no lengths.
                 let lengths = delta.check_lengths();
                 assert!(matches!(lengths, Ok(()) | Err(CutError::NoLengths)), "{lengths:?}: {delta:?}");
+                reply.extend(delta.clone());
                 self.tokens.extend(&delta.tokens);
                 self.text.push_str(&delta.text);
                 self.lengths.extend(&delta.lengths);
@@ -61,7 +67,7 @@ impl Told {
     }
 
     /// What must be the same however the turn was run.
-    pub fn words(&self) -> (Vec<u32>, String, Vec<u32>) {
-        (self.tokens.clone(), self.text.clone(), self.lengths.clone())
+    pub fn words(&self) -> (Vec<u32>, String, Vec<u32>, Vec<Span>) {
+        (self.tokens.clone(), self.text.clone(), self.lengths.clone(), self.spans.clone())
     }
 }

@@ -35,8 +35,8 @@ use crate::observe::http::{self, HttpState};
 use crate::observe::logs::{self, LogControl};
 use crate::observe::{ObserveError, QueueGauges, Traces, metrics};
 use crate::runner::{
-    Backoff, Coalescing, Keeper, Over, Parts, Prompting, QueueHealth, REQUEUE_PERSIST, RestoreSettings,
-    Restorer, Retries, RunnerSettings, Service, trim,
+    Backoff, Coalescing, Forms, Keeper, Over, Parts, Prompting, QueueHealth, REQUEUE_PERSIST,
+    RestoreSettings, Restorer, Retries, RunnerSettings, Service, trim,
 };
 use crate::schedule::{Limits, Speculation};
 use crate::signals::Signals;
@@ -124,6 +124,7 @@ pub fn load_options(settings: &Settings) -> LoadOptions {
         kv_codec: settings.kv_codec,
         kv_any_compute: settings.kv_any_compute,
         chat_template: settings.chat_template.clone(),
+        tool_format: settings.tool_format,
     }
 }
 
@@ -343,8 +344,9 @@ async fn start(
         broker: broker.clone(),
         engine,
         prompting: Arc::new(Prompting {
+            forms: Forms::new(model.tokenizer.clone(), &model.dialogue),
             tokenizer: model.tokenizer,
-            template: model.template,
+            dialogue: model.dialogue,
             namespace: model.namespace,
             context_tokens: model.context_tokens as u32,
             pool_tokens,

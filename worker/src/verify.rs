@@ -12,7 +12,8 @@ use turnmill_schema::Message;
 use crate::config::{KvDtype, WeightsMode};
 use crate::kv::BlockId;
 use crate::model::{
-    Engine, EngineError, LoadOptions, Model, ModelChoice, ModelError, likeliest, log_sum_exp,
+    Engine, EngineError, LoadOptions, Model, ModelChoice, ModelError, Rendering, TextError, likeliest,
+    log_sum_exp,
 };
 use crate::schedule::{PlannedSequence, SequenceId, StepPlan};
 
@@ -113,6 +114,9 @@ pub enum VerifyError {
     /// The model cannot be loaded.
     #[error(transparent)]
     Model(#[from] ModelError),
+    /// Its vocabulary has no tokens for a text.
+    #[error(transparent)]
+    Text(#[from] TextError),
     /// A step failed.
     #[error(transparent)]
     Engine(#[from] EngineError),
@@ -170,7 +174,7 @@ pub fn verify(options: &Options, progress: &dyn Fn(usize, usize)) -> Result<Repo
             report.tokenize.count(model.tokenizer.encode(&case.text)? == case.tokens);
         }
         for chat in &reference.chat {
-            let rendered = model.template.render(&chat.messages).unwrap_or_default();
+            let rendered = model.dialogue.render(&chat.messages, &Rendering::plain()).unwrap_or_default();
             let tokens = model.tokenizer.encode(&rendered)?;
             report.template.count(rendered == chat.prompt && tokens == chat.prompt_tokens);
             divergence += verify_chat(&mut model, chat, &mut report)?;

@@ -7,9 +7,10 @@ use std::alloc::System;
 
 use candle_core::quantized::GgmlDType;
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
+use turnmill_schema::Sampling;
 use turnmill_worker::config::{KvDtype, WeightsMode};
 use turnmill_worker::kv::BlockId;
-use turnmill_worker::model::Model;
+use turnmill_worker::model::{Model, Sampler, TokenMask};
 use turnmill_worker::schedule::{PlannedSequence, SequenceId, StepPlan};
 
 use common::{Tiny, load, only_me};
@@ -73,5 +74,34 @@ fn steps_allocate_lists_and_no_activations() {
             allocations <= most.0 && bytes <= most.1,
             "{sequences} x {rows} rows: {allocations} allocations of {bytes} bytes, not {most:?} at most"
         );
+    }
+}
+
+#[test]
+fn choices_allocate_nothing_as_long_as_the_vocabulary() {
+    let _computing = only_me();
+    const VOCABULARY: usize = 50_000;
+    let logits: Vec<f32> = (0..VOCABULARY).map(|i| 8.0 * (i as f32 * 0.37).sin()).collect();
+    let mask = TokenMask::all(VOCABULARY);
+    let new = Sampling { seed: Some(1), frequency_penalty: 0.1, ..Sampling::default() };
+    for sampling in [
+        Sampling { temperature: 0.0, ..new.clone() },
+        Sampling { top_p: 0.95, ..new.clone() },
+        Sampling { top_k: 40, min_p: 0.01, ..new.clone() },
+        Sampling { logprobs: Some(5), ..new.clone() },
+        new,
+    ] {
+        let mut sampler = Sampler::new(sampling.clone(), &[], &[]);
+        let mut row = logits.clone();
+        let mut choose = || {
+            row.copy_from_slice(&logits);
+            let region = Region::new(ALLOCATOR);
+            sampler.sample(&mut row, Some(&mask)).expect("finite logits");
+            region.change().bytes_allocated
+        };
+        // The first ones find the buffers.
+        (0..10).for_each(|_| _ = choose());
+        let most = (0..10).map(|_| choose()).max().expect("some choices");
+        assert!(most < 4096, "{most} bytes, {sampling:?}");
     }
 }

@@ -5,7 +5,7 @@
 //! of the message.
 
 use turnmill_schema::{Message, Role};
-use turnmill_worker::model::{ChatTemplate, TemplateError, Tokenizer};
+use turnmill_worker::model::{ChatTemplate, Rendering, TemplateError, Tokenizer};
 
 /// Messages that no template contains.
 const MARKS: [&str; 3] = ["first-mark", "second-mark", "third-mark"];
@@ -55,7 +55,7 @@ impl Frame {
         let render = |roles: &[Role]| {
             let messages: Vec<Message> =
                 roles.iter().zip(MARKS).map(|(role, mark)| Message::new(*role, mark)).collect();
-            template.render(&messages)
+            template.render(&messages, &Rendering::plain())
         };
         let asked = render(&[Role::User])?;
         let answered = render(&[Role::User, Role::Assistant, Role::User])?;

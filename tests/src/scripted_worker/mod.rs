@@ -29,7 +29,7 @@ use turnmill_worker::config::{
     AutoByteSize, ConfigError, KvCodec, KvDtype, Settings, SettingsArgs, log_format,
 };
 use turnmill_worker::kv::{BlockShape, Identity, Namespace, SEGMENT_TOKENS};
-use turnmill_worker::model::{Checkpoint, Model};
+use turnmill_worker::model::{Checkpoint, Dialogue, Model};
 use turnmill_worker::observe::logs;
 
 use self::engine::{Cast, ScriptedEngine};
@@ -150,7 +150,7 @@ fn model(path: &Path, settings: &Settings, script: Script) -> Result<Model, AppE
         engine: Box::new(engine),
         namespace: namespace(&tokenizer.digest(), block_tokens),
         tokenizer,
-        template,
+        dialogue: Dialogue::new(template, settings.tool_format),
         context_tokens,
         blocks,
         config,

@@ -143,7 +143,7 @@ pub(super) fn expected(
             keys.push(key(next, keys.len(), block_tokens, |at| keys[at]));
         }
         let mut row = logits(keys[keys.len() - 1]);
-        let next = sampler.sample(&mut row, &[]).expect("the row holds numbers").token;
+        let next = sampler.sample(&mut row, None).expect("the row holds numbers").token;
         reply.push(next);
         tokens.push(next);
     }

@@ -12,9 +12,10 @@ use turnmill_worker::config::{KvCodec, StoreUrl};
 use turnmill_worker::engine::{self, EngineChannel, EngineSettings, Pause, SegmentSink, StepLoop};
 use turnmill_worker::kv::{Identity, Namespace, SEGMENT_TOKENS};
 use turnmill_worker::lifecycle::{HeadroomLimits, Lifecycle};
+use turnmill_worker::model::{Dialogue, FormatChoice};
 use turnmill_worker::observe::Traces;
 use turnmill_worker::runner::{
-    Coalescing, Keeper, Over, Parts, Prompting, QueueHealth, RestoreSettings, Restorer, Retries,
+    Coalescing, Forms, Keeper, Over, Parts, Prompting, QueueHealth, RestoreSettings, Restorer, Retries,
     RunnerSettings, Service,
 };
 use turnmill_worker::schedule::{Limits, Speculation};
@@ -64,9 +65,11 @@ pub(super) fn prompting(world: &World) -> Prompting {
         segment_tokens: SEGMENT_TOKENS as u32,
         layout_version: 1,
     };
+    let dialogue = Dialogue::new(words::template(), FormatChoice::Auto);
     Prompting {
         tokenizer: words::tokenizer(),
-        template: words::template(),
+        forms: Forms::new(words::tokenizer(), &dialogue),
+        dialogue,
         namespace: Namespace::new(&identity),
         context_tokens: world.context_tokens as u32,
         pool_tokens: (world.blocks * world.block_tokens) as u32,

@@ -56,7 +56,7 @@ fn text(turn: TurnId, token: u32) -> String {
 async fn end(redis: &RedisLink, turn: TurnId, tokens: u32) {
     let (usage, timing) = (Usage::default(), Timing::default());
     let (outcome, finish) = (Outcome::Completed, Some(FinishReason::Stop));
-    let end = Event::End(End { outcome, finish, error: None, usage, timing, worker: None, stop: None });
+    let end = Event::End(End { outcome, finish, stop: None, error: None, usage, timing, worker: None });
     publish(redis, turn, &format!("6-{tokens}"), &end).await;
     let mut set = redis::pipe();
     set.hset(keys().turn(turn), FIELD_END, envelope::encode(&end).expect("encodes"));

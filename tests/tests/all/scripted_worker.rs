@@ -97,7 +97,6 @@ async fn the_last_message_of_the_user_is_answered_whatever_was_said_before() {
         Message::new(Role::User, "one"),
         Message::new(Role::Assistant, "two"),
         Message::new(Role::User, "three"),
-        Message::new(Role::Tool, "four"),
     ];
     let result = line.run(NewTurn { messages, ..NewTurn::default() }).await;
     assert_eq!(text(&result), "You said: three");

@@ -22,11 +22,11 @@ async fn answer(line: &Line, turn: TurnId, outcome: Outcome) {
     let end = End {
         outcome,
         finish: None,
+        stop: None,
         error: (outcome == Outcome::Failed).then(|| format!("wrong{HOSTILE}")),
         usage: Usage::default(),
         timing: Timing::default(),
         worker: Some(format!("w{HOSTILE}")),
-        stop: None,
     };
     let mut text = Delta::default();
     text.push(1, &format!("said{HOSTILE}\n"), None);

@@ -28,11 +28,11 @@ async fn end_quietly(redis: &mut MultiplexedConnection, turn: TurnId) {
     let end = End {
         outcome: Outcome::Completed,
         finish: None,
+        stop: None,
         error: None,
         usage: Usage::default(),
         timing: Timing::default(),
         worker: None,
-        stop: None,
     };
     let mut text = Delta::default();
     text.push(1, "said", None);

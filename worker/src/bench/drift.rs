@@ -14,7 +14,8 @@ use crate::config::KvCodec;
 use crate::kv::codec::Coding;
 use crate::kv::{BlockId, BlockShape, SEGMENT_TOKENS};
 use crate::model::{
-    Engine, EngineError, LoadOptions, Logits, Model, ModelChoice, ModelError, likeliest, log_sum_exp,
+    Engine, EngineError, LoadOptions, Logits, Model, ModelChoice, ModelError, TextError, likeliest,
+    log_sum_exp,
 };
 use crate::schedule::{PlannedSequence, SequenceId, StepPlan};
 
@@ -57,6 +58,9 @@ pub enum DriftError {
     /// The model cannot be loaded.
     #[error(transparent)]
     Model(#[from] ModelError),
+    /// Its vocabulary has no tokens for the text.
+    #[error(transparent)]
+    Text(#[from] TextError),
     /// A step failed.
     #[error(transparent)]
     Engine(#[from] EngineError),

@@ -11,8 +11,8 @@ use turnmill_schema::{Name, Priority, Sampling};
 use super::scramble;
 use crate::config::{KvCodec, StoreUrl};
 use crate::engine::{
-    self, EngineChannel, EngineGone, EngineHandle, EngineSettings, Progress, Reply, Saving, SegmentSink,
-    Start,
+    self, EngineChannel, EngineGone, EngineHandle, EngineSettings, Form, Progress, Reply, Saving,
+    SegmentSink, Start,
 };
 use crate::kv::{Namespace, Segment, SegmentGrid, TokenChain};
 use crate::lifecycle::{HeadroomLimits, Lifecycle};
@@ -204,7 +204,7 @@ impl Inside {
         let start = Start {
             id,
             chain: TokenChain::new(self.namespace, BLOCK_TOKENS, prompt.tokens.clone()),
-            reply: Reply::new(self.tokenizer.clone(), &sampling, replies),
+            reply: Reply::new(self.tokenizer.clone(), &sampling, replies, Form::default()),
             sampling,
             max_total_tokens: prompt.tokens.len() as u32 + replies,
             priority: Priority::Interactive,

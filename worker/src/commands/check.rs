@@ -10,7 +10,7 @@ use turnmill_worker::broker::redis::check_server;
 use turnmill_worker::config::{Settings, SettingsArgs};
 use turnmill_worker::hub;
 use turnmill_worker::kv::BlockShape;
-use turnmill_worker::model::{Checkpoint, CompiledKernel, ComputeDevice, Model};
+use turnmill_worker::model::{Checkpoint, CompiledKernel, ComputeDevice, Model, ToolSupport};
 use turnmill_worker::observe::http;
 
 use super::loading::LoadingBar;
@@ -141,6 +141,7 @@ fn check_model(settings: &Settings) -> Vec<Finding> {
         Err(error) => Err(error.to_string()),
         Ok(mut model) => {
             findings.extend(check_kernels(&device, model.config.head_dim));
+            findings.push(check_template(model.dialogue.template().tools()));
             match model.warm_up() {
                 Err(error) => Err(error.to_string()),
                 Ok(()) => Ok(format!(
@@ -156,6 +157,22 @@ fn check_model(settings: &Settings) -> Vec<Finding> {
     };
     findings.push(Finding::new("model", described));
     findings
+}
+
+/// What the chat template does with tools. One that fails without them is refused with the model.
+fn check_template(tools: &ToolSupport) -> Finding {
+    let (status, detail) = match tools {
+        ToolSupport::Shown => (Status::Ok, "renders conversations with and without tools".to_owned()),
+        ToolSupport::Ignored => (Status::Ok, "renders conversations; it knows of no tools".to_owned()),
+        ToolSupport::Failed(reason) => (
+            Status::Warning,
+            format!(
+                "fails if there are tools: {reason}; for turns with tools, correct it or give another one with \
+                 --chat-template"
+            ),
+        ),
+    };
+    Finding { name: "template", status, detail }
 }
 
 /// Kernels of our own that are compiled on the machine itself; nothing if there are none. Without them attention is

@@ -123,6 +123,6 @@ mod tests {
     #[test]
     fn json_names_value_and_source() {
         let setting = Effective::new("shards", &1u16, Source::File);
-        assert_eq!(to_json(&[setting]), r#"[{"name":"shards","source":"file","value":1}]"#);
+        assert_eq!(to_json(&[setting]), r#"[{"name":"shards","value":1,"source":"file"}]"#);
     }
 }

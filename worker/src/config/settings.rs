@@ -11,6 +11,7 @@ use super::{
     ModelDigest, OtlpUrl, RedisEndpoint, RedisUrl, Source, SpeculationMode, StoreSetting, WeightsMode,
     WorkerName,
 };
+use crate::model::FormatChoice;
 
 /// Makes of each entry a flag (`--redis-url`), an environment variable and a key of the TOML file, and of all
 /// of them [`Settings`]. Defaults are texts, read the way a flag is.
@@ -63,6 +64,12 @@ settings! {
     ["TURNMILL_DEVICE"] device: DeviceKind = "auto";
     /// A file with the chat template (Jinja) to use in place of the model's own.
     ["TURNMILL_CHAT_TEMPLATE"] chat_template: Option<PathBuf>;
+    /// The format in which the model calls tools: auto, hermes, llama3, mistral, mistral-args, gemma, functiongemma, generic or none.
+    ///
+    /// By default the worker finds it: the one in which the model's chat template writes calls. If the template knows no tools, or writes
+    /// calls in a format that this version does not know, the generic format is used: tools are described in the system message, and
+    /// calls are JSON between <tool_call> and </tool_call>. With none, turns that have tools are rejected.
+    ["TURNMILL_TOOL_FORMAT"] tool_format: FormatChoice = "auto";
     /// How weights are kept and multiplied.
     ["TURNMILL_WEIGHTS"] weights: WeightsMode = "fast";
     /// Number format of K and V in the pool.

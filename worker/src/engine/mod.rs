@@ -6,10 +6,12 @@
 
 mod channel;
 mod export;
+mod guide;
 mod import;
 mod offload;
 mod pace;
 mod reply;
+mod samples;
 mod sink;
 mod step_loop;
 
@@ -19,11 +21,12 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use tokio::sync::mpsc;
-use turnmill_schema::{Priority, Sampling, TokenLogprobs};
+use turnmill_schema::{Part, Priority, Sampling, TokenLogprobs};
 
 pub use channel::EngineChannel;
 pub use export::Saving;
-pub use reply::{Added, Reply};
+pub use guide::{Begin, Guide, Thinking};
+pub use reply::{Added, Form, Reply};
 pub use sink::SegmentSink;
 pub use step_loop::{Pause, StepLoop};
 
@@ -93,8 +96,8 @@ pub struct MadeToken {
     pub id: u32,
     /// When it was sampled.
     pub at: Instant,
-    /// The text it completed.
-    pub text: String,
+    /// The text it completed, in pieces of one part each.
+    pub pieces: Vec<(Part, String)>,
     /// Log-probabilities, where the turn asked for them.
     pub logprobs: Option<TokenLogprobs>,
     /// What comes back with the last token.

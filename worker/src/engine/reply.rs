@@ -1,41 +1,70 @@
-//! A reply as it grows: text that is safe to publish, and when it ends.
+//! A reply as it grows: text that is safe to publish, in parts, what may come next, and when it ends.
 //!
-//! Invariant: what has been published after n tokens is a function of those n tokens and the turn's rules
-//! alone. So replaying the published tokens restores the state on another worker, and shows whether the turn
-//! had ended already.
+//! Invariant: what has been published after n tokens, and what may follow them, is a function of those n tokens and the turn's rules
+//! alone. So replaying the published tokens restores the state on another worker, and shows whether the turn had ended already.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
-use turnmill_schema::{FinishReason, Sampling};
+use turnmill_schema::{FinishReason, Message, Part, Role, Sampling, StopRule, ToolCall, TurnId};
 
-use crate::model::{Detokenizer, Tokenizer};
+use super::guide::{Guide, Thinking};
+use crate::model::{Detokenizer, TokenMask, Tokenizer};
+use crate::tools::Parser;
 
 /// A turn's reply so far: its text, and how many tokens made it. The tokens themselves are in the turn's
 /// [`crate::kv::TokenChain`].
 pub struct Reply {
     tokenizer: Arc<Tokenizer>,
     rules: Rules,
+    form: Form,
     detokenizer: Detokenizer,
     /// Text that may turn out to be the start of a stop string.
     held: String,
+    /// What was said.
     text: String,
+    /// What was thought, and calls, in order.
+    beside: Vec<(Part, String)>,
     /// Length of the decoded text, held text included, before each token.
     lengths: Vec<usize>,
     decoded: usize,
+    /// Tokens that come next, whatever the model would like.
+    forced: VecDeque<u32>,
+    reasoning_tokens: u32,
     ending: Option<Ending>,
+    /// Why it cannot go on, though it has not ended.
+    stuck: Option<String>,
+}
+
+/// What the parts of a reply are, and what it must be. The default is any text, all of it content.
+#[derive(Default)]
+pub struct Form {
+    /// Tells the parts.
+    pub parser: Parser,
+    /// Control tokens that are markers of parts.
+    pub shown: Vec<u32>,
+    /// All control tokens stand for text.
+    pub shows_controls: bool,
+    /// How the model thinks, if it does.
+    pub thinking: Option<Thinking>,
+    /// What the reply must be; none: anything.
+    pub guide: Option<Guide>,
 }
 
 struct Rules {
     stop: Vec<String>,
     stop_tokens: Vec<u32>,
+    /// Control tokens whose names were given as stop strings.
+    stop_controls: Vec<(u32, String)>,
     ends: Vec<u32>,
     min_tokens: u32,
     max_tokens: u32,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Ending {
     reason: FinishReason,
+    rule: Option<StopRule>,
     /// How many tokens belong to the conversation; what a stop rule cut off does not.
     kept: usize,
 }
@@ -43,58 +72,217 @@ struct Ending {
 /// What a token added.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Added {
-    /// Text to publish.
-    pub text: String,
+    /// Text to publish, in pieces of one part each.
+    pub pieces: Vec<(Part, String)>,
     /// Set with the last token.
     pub finish: Option<FinishReason>,
 }
 
 impl Reply {
     /// An empty reply under `sampling`'s rules, of at most `max_tokens` tokens.
-    pub fn new(tokenizer: Arc<Tokenizer>, sampling: &Sampling, max_tokens: u32) -> Self {
+    pub fn new(tokenizer: Arc<Tokenizer>, sampling: &Sampling, max_tokens: u32, form: Form) -> Self {
         let ends = if sampling.ignore_eos { Vec::new() } else { tokenizer.ends().to_vec() };
+        // A control token has no text that a stop string could be found in.
+        let (mut stop, mut stop_controls) = (Vec::new(), Vec::new());
+        for text in &sampling.stop {
+            match tokenizer.control(text) {
+                Some(id) => stop_controls.push((id, text.clone())),
+                None => stop.push(text.clone()),
+            }
+        }
         let rules = Rules {
-            stop: sampling.stop.clone(),
+            stop,
             stop_tokens: sampling.stop_token_ids.clone(),
+            stop_controls,
             ends,
             min_tokens: sampling.min_tokens,
             max_tokens,
         };
-        Self {
+        let mut reply = Self {
             tokenizer,
             rules,
+            form,
             detokenizer: Detokenizer::default(),
             held: String::new(),
             text: String::new(),
+            beside: Vec::new(),
             lengths: Vec::new(),
             decoded: 0,
-            ending: None,
-        }
+            forced: VecDeque::new(),
+            reasoning_tokens: 0,
+            ending: if max_tokens == 0 {
+                Some(Ending { reason: FinishReason::Length, rule: None, kept: 0 })
+            } else {
+                None
+            },
+            stuck: None,
+        };
+        reply.end_long_thoughts();
+        reply
     }
 
     /// Takes the next token. After an ending nothing may follow.
     pub fn push(&mut self, token: u32) -> Added {
         assert!(self.ending.is_none(), "no token follows the end of a reply");
         self.lengths.push(self.decoded);
-        let may_stop = self.made() as u32 > self.rules.min_tokens;
+        if self.forced.pop_front().is_some_and(|forced| forced != token) {
+            self.stuck = Some("a token is not the one that ends its thoughts".to_owned());
+        }
+        if let Some(guide) = &mut self.form.guide
+            && let Err(error) = guide.take(token)
+        {
+            self.stuck = Some(error.to_string());
+        }
+        let may_stop = self.made() as u32 > self.rules.min_tokens || self.grammar_ended();
         let stopped = may_stop && self.is_stop(token);
         if !stopped {
-            let bytes = self.tokenizer.bytes(token);
+            let is_shown = self.form.shows_controls || self.form.shown.contains(&token);
+            let spelling = is_shown.then(|| self.tokenizer.spelling(token));
+            let bytes = spelling.as_deref().unwrap_or_else(|| self.tokenizer.bytes(token));
             self.decoded += bytes.len();
             let text = self.detokenizer.push(bytes);
             self.held.push_str(&text);
         }
-        let added = self.next(token, stopped, may_stop);
-        self.text.push_str(&added.text);
-        added
+        let thought = self.form.parser.in_reasoning();
+        let (text, finish) = self.next(token, stopped, may_stop);
+        let mut pieces = Vec::new();
+        self.form.parser.push(&text, &mut pieces);
+        if finish.is_some() {
+            self.form.parser.finish(&mut pieces);
+        }
+        self.reasoning_tokens += u32::from(thought || self.form.parser.in_reasoning());
+        if let Some(ending) = &mut self.ending
+            && ending.reason == FinishReason::Stop
+            && ending.rule.is_none()
+            && self.form.parser.calls() > 0
+        {
+            ending.reason = FinishReason::ToolCalls;
+        }
+        pieces.iter().for_each(|(part, text)| self.keep(*part, text));
+        if let Some(guide) = &mut self.form.guide
+            && self.ending.is_none()
+        {
+            let looked = guide.look(&self.form.parser);
+            self.stuck = looked.err().map(|error| error.to_string()).or(self.stuck.take());
+        }
+        self.end_long_thoughts();
+        Added { pieces, finish: self.finish() }
     }
 
-    /// Tokens that may not be sampled next, because the reply is too short to end.
-    pub fn forbidden(&self) -> Vec<u32> {
-        if self.made() as u32 >= self.rules.min_tokens {
-            return Vec::new();
+    fn keep(&mut self, part: Part, text: &str) {
+        match self.beside.last_mut() {
+            _ if part == Part::Content => self.text.push_str(text),
+            Some((last, so_far)) if *last == part => so_far.push_str(text),
+            _ => self.beside.push((part, text.to_owned())),
         }
-        self.rules.ends.iter().chain(&self.rules.stop_tokens).copied().collect()
+    }
+
+    /// Thoughts that have used up their budget are ended, once no character is cut in two.
+    fn end_long_thoughts(&mut self) {
+        let Some(Thinking { budget: Some(budget), end }) = &self.form.thinking else { return };
+        let is_due = self.form.parser.in_reasoning() && self.reasoning_tokens >= *budget;
+        if is_due && self.forced.is_empty() && self.detokenizer.is_whole() && self.ending.is_none() {
+            self.forced.extend(end);
+        }
+    }
+
+    /// Which tokens may come next; none: any. The error says why none can.
+    pub fn mask(&mut self) -> Result<Option<TokenMask>, String> {
+        if let Some(stuck) = &self.stuck {
+            return Err(stuck.clone());
+        }
+        let vocabulary = self.tokenizer.vocabulary();
+        if let Some(forced) = self.forced.front() {
+            return Ok(Some(TokenMask::of(&[*forced], vocabulary)));
+        }
+        let is_short = (self.made() as u32) < self.rules.min_tokens;
+        let waits = self.form.guide.as_ref().is_some_and(Guide::must_come);
+        let mask = match &mut self.form.guide {
+            Some(guide) => guide.mask(self.lengths.is_empty()).map_err(|error| error.to_string())?,
+            None => None,
+        };
+        let mut forbidden: Vec<u32> = Vec::new();
+        if is_short || waits {
+            forbidden.extend(&self.rules.ends);
+        }
+        if is_short {
+            forbidden.extend(&self.rules.stop_tokens);
+            forbidden.extend(self.rules.stop_controls.iter().map(|(id, _)| id));
+        }
+        if forbidden.is_empty() {
+            return Ok(mask);
+        }
+        let mut left = mask.clone().unwrap_or_else(|| TokenMask::all(vocabulary));
+        forbidden.iter().for_each(|token| left.forbid(*token));
+        // A grammar that allows the end alone comes before the least number of tokens.
+        Ok(if mask.is_some() && left.is_empty() { mask } else { Some(left) })
+    }
+
+    /// Whether its grammar has taken the end. One that allows nothing else comes before the least number of tokens.
+    fn grammar_ended(&self) -> bool {
+        self.form.guide.as_ref().is_some_and(Guide::has_ended)
+    }
+
+    /// Judges what is proposed to come next: what must come is put in its place, of at most `most` tokens, and what cannot come is cut
+    /// off. A proposal is verified in any case, so that none of this changes a word.
+    pub fn judge(&mut self, proposed: &mut Vec<u32>, most: usize) {
+        if !self.forced.is_empty() {
+            *proposed = self.forced.iter().copied().take(most).collect();
+        } else if let Some(guide) = &mut self.form.guide {
+            guide.judge(proposed, most);
+        }
+    }
+
+    /// What the token `id` stands for, of a control token its name.
+    pub fn spelling(&self, id: u32) -> Vec<u8> {
+        self.tokenizer.spelling(id)
+    }
+
+    /// Why it cannot go on, if it is so.
+    pub fn stuck(&self) -> Option<&str> {
+        self.stuck.as_deref()
+    }
+
+    /// How many of its tokens are thoughts.
+    pub fn reasoning_tokens(&self) -> u32 {
+        self.reasoning_tokens
+    }
+
+    /// Which of the turn's stop rules ended it.
+    pub fn stop(&self) -> Option<StopRule> {
+        self.ending.as_ref().and_then(|ending| ending.rule.clone())
+    }
+
+    /// The message that it is, as a reply of `turn`. A call that was cut off, so that its arguments are no object, is text in it:
+    /// templates could not write it.
+    pub fn message(&self, turn: &TurnId) -> Message {
+        let mut message = Message::new(Role::Assistant, self.text());
+        for (part, text) in &self.beside {
+            match part {
+                Part::Content => {}
+                Part::Reasoning => message.reasoning.get_or_insert_default().push_str(text),
+                Part::ToolName(index) => message.tool_calls.push(ToolCall {
+                    id: ToolCall::id_of(turn, *index),
+                    name: text.clone(),
+                    arguments: String::new(),
+                }),
+                Part::ToolArguments(_) => {
+                    message
+                        .tool_calls
+                        .iter_mut()
+                        .next_back()
+                        .into_iter()
+                        .for_each(|call| call.arguments.push_str(text));
+                }
+            }
+        }
+        let is_whole = |call: &ToolCall| {
+            serde_json::from_str::<serde_json::Map<_, serde_json::Value>>(&call.arguments).is_ok()
+        };
+        if let Some(cut) = message.tool_calls.pop_if(|call| !is_whole(call)) {
+            message.content += &cut.arguments;
+        }
+        message
     }
 
     /// How many tokens it has.
@@ -108,57 +296,71 @@ impl Reply {
     /// # Panics
     /// If there are fewer `tokens` than the reply has.
     pub fn kept_tokens<'a>(&self, tokens: &'a [u32]) -> &'a [u32] {
-        let cut = self.ending.map_or(0, |ending| self.made() - ending.kept);
+        let cut = self.ending.as_ref().map_or(0, |ending| self.made() - ending.kept);
         &tokens[..tokens.len() - cut]
     }
 
-    /// All text published so far.
+    /// What was said so far, without thoughts and calls.
     pub fn text(&self) -> &str {
         &self.text
     }
 
     /// Why it ended, once it has.
     pub fn finish(&self) -> Option<FinishReason> {
-        self.ending.map(|ending| ending.reason)
+        self.ending.as_ref().map(|ending| ending.reason)
     }
 
     fn is_stop(&self, token: u32) -> bool {
-        self.rules.ends.contains(&token) || self.rules.stop_tokens.contains(&token)
+        self.rules.ends.contains(&token) || self.rule_of(token).is_some()
     }
 
-    fn next(&mut self, token: u32, stopped: bool, may_stop: bool) -> Added {
+    /// The turn's own rule that `token` meets.
+    fn rule_of(&self, token: u32) -> Option<StopRule> {
+        let control = self.rules.stop_controls.iter().find(|(id, _)| *id == token);
+        let token = || self.rules.stop_tokens.contains(&token).then_some(StopRule::Token(token));
+        control.map(|(_, text)| StopRule::Text(text.clone())).or_else(token)
+    }
+
+    /// The text that is safe to publish, and why the reply has ended, if it has.
+    fn next(&mut self, token: u32, stopped: bool, may_stop: bool) -> (String, Option<FinishReason>) {
         if stopped {
             self.held.push_str(&self.detokenizer.finish());
         }
-        if may_stop && let Some(start) = self.first_stop_string() {
+        if may_stop && let Some((start, stop)) = self.first_stop_string() {
             let before = self.decoded.saturating_sub(self.held.len() - start);
             self.held.truncate(start);
             let kept = self.lengths.iter().skip(1).filter(|length| **length <= before).count();
-            return self.end(FinishReason::Stop, kept);
+            return self.end(FinishReason::Stop, Some(StopRule::Text(stop)), kept);
         }
         let all = self.made();
         if stopped {
             // The model's own ending is part of the conversation, a stop token of the user's is not.
             let own = self.rules.ends.contains(&token);
-            return self.end(FinishReason::Stop, if own { all } else { all - 1 });
+            return self.end(FinishReason::Stop, self.rule_of(token), if own { all } else { all - 1 });
         }
         if all as u32 >= self.rules.max_tokens {
             let rest = self.detokenizer.finish();
             self.held.push_str(&rest);
-            return self.end(FinishReason::Length, all);
+            return self.end(FinishReason::Length, None, all);
         }
         let safe = self.held.len() - if self.rules.stop.is_empty() { 0 } else { self.possible_stop() };
-        let text = self.held.drain(..safe).collect();
-        Added { text, finish: None }
+        (self.held.drain(..safe).collect(), None)
     }
 
-    fn end(&mut self, reason: FinishReason, kept: usize) -> Added {
-        self.ending = Some(Ending { reason, kept });
-        Added { text: std::mem::take(&mut self.held), finish: Some(reason) }
+    fn end(
+        &mut self,
+        reason: FinishReason,
+        rule: Option<StopRule>,
+        kept: usize,
+    ) -> (String, Option<FinishReason>) {
+        self.ending = Some(Ending { reason, rule, kept });
+        (std::mem::take(&mut self.held), Some(reason))
     }
 
-    fn first_stop_string(&self) -> Option<usize> {
-        self.rules.stop.iter().filter_map(|stop| self.held.find(stop.as_str())).min()
+    /// Where the first stop string begins, and which it is.
+    fn first_stop_string(&self) -> Option<(usize, String)> {
+        let found = self.rules.stop.iter().filter_map(|stop| Some((self.held.find(stop.as_str())?, stop)));
+        found.min_by_key(|(start, _)| *start).map(|(start, stop)| (start, stop.clone()))
     }
 
     /// Length of the longest end of the held text that is the start of a stop string, and not all of it: a
@@ -193,7 +395,7 @@ mod tests {
     fn reply(change: impl FnOnce(&mut Sampling), max_tokens: u32) -> Reply {
         let mut sampling = Sampling::default();
         change(&mut sampling);
-        Reply::new(tokenizer(), &sampling, max_tokens)
+        Reply::new(tokenizer(), &sampling, max_tokens, Form::default())
     }
 
     /// Pushes bytes until the end; returns what was published token by token.
@@ -201,7 +403,7 @@ mod tests {
         let mut published = Vec::new();
         for token in tokens {
             let added = reply.push(*token);
-            published.push(added.text);
+            published.push(added.pieces.into_iter().map(|(_, text)| text).collect());
             if added.finish.is_some() {
                 break;
             }
@@ -266,9 +468,11 @@ mod tests {
             },
             9,
         );
-        assert_eq!(short.forbidden(), [257]);
+        let may_end =
+            |reply: &mut Reply| reply.mask().expect("it goes on").is_none_or(|mask| mask.allows(257));
+        assert!(!may_end(&mut short));
         assert_eq!(run(&mut short, &bytes("abc")), ["a", "b", "c"]);
-        assert!(short.forbidden().is_empty(), "the fourth token may end it");
+        assert!(may_end(&mut short), "the fourth token may end it");
         run(&mut short, &bytes("a"));
         assert_eq!(short.finish(), Some(FinishReason::Stop));
     }

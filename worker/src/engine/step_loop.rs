@@ -13,10 +13,11 @@ use super::export::{Budget, Exports, Wanted};
 use super::import::Imports;
 use super::offload::Offload;
 use super::pace::Pace;
+use super::samples::{self, Rows, Sample, Unsampled};
 use super::{EngineSettings, Finished, MadeToken, Progress, Reply, Saving, SegmentSink, Start};
 use crate::kv::{BlockPool, TokenChain};
 use crate::lifecycle::Lifecycle;
-use crate::model::{Engine, EngineError, Logits, Sampler};
+use crate::model::{Engine, EngineError, Logits, NoLogits, Sampler};
 use crate::observe::metrics;
 use crate::schedule::{Left, NewSequence, Sampled, Scheduler, SequenceId, StepPlan};
 use crate::surroundings::Surroundings;
@@ -173,7 +174,12 @@ impl<E: Engine> StepLoop<E> {
         }
         let mut budget = self.budget();
         self.imports.copy(&mut self.scheduler, &mut self.model, &mut budget);
-        let plan = self.scheduler.schedule();
+        let turns = &mut self.turns;
+        let plan = self.scheduler.schedule_judged(&mut |id, guess, most| {
+            if let Some(turn) = turns.get_mut(&id) {
+                turn.reply.judge(guess, most);
+            }
+        });
         // Before the step writes them.
         self.offload.keep(self.scheduler.take_evicted(), &self.scheduler, &self.model);
         self.waits = plan.is_none();
@@ -276,13 +282,7 @@ impl<E: Engine> StepLoop<E> {
         self.announce_admissions(plan);
         match self.forward(plan) {
             Ok(mut logits) => {
-                let (mut sampled, mut ended) = (Vec::new(), Vec::new());
-                let mut rows = logits.rows_mut();
-                for (id, tokens) in plan.sampling() {
-                    // All of them, so that the next turn's come after them.
-                    let own = rows.by_ref().take(tokens.len()).collect();
-                    self.sample_rows(id, tokens, own, (&mut sampled, &mut ended));
-                }
+                let (sampled, ended) = self.sample(plan, &mut logits);
                 let left = self.scheduler.apply(&sampled);
                 self.offer_computed(plan);
                 self.finish(ended, left);
@@ -362,58 +362,72 @@ impl<E: Engine> StepLoop<E> {
         }
     }
 
-    /// Samples a turn's next tokens from the rows of `tokens`: its last one, and those proposed to follow it. A row counts
-    /// where its token is what was sampled before it; so these are the tokens that it would make row by row.
-    fn sample_rows(
-        &mut self,
-        id: SequenceId,
-        tokens: &[u32],
-        rows: Vec<&mut [f32]>,
-        (sampled, ended): (&mut Vec<Sampled>, &mut Vec<Ended>),
-    ) {
-        let first = sampled.len();
-        for (row, logits) in rows.into_iter().enumerate() {
-            let Some(next) = self.sample(id, logits, ended) else { break };
-            sampled.push(next);
-            if next.finished || tokens.get(row + 1) != Some(&next.token) {
-                break;
+    /// Samples the next tokens of the turns that have rows in `logits`, and then tells each, in the plan's order.
+    fn sample(&mut self, plan: &StepPlan, logits: &mut Logits) -> (Vec<Sampled>, Vec<Ended>) {
+        let mut logits = logits.rows_mut();
+        let mut turns = Vec::new();
+        for (id, tokens) in plan.sampling() {
+            // All of them, so that the next turn's come after them.
+            let own: Vec<_> = logits.by_ref().take(tokens.len()).collect();
+            if let Some(turn) = self.turns.remove(&id) {
+                turns.push((id, turn, tokens, own));
             }
         }
-        metrics::speculated(tokens.len() - 1, (sampled.len() - first).saturating_sub(1));
+        let rows = turns.iter_mut().map(|(_, turn, tokens, logits)| Rows {
+            sampler: &mut turn.sampler,
+            reply: &mut turn.reply,
+            tokens,
+            logits: std::mem::take(logits),
+        });
+        let samples = samples::sample(rows.collect());
+        let (mut sampled, mut ended) = (Vec::new(), Vec::new());
+        for ((id, turn, tokens, _), samples) in turns.into_iter().zip(samples) {
+            let first = sampled.len();
+            self.tell(id, turn, samples, (&mut sampled, &mut ended));
+            metrics::speculated(tokens.len() - 1, (sampled.len() - first).saturating_sub(1));
+        }
+        (sampled, ended)
     }
 
-    /// Samples a turn's next token; none where the turn is over without one.
-    fn sample(&mut self, id: SequenceId, logits: &mut [f32], ended: &mut Vec<Ended>) -> Option<Sampled> {
-        let turn = self.turns.get_mut(&id)?;
-        let choice = match turn.sampler.sample(logits, &turn.reply.forbidden()) {
-            Ok(choice) => choice,
-            Err(error) => {
-                metrics::bad_logits();
-                // Its next attempt would find what made them.
-                self.scheduler.discard(id);
-                self.fail(id, &error.to_string());
-                return None;
+    /// Tells a turn its next tokens. Unless it is over, it stays.
+    fn tell(
+        &mut self,
+        id: SequenceId,
+        mut turn: Turn,
+        samples: Vec<Result<Sample, Unsampled>>,
+        (sampled, ended): (&mut Vec<Sampled>, &mut Vec<Ended>),
+    ) {
+        for sample in samples {
+            let Sample { token, added, logprobs } = match sample {
+                Ok(sample) => sample,
+                Err(Unsampled::Logits(error @ NoLogits::Unusable)) => {
+                    metrics::bad_logits();
+                    // Its next attempt would find what made them.
+                    self.scheduler.discard(id);
+                    send(&turn.progress, Progress::Failed(error.to_string()));
+                    return;
+                }
+                // Every attempt would come to this.
+                Err(error @ (Unsampled::Logits(NoLogits::NothingAllowed) | Unsampled::Stuck(_))) => {
+                    self.scheduler.remove(id);
+                    send(&turn.progress, Progress::Refused(error.to_string()));
+                    return;
+                }
+            };
+            let now = self.surroundings.now();
+            if let Some(last) = turn.last_token.replace(now) {
+                metrics::inter_token(now - last);
             }
-        };
-        let now = self.surroundings.now();
-        if let Some(last) = turn.last_token.replace(now) {
-            metrics::inter_token(now - last);
-        }
-        let added = turn.reply.push(choice.token);
-        let finished = added.finish.is_some();
-        let token = MadeToken {
-            id: choice.token,
-            at: now,
-            text: added.text,
-            logprobs: choice.logprobs,
-            finished: None,
-        };
-        if !finished {
+            let finished = added.finish.is_some();
+            sampled.push(Sampled { id, token, finished });
+            let token = MadeToken { id: token, at: now, pieces: added.pieces, logprobs, finished: None };
+            if finished {
+                ended.push(Ended { id, turn, token });
+                return;
+            }
             send(&turn.progress, Progress::Token(token));
-        } else if let Some(turn) = self.turns.remove(&id) {
-            ended.push(Ended { id, turn, token });
         }
-        Some(Sampled { id, token: choice.token, finished })
+        self.turns.insert(id, turn);
     }
 
     fn fail(&mut self, id: SequenceId, reason: &str) {

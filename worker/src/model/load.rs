@@ -10,7 +10,7 @@ use super::checkpoint::Checkpoint;
 use super::config::DecoderConfig;
 use super::decoder::{Decoder, DecoderEngine};
 use super::device::ComputeDevice;
-use super::template::ChatTemplate;
+use super::dialogue::{Dialogue, FormatChoice};
 use super::tokenizer::Tokenizer;
 use super::{Engine, EngineError, ModelError};
 use crate::config::{DeviceKind, KvCodec, KvDtype, WeightsMode};
@@ -62,6 +62,8 @@ pub struct LoadOptions {
     pub kv_any_compute: bool,
     /// A file with the chat template to use in place of the model's own.
     pub chat_template: Option<PathBuf>,
+    /// The format in which it calls tools.
+    pub tool_format: FormatChoice,
 }
 
 impl LoadOptions {
@@ -77,6 +79,7 @@ impl LoadOptions {
             kv_codec: KvCodec::F16,
             kv_any_compute: false,
             chat_template: None,
+            tool_format: FormatChoice::Auto,
         }
     }
 
@@ -104,7 +107,7 @@ pub struct Model {
     /// Text to tokens and back.
     pub tokenizer: Arc<Tokenizer>,
     /// Conversation to text.
-    pub template: ChatTemplate,
+    pub dialogue: Dialogue,
     /// Identity of its KV blocks, before the tenant.
     pub namespace: Namespace,
     /// Longest context it serves, in tokens.
@@ -171,7 +174,7 @@ impl Model {
         Ok(Self {
             engine,
             tokenizer: Arc::new(tokenizer),
-            template,
+            dialogue: Dialogue::new(template, options.tool_format),
             namespace,
             context_tokens,
             blocks,

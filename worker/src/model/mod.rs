@@ -10,8 +10,11 @@ mod checkpoint;
 mod config;
 mod decoder;
 mod device;
+mod dialogue;
 mod error;
+mod grammar;
 mod load;
+mod mask;
 mod matrix;
 mod prompt;
 mod sampler;
@@ -27,12 +30,15 @@ use crate::schedule::StepPlan;
 pub use checkpoint::{Checkpoint, Part, Role};
 pub use config::{Activation, DecoderConfig, Family, RopeConfig, RopeScaling};
 pub use device::{CompiledKernel, ComputeDevice};
+pub use dialogue::{Dialogue, FormatChoice};
 pub use error::ModelError;
+pub use grammar::{Constraint, GrammarError, Grammars, Matcher, Vocabulary};
 pub use load::{LoadOptions, Model, ModelChoice};
-pub use prompt::{Prompt, PromptError, prompt};
+pub use mask::TokenMask;
+pub use prompt::{Asked, Prompt, PromptError, prompt, raw_prompt};
 pub use sampler::{Choice, NoLogits, Sampler, likeliest, log_sum_exp};
-pub use template::{ChatTemplate, TemplateError};
-pub use tokenizer::{Detokenizer, Tokenizer};
+pub use template::{ChatTemplate, Rendering, TemplateError, ToolSupport};
+pub use tokenizer::{Detokenizer, TextError, Tokenizer};
 
 /// Logits of the rows that sample, in plan order.
 #[derive(Clone, Debug)]

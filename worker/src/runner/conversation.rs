@@ -8,6 +8,7 @@ use turnmill_schema::{Digest, Manifest, Message, Role};
 
 use super::prepare::Prompting;
 use crate::kv::{PrefixHash, Segment, SegmentGrid, SegmentId, TokenChain};
+use crate::model::Rendering;
 
 /// How a turn's tokens are cut into segments. The tokens are elsewhere, because their owner changes.
 #[derive(Clone, Debug)]
@@ -23,6 +24,8 @@ pub(super) struct Known<'a> {
     pub tenant: &'a str,
     /// All messages, from the agent's first one on.
     pub messages: &'a [Message],
+    /// What else the template is given.
+    pub rendering: Rendering<'a>,
     /// Prompt and published reply.
     pub chain: &'a TokenChain,
     pub manifest: Option<Manifest>,
@@ -42,7 +45,7 @@ impl Conversation {
         let manifest = known.manifest.filter(of_this);
         let shared_tokens = match &manifest {
             Some(manifest) => manifest.shared_tokens as usize,
-            None => shared_tokens(prompting, known.messages, chain.tokens()),
+            None => shared_tokens(prompting, known, chain.tokens()),
         };
         let shared_blocks = shared_tokens / block_tokens;
         let grid = SegmentGrid { namespace, tenant: known.tenant.into(), block_tokens, shared_blocks };
@@ -96,13 +99,14 @@ fn is_about(manifest: &Manifest, namespace: &[u8], hashes: &[PrefixHash], block_
 }
 
 /// How many tokens at the start of the conversation are its system prompt's, whatever follows it.
-fn shared_tokens(prompting: &Prompting, messages: &[Message], tokens: &[u32]) -> usize {
+fn shared_tokens(prompting: &Prompting, known: &Known<'_>, tokens: &[u32]) -> usize {
+    let messages = known.messages;
     let system = messages.iter().take_while(|message| message.role == Role::System).count();
     if system == 0 {
         return 0;
     }
     // A template that takes no conversation without a user has no part that can be told apart.
-    let Ok(rendered) = prompting.template.render(&messages[..system]) else { return 0 };
+    let Ok(rendered) = prompting.dialogue.render(&messages[..system], &known.rendering) else { return 0 };
     let Ok(alone) = prompting.tokenizer.encode(&rendered) else { return 0 };
     alone.iter().zip(tokens).take_while(|(a, b)| a == b).count()
 }

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use tracing::{debug, info, warn};
-use turnmill_schema::{DeadReason, End, Manifest, Message, Outcome, Role, Timing, TranscriptEntry, Usage};
+use turnmill_schema::{DeadReason, End, Manifest, Outcome, Timing, TranscriptEntry, Usage};
 
 use super::health::until_answered;
 use super::keep::Late;
@@ -98,10 +98,17 @@ impl<B: Broker, E: EngineHandle> Runner<B, E> {
                 let kept = kept.expect("the tokens of a completed turn came back with its last one");
                 let mut end = self.end(attempt, published, Outcome::Completed, None);
                 end.finish = reply.finish();
-                let manifest;
-                (manifest, late) = self.manifest(attempt, &kept, &reply).await;
-                let entry = Some(entry(&attempt.lease, kept, &reply));
-                Ending { entry, manifest, ..self.ending(published, end) }
+                end.stop = reply.stop();
+                end.usage.reasoning_tokens = reply.reasoning_tokens();
+                if reply.made() == 0 {
+                    // Its prompt was counted. What was not answered is no part of the conversation.
+                    self.ending(published, end)
+                } else {
+                    let manifest;
+                    (manifest, late) = self.manifest(attempt, &kept, &reply).await;
+                    let entry = Some(entry(&attempt.lease, kept, &reply));
+                    Ending { entry, manifest, ..self.ending(published, end) }
+                }
             }
         };
         let entry = ending.entry.filter(|_| !attempt.lease.agent.is_lone());
@@ -270,10 +277,10 @@ impl<B: Broker, E: EngineHandle> Runner<B, E> {
 
 /// What a completed turn adds to its agent's history.
 fn entry(lease: &Lease, kept: Kept, reply: &Reply) -> TranscriptEntry {
-    let Kept { mut messages, keep, chain, .. } = kept;
-    messages.push(Message::new(Role::Assistant, reply.text()));
+    let Kept { mut messages, keep, chain, rendering, .. } = kept;
+    messages.push(reply.message(&lease.turn));
     let tokens = reply.kept_tokens(chain.tokens())[keep as usize..].to_vec();
-    TranscriptEntry { turn: lease.turn, messages, keep, tokens, rendering: None }
+    TranscriptEntry { turn: lease.turn, messages, keep, tokens, rendering }
 }
 
 /// Lets go of a turn whose last call was refused: it stays this worker's until the lease runs out.

@@ -6,6 +6,7 @@
 //! | `tend` | what goes on beside the turns: renewals, cancellations, who waits or fell silent, the registry |
 //! | `turn` | one turn's life: engine, publishing |
 //! | `prepare` | its prompt, and what earlier attempts published |
+//! | `form` | what its reply has to look like: parts, grammar |
 //! | `conversation` | its tokens as the object store knows them |
 //! | `restore` | its stored K and V are restored before it runs |
 //! | `keep` | what is stored of it when it leaves, and who is told |
@@ -25,6 +26,7 @@
 mod alarm;
 mod coalesce;
 mod conversation;
+mod form;
 mod health;
 mod intake;
 mod keep;
@@ -42,6 +44,7 @@ mod turn;
 pub use alarm::Alarm;
 pub use coalesce::Coalescing;
 pub use conversation::Conversation;
+pub use form::Forms;
 pub use health::{Backoff, QueueHealth};
 pub use intake::Intake;
 pub use keep::Keeper;

@@ -6,22 +6,29 @@
 use std::sync::Arc;
 
 use tracing::info;
-use turnmill_schema::{DeadReason, Delta, History, Manifest, Turn};
+use turnmill_schema::{
+    DeadReason, Delta, History, InvalidMessage, Manifest, ToolChoice, Turn, check_results,
+};
 
 use super::Runner;
 use super::conversation::{Conversation, Known};
+use super::form::Forms;
 use super::leave::{Leaving, Reason};
 use crate::broker::Broker;
 use crate::engine::{EngineHandle, Reply};
 use crate::kv::{Namespace, Segment, TokenChain};
-use crate::model::{ChatTemplate, Prompt, PromptError, Tokenizer, prompt};
+use crate::model::{
+    Asked, Dialogue, GrammarError, Prompt, PromptError, Rendering, Tokenizer, prompt, raw_prompt,
+};
 
 /// What is needed of a model to make prompts.
 pub struct Prompting {
     /// Text to tokens.
     pub tokenizer: Arc<Tokenizer>,
     /// Conversation to text.
-    pub template: ChatTemplate,
+    pub dialogue: Dialogue,
+    /// What replies look like.
+    pub forms: Forms,
     /// Identity of the model's blocks, before the tenant.
     pub namespace: Namespace,
     /// Longest context, in tokens.
@@ -64,12 +71,49 @@ pub(super) struct Lengths {
 
 /// What is made of a turn on a thread that may compute.
 struct Made {
-    turn: Turn,
-    chain: TokenChain,
-    kept: usize,
-    prompt: usize,
+    work: Work,
     retokenised: bool,
-    conversation: Option<(Conversation, Vec<Arc<Segment>>)>,
+}
+
+/// Why nothing can be made of a turn.
+#[derive(Debug, thiserror::Error)]
+enum Unmade {
+    #[error(transparent)]
+    Message(#[from] InvalidMessage),
+    #[error(transparent)]
+    Prompt(#[from] PromptError),
+    #[error(transparent)]
+    Grammar(#[from] GrammarError),
+    /// What it asks for is not to be had.
+    #[error("{0}")]
+    Asked(String),
+    /// It has more tokens than there is room for.
+    #[error(
+        "the prompt has {prompt} tokens; the context holds {context} and the worker's pool {pool}, reply included: \
+         shorten it, or start a new session"
+    )]
+    NoRoom { prompt: usize, context: u32, pool: u32 },
+    /// Another model, or a smaller context or pool than theirs, cannot go on from there.
+    #[error(
+        "{published} tokens were published by a worker with another model, or with more context or pool, and this one \
+         cannot follow them past {index}; give the workers of a queue the same settings"
+    )]
+    CannotFollow { published: usize, index: usize },
+}
+
+impl Unmade {
+    fn leaving(self) -> Leaving {
+        let is_turns_fault = match &self {
+            Self::Message(_) | Self::NoRoom { .. } | Self::Asked(_) => true,
+            Self::Prompt(error) => error.is_turns_fault(),
+            Self::Grammar(error) => error.is_turns_fault(),
+            Self::CannotFollow { .. } => {
+                return Leaving::failed(DeadReason::Unreadable, Reason::plain(self));
+            }
+        };
+        let reason = Reason::quoting(self);
+        if is_turns_fault { Leaving::Rejected(reason) } else { Leaving::failed(DeadReason::Attempts, reason) }
+    }
 }
 
 impl<B: Broker, E: EngineHandle> Runner<B, E> {
@@ -79,79 +123,152 @@ impl<B: Broker, E: EngineHandle> Runner<B, E> {
         let prompting = self.prompting.clone();
         let is_stored = self.keeper.as_ref().is_some_and(|keeper| keeper.serves(turn.tenant.as_str()));
         let attempt = leased.attempt;
-        // Tokenising a long conversation takes milliseconds of pure computing, and so does hashing it.
-        let made = self.surroundings.run_blocking(move || make(&prompting, turn, leased, is_stored));
+        // Tokenising a long conversation takes milliseconds of pure computing, and so do hashing it and compiling a grammar.
+        let made = self.surroundings.run_blocking(move || prompting.make(turn, leased, is_stored));
         let made = made.await.map_err(|_| {
             let text = "the prompt could not be made: a bug in the worker; please report its log";
             Leaving::failed(DeadReason::Attempts, Reason::plain(text))
         })?;
-        let made = made.map_err(|error| Leaving::Rejected(Reason::quoting(error)))?;
-        let Made { turn, chain, kept, prompt, retokenised, conversation } = made;
+        let Made { work, retokenised } = made.map_err(Unmade::leaving)?;
         if retokenised && attempt == 1 {
-            info!(kept, "the template rewrote the history; it was tokenised again");
+            info!(kept = work.lengths.kept, "the template rewrote the history; it was tokenised again");
         }
-        let (kept, prompt) = (kept as u32, prompt as u32);
-        let max_total =
-            self.max_total_tokens(&turn, prompt).map_err(Reason::plain).map_err(Leaving::Rejected)?;
-        let mut reply = Reply::new(self.prompting.tokenizer.clone(), &turn.sampling, max_total - prompt);
-        self.replay(&mut reply, &chain.tokens()[prompt as usize..])
-            .map_err(|text| Leaving::failed(DeadReason::Unreadable, Reason::plain(text)))?;
+        Ok(work)
+    }
+}
+
+impl Prompting {
+    /// Puts a turn's tokens together, cuts them into segments if they are stored, and replays what is published.
+    fn make(&self, turn: Turn, leased: Leased, is_stored: bool) -> Result<Made, Unmade> {
+        let Leased { history, manifest, published, attempt } = leased;
+        self.check_tokens(&turn).and_then(|()| self.check_calls(&turn)).map_err(Unmade::Asked)?;
+        check_results(&history.messages, &turn.messages)?;
+        let rendering = self.rendering(&turn, &history);
+        let Prompt { tokens, kept, retokenised, rendered } = self.prompt(&turn, &history, rendering)?;
+        let prompt = tokens.len();
+        let max_total = self.max_total_tokens(&turn, prompt)?;
+        let namespace = self.namespace.for_tenant(turn.tenant.as_str());
+        let mut chain = TokenChain::new(namespace, self.block_tokens, tokens);
+        published.iter().for_each(|delta| chain.extend(&delta.tokens));
+        let form = self.forms.of(&turn, &rendered)?;
+        let max_tokens = max_total.saturating_sub(prompt as u32);
+        let mut reply = Reply::new(self.tokenizer.clone(), &turn.sampling, max_tokens, form);
+        self.replay(&mut reply, &chain.tokens()[prompt..])?;
+        let conversation = is_stored.then(|| {
+            let known = Known {
+                tenant: turn.tenant.as_str(),
+                messages: &[&history.messages[..], &turn.messages].concat(),
+                rendering,
+                chain: &chain,
+                manifest,
+                has_history: !history.tokens.is_empty(),
+                resumed: attempt > 1 || chain.len() > prompt,
+            };
+            Conversation::new(self, &known)
+        });
         let (conversation, stored) = conversation.unzip();
-        let lengths = Lengths { kept, prompt, max_total };
-        Ok(Work { turn, chain, reply, lengths, conversation, stored: stored.unwrap_or_default() })
+        let lengths = Lengths { kept: kept as u32, prompt: prompt as u32, max_total };
+        let work = Work { turn, chain, reply, lengths, conversation, stored: stored.unwrap_or_default() };
+        Ok(Made { work, retokenised })
     }
 
-    /// Restores the state after the tokens that earlier attempts published. Another model, or a smaller context
-    /// or pool than theirs, cannot go on from there.
-    fn replay(&self, reply: &mut Reply, published: &[u32]) -> Result<(), String> {
-        let vocabulary = self.prompting.tokenizer.vocabulary() as u32;
-        for (index, token) in published.iter().enumerate() {
-            if *token >= vocabulary || reply.finish().is_some() {
+    /// What the template is given besides messages.
+    fn rendering<'a>(&self, turn: &'a Turn, history: &History) -> Rendering<'a> {
+        let tools = if turn.tool_choice == ToolChoice::None { &[][..] } else { &turn.tools[..] };
+        Rendering {
+            tools,
+            arguments: Some(&turn.template_arguments),
+            thinks: turn.reasoning.enabled,
+            effort: turn.reasoning.effort,
+            // The day of the agent's first turn: another day would be another prompt, from its first block on.
+            date_ms: Some(history.first.unwrap_or(turn.id).unix_ms()),
+            generation_prompt: true,
+        }
+    }
+
+    fn prompt(
+        &self,
+        turn: &Turn,
+        history: &History,
+        rendering: Rendering<'_>,
+    ) -> Result<Prompt, PromptError> {
+        let room = self.context_tokens.min(self.pool_tokens) as usize;
+        if let Some(text) = &turn.prompt {
+            return raw_prompt(&self.tokenizer, text, room);
+        }
+        let digest = turn.rendering();
+        let asked = Asked {
+            messages: &turn.messages,
+            rendering,
+            digest: digest.as_deref(),
+            keep_thoughts: turn.keep_thoughts,
+            room,
+        };
+        prompt(&self.tokenizer, &self.dialogue, history, &asked)
+    }
+
+    /// Tools are there for models that call them.
+    fn check_calls(&self, turn: &Turn) -> Result<(), String> {
+        if turn.tools.is_empty() || turn.tool_choice == ToolChoice::None || self.dialogue.tools().is_some() {
+            return Ok(());
+        }
+        Err("the turn has tools, and the workers were told that their model calls none (--tool-format none); leave the tools out, or \
+             give the workers another format"
+            .to_owned())
+    }
+
+    /// Token ids that a turn names are the model's, and so are control tokens in its stop strings.
+    fn check_tokens(&self, turn: &Turn) -> Result<(), String> {
+        let vocabulary = self.tokenizer.vocabulary() as u32;
+        let sampling = &turn.sampling;
+        for (field, mut ids) in [
+            ("logit_bias", sampling.logit_bias.keys().copied().collect::<Vec<_>>()),
+            ("stop_token_ids", sampling.stop_token_ids.clone()),
+        ] {
+            ids.retain(|id| *id >= vocabulary);
+            if let Some(id) = ids.first() {
                 return Err(format!(
-                    "{} tokens were published by a worker with another model, or with more context or pool, and \
-                     this one cannot follow them past {index}; give the workers of a queue the same settings",
-                    published.len()
+                    "{field} names the token {id}, and this model has {vocabulary} tokens; give ids below that"
                 ));
             }
-            reply.push(*token);
+        }
+        for stop in &sampling.stop {
+            let ids = self.tokenizer.encode(stop).unwrap_or_default();
+            let control = ids.iter().find(|id| self.tokenizer.is_control(**id));
+            if let Some(control) = control.filter(|_| ids.len() > 1) {
+                let name = self.tokenizer.token(*control).unwrap_or_default();
+                return Err(format!(
+                    "the stop string {stop:?} has the control token {name}, which has no text in a reply; \
+                     give {name} alone as a stop string, or leave it out"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Restores the state after the tokens that earlier attempts published.
+    fn replay(&self, reply: &mut Reply, tokens: &[u32]) -> Result<(), Unmade> {
+        let vocabulary = self.tokenizer.vocabulary() as u32;
+        for (index, token) in tokens.iter().enumerate() {
+            if *token < vocabulary && reply.finish().is_none() {
+                reply.push(*token);
+                if reply.stuck().is_none() {
+                    continue;
+                }
+            }
+            return Err(Unmade::CannotFollow { published: tokens.len(), index });
         }
         Ok(())
     }
 
     /// Prompt and reply at most. A turn that names no limit gets what context and pool leave.
-    fn max_total_tokens(&self, turn: &Turn, prompt: u32) -> Result<u32, String> {
-        let (context, pool) = (self.prompting.context_tokens, self.prompting.pool_tokens);
+    fn max_total_tokens(&self, turn: &Turn, prompt: usize) -> Result<u32, Unmade> {
+        let (context, pool) = (self.context_tokens, self.pool_tokens);
         let room = context.min(pool);
         match turn.sampling.max_tokens {
-            Some(max_tokens) => Ok(prompt.saturating_add(max_tokens)),
-            None if prompt < room => Ok(room),
-            None => Err(format!(
-                "the prompt has {prompt} tokens; the context holds {context} and the worker's pool {pool}, \
-                 reply included: shorten it, or start a new session"
-            )),
+            Some(max_tokens) => Ok((prompt as u32).saturating_add(max_tokens)),
+            None if (prompt as u32) < room => Ok(room),
+            None => Err(Unmade::NoRoom { prompt, context, pool }),
         }
     }
-}
-
-/// Puts a turn's tokens together, and cuts them into segments if they are stored.
-fn make(prompting: &Prompting, turn: Turn, leased: Leased, is_stored: bool) -> Result<Made, PromptError> {
-    let Leased { history, manifest, published, attempt } = leased;
-    let Prompt { tokens, kept, retokenised } =
-        prompt(&prompting.tokenizer, &prompting.template, &history, &turn.messages)?;
-    let prompt = tokens.len();
-    let namespace = prompting.namespace.for_tenant(turn.tenant.as_str());
-    let mut chain = TokenChain::new(namespace, prompting.block_tokens, tokens);
-    published.iter().for_each(|delta| chain.extend(&delta.tokens));
-    let conversation = is_stored.then(|| {
-        let known = Known {
-            tenant: turn.tenant.as_str(),
-            messages: &[&history.messages[..], &turn.messages].concat(),
-            chain: &chain,
-            manifest,
-            has_history: !history.tokens.is_empty(),
-            resumed: attempt > 1 || chain.len() > prompt,
-        };
-        Conversation::new(prompting, &known)
-    });
-    Ok(Made { turn, chain, kept, prompt, retokenised, conversation })
 }

@@ -70,14 +70,17 @@ impl<B: Broker> Publisher<B> {
         reply.extend(published);
         // A token takes up to five bytes and its length one, an alternative ten.
         let alternatives: usize = reply.logprobs.iter().map(|at| at.top.len() + 1).sum();
-        if reply.text.len() + 6 * reply.tokens.len() + 10 * alternatives > SHORT_REPLY_BYTES {
+        let spellings: usize =
+            reply.logprobs.iter().flat_map(|at| &at.bytes).map(|bytes| bytes.0.len() + 2).sum();
+        let bytes = reply.text.len() + 6 * reply.tokens.len() + 10 * alternatives + spellings;
+        if bytes + 30 * reply.spans.len() > SHORT_REPLY_BYTES {
             self.short_reply = None;
         }
     }
 
     /// Adds a token. The first of an attempt is due at once: somebody waits for it.
     pub fn push(&mut self, token: &MadeToken) {
-        self.pending.push(token.id, &token.text, token.logprobs.clone());
+        self.pending.push_parts(token.id, &token.pieces, token.logprobs.clone());
         // Counted in any case: this is the worker's rate.
         let wait = self.coalescing.wait(token.at);
         let wait = if self.first_published.is_some() { wait } else { Duration::ZERO };
@@ -119,7 +122,7 @@ impl<B: Broker> Publisher<B> {
 
 #[cfg(test)]
 mod tests {
-    use turnmill_schema::TokenLogprobs;
+    use turnmill_schema::{Part, TokenLogprobs};
 
     use super::*;
     use crate::broker::double::Double;
@@ -138,7 +141,13 @@ mod tests {
 
     fn token(id: u32, text: &str) -> MadeToken {
         let logprobs = Some(TokenLogprobs { logprob: -0.5, top: vec![(id, -0.5)], bytes: vec![] });
-        MadeToken { id, at: Instant::now(), text: text.into(), logprobs, finished: None }
+        MadeToken {
+            id,
+            at: Instant::now(),
+            pieces: vec![(Part::Content, text.into())],
+            logprobs,
+            finished: None,
+        }
     }
 
     /// Held back, released together, of several bytes.

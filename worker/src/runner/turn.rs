@@ -106,6 +106,8 @@ pub(super) struct Kept {
     pub(super) chain: TokenChain,
     /// How many of these tokens are the agent's history already.
     pub(super) keep: u32,
+    /// What the template was given besides messages.
+    pub(super) rendering: Option<String>,
     pub(super) conversation: Option<Conversation>,
 }
 
@@ -153,12 +155,13 @@ impl<B: Broker, E: EngineHandle> Runner<B, E> {
             Ok(mut work) => {
                 self.log_asked(&work.turn);
                 attempt.usage.prompt_tokens = work.lengths.prompt;
-                let (messages, keep) = (std::mem::take(&mut work.turn.messages), work.lengths.kept);
+                let (rendering, keep) = (work.turn.rendering(), work.lengths.kept);
+                let messages = std::mem::take(&mut work.turn.messages);
                 let conversation = work.conversation.clone();
                 let leaving = self.compute(&mut attempt, &mut publisher, work, alone).await;
                 attempt.span.computed();
                 let returned = attempt.returned.take();
-                (leaving, returned.map(|chain| Kept { messages, chain, keep, conversation }))
+                (leaving, returned.map(|chain| Kept { messages, chain, keep, rendering, conversation }))
             }
         };
         if let Some(first) = publisher.first_published() {

@@ -23,6 +23,7 @@
 
 use super::draft::Draft;
 use super::sequence::{Left, NewSequence, Sampled, Sequence};
+use super::speculate::Judge;
 use super::waiting::Waiting;
 use super::{Limits, Refused, SequenceId, Speculation, StepPlan};
 use crate::kv::{BlockId, BlockPool, PrefixHash};
@@ -88,8 +89,13 @@ impl Scheduler {
         Ok(())
     }
 
-    /// The next step, or none where there is no work. A plan that is not applied counts as not run.
+    /// The next step, or none if there is no work. A plan that is not applied counts as not run.
     pub fn schedule(&mut self) -> Option<StepPlan> {
+        self.schedule_judged(&mut |_, _, _| ())
+    }
+
+    /// The same, with proposals that were judged by somebody who knows more of the sequences.
+    pub fn schedule_judged(&mut self, judge: Judge<'_>) -> Option<StepPlan> {
         for sequence in &mut self.running {
             sequence.planned = 0;
             sequence.proposed.clear();
@@ -101,7 +107,7 @@ impl Scheduler {
                 self.plan_alone(&mut draft);
             } else {
                 self.plan_shared(&mut draft);
-                self.propose(&mut draft);
+                self.propose(&mut draft, judge);
             }
             if let Some(plan) = draft.finish(&self.running) {
                 self.last_step_alone = alone;

@@ -117,10 +117,14 @@ impl Sequence {
         !self.alone && self.planned == 1 && self.pending() == 1
     }
 
+    /// How many tokens may be proposed to it at most.
+    pub fn room_for_guesses(&self) -> usize {
+        // The row of the last proposed token makes one more, and none may follow the last that it may have.
+        self.max_total_tokens.saturating_sub(self.chain.len() + 1)
+    }
+
     /// At most `most` tokens that it may go on with.
     pub fn guess(&mut self, most: usize) -> Vec<u32> {
-        // The row of the last proposed token makes one more, and none may follow the last that it may have.
-        let most = most.min(self.max_total_tokens.saturating_sub(self.chain.len() + 1));
         if most == 0 || !self.trust.allows(self.chain.len()) {
             return Vec::new();
         }

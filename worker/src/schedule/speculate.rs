@@ -8,8 +8,8 @@
 //! taken for them leave one for every running sequence to grow by, and are taken only while nobody waits for blocks.
 //! A sequence that runs alone gets none.
 
-use super::Scheduler;
 use super::draft::Draft;
+use super::{Scheduler, SequenceId};
 
 /// How much is proposed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +31,9 @@ impl Speculation {
     }
 }
 
+/// Changes what is proposed for a sequence: it may cut the tokens, or put at most as many others as it is told in their place.
+pub type Judge<'a> = &'a mut dyn FnMut(SequenceId, &mut Vec<u32>, usize);
+
 impl Scheduler {
     /// From now on decoding sequences get proposals as `speculation` says, or none.
     pub fn speculate(&mut self, speculation: Option<Speculation>) {
@@ -38,14 +41,20 @@ impl Scheduler {
     }
 
     /// Shares out rows among what decoding sequences of the plan may go on with.
-    pub(super) fn propose(&mut self, draft: &mut Draft) {
+    pub(super) fn propose(&mut self, draft: &mut Draft, judge: Judge<'_>) {
         let Some(Speculation { tokens, rows }) = self.speculation else { return };
         let room = draft.room_up_to(rows);
         if room == 0 {
             return;
         }
         let decoding = self.running.iter_mut().enumerate().filter(|(_, sequence)| sequence.decodes());
-        let guesses = decoding.map(|(index, sequence)| (index, sequence.guess(tokens)));
+        let guesses = decoding.map(|(index, sequence)| {
+            let most = tokens.min(sequence.room_for_guesses());
+            let mut guess = sequence.guess(most);
+            judge(sequence.id, &mut guess, most);
+            guess.truncate(most);
+            (index, guess)
+        });
         let guesses: Vec<(usize, Vec<u32>)> = guesses.filter(|(_, guess)| !guess.is_empty()).collect();
         let wanted: Vec<usize> = guesses.iter().map(|(_, guess)| guess.len()).collect();
         for ((index, mut guess), share) in guesses.into_iter().zip(share_out(&wanted, room)) {

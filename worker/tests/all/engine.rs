@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 use turnmill_schema::{Priority, Sampling};
 use turnmill_worker::config::{KvDtype, WeightsMode};
 use turnmill_worker::engine::{
-    self, EngineChannel, EngineHandle, EngineSettings, Progress, Reply, Saving, SegmentSink, Start,
+    self, EngineChannel, EngineHandle, EngineSettings, Form, Progress, Reply, Saving, SegmentSink, Start,
 };
 use turnmill_worker::kv::{BlockId, Segment, SegmentData, SegmentGrid, SegmentId, TokenChain};
 use turnmill_worker::lifecycle::{HeadroomLimits, Lifecycle};
@@ -125,7 +125,7 @@ impl Line {
         let start = Start {
             id: SequenceId(id),
             max_total_tokens: prompt.len() as u32 + tokens,
-            reply: Reply::new(self.tokenizer.clone(), &sampling, tokens),
+            reply: Reply::new(self.tokenizer.clone(), &sampling, tokens, Form::default()),
             chain: TokenChain::new(self.namespace.for_tenant("t"), 16, prompt),
             sampling,
             priority: Priority::Interactive,

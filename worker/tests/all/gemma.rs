@@ -10,7 +10,7 @@ use candle_transformers::models;
 use serde_json::json;
 use turnmill_schema::{self as schema, Message};
 use turnmill_worker::config::{KvDtype, WeightsMode};
-use turnmill_worker::model::{Family, LoadOptions, Model, Part, Role, likeliest};
+use turnmill_worker::model::{Family, LoadOptions, Model, Part, Rendering, Role, likeliest};
 
 use crate::common::{Cut, Known, only_me, run};
 
@@ -33,7 +33,10 @@ fn load(weights: WeightsMode, kv_dtype: KvDtype) -> Model {
 }
 
 fn prompt(model: &Model, text: &str) -> Vec<u32> {
-    let rendered = model.template.render(&[Message::new(schema::Role::User, text)]).expect("it renders");
+    let rendered = model
+        .dialogue
+        .render(&[Message::new(schema::Role::User, text)], &Rendering::plain())
+        .expect("it renders");
     assert!(rendered.starts_with("<bos>"), "{rendered}");
     model.tokenizer.encode(&rendered).expect("it tokenises")
 }

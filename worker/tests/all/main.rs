@@ -16,4 +16,5 @@ mod hub;
 mod same_bits;
 mod speculation;
 mod stored;
+mod templates;
 mod tensor;

@@ -11,7 +11,8 @@ use tokio::sync::mpsc;
 use turnmill_schema::{FinishReason, Priority, Sampling, TokenLogprobs};
 use turnmill_worker::config::{KvDtype, WeightsMode};
 use turnmill_worker::engine::{
-    self, EngineChannel, EngineHandle, EngineSettings, Finished, Progress, Reply, Saving, SegmentSink, Start,
+    self, EngineChannel, EngineHandle, EngineSettings, Finished, Form, Progress, Reply, Saving, SegmentSink,
+    Start,
 };
 use turnmill_worker::kv::{BlockId, Namespace, Segment, SegmentData, SegmentGrid, SegmentId, TokenChain};
 use turnmill_worker::lifecycle::{HeadroomLimits, Lifecycle};
@@ -166,7 +167,7 @@ impl Line {
         self.next += 1;
         let id = SequenceId(self.next);
         let (progress, receiver) = mpsc::channel(wish.tokens as usize + 3);
-        let mut reply = Reply::new(self.tokenizer.clone(), &wish.sampling, wish.tokens);
+        let mut reply = Reply::new(self.tokenizer.clone(), &wish.sampling, wish.tokens, Form::default());
         wish.made.iter().for_each(|token| drop(reply.push(*token)));
         let namespace = self.namespace.for_tenant("t");
         let grid =
@@ -227,7 +228,7 @@ async fn said(mut progress: mpsc::Receiver<Progress>, wish: &Wish) -> Said {
             Progress::Token(token) => {
                 assert_eq!(said.finish, None, "a token after the last");
                 said.tokens.push(token.id);
-                said.texts.push(token.text);
+                said.texts.push(token.pieces.into_iter().map(|(_, text)| text).collect());
                 said.logprobs.push(token.logprobs);
                 if let Some(finished) = token.finished {
                     let Finished { reply, chain } = *finished;

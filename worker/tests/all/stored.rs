@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use turnmill_schema::{Name, Priority, Sampling};
 use turnmill_worker::config::{KvCodec, KvDtype, StoreUrl, WeightsMode};
 use turnmill_worker::engine::{
-    self, EngineChannel, EngineHandle, EngineSettings, Progress, Reply, Saving, Start,
+    self, EngineChannel, EngineHandle, EngineSettings, Form, Progress, Reply, Saving, Start,
 };
 use turnmill_worker::kv::{Namespace, Segment, SegmentGrid, TokenChain};
 use turnmill_worker::lifecycle::{HeadroomLimits, Lifecycle};
@@ -104,7 +104,7 @@ impl Inside {
         let start = Start {
             id,
             max_total_tokens: PROMPT as u32 + REPLY,
-            reply: Reply::new(self.tokenizer.clone(), &sampling, REPLY),
+            reply: Reply::new(self.tokenizer.clone(), &sampling, REPLY, Form::default()),
             chain,
             sampling,
             priority: Priority::Interactive,

@@ -76,9 +76,9 @@ async fn a_worker_that_cannot_run_says_why_and_ends() {
 #[tokio::test]
 async fn producers_refuse_what_can_never_run_and_write_nothing() {
     let line = Line::without_workers().await;
-    let zero = NewTurn::user("hi").sampling(greedy(0));
-    let error = line.producer.enqueue(zero).await.expect_err("must be refused");
-    assert_eq!(error.to_string(), "max_tokens is 0; it must be at least 1");
+    let cold = NewTurn::user("hi").sampling(Sampling { temperature: -1.0, ..greedy(1) });
+    let error = line.producer.enqueue(cold).await.expect_err("must be refused");
+    assert_eq!(error.to_string(), "temperature is -1; it must be from 0 to 100");
     let large = NewTurn::user("x".repeat(MAX_INLINE_BYTES));
     let error = line.producer.enqueue(large).await.expect_err("must be refused");
     assert!(matches!(error, ClientError::NoStore { .. }), "{error}");
@@ -90,7 +90,7 @@ async fn producers_refuse_what_can_never_run_and_write_nothing() {
         "{error}"
     );
     for (arguments, part) in [
-        (["--max-tokens", "0"], "max_tokens is 0; it must be at least 1"),
+        (["--temperature", "-1"], "temperature is -1; it must be from 0 to 100"),
         (["--agent", "a{b}"], "holds the character '{'"),
         (["--agent", "naïve"], "holds the character 'ï'"),
     ] {
@@ -126,9 +126,9 @@ async fn a_turn_that_cannot_run_fails_and_its_agents_next_turn_runs() {
         bad.push((agent, line.enqueue(vec![turn]).await[0], parts));
     }
 
-    let zero = raw_turn("zero", greedy(0));
-    line.enqueue_unchecked(&zero).await;
-    bad.push(("zero", zero.id, &["max_tokens is 0; it must be at least 1"]));
+    let cold = raw_turn("cold", Sampling { temperature: -1.0, ..greedy(1) });
+    line.enqueue_unchecked(&cold).await;
+    bad.push(("cold", cold.id, &["temperature is -1; it must be from 0 to 100"]));
 
     let waiting = ["version", "odd-name", "foreign", "too-large"].map(|agent| raw_turn(agent, greedy(2)));
     for turn in &waiting {

@@ -42,11 +42,10 @@ async fn a_line_keeps_what_it_promises() {
 
 async fn the_command_line_prints_results_and_agents_have_history(line: &Line) {
     let first = submit(line, &["--agent", "a", "--message", QUESTION]).await;
-    let mut expected = ["turn", "agent", "outcome", "finish", "text", "usage", "timing", "worker"];
-    expected.sort_unstable();
+    let expected = ["turn", "agent", "outcome", "finish", "text", "usage", "timing", "worker"];
     assert_eq!(keys(&first), expected);
-    assert_eq!(keys(&first["usage"]), ["cached_tokens", "completion_tokens", "prompt_tokens"]);
-    assert_eq!(keys(&first["timing"]), ["first_token_ms", "queued_ms", "total_ms"]);
+    assert_eq!(keys(&first["usage"]), ["prompt_tokens", "cached_tokens", "completion_tokens"]);
+    assert_eq!(keys(&first["timing"]), ["queued_ms", "first_token_ms", "total_ms"]);
     assert_eq!((&first["agent"], &first["worker"]), (&"a".into(), &"w1".into()));
     assert_eq!((&first["outcome"], &first["finish"]), (&"completed".into(), &"stop".into()));
     assert_eq!((&first["text"], &first["usage"]["cached_tokens"]), (&ANSWER.into(), &0.into()));

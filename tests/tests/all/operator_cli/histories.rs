@@ -89,14 +89,7 @@ async fn a_history_that_a_turn_goes_on_with_stays() {
     };
     let running = claim(&worker).await;
     refused().await;
-    let delta = Delta {
-        index: 0,
-        tokens: vec![7],
-        text: "x".into(),
-        lengths: vec![1],
-        logprobs: vec![],
-        ..Delta::default()
-    };
+    let delta = Delta { index: 0, tokens: vec![7], text: "x".into(), lengths: vec![1], ..Delta::default() };
     worker.append(&running.lease, &delta).await.expect("appends");
     worker.requeue(&running.lease, None).await.expect("requeues");
     refused().await;

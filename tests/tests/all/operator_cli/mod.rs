@@ -102,7 +102,7 @@ async fn claim(worker: &RedisBroker) -> Claim {
 fn end(outcome: Outcome) -> End {
     let error = (outcome != Outcome::Completed).then(|| "the prompt is too long".to_owned());
     let (usage, timing) = (Usage::default(), Timing::default());
-    End { outcome, finish: None, error, usage, timing, worker: Some("played".into()), stop: None }
+    End { outcome, finish: None, stop: None, error, usage, timing, worker: Some("played".into()) }
 }
 
 async fn finish(worker: &RedisBroker, lease: &Lease, published: u32, outcome: Outcome) {
@@ -162,14 +162,8 @@ async fn a_running_turn_is_cancelled_and_its_worker_fenced() {
     let worker = queue.worker("w").await;
     let turn = submit(&queue, "a", &[]).await;
     let claim = claim(&worker).await;
-    let delta = |index| Delta {
-        index,
-        tokens: vec![7],
-        text: "x".into(),
-        lengths: vec![1],
-        logprobs: vec![],
-        ..Delta::default()
-    };
+    let delta =
+        |index| Delta { index, tokens: vec![7], text: "x".into(), lengths: vec![1], ..Delta::default() };
     worker.append(&claim.lease, &delta(0)).await.expect("appends");
     let shown = done(&queue, &["turn", "show", &turn, "--json"]).await.line();
     assert_eq!((&shown["state"], &shown["published"]), (&json!("leased"), &json!(1)));
@@ -512,14 +506,7 @@ async fn what_expired_is_unknown_and_not_nothing() {
     let worker = queue.worker("w").await;
     let turn = submit(&queue, "a", &["--idempotency-key", "k"]).await;
     let claim = claim(&worker).await;
-    let delta = Delta {
-        index: 0,
-        tokens: vec![7],
-        text: "x".into(),
-        lengths: vec![1],
-        logprobs: vec![],
-        ..Delta::default()
-    };
+    let delta = Delta { index: 0, tokens: vec![7], text: "x".into(), lengths: vec![1], ..Delta::default() };
     worker.append(&claim.lease, &delta).await.expect("appends");
     finish(&worker, &claim.lease, 1, Outcome::Completed).await;
     let shown = async || done(&queue, &["turn", "show", &turn, "--json"]).await.line()["published"].clone();

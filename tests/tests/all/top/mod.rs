@@ -73,11 +73,11 @@ async fn finish(worker: &RedisBroker, lease: &Lease, published: u32, outcome: Ou
     let end = End {
         outcome,
         finish: None,
+        stop: None,
         error,
         usage,
         timing: Timing::default(),
         worker: Some("played".into()),
-        stop: None,
     };
     let entry =
         TranscriptEntry { turn: lease.turn, messages: Vec::new(), keep: 0, tokens: vec![1], rendering: None };

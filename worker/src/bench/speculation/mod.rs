@@ -14,7 +14,8 @@ use turnmill_schema::{History, Message, Priority, Role, Sampling};
 
 use crate::kv::{BlockPool, TokenChain};
 use crate::model::{
-    Engine, EngineError, LoadOptions, Model, ModelChoice, ModelError, NoLogits, PromptError, Sampler, prompt,
+    Asked, Engine, EngineError, LoadOptions, Model, ModelChoice, ModelError, NoLogits, PromptError, Sampler,
+    prompt,
 };
 use crate::schedule::{Limits, NewSequence, Refused, Sampled, Scheduler, SequenceId, Speculation};
 
@@ -148,10 +149,10 @@ impl Bench {
     }
 
     fn prompts(&self, tasks: &[&str]) -> Result<Vec<Vec<u32>>, SpeculationError> {
-        let Model { tokenizer, template, .. } = &self.model;
+        let Model { tokenizer, dialogue, .. } = &self.model;
         let make = |task: &&str| {
             let messages = [Message::new(Role::System, tasks::SYSTEM), Message::new(Role::User, *task)];
-            Ok(prompt(tokenizer, template, &History::default(), &messages)?.tokens)
+            Ok(prompt(tokenizer, dialogue, &History::default(), &Asked::plain(&messages))?.tokens)
         };
         tasks.iter().map(make).collect()
     }
@@ -261,7 +262,7 @@ impl<'a> Together<'a> {
             let own: Vec<_> = rows.by_ref().take(tokens.len()).collect();
             self.made.proposed += tokens.len() - 1;
             for (row, logits) in own.into_iter().enumerate() {
-                let token = self.samplers[turn].sample(logits, &[])?.token;
+                let token = self.samplers[turn].sample(logits, None)?.token;
                 self.made.said[turn].push(token);
                 let ends = model.tokenizer.ends().contains(&token);
                 let finished = ends || self.made.said[turn].len() == options.generate;

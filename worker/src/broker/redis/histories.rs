@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use turnmill_redis::steps::KnownHistory;
-use turnmill_schema::{AgentId, History, MarkedEntry, TranscriptEntry};
+use turnmill_schema::{AgentId, History, MarkedEntry, Message, ToolCall, TranscriptEntry};
 
 /// Bytes that are kept: the histories of some hundred long conversations, or of ten thousand short ones. Little beside the pool, whose
 /// blocks of as many tokens take a thousand times as much.
@@ -146,15 +146,21 @@ impl State {
 
 /// What a history takes, about.
 fn bytes_of(history: &History) -> usize {
-    let texts: usize =
-        history.messages.iter().map(|message| size_of_val(message) + message.content.len()).sum();
+    let of_call =
+        |call: &ToolCall| size_of_val(call) + call.id.len() + call.name.len() + call.arguments.len();
+    let of_message = |message: &Message| {
+        let calls: usize = message.tool_calls.iter().map(of_call).sum();
+        let thoughts = message.reasoning.as_ref().map_or(0, String::len);
+        size_of_val(message) + message.content.len() + thoughts + calls
+    };
+    let texts: usize = history.messages.iter().map(of_message).sum();
     BYTES_A_HISTORY + texts + size_of_val(&history.tokens[..])
 }
 
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use turnmill_schema::{Message, Role, TurnId};
+    use turnmill_schema::{Role, TurnId};
 
     use super::*;
 

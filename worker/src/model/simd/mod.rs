@@ -1,18 +1,19 @@
 //! The SIMD room: every loop over many numbers that the CPU backend runs, in one canonical order of float operations.
 //!
 //! Owns: vectors of 16 lanes ([`Vector`]), the quantised product ([`q8`]), operations on rows ([`rows`]), attention over one
-//! context split ([`attend`]), and memory that several threads write side by side ([`tiles`]). Nothing here knows the
-//! rest of the crate, candle, or threads.
+//! context split ([`attend`]), what samplers read of logits ([`logits`]), and memory that several threads write side by side
+//! ([`tiles`]). Nothing here knows the rest of the crate, candle, or threads.
 //!
 //! Invariants: a row's result has the same bits whatever the other rows are, and on every instruction set. Integer dot products
 //! are exact in any order. Float operations have one order, fixed by the source, which runs 16 lanes side by side:
-//! vectors run across independent results, or sum into 16 lanes that are then added pairwise. Multiply-adds are
-//! fused where the source says so and nowhere else.
+//! vectors run across independent results, or sum into 16 lanes that are then added pairwise ([`logits`]: 32, added in order).
+//! Multiply-adds are fused where the source says so and nowhere else.
 #![allow(unsafe_code)]
 // Loops over lanes and over rows of registers read best with an index.
 #![allow(clippy::needless_range_loop)]
 
 pub mod attend;
+pub mod logits;
 pub mod pages;
 pub mod q8;
 pub mod rows;

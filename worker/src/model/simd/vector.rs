@@ -37,6 +37,8 @@ pub trait Vector: Copy {
     fn max(self, b: Self) -> Self;
     /// The smaller of the two, lane by lane.
     fn min(self, b: Self) -> Self;
+    /// Bit `i` says whether lane `i` is at least `b`'s.
+    fn reaches(self, b: Self) -> u16;
     /// Without the sign.
     fn abs(self) -> Self;
     /// Adds `exponent << 23` to the bits: scales by a power of two.
@@ -217,6 +219,15 @@ impl Vector for Plain {
     }
 
     #[inline(always)]
+    fn reaches(self, b: Self) -> u16 {
+        let mut bits = 0;
+        for lane in 0..LANES {
+            bits |= u16::from(self.0[lane] >= b.0[lane]) << lane;
+        }
+        bits
+    }
+
+    #[inline(always)]
     fn abs(self) -> Self {
         self.map2(self, |a, _| a.abs())
     }
@@ -332,6 +343,11 @@ mod avx512 {
         #[inline(always)]
         fn min(self, b: Self) -> Self {
             Self(unsafe { _mm512_min_ps(self.0, b.0) })
+        }
+
+        #[inline(always)]
+        fn reaches(self, b: Self) -> u16 {
+            unsafe { _mm512_cmp_ps_mask::<_CMP_GE_OQ>(self.0, b.0) }
         }
 
         #[inline(always)]
@@ -458,6 +474,7 @@ mod tests {
         V::transpose(&mut square);
         square.into_iter().for_each(&mut keep);
         out.extend([a.sum(), b.largest()].map(f32::to_bits));
+        out.extend([a.reaches(b), b.reaches(a), a.reaches(a)].map(u32::from));
         out
     }
 

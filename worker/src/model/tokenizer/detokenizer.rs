@@ -33,6 +33,11 @@ impl Detokenizer {
         }
     }
 
+    /// Whether no character is begun and not whole.
+    pub fn is_whole(&self) -> bool {
+        self.held.is_empty()
+    }
+
     /// What is left at the end: an unfinished character becomes U+FFFD.
     pub fn finish(&mut self) -> String {
         String::from_utf8_lossy(&std::mem::take(&mut self.held)).into_owned()

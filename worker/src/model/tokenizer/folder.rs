@@ -74,13 +74,13 @@ impl Tokenizer {
         };
         let bytes: Vec<Box<[u8]>> = (0..vocabulary as u32).map(bytes).collect();
         let named = named_ends(&text, &inner)?;
-        Ok(Self {
-            ends: ends(named, &inner, &bytes),
-            bytes,
-            prefix,
-            digest: *blake3::hash(json.as_bytes()).as_bytes(),
-            inner,
-        })
+        let ends = ends(named, &inner, &bytes);
+        let digest = *blake3::hash(json.as_bytes()).as_bytes();
+        let mut tokenizer = Self::new(inner, bytes, ends, prefix, digest);
+        if spelling == Spelling::ByteLevel {
+            tokenizer.note_unspellable();
+        }
+        Ok(tokenizer)
     }
 }
 

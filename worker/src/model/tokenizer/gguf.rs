@@ -57,7 +57,15 @@ impl Tokenizer {
             (0..listed.tokens.len()).map(|id| listed.bytes(id, spelling)).collect();
         bytes.resize(vocabulary, Box::default());
         let named = ["eos_token_id", "eot_token_id"].into_iter().filter_map(|key| listed.id(key));
-        Ok(Self { ends: ends(named, &inner, &bytes), bytes, prefix, digest: listed.digest(), inner })
+        let ends = ends(named, &inner, &bytes);
+        let mut tokenizer = Self::new(inner, bytes, ends, prefix, listed.digest());
+        // llama.cpp's defaults, if a file says nothing.
+        let has_start = listed.flag("add_bos_token").unwrap_or(spelling == Spelling::SentencePiece);
+        tokenizer.start = listed.id("bos_token_id").filter(|_| has_start);
+        if spelling == Spelling::ByteLevel {
+            tokenizer.note_unspellable();
+        }
+        Ok(tokenizer)
     }
 }
 

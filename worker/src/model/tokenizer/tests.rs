@@ -6,6 +6,7 @@ use candle_core::quantized::gguf_file::{self, Value};
 use serde_json::json;
 
 use super::*;
+use crate::model::ModelError;
 use crate::model::checkpoint::gguf::Gguf;
 
 /// Tokens, kinds and scores of a SentencePiece vocabulary.
@@ -51,6 +52,7 @@ fn sentencepiece(space_prefix: bool) -> Tokenizer {
         ("tokenizer.ggml.token_type", list(|piece| Value::I32(piece.1))),
         ("tokenizer.ggml.scores", list(|piece| Value::F32(piece.2))),
         ("tokenizer.ggml.unknown_token_id", Value::U32(0)),
+        ("tokenizer.ggml.bos_token_id", Value::U32(1)),
         ("tokenizer.ggml.eos_token_id", Value::U32(2)),
         ("tokenizer.ggml.add_space_prefix", Value::Bool(space_prefix)),
     ];
@@ -81,6 +83,12 @@ fn pieces_are_joined_best_score_first() {
         assert_eq!(tokenizer.decode_with_controls(&ids), text);
     }
     assert_eq!(tokenizer.ends(), [id("</s>"), id("<end_of_turn>")]);
+    let document = |text: &str| tokenizer.encode_document(text).expect("it tokenises");
+    assert_eq!(document("hi"), document("<s>hi"));
+    assert_eq!((tokenizer.control("</s>"), tokenizer.control("hi")), (Some(id("</s>")), None));
+    assert_eq!(tokenizer.spelling(id("</s>")), b"</s>");
+    // The longest token is <end_of_turn>.
+    assert!(tokenizer.may_fit(26, 2) && !tokenizer.may_fit(27, 2));
     assert_eq!((tokenizer.vocabulary(), tokenizer.bytes(PIECES.len() as u32)), (PIECES.len() + 2, &b""[..]));
 }
 

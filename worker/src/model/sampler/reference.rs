@@ -1,7 +1,5 @@
-//! Chooses a token from logits.
-//!
-//! Invariant: the choice depends on logits, the tokens before it, the sampling parameters and (seed, index in
-//! the reply) alone. The generator is counter-based, so there is no state to save when a turn moves.
+//! What [`super::Sampler`] must choose, said as directly as it can be: the platform's `exp`, a sort of the whole vocabulary, sums one
+//! after the other.
 
 use std::collections::{HashMap, HashSet};
 
@@ -9,8 +7,10 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use turnmill_schema::{Sampling, TokenLogprobs};
 
-/// One turn's sampling state, all of it derivable from its tokens.
-pub struct Sampler {
+use super::{Choice, NoLogits};
+
+/// As [`super::Sampler`].
+pub struct Reference {
     sampling: Sampling,
     generator: ChaCha8Rng,
     /// Tokens of prompt and reply, for the repetition penalty; empty where it is off.
@@ -20,21 +20,7 @@ pub struct Sampler {
     made: u32,
 }
 
-/// A chosen token.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Choice {
-    /// Which.
-    pub token: u32,
-    /// Log-probabilities, where the turn asked for them.
-    pub logprobs: Option<TokenLogprobs>,
-}
-
-/// The model gave no usable logits.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the model's logits hold NaN or nothing finite; the turn cannot go on")]
-pub struct NoLogits;
-
-impl Sampler {
+impl Reference {
     /// Starts after `prompt` and the tokens of `reply` that exist already.
     pub fn new(sampling: Sampling, prompt: &[u32], reply: &[u32]) -> Self {
         let generator = ChaCha8Rng::seed_from_u64(sampling.seed.unwrap_or_default());
@@ -48,7 +34,7 @@ impl Sampler {
     /// Chooses the next token and remembers it. `forbidden` tokens are never chosen. Changes `logits`.
     pub fn sample(&mut self, logits: &mut [f32], forbidden: &[u32]) -> Result<Choice, NoLogits> {
         if logits.iter().any(|logit| logit.is_nan()) {
-            return Err(NoLogits);
+            return Err(NoLogits::Unusable);
         }
         // Reported probabilities are the model's own, before penalties and temperature (vLLM's convention).
         let reported = self.sampling.logprobs.map(|count| Reported::new(logits, usize::from(count)));
@@ -59,7 +45,7 @@ impl Sampler {
             }
         }
         let token = if self.sampling.temperature == 0.0 { likeliest(logits) } else { self.draw(logits) };
-        let token = token.ok_or(NoLogits)?;
+        let token = token.ok_or(NoLogits::Unusable)?;
         self.observe(token);
         Ok(Choice { token, logprobs: reported.map(|reported| reported.of(token)) })
     }
@@ -156,7 +142,7 @@ fn keep_top_p(candidates: &mut Vec<(f32, u32)>, p: f32) {
 }
 
 /// The id of the largest logit, the lowest among equals; none where nothing is finite.
-pub fn likeliest(logits: &[f32]) -> Option<u32> {
+fn likeliest(logits: &[f32]) -> Option<u32> {
     let mut best = (f32::NEG_INFINITY, None);
     for (logit, token) in logits.iter().zip(0u32..) {
         if *logit > best.0 {
@@ -167,7 +153,7 @@ pub fn likeliest(logits: &[f32]) -> Option<u32> {
 }
 
 /// Natural logarithm of the sum of `exp(logit)`, in f64.
-pub fn log_sum_exp(logits: &[f32]) -> f64 {
+fn log_sum_exp(logits: &[f32]) -> f64 {
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let sum: f64 = logits.iter().map(|logit| f64::from(logit - max).exp()).sum();
     f64::from(max) + sum.ln()
@@ -195,109 +181,5 @@ impl Reported {
     fn of(self, token: u32) -> TokenLogprobs {
         let logprob = (f64::from(self.unchanged[token as usize]) - self.normaliser) as f32;
         TokenLogprobs { logprob, top: self.top, bytes: Vec::new() }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn sampler(change: impl FnOnce(&mut Sampling)) -> Sampler {
-        let mut sampling = Sampling { seed: Some(7), ..Sampling::default() };
-        change(&mut sampling);
-        Sampler::new(sampling, &[], &[])
-    }
-
-    /// Which tokens 400 draws from `logits` give.
-    fn drawn(logits: &[f32], change: impl Fn(&mut Sampling)) -> Vec<u32> {
-        let mut sampler = sampler(change);
-        let mut tokens: Vec<u32> = (0..400)
-            .map(|_| sampler.sample(&mut logits.to_vec(), &[]).expect("finite logits").token)
-            .collect();
-        tokens.sort_unstable();
-        tokens.dedup();
-        tokens
-    }
-
-    #[test]
-    fn filters_keep_what_they_say() {
-        let logits = [2.0, 1.9, 1.0, -1.0];
-        assert_eq!(drawn(&logits, |_| ()), [0, 1, 2, 3]);
-        assert_eq!(drawn(&logits, |s| s.temperature = 0.0), [0]);
-        assert_eq!(drawn(&logits, |s| s.top_k = 2), [0, 1]);
-        assert_eq!(drawn(&logits, |s| s.top_k = 1), [0]);
-        assert_eq!(drawn(&logits, |s| s.min_p = 0.5), [0, 1]);
-        assert_eq!(drawn(&logits, |s| s.top_p = 0.6), [0, 1]);
-        assert_eq!(drawn(&logits, |s| s.top_p = 1e-6), [0]);
-    }
-
-    #[test]
-    fn frequencies_follow_the_softmax() {
-        let mut sampler = sampler(|s| s.frequency_penalty = 0.0);
-        let logits = [0.0f32, 1.0, 2.0];
-        let mut counts = [0u32; 3];
-        for _ in 0..30_000 {
-            counts[sampler.sample(&mut logits.to_vec(), &[]).expect("finite logits").token as usize] += 1;
-        }
-        let total: f64 = logits.iter().map(|l| f64::from(*l).exp()).sum();
-        for (count, logit) in counts.iter().zip(logits) {
-            let expected = f64::from(logit).exp() / total;
-            assert!((f64::from(*count) / 30_000.0 - expected).abs() < 0.01, "{counts:?}");
-        }
-    }
-
-    #[test]
-    fn penalties_bias_and_forbidden_tokens() {
-        let mut greedy = sampler(|s| {
-            s.temperature = 0.0;
-            s.presence_penalty = 1.0;
-            s.frequency_penalty = 0.5;
-            s.logit_bias.insert(3, 5.0);
-        });
-        let mut next = |forbidden: &[u32]| {
-            greedy.sample(&mut [4.0, 3.5, 0.0, -2.0], forbidden).expect("finite logits").token
-        };
-        assert_eq!(next(&[]), 0);
-        assert_eq!(next(&[]), 1, "token 0 costs 1.5 now");
-        assert_eq!(next(&[0]), 3, "biased to 3, and 0 is forbidden");
-        let mut repeated = Sampler::new(
-            Sampling { temperature: 0.0, repetition_penalty: 2.0, ..Sampling::default() },
-            &[0],
-            &[],
-        );
-        assert_eq!(repeated.sample(&mut [4.0, 2.5], &[]).expect("finite logits").token, 1);
-    }
-
-    #[test]
-    fn a_resumed_sampler_draws_what_the_first_would_have() {
-        let logits: Vec<f32> = (0..50).map(|i| (i as f32 * 0.37).sin()).collect();
-        let draw = |sampler: &mut Sampler| sampler.sample(&mut logits.clone(), &[]).expect("finite").token;
-        let mut whole = sampler(|s| s.presence_penalty = 0.5);
-        let tokens: Vec<u32> = (0..20).map(|_| draw(&mut whole)).collect();
-        let sampling = whole.sampling.clone();
-        let mut resumed = Sampler::new(sampling, &[], &tokens[..9]);
-        let rest: Vec<u32> = (9..20).map(|_| draw(&mut resumed)).collect();
-        assert_eq!(rest, tokens[9..]);
-    }
-
-    #[test]
-    fn logprobs_are_the_models_own() {
-        let mut sampler = sampler(|s| {
-            s.temperature = 0.0;
-            s.logprobs = Some(2);
-            s.logit_bias.insert(0, 100.0);
-        });
-        let choice = sampler.sample(&mut [0.0, 2.0, 1.0], &[]).expect("finite logits");
-        let logprobs = choice.logprobs.expect("asked for");
-        assert_eq!(choice.token, 0);
-        assert!((logprobs.logprob - -2.407_606).abs() < 1e-5, "{logprobs:?}");
-        assert_eq!(logprobs.top.iter().map(|(token, _)| *token).collect::<Vec<_>>(), [1, 2]);
-    }
-
-    #[test]
-    fn nan_and_nothing_finite_are_errors() {
-        let mut sampler = sampler(|_| ());
-        assert_eq!(sampler.sample(&mut [0.0, f32::NAN], &[]), Err(NoLogits));
-        assert_eq!(sampler.sample(&mut [0.0], &[0]), Err(NoLogits));
     }
 }
