@@ -23,9 +23,10 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let client = Client::builder(&redis).queue(queue.parse()?).connect().await?;
     let agent: AgentName = "tool-loop".parse()?;
 
-    // A new conversation, in which the model has to call a tool first.
+    // A new conversation, in which the model has to call a tool first: one, because a small model does not know when to stop.
     let mut turn = NewTurn {
         new_session: true,
+        parallel_tool_calls: Some(false),
         ..NewTurn::user(question).agent(agent.clone()).tools(tools()?, ToolChoice::Required)
     };
     for _ in 0..ROUNDS {
