@@ -12,7 +12,7 @@ use serde::de::{SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::ids::TurnId;
-use crate::message::{Message, Role, ToolCall};
+use crate::message::{Message, Role};
 
 /// Some tokens of a reply, one after the other.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -205,22 +205,7 @@ impl Delta {
     /// The message that a whole reply is: that of `turn`.
     pub fn message(&self, turn: &TurnId) -> Message {
         let mut message = Message::new(Role::Assistant, "");
-        for (part, text) in self.parts() {
-            match part {
-                Part::Content => message.content.push_str(text),
-                Part::Reasoning => message.reasoning.get_or_insert_default().push_str(text),
-                Part::ToolName(index) => message.tool_calls.push(ToolCall {
-                    id: ToolCall::id_of(turn, index),
-                    name: text.to_owned(),
-                    arguments: String::new(),
-                }),
-                Part::ToolArguments(_) => {
-                    if let Some(call) = message.tool_calls.last_mut() {
-                        call.arguments.push_str(text);
-                    }
-                }
-            }
-        }
+        self.parts().for_each(|(part, text)| message.add(part, text, turn));
         message
     }
 
@@ -368,6 +353,7 @@ mod tests {
     use super::*;
     use crate::Event;
     use crate::envelope::{decode, encode};
+    use crate::message::ToolCall;
 
     /// Token by token: its id, the text it made visible, its log-probabilities.
     type Made = (u32, Vec<(Part, String)>, Option<TokenLogprobs>);

@@ -6,6 +6,7 @@
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
+use crate::delta::Part;
 use crate::ids::TurnId;
 
 /// Who speaks in a message. The spelling is that of chat templates and of OpenAI's API.
@@ -57,6 +58,24 @@ impl Message {
             tool_calls: Vec::new(),
             tool_call_id: None,
             name: None,
+        }
+    }
+
+    /// Adds some text of a reply of `turn`, of one part.
+    pub fn add(&mut self, part: Part, text: &str, turn: &TurnId) {
+        match part {
+            Part::Content => self.content.push_str(text),
+            Part::Reasoning => self.reasoning.get_or_insert_default().push_str(text),
+            Part::ToolName(index) => self.tool_calls.push(ToolCall {
+                id: ToolCall::id_of(turn, index),
+                name: text.to_owned(),
+                arguments: String::new(),
+            }),
+            Part::ToolArguments(_) => {
+                if let Some(call) = self.tool_calls.last_mut() {
+                    call.arguments.push_str(text);
+                }
+            }
         }
     }
 

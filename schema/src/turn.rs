@@ -331,10 +331,15 @@ impl Turn {
             || self.keep_thoughts != plain.keep_thoughts
     }
 
+    /// Tools that the model is told of: none if it may not call any.
+    pub fn callable_tools(&self) -> &[Tool] {
+        if self.tool_choice == ToolChoice::None { &[] } else { &self.tools }
+    }
+
     /// Sixteen hexadecimal digits of what the chat template is given besides messages; none if nothing. If they differ between two
     /// turns, the template may write what both have in common differently.
     pub fn rendering(&self) -> Option<String> {
-        let tools = if self.tool_choice == ToolChoice::None { &[][..] } else { &self.tools };
+        let tools = self.callable_tools();
         let Reasoning { enabled, effort, budget: _ } = &self.reasoning;
         if tools.is_empty() && self.template_arguments.is_empty() && enabled.is_none() && effort.is_none() {
             return None;

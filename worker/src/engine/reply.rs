@@ -257,25 +257,7 @@ impl Reply {
     /// templates could not write it.
     pub fn message(&self, turn: &TurnId) -> Message {
         let mut message = Message::new(Role::Assistant, self.text());
-        for (part, text) in &self.beside {
-            match part {
-                Part::Content => {}
-                Part::Reasoning => message.reasoning.get_or_insert_default().push_str(text),
-                Part::ToolName(index) => message.tool_calls.push(ToolCall {
-                    id: ToolCall::id_of(turn, *index),
-                    name: text.clone(),
-                    arguments: String::new(),
-                }),
-                Part::ToolArguments(_) => {
-                    message
-                        .tool_calls
-                        .iter_mut()
-                        .next_back()
-                        .into_iter()
-                        .for_each(|call| call.arguments.push_str(text));
-                }
-            }
-        }
+        self.beside.iter().for_each(|(part, text)| message.add(*part, text, turn));
         let is_whole = |call: &ToolCall| {
             serde_json::from_str::<serde_json::Map<_, serde_json::Value>>(&call.arguments).is_ok()
         };

@@ -29,7 +29,7 @@ impl Forms {
         let is_chat = turn.prompt.is_none();
         let thoughts = self.thoughts.filter(|_| is_chat);
         let thinks = thoughts.is_some_and(|markers| markers.starts_inside(rendered));
-        let format = self.tools.filter(|_| !turn.tools.is_empty() && turn.tool_choice != ToolChoice::None);
+        let format = self.tools.filter(|_| !turn.callable_tools().is_empty());
         let begin = self.begin(turn, rendered, format);
         let guide = match self.constraint(turn, format, begin) {
             None => None,

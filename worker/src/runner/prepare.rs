@@ -6,9 +6,7 @@
 use std::sync::Arc;
 
 use tracing::info;
-use turnmill_schema::{
-    DeadReason, Delta, History, InvalidMessage, Manifest, ToolChoice, Turn, check_results,
-};
+use turnmill_schema::{DeadReason, Delta, History, InvalidMessage, Manifest, Turn, check_results};
 
 use super::Runner;
 use super::conversation::{Conversation, Known};
@@ -174,9 +172,8 @@ impl Prompting {
 
     /// What the template is given besides messages.
     fn rendering<'a>(&self, turn: &'a Turn, history: &History) -> Rendering<'a> {
-        let tools = if turn.tool_choice == ToolChoice::None { &[][..] } else { &turn.tools[..] };
         Rendering {
-            tools,
+            tools: turn.callable_tools(),
             arguments: Some(&turn.template_arguments),
             thinks: turn.reasoning.enabled,
             effort: turn.reasoning.effort,
@@ -209,7 +206,7 @@ impl Prompting {
 
     /// Tools are there for models that call them.
     fn check_calls(&self, turn: &Turn) -> Result<(), String> {
-        if turn.tools.is_empty() || turn.tool_choice == ToolChoice::None || self.dialogue.tools().is_some() {
+        if turn.callable_tools().is_empty() || self.dialogue.tools().is_some() {
             return Ok(());
         }
         Err("the turn has tools, and the workers were told that their model calls none (--tool-format none); leave the tools out, or \

@@ -112,8 +112,13 @@ impl Tokenizer {
 
     /// Notes which bytes no token stands for. Only of a vocabulary that has no token for what is unknown, and leaves it out.
     fn note_unspellable(&mut self) {
-        let alone = |byte: &u8| self.bytes.iter().any(|bytes| **bytes == [*byte]);
-        self.unspellable = (0..=u8::MAX).filter(|byte| !alone(byte)).collect();
+        let mut alone = [false; 256];
+        for bytes in &self.bytes {
+            if let [byte] = bytes[..] {
+                alone[usize::from(byte)] = true;
+            }
+        }
+        self.unspellable = (0..=u8::MAX).filter(|byte| !alone[usize::from(*byte)]).collect();
     }
 
     /// Token ids of `text`; control tokens written out in it are recognised.
