@@ -3,6 +3,9 @@
 /// Longest part of llguidance's own words in a sentence, in characters.
 const QUOTED: usize = 200;
 
+/// What llguidance says if a oneOf is not just an anyOf. It goes on about an option of its own.
+const OVERLAPPING: &str = "oneOf constraints are not supported";
+
 /// Why a turn cannot be constrained. The variants answer one question: reject the turn, or fail this attempt at it?
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -28,6 +31,13 @@ impl GrammarError {
             return Self::Failed("the grammar could not be compiled: its compiler failed".to_owned());
         }
         let line = reason.lines().next().unwrap_or_default();
+        if line.contains(OVERLAPPING) {
+            return Self::Rejected(
+                "the JSON schema has a oneOf whose alternatives may fit the same JSON, which is not supported; use anyOf, or let a property \
+                 with another const in each tell them apart"
+                    .to_owned(),
+            );
+        }
         let line: String = line.chars().take(QUOTED).collect();
         Self::Rejected(format!("the grammar cannot be used: {line}; correct it"))
     }

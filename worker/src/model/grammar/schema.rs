@@ -67,9 +67,14 @@ const ANNOTATIONS: [&str; 23] = [
     "nullable",
 ];
 
-/// Formats of strings that llguidance knows.
+/// Formats of strings that llguidance knows, as far as regular expressions can tell them: 29 February passes in each year, second 60 in
+/// each minute, and a host's name of any length.
 const FORMATS: [&str; 10] =
     ["date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"];
+
+/// Why bounds are refused.
+const LEAKY: &str = "exclusiveMinimum or exclusiveMaximum is a whole number, and the bound on the other side is less than 1 away, which is \
+                     not supported; use minimum or maximum instead";
 
 /// `schema` with fixed white space: none but one space after each comma and colon between JSON's parts, as Python's `json.dumps` writes
 /// and training data mostly has it. Free white space lets small models pad until their tokens are used up.
@@ -106,6 +111,7 @@ pub fn check(schema: &Value) -> Result<(), GrammarError> {
         properties: 0,
         patterns: 0,
         divisors: BTreeSet::new(),
+        bounds: BTreeSet::new(),
     };
     reader.schema(schema, false)?;
     reader.finish()
@@ -127,6 +133,17 @@ struct Reader<'a> {
     properties: usize,
     patterns: usize,
     divisors: BTreeSet<u64>,
+    /// Bounds of numbers that are intersected.
+    bounds: BTreeSet<Bound>,
+}
+
+/// A bound of a number that may leave less than one between itself and another.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Bound {
+    /// The whole number at the lower end of the part of the number line, one long, that the bound lies in or at.
+    part: i64,
+    is_lower: bool,
+    is_whole: bool,
 }
 
 impl<'a> Reader<'a> {
@@ -167,6 +184,13 @@ impl<'a> Reader<'a> {
         }
         let several = map.get("allOf").and_then(Value::as_array).is_some_and(|all| all.len() > 1);
         let intersected = intersected || several || kinds + usize::from(asserts) > 1;
+        let bounds = bounds(map);
+        if are_leaky(&bounds) {
+            return self.refuse(LEAKY);
+        }
+        if intersected {
+            self.bounds.extend(bounds);
+        }
         map.iter().try_for_each(|(key, value)| self.keyword(map, key, value, intersected))
     }
 
@@ -208,6 +232,22 @@ impl<'a> Reader<'a> {
             }
             ("items" | "additionalItems" | "additionalProperties", _) => {
                 self.within(key.to_owned(), |reader| reader.schema(value, intersected))
+            }
+            // llguidance counts a name that comes twice twice. Only names of its own choice can.
+            ("minProperties", Value::Number(least)) => {
+                let required =
+                    map.get("required").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+                let required: BTreeSet<&str> = required.iter().filter_map(Value::as_str).collect();
+                let patterns = map.get("patternProperties").and_then(Value::as_object);
+                let is_closed = map.get("additionalProperties") == Some(&Value::Bool(false))
+                    && patterns.is_none_or(Map::is_empty);
+                if !is_closed && least.as_u64().is_some_and(|least| least > required.len() as u64 + 1) {
+                    return self.refuse(
+                        "minProperties is supported up to one more than the names in required, because other names could come twice; \
+                         name more properties in required",
+                    );
+                }
+                Ok(())
             }
             ("pattern", Value::String(pattern)) => self.expression(key, pattern),
             ("format", Value::String(format)) => {
@@ -340,6 +380,9 @@ impl<'a> Reader<'a> {
 
     fn finish(&self) -> Result<(), GrammarError> {
         self.within_bounds()?;
+        if are_leaky(&self.bounds) {
+            return self.refuse(LEAKY);
+        }
         // Divisors that are combined are multiplied.
         let product = self.divisors.iter().try_fold(1u64, |product, divisor| product.checked_mul(*divisor));
         if self.intersected > 0 && product.is_none_or(|product| product > limits::DIVISOR) {
@@ -367,6 +410,29 @@ fn names(value: &Value) -> usize {
         Value::Array(values) => values.iter().map(names).sum(),
         _ => 0,
     }
+}
+
+/// The bounds of numbers in `map` that `are_leaky` looks at: whole ones that are excluded, and all that are not whole.
+fn bounds(map: &Map<String, Value>) -> BTreeSet<Bound> {
+    let keys =
+        [("minimum", true), ("exclusiveMinimum", true), ("maximum", false), ("exclusiveMaximum", false)];
+    let found = keys.into_iter().filter_map(|(key, is_lower)| {
+        let bound = map.get(key)?.as_f64()?;
+        let is_whole = bound.fract() == 0.0;
+        // A whole number that bounds from above ends the part below it.
+        let part = (bound.floor() as i64).saturating_sub(i64::from(is_whole && !is_lower));
+        (key.starts_with("exclusive") || !is_whole).then_some(Bound { part, is_lower, is_whole })
+    });
+    found.collect()
+}
+
+/// Whether llguidance would allow a bound that is excluded: it does if that is a whole number and the bound on the other side lies before the
+/// next one. So it allows 0 above 0 and up to 0.5.
+fn are_leaky(bounds: &BTreeSet<Bound>) -> bool {
+    bounds
+        .iter()
+        .filter(|bound| bound.is_whole)
+        .any(|bound| bounds.contains(&Bound { part: bound.part, is_lower: !bound.is_lower, is_whole: false }))
 }
 
 /// The digits of `number` without its decimal point; none if it has too many.

@@ -415,6 +415,17 @@ fn sentences_name_the_place() {
         (schema(json!({"type": "text"})), "text"),
         (schema(json!(false)), "allows nothing"),
         (schema(json!({"enum": []})), "cannot be used"),
+        (schema(json!({"exclusiveMinimum": 0, "maximum": 0.5})), "exclusiveMinimum"),
+        (schema(json!({"minimum": -0.5, "exclusiveMaximum": 0})), "exclusiveMaximum"),
+        (schema(json!({"allOf": [{"exclusiveMinimum": 1}, {"exclusiveMaximum": 1.25}]})), "less than 1"),
+        (schema(json!({"minProperties": 2})), "minProperties"),
+        (
+            schema(
+                json!({"minProperties": 2, "additionalProperties": false, "patternProperties": {"a": {}}}),
+            ),
+            "minProperties",
+        ),
+        (schema(json!({"oneOf": [{"type": "integer"}, {"minimum": 2}]})), "use anyOf"),
         (schema(json!({"type": "string", "pattern": "^a$", "minLength": 2})), "cannot be used"),
         (schema(json!([1])), "must be an object"),
         (schema(deep), "deeper than 32"),
@@ -454,6 +465,8 @@ fn schemas_as_frameworks_write_them_compile() {
             {"type": "object", "properties": {"kind": {"const": "b"}}, "required": ["kind"]}], "discriminator": {"propertyName": "kind"}}),
         json!({"properties": {"id": {"type": "string"}, "not": {"enum": [{"not": 1}]}}, "patternProperties": {"^x-": {"type": "number"}}}),
         json!({"type": "number", "multipleOf": 0.01, "minimum": 0.0, "maximum": 99.99}),
+        json!({"type": "number", "exclusiveMinimum": 0, "maximum": 1}),
+        json!({"type": "object", "required": ["a"], "minProperties": 2}),
     ];
     for schema in accepted {
         compile(&Constraint::JsonSchema(schema));
