@@ -316,6 +316,97 @@ PYTHON
     mv "$fresh" "$TEMPLATES"
 }
 
+# ---- JSON Schemas, for the tests -----------------------------------------------------------------------------
+
+# What two Python packages bring: the JSON-Schema-Test-Suite (MIT) in the source distribution of jsonschema, and the tools of the
+# Berkeley Function Calling Leaderboard (Apache-2.0), many of them from people's own programs. Pip checks the first two sums; the last
+# is that of the file made of both. Each of its lines has a schema, its origin, and JSON that does not fit it if the suite has some.
+SUITE_PACKAGE=jsonschema==4.26.0
+SUITE_SHA256=0c26707e2efad8aa1bfc5b7ce170f3fccc2e4918ff85989ba9ffa9facb2be326
+TOOLS_PACKAGE=bfcl-eval==2026.3.23
+TOOLS_SHA256=3bb6dfa5f0c68ad403c9ec50b00db2bb3b4cc9b38ab1ff33f48fe30d853d3a0a
+SCHEMAS_SHA256=fc2b3372372e131ceda01a16c51060038116edf1471512b4226c184d5e643e8f
+
+# fetch_schemas: leaves the path of the verified file in $SCHEMAS. A second run only checks the sum.
+fetch_schemas() {
+    SCHEMAS=$CACHE/schemas/${SUITE_PACKAGE/==/-}-and-${TOOLS_PACKAGE/==/-}.jsonl
+    is_kept "$SCHEMAS" "$SCHEMAS_SHA256" && return
+    ensure_pip
+    say "Fetching JSON Schemas (2.3 MB) into $CACHE/schemas"
+    local packages=$SCRATCH/schemas
+    printf '%s --hash=sha256:%s\n' "$SUITE_PACKAGE" "$SUITE_SHA256" "$TOOLS_PACKAGE" "$TOOLS_SHA256" >"$packages.txt"
+    quietly python3 -m pip download --disable-pip-version-check --no-cache-dir --progress-bar off --no-deps \
+        --no-binary "${SUITE_PACKAGE%%==*}" --require-hashes --requirement "$packages.txt" --dest "$packages"
+    mkdir -p "$CACHE/schemas"
+    python3 - "$packages"/*.tar.gz "$packages"/*.whl >"$SCHEMAS.$$" <<'PYTHON'
+import json, pathlib, sys, tarfile, zipfile
+
+seen = set()
+
+
+def write(source, schema, wrong=()):
+    line = json.dumps(schema)
+    if line not in seen:
+        seen.add(line)
+        print(json.dumps({"from": source, "schema": schema, "wrong": wrong}))
+
+
+def suite(package):
+    for member in sorted(package, key=lambda member: member.name):
+        path = pathlib.PurePosixPath(member.name)
+        draft = next((part for part in path.parts if part in ("draft7", "draft2020-12")), None)
+        if not member.isfile() or path.suffix != ".json" or path.parts[1:3] != ("json", "tests") or draft is None:
+            continue
+        for group in json.load(package.extractfile(member)):
+            schema = group["schema"]
+            # The suite tells the draft by the folder alone.
+            if draft == "draft7" and isinstance(schema, dict):
+                schema = {"$schema": "http://json-schema.org/draft-07/schema#", **schema}
+            wrong = [json.dumps(test["data"], ensure_ascii=False) for test in group["tests"] if not test["valid"]]
+            write("/".join(path.parts[3:]), schema, wrong)
+
+
+# The tools name types as Python and Java do; the leaderboard translates them for each API in this way.
+TYPES = {
+    "dict": "object", "hashmap": "object", "float": "number", "double": "number", "tuple": "array", "list": "array",
+    "arraylist": "array", "long": "integer", "any": "string", "char": "string", "": "string",
+}
+
+
+def translated(schema):
+    if not isinstance(schema, dict):
+        return schema
+    schema = dict(schema)
+    if isinstance(schema.get("type"), str):
+        kind = schema["type"].lower()
+        schema["type"] = TYPES.get(kind, kind)
+    if isinstance(schema.get("properties"), dict):
+        schema["properties"] = {name: translated(value) for name, value in schema["properties"].items()}
+    if "items" in schema:
+        schema["items"] = translated(schema["items"])
+    return schema
+
+
+def tools(package):
+    for name in sorted(package.namelist()):
+        path = pathlib.PurePosixPath(name)
+        if not path.match("bfcl_eval/data/BFCL_v4_*.json") and not path.match("bfcl_eval/data/multi_turn_func_doc/*.json"):
+            continue
+        # Of one file, whose objects take several lines, nothing is wanted.
+        for line in package.read(name).splitlines():
+            if line.startswith(b'{"'):
+                entry = json.loads(line)
+                for tool in [entry] if "parameters" in entry else entry.get("function") or []:
+                    write("tools/" + tool["name"], translated(tool["parameters"]))
+
+
+suite(tarfile.open(sys.argv[1]))
+tools(zipfile.ZipFile(sys.argv[2]))
+PYTHON
+    rm -rf "$packages" "$packages.txt"
+    keep "$SCHEMAS.$$" "$SCHEMAS" "$SCHEMAS_SHA256"
+}
+
 # ---- Redis ------------------------------------------------------------------------------------------------
 
 # start_redis: a private Redis that keeps nothing on disk; its address is then in $REDIS_URL.

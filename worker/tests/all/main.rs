@@ -14,6 +14,7 @@ mod families;
 mod gemma;
 mod hub;
 mod same_bits;
+mod schemas;
 mod speculation;
 mod stored;
 mod templates;
