@@ -7,7 +7,7 @@ use std::collections::HashMap;
 pub struct WorkerStatus {
     /// Its name, as results give it.
     pub name: String,
-    /// `starting`, `ready`, `draining` or `stopped`.
+    /// `starting`, `ready`, `failing` (turns fail there that others complete), `draining` or `stopped`.
     pub state: String,
     /// Its model's name.
     pub model: String,

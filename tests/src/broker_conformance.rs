@@ -172,6 +172,7 @@ macro_rules! broker_conformance {
             a_new_session_forgets_the_manifest_when_it_completes
             a_reset_forgets_the_manifest_and_late_ones
             lone_turns_leave_no_manifest
+            workers_know_what_others_completed
         );
     };
     (@tests $queue:expr; $($name:ident)*) => {$(

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | [`config`] | flags, environment and file become validated settings before anything binds |
 //! | [`app`] | the one place that knows every concrete type |
-//! | [`lifecycle`] | starting, ready, draining, stopped; readiness from pool headroom |
+//! | [`lifecycle`] | starting, ready, failing, draining, stopped; readiness from pool headroom |
 //! | [`runner`] | one turn's life, from claim to terminal result |
 //! | [`broker`] | the port to the queue, and its Redis adapter |
 //! | [`schedule`] | pure: which rows the next step computes |

@@ -1,11 +1,11 @@
-//! Starting, ready, draining, stopped; and whether the worker should get traffic, or be ended.
+//! Starting, ready, failing, draining, stopped; and whether the worker should get traffic, or be ended.
 //!
 //! Invariants:
 //! * phases only move forward;
 //! * a probe waits neither for the engine nor for Redis: both leave their last word here, and nobody holds
 //!   the lock for longer than it takes to read or write a few words;
-//! * readiness and liveness are different questions. Not ready: leave it alone, it gets over it. Not live:
-//!   only a restart helps. Degraded is neither: it works, and slower.
+//! * readiness and liveness are different questions. Not ready: leave it alone, it gets over it, unless it is failing and
+//!   somebody must look. Not live: only a restart helps. Degraded is neither: it works, and slower.
 //!
 //! Time is passed in, so that every rule is tested without a clock.
 
@@ -22,6 +22,8 @@ pub enum Phase {
     Starting,
     /// Claiming turns.
     Ready,
+    /// Claims nothing more, because turns failed here that other workers completed; what runs goes on.
+    Failing,
     /// Claims nothing more; finishes or requeues what runs.
     Draining,
     /// Nothing runs any more.
@@ -34,6 +36,7 @@ impl Phase {
         match self {
             Self::Starting => "starting",
             Self::Ready => "ready",
+            Self::Failing => "failing",
             Self::Draining => "draining",
             Self::Stopped => "stopped",
         }
@@ -44,6 +47,11 @@ impl Phase {
         match self {
             Self::Starting => Some(Reason::new(ReasonCode::Starting, "the worker is starting")),
             Self::Ready => None,
+            Self::Failing => Some(Reason::new(
+                ReasonCode::Failing,
+                "turns failed in a row on this worker that others completed; compare its model, chat template and settings with \
+                 theirs, and restart it",
+            )),
             Self::Draining => {
                 Some(Reason::new(ReasonCode::Draining, "the worker finishes what it has and stops"))
             }
@@ -58,6 +66,8 @@ impl Phase {
 pub enum ReasonCode {
     /// [`Phase::Starting`].
     Starting,
+    /// [`Phase::Failing`].
+    Failing,
     /// [`Phase::Draining`].
     Draining,
     /// [`Phase::Stopped`].
@@ -386,6 +396,10 @@ mod tests {
     fn phases_only_move_forward() {
         let now = Instant::now();
         let lifecycle = ready_worker(now);
+        lifecycle.advance(Phase::Failing);
+        lifecycle.advance(Phase::Ready);
+        assert_eq!(codes(&lifecycle, now), [ReasonCode::Failing]);
+        assert_eq!(lifecycle.live(now), Ok(()));
         lifecycle.advance(Phase::Draining);
         lifecycle.advance(Phase::Ready);
         assert_eq!(lifecycle.phase(), Phase::Draining);

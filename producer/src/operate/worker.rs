@@ -21,7 +21,7 @@ pub struct WorkerView {
     pub id: String,
     /// Its name.
     pub name: String,
-    /// `starting`, `ready`, `draining`, `stopped`, or `silent`: it missed two beats, so it died, hangs or cannot reach Redis.
+    /// `starting`, `ready`, `failing`, `draining`, `stopped`, or `silent`: it missed two beats, so it died, hangs or cannot reach Redis.
     pub state: String,
     /// Its model.
     pub model: String,

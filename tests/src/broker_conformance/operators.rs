@@ -168,3 +168,24 @@ async fn claim_another<Q: TestQueue>(queue: &Q, broker: &Q::Broker) -> Claim {
     enqueue(queue, &[turn(None, "2")]).await;
     claim(broker).await
 }
+
+/// Which of the last turns that ended another worker completed; not one's own, and not those that ended otherwise.
+pub async fn workers_know_what_others_completed<Q: TestQueue>(queue: &Q) {
+    let ids = enqueue(queue, &["1", "2", "3"].map(|content| turn(Some("a"), content))).await;
+    let (one, two) = (queue.worker("one").await, queue.worker("two").await);
+    let end = async |broker: &Q::Broker, name: &str, outcome: Outcome| {
+        let running = claim(broker).await;
+        let mut ending = ending(0, outcome);
+        ending.end.worker = Some(name.to_owned());
+        broker.finish(&running.lease, &ending).await.expect("the turn ends");
+    };
+    let others =
+        async |broker: &Q::Broker, newest| broker.completed_by_others(newest).await.expect("answered");
+    assert_eq!(others(&one, 10).await, []);
+    end(&one, "one", Outcome::Completed).await;
+    end(&two, "two", Outcome::Completed).await;
+    assert_eq!((others(&one, 10).await, others(&two, 10).await), (vec![ids[1]], vec![ids[0]]));
+    assert_eq!((others(&one, 1).await, others(&two, 1).await), (vec![ids[1]], vec![]), "the newest is two's");
+    end(&two, "two", Outcome::Failed).await;
+    assert_eq!((others(&one, 10).await, others(&two, 10).await), (vec![ids[1]], vec![ids[0]]));
+}

@@ -215,6 +215,13 @@ impl Broker for MemoryBroker {
         self.call("counts", |state, _| state.counts()).await
     }
 
+    async fn completed_by_others(&self, newest: usize) -> Result<Vec<TurnId>, BrokerError> {
+        self.call("completed_by_others", move |state, settings| {
+            state.completed_by_others(&settings.worker, newest)
+        })
+        .await
+    }
+
     async fn register(&self, status: &WorkerStatus) -> Result<Orders, BrokerError> {
         let status = status.clone();
         self.call("register", move |state, settings| {

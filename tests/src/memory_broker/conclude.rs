@@ -95,6 +95,18 @@ impl State {
         agent.hold.is_none() && head.is_some_and(fits)
     }
 
+    /// Turns that other workers completed, among the `newest` last ones that ended and are no dead letters.
+    pub(super) fn completed_by_others(&self, worker: &str, newest: usize) -> Vec<TurnId> {
+        let is_another = |turn: &TurnId| {
+            let end = self.turns.get(turn).and_then(|turn| Some(&turn.ended.as_ref()?.end));
+            end.is_some_and(|end| {
+                end.outcome == Outcome::Completed
+                    && end.worker.as_deref().is_some_and(|ended| ended != worker)
+            })
+        };
+        self.ended.iter().rev().take(newest).copied().filter(is_another).collect()
+    }
+
     /// The turn's own part of its end.
     pub(super) fn end_turn(&mut self, conclusion: Conclusion) {
         let Conclusion { turn: id, epoch, end, reason, entry, reply, retention, .. } = conclusion;

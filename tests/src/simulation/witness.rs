@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use turnmill_redis::Fault;
-use turnmill_schema::{AgentId, DeadReason, Delta, Manifest, Outcome, WorkerStatus};
+use turnmill_schema::{AgentId, DeadReason, Delta, Manifest, Outcome, TurnId, WorkerStatus};
 use turnmill_worker::broker::{
     Advice, Broker, BrokerError, Claim, Ending, Fence, Lease, Orders, QueueCounts, Retry, Ticket,
 };
@@ -211,6 +211,10 @@ impl Broker for Witness {
 
     async fn counts(&self) -> Result<QueueCounts, BrokerError> {
         self.inner.counts().await
+    }
+
+    async fn completed_by_others(&self, newest: usize) -> Result<Vec<TurnId>, BrokerError> {
+        self.inner.completed_by_others(newest).await
     }
 
     async fn register(&self, status: &WorkerStatus) -> Result<Orders, BrokerError> {

@@ -11,6 +11,7 @@ mod broker_troubles;
 mod cli_edges;
 mod client_mistakes;
 mod e2e;
+mod failing_worker;
 mod followers;
 mod front_door;
 mod golden;

@@ -112,6 +112,10 @@ impl Broker for Double {
         self.silence().await
     }
 
+    async fn completed_by_others(&self, _: usize) -> Result<Vec<TurnId>, BrokerError> {
+        self.silence().await
+    }
+
     async fn register(&self, _: &WorkerStatus) -> Result<Orders, BrokerError> {
         self.silence().await
     }

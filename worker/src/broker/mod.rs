@@ -18,7 +18,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use turnmill_schema::envelope::EnvelopeError;
-use turnmill_schema::{DeadReason, Delta, End, History, Manifest, StoredTurn, TranscriptEntry, WorkerStatus};
+use turnmill_schema::{
+    DeadReason, Delta, End, History, Manifest, StoredTurn, TranscriptEntry, TurnId, WorkerStatus,
+};
 
 pub use error::{Advice, BrokerError};
 pub use fairness::Fairness;
@@ -203,6 +205,12 @@ pub trait Broker: Send + Sync + 'static {
 
     /// How much work there is.
     fn counts(&self) -> impl Future<Output = Result<QueueCounts, BrokerError>> + Send;
+
+    /// Turns that other workers completed lately: those among the `newest` last turns of each shard that ended.
+    fn completed_by_others(
+        &self,
+        newest: usize,
+    ) -> impl Future<Output = Result<Vec<TurnId>, BrokerError>> + Send;
 
     /// Enters this worker into the registry, and asks what it is told.
     fn register(&self, status: &WorkerStatus) -> impl Future<Output = Result<Orders, BrokerError>> + Send;

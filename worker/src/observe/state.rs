@@ -14,6 +14,7 @@ const PHASE: Described = Described {
     values: &[
         Phase::Starting.as_str(),
         Phase::Ready.as_str(),
+        Phase::Failing.as_str(),
         Phase::Draining.as_str(),
         Phase::Stopped.as_str(),
     ],

@@ -6,6 +6,7 @@ use std::time::Duration;
 use tracing::{debug, info, warn};
 use turnmill_schema::{DeadReason, End, Manifest, Outcome, Timing, TranscriptEntry, Usage};
 
+use super::fitness::Blame;
 use super::health::until_answered;
 use super::keep::Late;
 use super::payload;
@@ -30,6 +31,7 @@ pub(super) enum Leaving {
 
 /// Why an attempt failed, in one word and in one sentence.
 pub(super) struct Failure {
+    blame: Blame,
     dead: DeadReason,
     reason: Reason,
 }
@@ -62,8 +64,8 @@ impl Reason {
 }
 
 impl Leaving {
-    pub(super) fn failed(dead: DeadReason, reason: Reason) -> Self {
-        Self::Failed(Failure { dead, reason })
+    pub(super) fn failed(blame: Blame, dead: DeadReason, reason: Reason) -> Self {
+        Self::Failed(Failure { blame, dead, reason })
     }
 }
 
@@ -125,6 +127,9 @@ impl<B: Broker, E: EngineHandle> Runner<B, E> {
                 attempt.span.left(outcome.as_str());
                 metrics::turn_ended(*outcome, Duration::from_millis(timing.total_ms));
                 ending.reason.into_iter().for_each(metrics::turn_dead);
+                if *outcome == Outcome::Completed {
+                    self.fitness.completed();
+                }
                 if let Some(ms) = timing.first_token_ms {
                     metrics::first_token(Duration::from_millis(ms));
                 }
@@ -163,7 +168,7 @@ impl<B: Broker, E: EngineHandle> Runner<B, E> {
     async fn retry(&self, attempt: &Attempt, failure: Failure) -> Option<Ticket> {
         let lease = &attempt.lease;
         let delay = self.settings.retries.delay(lease.attempt, &self.surroundings);
-        let Failure { dead, reason } = failure;
+        let Failure { blame, dead, reason } = failure;
         let logged = reason.logged(self.settings.log_content);
         let retried =
             until_answered(&self.health, "retry", || self.broker.retry(lease, delay, dead, &reason.text))
@@ -189,6 +194,7 @@ impl<B: Broker, E: EngineHandle> Runner<B, E> {
                 );
             }
         }
+        self.count_failure(attempt, blame, logged).await;
         None
     }
 
@@ -303,7 +309,7 @@ pub(super) fn unpublished(error: &BrokerError) -> Leaving {
         (_, Advice::Reject) => {
             warn!(error = text, "tokens could not be published");
             let text = format!("its tokens could not be published: {text}");
-            Leaving::failed(DeadReason::Attempts, Reason::plain(text))
+            Leaving::failed(Blame::Elsewhere, DeadReason::Attempts, Reason::plain(text))
         }
         (_, Advice::Retry | Advice::Stop) => {
             warn!(error = text, "tokens could not be published; the turn is requeued");

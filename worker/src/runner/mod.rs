@@ -17,6 +17,7 @@
 //! | `retries` | pauses before another attempt |
 //! | `service` | all of it, from the first claim to the end of a drain |
 //! | `trim` | the folder with K and V keeps to its limit |
+//! | `fitness` | whether turns fail here that other workers complete |
 //! | `health` | whether Redis serves the queue, said once; calls through outages |
 //! | `alarm` | a part of the worker ended that should go on |
 //!
@@ -26,6 +27,7 @@
 mod alarm;
 mod coalesce;
 mod conversation;
+mod fitness;
 mod form;
 mod health;
 mod intake;

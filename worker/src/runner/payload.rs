@@ -7,6 +7,7 @@ use tracing::warn;
 use turnmill_schema::{DeadReason, Outcome, PayloadReference, StoredTurn, Turn};
 
 use super::Runner;
+use super::fitness::Blame;
 use super::health::Backoff;
 use super::leave::{Leaving, Reason};
 use super::turn::{Attempt, until};
@@ -29,7 +30,7 @@ impl<B: Broker, E: EngineHandle> Runner<B, E> {
         let resolved = while_wanted(resolved, &attempt.lease, &self.requeue, expires).await?;
         resolved.map_err(|error| {
             // Whether it may pass or not: another worker may reach the store, and an operator may mend it meanwhile.
-            Leaving::failed(DeadReason::Unreadable, Reason::quoting(error))
+            Leaving::failed(Blame::Elsewhere, DeadReason::Unreadable, Reason::quoting(error))
         })
     }
 }

@@ -10,6 +10,7 @@ use turnmill_schema::{DeadReason, Delta, History, InvalidMessage, Manifest, Turn
 
 use super::Runner;
 use super::conversation::{Conversation, Known};
+use super::fitness::Blame;
 use super::form::Forms;
 use super::leave::{Leaving, Reason};
 use crate::broker::Broker;
@@ -106,11 +107,14 @@ impl Unmade {
             Self::Prompt(error) => error.is_turns_fault(),
             Self::Grammar(error) => error.is_turns_fault(),
             Self::CannotFollow { .. } => {
-                return Leaving::failed(DeadReason::Unreadable, Reason::plain(self));
+                return Leaving::failed(Blame::Worker, DeadReason::Unreadable, Reason::plain(self));
             }
         };
         let reason = Reason::quoting(self);
-        if is_turns_fault { Leaving::Rejected(reason) } else { Leaving::failed(DeadReason::Attempts, reason) }
+        match is_turns_fault {
+            true => Leaving::Rejected(reason),
+            false => Leaving::failed(Blame::Worker, DeadReason::Attempts, reason),
+        }
     }
 }
 
@@ -125,7 +129,7 @@ impl<B: Broker, E: EngineHandle> Runner<B, E> {
         let made = self.surroundings.run_blocking(move || prompting.make(turn, leased, is_stored));
         let made = made.await.map_err(|_| {
             let text = "the prompt could not be made: a bug in the worker; please report its log";
-            Leaving::failed(DeadReason::Attempts, Reason::plain(text))
+            Leaving::failed(Blame::Worker, DeadReason::Attempts, Reason::plain(text))
         })?;
         let Made { work, retokenised } = made.map_err(Unmade::leaving)?;
         if retokenised && attempt == 1 {

@@ -13,6 +13,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, error, info, warn};
 use turnmill_schema::WorkerStatus;
 
+use super::fitness::Fitness;
 use super::{Alarm, Coalescing, Intake, Keeper, Prompting, QueueHealth, Runner, RunnerSettings, Tender};
 use crate::broker::Broker;
 use crate::engine::EngineHandle;
@@ -108,6 +109,8 @@ impl<B: Broker, E: EngineHandle> Service<B, E> {
             payloads: parts.payloads,
             keeper: keeper.clone(),
             health: health.clone(),
+            lifecycle: lifecycle.clone(),
+            fitness: Fitness::default(),
             coalescing: Arc::new(parts.coalescing),
             traces: parts.traces,
             settings: parts.settings,

@@ -12,6 +12,7 @@ use turnmill_schema::{DeadReason, Message, PayloadReference, StoredTurn, Turn, U
 use super::QueueHealth;
 use super::coalesce::Coalescing;
 use super::conversation::Conversation;
+use super::fitness::{Blame, Fitness};
 use super::keep::Keeper;
 use super::leave::{Leaving, Reason, unpublished};
 use super::prepare::{Leased, Prompting, Work};
@@ -21,6 +22,7 @@ use super::retries::Retries;
 use crate::broker::{Broker, Claim, Lease, Ticket};
 use crate::engine::{EngineHandle, Finished, MadeToken, Progress, Reply, Saving, Start};
 use crate::kv::{Segment, TokenChain};
+use crate::lifecycle::Lifecycle;
 use crate::observe::{Claimed, Traces, TurnSpan};
 use crate::schedule::SequenceId;
 use crate::store::Payloads;
@@ -51,13 +53,17 @@ pub struct Runner<B, E> {
     pub keeper: Option<Arc<Keeper<E>>>,
     /// Whether the queue answers.
     pub health: QueueHealth,
+    /// How the worker does.
+    pub lifecycle: Arc<Lifecycle>,
+    /// Whether turns fail here that other workers complete.
+    pub(super) fitness: Fitness,
     /// How long tokens wait for others.
     pub coalescing: Arc<Coalescing>,
     /// Makes turns' spans.
     pub traces: Traces,
     /// Settings.
     pub settings: RunnerSettings,
-    /// Cancelled when the worker drains: it takes no agent's next turn any more.
+    /// Cancelled when the worker drains, or by the runner when it fails: it takes no agent's next turn any more.
     pub stop_claiming: CancellationToken,
     /// Cancelled when the drain window is over: what still runs is requeued.
     pub requeue: CancellationToken,
@@ -179,7 +185,9 @@ impl<B: Broker, E: EngineHandle> Runner<B, E> {
         let turn = match claim.turn {
             Ok(stored) => self.fetch(stored, attempt).await,
             // Another worker may be of a version that reads it.
-            Err(error) => Err(Leaving::failed(DeadReason::Unreadable, Reason::quoting(error))),
+            Err(error) => {
+                Err(Leaving::failed(Blame::Elsewhere, DeadReason::Unreadable, Reason::quoting(error)))
+            }
         };
         let about = (claimed, claim.earlier_epoch);
         attempt.span.begin(&self.traces, &attempt.lease, turn.as_ref().ok(), about);
@@ -310,7 +318,7 @@ impl<B: Broker, E: EngineHandle> Runner<B, E> {
                 }
                 Some(Progress::Refused(text)) => return Leaving::Rejected(Reason::plain(text)),
                 Some(Progress::Failed(text)) => {
-                    return Leaving::failed(DeadReason::Attempts, Reason::plain(text));
+                    return Leaving::failed(Blame::Step, DeadReason::Attempts, Reason::plain(text));
                 }
                 None => return Leaving::Requeued,
             }

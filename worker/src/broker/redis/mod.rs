@@ -29,11 +29,13 @@ use turnmill_redis::steps::{
     Advance, CountWork, Counts, Finish, FinishAnswer, FinishLimits, LeaseHead, LeaseKey, LeaseLimits, Leave,
     Register, Renew, RenewItem, Requeue, RequeueAnswer, RequeueLimits, ReturnTicket,
 };
-use turnmill_redis::{Endpoint, Fault, RESPONSE_TIMEOUT, ReadyStream, Server, ServerFacts, Subscription};
+use turnmill_redis::{
+    EndedRecord, Endpoint, Fault, Found, RESPONSE_TIMEOUT, ReadyStream, Server, ServerFacts, Subscription,
+};
 use turnmill_schema::envelope::{EnvelopeError, encode};
 use turnmill_schema::keys::{BacklogEntry, Keys, ORDER_DRAIN, Queue};
 use turnmill_schema::{
-    DeadReason, Delta, Event, Manifest, MarkedEntry, Name, Outcome, Priority, TurnId, WorkerStatus,
+    DeadReason, Delta, Event, Manifest, MarkedEntry, Name, Outcome, Priority, StreamId, TurnId, WorkerStatus,
 };
 
 use super::{
@@ -358,6 +360,19 @@ impl Broker for RedisBroker {
             total.add(self.server.run(&keys, &CountWork).await?);
         }
         Ok(total)
+    }
+
+    async fn completed_by_others(&self, newest: usize) -> Result<Vec<TurnId>, BrokerError> {
+        let mut completed = Vec::new();
+        for keys in self.queue.all_keys() {
+            let ended = self.server.newest_events(&keys, StreamId::START, newest).await?;
+            completed.extend(ended.into_iter().filter_map(|entry| {
+                let Found::Ours(EndedRecord { turn, end, .. }) = entry.found else { return None };
+                let by_another = end.worker.is_some_and(|worker| worker != self.settings.worker);
+                (end.outcome == Outcome::Completed && by_another).then_some(turn)
+            }));
+        }
+        Ok(completed)
     }
 
     async fn register(&self, status: &WorkerStatus) -> Result<Orders, BrokerError> {

@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | `/health/live` | the engine moves, or has nothing to do | it hangs: restart the worker |
 //! | `/health/startup` | the worker has started | it is still loading |
-//! | `/health/ready` | give it work | starting, draining, cut off from Redis, short of blocks, hung |
+//! | `/health/ready` | give it work | starting, failing, draining, cut off from Redis, short of blocks, hung |
 //! | `/metrics` | Prometheus's text format | |
 //! | `/log` | GET: the log filter in force; PUT: the one to put in force | |
 //!
