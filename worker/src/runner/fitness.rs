@@ -20,7 +20,7 @@ use crate::lifecycle::Phase;
 
 /// Turns that have to fail in a row before others are looked at. One odd turn has as many attempts, and counts once.
 const IN_A_ROW: usize = 5;
-/// Failed turns that are remembered; the oldest are forgotten first. 16 bytes each.
+/// Failed turns that are remembered; the oldest are forgotten first. About 20 bytes each.
 const REMEMBERED: usize = 10_000;
 /// The newest ends of a shard in which to look for them: about 60 KB.
 const ENDS: usize = 200;
@@ -53,7 +53,7 @@ struct Row {
 }
 
 /// When an attempt began and when it failed.
-type Span = (Instant, Instant);
+type Times = (Instant, Instant);
 
 impl Fitness {
     /// A turn was completed.
@@ -63,7 +63,7 @@ impl Fitness {
     }
 
     /// An attempt at a turn failed. True: find out whether others completed what failed here.
-    fn failed(&self, turn: TurnId, blame: Blame, (began, now): Span) -> bool {
+    fn failed(&self, turn: TurnId, blame: Blame, (began, now): Times) -> bool {
         let mut row = self.lock();
         match blame {
             Blame::Elsewhere => return false,
@@ -102,8 +102,8 @@ impl Fitness {
 impl<B: Broker, E: EngineHandle> Runner<B, E> {
     /// An attempt failed, for a `reason` that the log may say. If the worker is to blame, it stops claiming.
     pub(super) async fn count_failure(&self, attempt: &Attempt, blame: Blame, reason: &str) {
-        let span = (attempt.leased, self.surroundings.now());
-        if !self.fitness.failed(attempt.lease.turn, blame, span) || self.stop_claiming.is_cancelled() {
+        let times = (attempt.leased, self.surroundings.now());
+        if !self.fitness.failed(attempt.lease.turn, blame, times) || self.stop_claiming.is_cancelled() {
             return;
         }
         let completed = match self.broker.completed_by_others(ENDS).await {
