@@ -9,6 +9,7 @@
 //! | `agents` | the product's own workload: agents that share a system prompt and talk at once |
 //! | `shape` | model files of a larger shape, with random weights |
 //! | `parts` | the worker's other benches |
+//! | `replies` | what it costs that replies are drawn and have a form, and what turns notice of grammars made to be slow |
 //! | `overhead` | what metrics, logs and traces cost; probes under load |
 //! | `machine` | what it all ran on |
 //! | `report` | all of it as JSON |
@@ -26,6 +27,7 @@ mod machine;
 pub mod overhead;
 mod parts;
 pub mod picture;
+pub mod replies;
 pub mod report;
 mod rounds;
 pub mod shape;
@@ -48,6 +50,8 @@ use side::{Point, Side};
 pub struct BenchSettings {
     /// The model's file.
     pub model: PathBuf,
+    /// A model with a large vocabulary, which sampling and forms are measured with, too.
+    pub wide_model: Option<PathBuf>,
     /// A folder with llama.cpp's programs.
     pub llama_cpp: Option<PathBuf>,
     /// Fewer and smaller figures.
@@ -73,6 +77,8 @@ pub enum Part {
     Shapes,
     /// Stored K and V, codecs, the queue.
     Rest,
+    /// What drawing tokens and forms of replies cost.
+    Replies,
     /// What metrics, logs and traces cost.
     Overhead,
 }
@@ -206,6 +212,12 @@ pub async fn run(
     }
     if settings.has(Part::Rest) {
         report.parts = parts::measure(&settings.model, scratch.path(), settings.quick, began).await?;
+    }
+    if settings.has(Part::Replies) {
+        for model in [Some(&settings.model), settings.wide_model.as_ref()].into_iter().flatten() {
+            report.replies.push(replies::measure(model, settings.quick, began).await?);
+            keep(&report)?;
+        }
     }
     if settings.has(Part::Overhead) {
         report.overhead = Some(overhead::measure(&settings.model, settings.quick, began).await?);

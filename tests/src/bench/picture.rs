@@ -100,7 +100,7 @@ mod tests {
 
     fn report() -> Report {
         let (model, only) = ("some/model.gguf".into(), Vec::new());
-        let settings = BenchSettings { model, llama_cpp: None, quick: true, only };
+        let settings = BenchSettings { model, wide_model: None, llama_cpp: None, quick: true, only };
         let mut report = Report::new(&settings, Machine::look());
         let figure = |kind, size, speeds: [f64; 2]| Figure {
             kind,

@@ -7,6 +7,7 @@ use super::BenchSettings;
 use super::agents::AgentsReport;
 use super::machine::Machine;
 use super::overhead::Overhead;
+use super::replies::Replies;
 use super::rounds::median;
 
 /// Everything that a run found.
@@ -34,6 +35,8 @@ pub struct Report {
     pub shapes: Vec<ShapeReport>,
     /// The worker's other benches, as they print their figures.
     pub parts: Parts,
+    /// What drawing tokens and forms of replies cost, a model each.
+    pub replies: Vec<Replies>,
     /// What watching costs.
     pub overhead: Option<Overhead>,
 }
@@ -54,6 +57,7 @@ impl Report {
             agents: None,
             shapes: Vec::new(),
             parts: Parts::default(),
+            replies: Vec::new(),
             overhead: None,
         }
     }

@@ -4,6 +4,7 @@ use comfy_table::presets::UTF8_FULL_CONDENSED;
 use comfy_table::{Cell, CellAlignment, Table};
 use serde_json::Value;
 
+use super::replies::Replies;
 use super::report::{Figure, Report, Samples};
 
 /// A report as a person reads it.
@@ -25,6 +26,9 @@ pub fn render(report: &Report) -> String {
     }
     rows.memory(report);
     rows.parts(report);
+    for replies in &report.replies {
+        rows.replies(replies);
+    }
     if let Some(overhead) = &report.overhead {
         let [watched, unwatched] = &overhead.tok_s;
         rows.add("16 turns at once, watched", watched, "tokens/s", 0, None);
@@ -124,6 +128,23 @@ impl Rows {
         self.plain("queue, full cycle", "Turnmill", cycle, "turns/s");
         let claim = format!("{:.1}", number(&queue["claim_latency_ms"], "p99"));
         self.plain("queue, p99 from enqueue to lease", "Turnmill", claim, "ms");
+    }
+
+    fn replies(&mut self, replies: &Replies) {
+        let model = &replies.model;
+        for (kind, samples) in &replies.tok_s {
+            self.add(&format!("8 replies, {}, {model}", kind.name()), samples, "tokens/s", 0, None);
+        }
+        for (kind, ratio) in &replies.ratios {
+            let without = kind.without().map_or("", |without| without.name());
+            let name = format!("{}, {model}", kind.name());
+            self.plain(&name, "Turnmill", format!("{ratio:.3}"), &format!("of {without}"));
+        }
+        let attacks = &replies.attacks;
+        let ratio = attacks.attacked_p99_ms / attacks.ordinary_p99_ms;
+        let name = format!("p99 between tokens beside attacks, {model}");
+        self.plain(&name, "Turnmill", format!("{ratio:.2}"), "of beside plain schemas");
+        self.plain("slowest attack", "Turnmill", format!("{:.2}", attacks.slowest_s), "s");
     }
 
     fn table(self) -> Table {

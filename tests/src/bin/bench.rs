@@ -19,6 +19,9 @@ struct Bench {
     /// The model, a GGUF file.
     #[arg(long, value_name = "FILE", env = "TURNMILL_TEST_MODEL")]
     model: PathBuf,
+    /// A model with a large vocabulary, a GGUF file: sampling and forms of replies are measured with it, too.
+    #[arg(long, value_name = "FILE", env = "TURNMILL_TEST_GEMMA")]
+    wide_model: Option<PathBuf>,
     /// A folder with llama.cpp's programs (llama-bench, llama-batched-bench, llama-quantize, llama-server): it is measured
     /// in the same run.
     #[arg(long, value_name = "FOLDER")]
@@ -35,8 +38,8 @@ struct Bench {
 }
 
 fn main() -> ExitCode {
-    let Bench { model, llama_cpp, out, quick, only } = Bench::parse();
-    let settings = BenchSettings { model, llama_cpp, quick, only };
+    let Bench { model, wide_model, llama_cpp, out, quick, only } = Bench::parse();
+    let settings = BenchSettings { model, wide_model, llama_cpp, quick, only };
     match until_signal(run(&settings, |report| keep(report, &out))) {
         Ok(Some(report)) => {
             println!("{}", table::render(&report));

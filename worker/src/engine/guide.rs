@@ -87,6 +87,11 @@ impl Guide {
         Ok(Some(mask))
     }
 
+    /// Whether it is in force.
+    pub fn is_in_force(&self) -> bool {
+        self.in_force
+    }
+
     /// Whether the reply cannot end before it is in force.
     pub fn must_come(&self) -> bool {
         !self.in_force && self.from == Begin::Thoughts

@@ -218,6 +218,11 @@ impl Reply {
         Ok(if mask.is_some() && left.is_empty() { mask } else { Some(left) })
     }
 
+    /// Whether a grammar says which token may come next.
+    pub fn is_guided(&self) -> bool {
+        self.form.guide.as_ref().is_some_and(Guide::is_in_force)
+    }
+
     /// Whether its grammar has taken the end. One that allows nothing else comes before the least number of tokens.
     fn grammar_ended(&self) -> bool {
         self.form.guide.as_ref().is_some_and(Guide::has_ended)

@@ -159,12 +159,17 @@ impl Past<'_> {
         }
         // If the template leaves a turn as it was, it leaves all turns before it, too.
         let ends = &history.ends;
-        let kept = ends.partition_point(|end| self.after(&history.messages[..end.messages], &[]).is_some());
+        let kept = ends.partition_point(|end| self.keeps(&history.messages[..end.messages]));
         let Some(end) = kept.checked_sub(1).and_then(|last| ends.get(last)) else { return Ok(None) };
         match self.after(&history.messages[..end.messages], &known[..end.tokens]) {
             Some(new) => after(end.tokens, &new),
             None => Ok(None),
         }
+    }
+
+    /// Whether the template still writes `messages` as it did.
+    fn keeps(&self, messages: &[Message]) -> bool {
+        self.render(messages).is_some_and(|past| self.rendered.starts_with(past.as_str()))
     }
 
     /// The text that follows `tokens`, which are those of `messages`; none if the template writes these differently now.

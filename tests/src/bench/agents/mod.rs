@@ -171,7 +171,7 @@ fn check(made: u64, reason: impl FnOnce() -> String) -> Result<(), BenchError> {
 }
 
 /// Most memory that a process has had so far; Linux tells.
-fn peak_bytes(pid: u32) -> Option<u64> {
+pub(super) fn peak_bytes(pid: u32) -> Option<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kilobytes| kilobytes << 10)

@@ -8,6 +8,7 @@ mod faults;
 mod health;
 mod line;
 mod logs;
+mod loops;
 mod metrics;
 mod payloads;
 mod queue;
