@@ -26,7 +26,7 @@ pub struct Tool {
     /// What it does, for the model to read.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
-    /// JSON Schema of its arguments, an object; the order of keys is kept. Absent: an object with any keys.
+    /// JSON Schema of its arguments, an object; the order of keys is kept. Absent: an empty object.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub parameters: Option<Map<String, Value>>,
 }

@@ -189,7 +189,7 @@ impl Writer<'_> {
 }
 
 /// A tool's parameters, of which nothing but an object can be made, with no other properties than those they list. A schema that
-/// combines others is left as it is: what one of them lists, another may not.
+/// combines others is left as it is: what one of them lists, another may not. Without parameters the object is empty, as OpenAI has it.
 fn closed(parameters: Option<&Map<String, Value>>) -> Value {
     const COMBINES: [&str; 10] = [
         "additionalProperties",
@@ -203,7 +203,10 @@ fn closed(parameters: Option<&Map<String, Value>>) -> Value {
         "$ref",
         "enum",
     ];
-    let mut schema = parameters.cloned().unwrap_or_default();
+    let Some(parameters) = parameters else {
+        return json!({"type": "object", "properties": {}, "additionalProperties": false});
+    };
+    let mut schema = parameters.clone();
     schema.entry("type").or_insert_with(|| json!("object"));
     let listed = schema.get("properties").and_then(Value::as_object);
     let required = schema.get("required").and_then(Value::as_array).into_iter().flatten();

@@ -510,7 +510,8 @@ fn tools() -> Vec<Tool> {
                 "additionalProperties": false,
             }},
         }},
-        {"name": "any"},
+        {"name": "any", "parameters": {}},
+        {"name": "now"},
     ]))
     .expect("tools")
 }
@@ -580,6 +581,17 @@ fn a_grammar_accepts_the_calls_that_fit_and_no_others() {
             }
             assert!(!accepts(format, &lark, &format.render_call("any", "{}"), control));
             assert!(!accepts(format, &lark, "Hello", control));
+            // A tool without parameters takes none.
+            let lark =
+                grammar(format, &ToolChoice::Named("now".into()), false, &ResponseFormat::Text, control);
+            for (arguments, expected) in [("{}", true), ("{\"a\": 1}", false)] {
+                let call = format.render_call("now", arguments);
+                assert_eq!(
+                    accepts(format, &lark, &call, control),
+                    expected,
+                    "{format} {control}: {call}\n{lark}"
+                );
+            }
         }
     }
 }
@@ -718,7 +730,7 @@ fn schemas_that_refer_to_nothing_but_themselves_make_grammars() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// Arguments of a tool that says nothing about them.
+    /// Arguments of a tool whose parameters say nothing about them.
     #[test]
     fn a_grammar_accepts_any_call_that_is_rendered(format in any_format(), control in any::<bool>(), object in any_object()) {
         let text = format.render_call("any", &dumps(&object));
