@@ -66,9 +66,10 @@ settings! {
     ["TURNMILL_CHAT_TEMPLATE"] chat_template: Option<PathBuf>;
     /// The format in which the model calls tools: auto, hermes, llama3, mistral, mistral-args, gemma, functiongemma, generic or none.
     ///
-    /// By default the worker finds it: the one in which the model's chat template writes calls. If the template knows no tools, or writes
-    /// calls in a format that this version does not know, the generic format is used: tools are described in the system message, and
-    /// calls are JSON between <tool_call> and </tool_call>. With none, turns that have tools are rejected.
+    /// By default the worker finds it: the one that response_template in the model's tokenizer_config.json describes, or else in which its
+    /// chat template writes calls. If the template knows no tools, or the format is one that this version does not know, the generic
+    /// format is used: tools are described in the system message, and calls are JSON between <tool_call> and </tool_call>. With none,
+    /// turns that have tools are rejected.
     ["TURNMILL_TOOL_FORMAT"] tool_format: FormatChoice = "auto";
     /// How weights are kept and multiplied.
     ["TURNMILL_WEIGHTS"] weights: WeightsMode = "fast";

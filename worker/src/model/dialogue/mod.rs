@@ -15,7 +15,8 @@ use crate::tools::{ThinkMarkers, ToolFormat, UnknownFormat};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum FormatChoice {
-    /// The one in which its chat template writes calls. If it writes none, or in a format that is not known here, the generic one.
+    /// The one that its `response_template` describes, or else in which its chat template writes calls. If the template shows no tools,
+    /// or the format is not known here, the generic one.
     #[default]
     Auto,
     /// This one; none: it calls no tools.
@@ -100,5 +101,48 @@ impl Dialogue {
             return in_user.or(text);
         }
         text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// Shows tools, and writes calls as Hermes does.
+    const HERMES: &str = "{{ tools }}{% for m in messages %}{{ m.content }}{% for c in m.tool_calls or [] %}<tool_call>\n\
+        {\"name\": \"{{ c.function.name }}\", \"arguments\": {{ c.function.arguments|tojson }}}\n</tool_call>{% endfor %}{% endfor %}";
+
+    fn format(config: &Value, source: Option<&str>, choice: FormatChoice) -> Option<ToolFormat> {
+        let config = config.to_string();
+        let file = |name: &str| Ok((name == "tokenizer_config.json").then(|| config.clone()));
+        let template = ChatTemplate::from_folder(file, source).expect("a template that works");
+        Dialogue::new(template, choice).tools()
+    }
+
+    #[test]
+    fn a_format_is_given_or_described_or_found_or_the_generic_one() {
+        let calls = |open: &str| json!({"fields": {"tool_calls": {"open": open, "content": "json"}}});
+        let plain = json!({"chat_template": HERMES});
+        let described = json!({"chat_template": HERMES, "response_template": calls("[TOOL_CALLS]")});
+        let unknown = json!({"chat_template": HERMES, "response_template": calls("<other>")});
+        let no_tools = json!({
+            "chat_template": "{% for m in messages %}{{ m.content }}{% endfor %}",
+            "response_template": calls("[TOOL_CALLS]"),
+        });
+        let (auto, given) = (FormatChoice::Auto, FormatChoice::Given);
+        for (config, source, choice, expected) in [
+            (&plain, None, auto, Some(ToolFormat::Hermes)),
+            (&described, None, auto, Some(ToolFormat::Mistral)),
+            (&described, None, given(Some(ToolFormat::Gemma)), Some(ToolFormat::Gemma)),
+            (&described, None, given(None), None),
+            (&described, Some(HERMES), auto, Some(ToolFormat::Hermes)),
+            (&unknown, None, auto, Some(ToolFormat::Hermes)),
+            // The model would not be told of its tools.
+            (&no_tools, None, auto, Some(ToolFormat::Generic)),
+        ] {
+            assert_eq!(format(config, source, choice), expected, "{config} {source:?}");
+        }
     }
 }

@@ -24,6 +24,7 @@ pub use probe::ToolSupport;
 use super::ModelError;
 use super::checkpoint::gguf::Gguf;
 use super::tokenizer::Tokenizer;
+use crate::tools::ToolFormat;
 use seen::{SeenMessage, SeenTool};
 use source::Sources;
 
@@ -39,6 +40,8 @@ pub struct ChatTemplate {
     /// The first of them.
     source: String,
     tools: ToolSupport,
+    /// The format of calls that the model's files name.
+    format: Option<ToolFormat>,
     /// It takes ids of calls of 9 letters and digits only.
     short_ids: bool,
 }
@@ -108,8 +111,9 @@ impl ChatTemplate {
             })?;
         }
         let tools = ToolSupport::Ignored;
-        let source = sources.chat.clone();
-        let mut template = Self { environment, bos_token, eos_token, source, tools, short_ids: false };
+        let (source, format) = (sources.chat.clone(), sources.format);
+        let mut template =
+            Self { environment, bos_token, eos_token, source, tools, format, short_ids: false };
         template.tools = template.probe()?;
         Ok(template)
     }
@@ -188,7 +192,7 @@ mod tests {
     use super::*;
 
     fn sources(chat: &str, tool_use: Option<&str>) -> Sources {
-        Sources { chat: chat.to_owned(), tool_use: tool_use.map(str::to_owned) }
+        Sources { chat: chat.to_owned(), tool_use: tool_use.map(str::to_owned), format: None }
     }
 
     fn template(source: &str) -> ChatTemplate {

@@ -49,12 +49,18 @@ impl ChatTemplate {
         Ok(self.probe_tools(&with))
     }
 
-    /// The format in which it writes calls; none if it writes none, or in a format that is not known.
+    /// The format of calls that the model's files name (`response_template` in its tokenizer_config.json), or in which the template
+    /// writes them; none if the template shows no tools, or the format is not known.
     pub fn tool_format(&self) -> Option<ToolFormat> {
-        let (tools, messages) = ([tool()], tool_loop());
-        let with = Rendering { tools: &tools, date_ms: Some(0), ..Rendering::plain() };
-        let text = self.render(&messages, &with).ok().filter(|_| self.supports_tools())?;
-        messages[1].tool_calls.first().and_then(|call| ToolFormat::detect(&text, call))
+        if !self.supports_tools() {
+            return None;
+        }
+        self.format.or_else(|| {
+            let (tools, messages) = ([tool()], tool_loop());
+            let with = Rendering { tools: &tools, date_ms: Some(0), ..Rendering::plain() };
+            let text = self.render(&messages, &with).ok()?;
+            messages[1].tool_calls.first().and_then(|call| ToolFormat::detect(&text, call))
+        })
     }
 
     fn probe_tools(&mut self, with: &Rendering<'_>) -> ToolSupport {

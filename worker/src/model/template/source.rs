@@ -1,9 +1,11 @@
 //! Where a model's chat template is, and its text as Jinja2 would read it.
 
 use serde::Deserialize;
+use serde_json::Value;
 
 use super::ModelError;
 use crate::model::tokenizer::{TokenText, read_json};
+use crate::tools::ToolFormat;
 
 /// The texts of a model's templates.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -12,12 +14,16 @@ pub(super) struct Sources {
     pub(super) chat: String,
     /// Of conversations with tools, if that is another one.
     pub(super) tool_use: Option<String>,
+    /// The format of calls that the model's files name.
+    pub(super) format: Option<ToolFormat>,
 }
 
 /// The part of tokenizer_config.json that is of interest here.
 #[derive(Default, Deserialize)]
 struct Configured {
     chat_template: Option<Templates>,
+    /// How transformers reads the replies to it.
+    response_template: Option<Value>,
     bos_token: Option<TokenText>,
     eos_token: Option<TokenText>,
 }
@@ -40,28 +46,33 @@ impl Templates {
     /// The names that transformers looks for.
     fn sources(self) -> Option<Sources> {
         match self {
-            Self::One(chat) => Some(Sources { chat, tool_use: None }),
+            Self::One(chat) => Some(Sources::of_one(chat)),
             Self::Named(named) => {
                 let find = |name: &str| {
                     named.iter().find(|named| named.name == name).map(|named| named.template.clone())
                 };
-                Some(Sources { chat: find("default")?, tool_use: find("tool_use") })
+                Some(Sources { tool_use: find("tool_use"), ..Sources::of_one(find("default")?) })
             }
         }
     }
 }
 
 impl Sources {
+    fn of_one(chat: String) -> Self {
+        Self { chat, tool_use: None, format: None }
+    }
+
     /// Those of a GGUF file whose metadata `text` gives; or `source` in their place.
     pub(super) fn of_gguf<'a>(
         text: impl Fn(&str) -> Option<&'a str>,
         source: Option<&str>,
     ) -> Result<Self, ModelError> {
         if let Some(source) = source {
-            return Ok(Self { chat: source.to_owned(), tool_use: None });
+            return Ok(Self::of_one(source.to_owned()));
         }
         let chat = text("tokenizer.chat_template").ok_or_else(missing)?.to_owned();
-        Ok(Self { chat, tool_use: text("tokenizer.chat_template.tool_use").map(str::to_owned) })
+        let tool_use = text("tokenizer.chat_template.tool_use").map(str::to_owned);
+        Ok(Self { tool_use, ..Self::of_one(chat) })
     }
 
     /// Those of a folder whose files `text` gives, or `source` in their place; and the texts of the tokens that begin and end a
@@ -71,10 +82,17 @@ impl Sources {
         source: Option<&str>,
     ) -> Result<(Self, String, String), ModelError> {
         let configured: Configured = read_json(&text, "tokenizer_config.json")?;
+        let format = configured.response_template.as_ref().and_then(ToolFormat::from_response_template);
         let sources = match (source, text("chat_template.jinja")?) {
-            (Some(source), _) => Self { chat: source.to_owned(), tool_use: None },
-            (None, Some(chat)) => Self { chat, tool_use: text("additional_chat_templates/tool_use.jinja")? },
-            (None, None) => configured.chat_template.and_then(Templates::sources).ok_or_else(missing)?,
+            // The model's description of replies belongs to its own template. Another one may ask for another format.
+            (Some(source), _) => Self::of_one(source.to_owned()),
+            (None, Some(chat)) => {
+                Self { chat, tool_use: text("additional_chat_templates/tool_use.jinja")?, format }
+            }
+            (None, None) => {
+                let named = configured.chat_template.and_then(Templates::sources).ok_or_else(missing)?;
+                Self { format, ..named }
+            }
         };
         let text = |token: Option<TokenText>| token.map(TokenText::text).unwrap_or_default();
         Ok((sources, text(configured.bos_token), text(configured.eos_token)))
@@ -138,6 +156,7 @@ mod tests {
         let sources = |chat: &str, tool_use: Option<&str>| Sources {
             chat: chat.to_owned(),
             tool_use: tool_use.map(str::to_owned),
+            format: None,
         };
         let config = ("tokenizer_config.json", r#"{"chat_template": "a"}"#);
         let named = (
@@ -155,6 +174,14 @@ mod tests {
         ] {
             assert_eq!(folder(&files, source).expect("a template"), expected);
         }
+        let described = (
+            "tokenizer_config.json",
+            r#"{"chat_template": "a", "response_template": {"fields": {"tool_calls": {"open": "[TOOL_CALLS]", "content": "json"}}}}"#,
+        );
+        let mistral = |sources| Sources { format: Some(ToolFormat::Mistral), ..sources };
+        assert_eq!(folder(&[described], None).expect("a template"), mistral(sources("a", None)));
+        assert_eq!(folder(&[described, file], None).expect("a template"), mistral(sources("f", None)));
+        assert_eq!(folder(&[described], Some("own")).expect("a template"), sources("own", None));
         assert!(folder(&[], None).is_err());
         let tool_use = r#"{"chat_template": [{"name": "tool_use", "template": "t"}]}"#;
         assert!(folder(&[("tokenizer_config.json", tool_use)], None).is_err());
