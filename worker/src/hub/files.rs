@@ -6,10 +6,17 @@ use super::{HubError, HubModel};
 /// Weights in one file, and the list of files where there are more.
 const WHOLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
-/// Read beside the weights; the first is needed, the others where they are there.
+/// Read beside the weights; the first is needed, the others if they are there.
 const CONFIG: &str = "config.json";
-const BESIDE: [&str; 5] =
-    [CONFIG, "tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja"];
+const BESIDE: [&str; 6] = [
+    CONFIG,
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "generation_config.json",
+    "chat_template.jinja",
+    // transformers saves other templates than the default one beside it; this one is for conversations with tools.
+    "additional_chat_templates/tool_use.jinja",
+];
 /// Names told in an error.
 const TOLD: usize = 12;
 
@@ -95,6 +102,14 @@ mod tests {
         let sharded =
             ["config.json", INDEX, "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"];
         assert_eq!(chosen("hf:a/b", &sharded).expect("a choice").names().len(), 4);
+        let templates = [
+            "additional_chat_templates/rag.jinja",
+            "additional_chat_templates/tool_use.jinja",
+            "chat_template.jinja",
+        ];
+        let files = [&templates[..], &["config.json", "model.safetensors"]].concat();
+        let expected = ["config.json", templates[2], templates[1], "model.safetensors"];
+        assert_eq!(chosen("hf:a/b", &files).expect("a choice").names(), expected);
     }
 
     #[test]

@@ -207,16 +207,18 @@ fn a_gguf_file_is_fetched_once_and_lies_where_the_hubs_tools_look() {
 #[test]
 fn a_folder_of_safetensors_has_what_a_model_needs_and_nothing_else() {
     let needed = ["config.json", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"];
-    let all = [&needed[..], &["model.safetensors.index.json", "tokenizer.json", "README.md", "onnx/m.onnx"]]
-        .concat();
+    let tool_use = "additional_chat_templates/tool_use.jinja";
+    let beside = ["model.safetensors.index.json", "tokenizer.json", "chat_template.jinja"];
+    let all = [&needed[..], &beside[..], &[tool_use, "README.md", "onnx/m.onnx"]].concat();
     let hub = Hub::start(Repository { files: files(&all), ..Repository::default() });
     let path = hub.fetch("hf:a/b@v1").expect("it is fetched");
     let mut there: Vec<_> =
         std::fs::read_dir(&path).expect("a folder").map(|e| e.expect("an entry").file_name()).collect();
     there.sort();
-    let mut expected = [&needed[..], &["model.safetensors.index.json", "tokenizer.json"]].concat();
+    let mut expected = [&needed[..], &beside[..], &["additional_chat_templates"]].concat();
     expected.sort_unstable();
     assert_eq!(there, expected);
+    assert!(std::fs::read(path.join(tool_use)).is_ok(), "its link leads to the contents");
     assert!(hub.cache.path().join("models--a--b/refs/v1").is_file());
 }
 
