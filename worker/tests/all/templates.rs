@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use turnmill_schema::{Effort, Message, Tool};
-use turnmill_worker::model::{ChatTemplate, ModelError, Rendering, TemplateError};
+use turnmill_worker::model::{ChatTemplate, Dialogue, FormatChoice, ModelError, Rendering, TemplateError};
 
 /// 2026-03-07 05:09:01 UTC, as in `expect.py`.
 const DATE_MS: u64 = 1_772_860_141_000;
@@ -131,4 +131,22 @@ fn real_templates_are_rendered_as_jinja2_renders_them() {
     for (case, least) in [("plain", 64), ("tools", 61), ("loop", 58)] {
         assert!(same[case] >= least, "{case}: {} of at least {least}", same[case]);
     }
+}
+
+/// As a worker finds it when it starts with a model of the template.
+#[test]
+fn real_templates_have_the_formats_that_their_families_were_taught() {
+    let expected: BTreeMap<String, String> = read("formats.json");
+    let format = |source: &str| match template(source, false) {
+        Ok(template) => {
+            String::from(FormatChoice::Given(Dialogue::new(template, FormatChoice::Auto).tools()))
+        }
+        Err(_) => "refused".to_owned(),
+    };
+    let found: BTreeMap<String, String> =
+        sources().into_iter().map(|(name, source)| (name, format(&source))).collect();
+    let differing: Vec<_> =
+        found.iter().filter(|(name, format)| expected.get(*name) != Some(format)).collect();
+    assert!(differing.is_empty(), "formats.json says otherwise: {differing:?}");
+    assert_eq!(found.len(), expected.len(), "the package's templates");
 }
