@@ -141,15 +141,6 @@ impl Matcher {
         self.run(|inner| inner.validate_tokens(&tokens[..known]))
     }
 
-    /// Whether the reply may end here.
-    pub fn can_end(&mut self) -> Result<bool, GrammarError> {
-        self.look_ahead()?;
-        if self.ended || !self.ahead.is_empty() {
-            return Ok(false);
-        }
-        Ok(self.must_end() || self.run(llguidance::Matcher::is_accepting)?)
-    }
-
     /// Whether a token that ends replies was consumed.
     pub fn has_ended(&self) -> bool {
         self.ended
