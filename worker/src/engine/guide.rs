@@ -215,6 +215,24 @@ mod tests {
     }
 
     #[test]
+    fn a_call_that_a_limit_cuts_is_no_content() {
+        let model = Model::new("{% for m in messages %}{{ m.content }}{% endfor %}");
+        let mut turn = turn();
+        turn.tools = tools();
+        let said = "<tool_call>\n{\"name\": \"add\", \"arguments\": {\"a\": 7}}\n</tool_call>";
+        for (choice, first) in [(ToolChoice::Required, 1), (ToolChoice::Auto, "<tool_call>".len())] {
+            turn.tool_choice = choice;
+            for limit in first..said.len() {
+                let form = model.forms.of(&turn, "hi").expect("it compiles");
+                let mut reply = Reply::new(model.tokenizer.clone(), &turn.sampling, limit as u32, form);
+                model.says(&mut reply, said);
+                let outcome = (reply.finish(), reply.text());
+                assert_eq!(outcome, (Some(FinishReason::Length), ""), "{limit}");
+            }
+        }
+    }
+
+    #[test]
     fn a_grammar_waits_for_the_end_of_thoughts_and_thoughts_have_a_budget() {
         let model = Model::new(THINKS);
         let mut turn = turn();

@@ -147,8 +147,10 @@ impl Reply {
         let (text, finish) = self.next(token, stopped, may_stop);
         let mut pieces = Vec::new();
         self.form.parser.push(&text, &mut pieces);
-        if finish.is_some() {
-            self.form.parser.finish(&mut pieces);
+        match finish {
+            Some(FinishReason::Stop) if self.stop().is_none() => self.form.parser.finish(&mut pieces),
+            Some(_) => self.form.parser.cut(&mut pieces),
+            None => {}
         }
         self.reasoning_tokens += u32::from(thought || self.form.parser.in_reasoning());
         if let Some(ending) = &mut self.ending

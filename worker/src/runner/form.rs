@@ -43,10 +43,13 @@ impl Forms {
         let markers =
             markers.into_iter().chain(thoughts.iter().flat_map(|markers| [markers.open, markers.close]));
         let names = turn.tools.iter().map(|tool| tool.name.as_str());
+        let parser = Parser::new(format, thoughts, thinks, names);
+        let calls_only =
+            format.is_some() && matches!(turn.tool_choice, ToolChoice::Required | ToolChoice::Named(_));
         Ok(Form {
             shown: markers.filter_map(|text| self.tokenizer.control(text)).collect(),
             shows_controls: !turn.sampling.skip_special_tokens,
-            parser: Parser::new(format, thoughts, thinks, names),
+            parser: if calls_only { parser.calls_only() } else { parser },
             thinking,
             guide,
         })

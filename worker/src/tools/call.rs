@@ -76,6 +76,8 @@ pub(super) struct Call {
     name: Option<String>,
     /// Arguments that came before the name.
     arguments: Option<String>,
+    /// It began with a marker.
+    marked: bool,
     /// The name has been written, and cannot be taken back.
     written: bool,
     /// Text that is content if this is no call.
@@ -144,6 +146,7 @@ impl Call {
             key: Key::Other,
             name: None,
             arguments: None,
+            marked: !taken.is_empty(),
             written: false,
             taken,
             nesting: Nesting::default(),
@@ -164,6 +167,11 @@ impl Call {
     /// Whether the text may end here: no call would be cut off.
     pub(super) fn is_whole(&self) -> bool {
         matches!(self.state, State::End | State::AfterItem | State::Item)
+    }
+
+    /// Whether a marker says that this is a call.
+    pub(super) fn has_marker(&self) -> bool {
+        self.marked
     }
 
     /// Whether the name of the call at hand has been written.

@@ -26,7 +26,7 @@ pub struct Parser {
     calls: u32,
     trigger: Option<String>,
     after_thinking: Option<String>,
-    broken: bool,
+    calls_only: bool,
 }
 
 #[derive(Debug)]
@@ -80,8 +80,13 @@ impl Parser {
             calls: 0,
             trigger: None,
             after_thinking: None,
-            broken: false,
+            calls_only: false,
         }
+    }
+
+    /// A parser of a reply whose grammar allows calls alone, after thoughts.
+    pub fn calls_only(self) -> Self {
+        Self { calls_only: true, ..self }
     }
 
     /// Takes the next text of the reply, and adds to `parts` what it made certain. Control tokens that are markers arrive as their
@@ -96,7 +101,24 @@ impl Parser {
         }
     }
 
-    /// The reply has ended: what was held back is content, unless it is part of a call.
+    /// The reply was cut by a limit or a stop string. A call whose name is not known yet comes out as nothing, because users do not
+    /// expect its marker in content: its marker has been met, or the reply is calls only. Else what was held back is content, as in
+    /// [`Parser::finish`]: prose may end in `<`, and then belongs to the text.
+    pub fn cut(&mut self, parts: &mut Vec<(Part, String)>) {
+        let is_call = match &self.mode {
+            Mode::Text => self.calls_only,
+            Mode::Thinking { .. } => false,
+            Mode::Call(call) => self.calls_only || call.has_marker(),
+        };
+        if is_call {
+            self.mode = Mode::Text;
+            self.candidate.clear();
+            self.spaces.clear();
+        }
+        self.finish(parts);
+    }
+
+    /// The model has ended the reply: what was held back is content, unless it is part of a call.
     pub fn finish(&mut self, parts: &mut Vec<(Part, String)>) {
         (self.trigger, self.after_thinking) = (None, None);
         match std::mem::replace(&mut self.mode, Mode::Text) {
@@ -110,8 +132,7 @@ impl Parser {
                 let held = std::mem::take(&mut self.spaces) + &std::mem::take(&mut self.candidate);
                 self.push_part(Part::Reasoning, &held, parts);
             }
-            Mode::Call(call) if call.is_whole() => {}
-            Mode::Call(call) if call.is_written() => self.broken = true,
+            Mode::Call(call) if call.is_whole() || call.is_written() => {}
             Mode::Call(call) => self.no_call(*call, parts),
         }
         if self.place != Place::AfterCall {
@@ -140,11 +161,6 @@ impl Parser {
     /// If the thoughts ended in the text pushed last: the text since.
     pub fn after_thinking(&self) -> Option<&str> {
         self.after_thinking.as_deref()
-    }
-
-    /// After [`Parser::finish`]: whether the reply ended neither among thoughts nor in a call, and no call broke off.
-    pub fn is_clean_end(&self) -> bool {
-        !self.broken && !self.in_reasoning()
     }
 
     fn step(&mut self, c: char, parts: &mut Vec<(Part, String)>) {
@@ -265,7 +281,6 @@ impl Parser {
                 self.step(c, parts);
             }
             Fed::Broken => {
-                self.broken = true;
                 self.place = Place::AfterCall;
                 self.step(c, parts);
             }

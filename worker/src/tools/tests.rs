@@ -176,7 +176,6 @@ proptest! {
         let before = if format.description().begin_required { before } else { String::new() };
         let text = format!("{before}\n\n{}\n", render_all(format, &calls));
         let (parts, parser) = parse(plain(format), &text, &cuts);
-        prop_assert!(parser.is_clean_end());
         prop_assert_eq!(parser.calls() as usize, calls.len());
         let mut parts = parts.into_iter();
         if !before.is_empty() {
@@ -206,7 +205,6 @@ proptest! {
         let (whole, parsed) = parse(parser(), &text, &[]);
         let (cut, parsed_cut) = parse(parser(), &text, &cuts);
         prop_assert_eq!(&cut, &whole);
-        prop_assert_eq!(parsed.is_clean_end(), parsed_cut.is_clean_end());
         prop_assert_eq!(parsed.calls(), parsed_cut.calls());
         // Without a call, and without a marker of thoughts, nothing is lost.
         let no_thoughts = !thinking || !["<think>", "</think>"].iter().any(|marker| text.contains(marker));
@@ -353,14 +351,13 @@ fn replies_are_divided() {
             vec![content(" a <tool_ b </tool_call>\n")],
         ),
     ] {
-        let (parts, parser) = parse(plain(format), &text, &[]);
+        let (parts, _) = parse(plain(format), &text, &[]);
         assert_eq!(parts, expected, "{format}: {text}");
-        assert!(parser.is_clean_end(), "{format}: {text}");
     }
 }
 
 #[test]
-fn a_call_that_breaks_off_is_no_clean_end() {
+fn a_call_that_breaks_off_stays_as_far_as_it_came() {
     for (format, text, expected) in [
         (
             ToolFormat::Hermes,
@@ -374,10 +371,40 @@ fn a_call_that_breaks_off_is_no_clean_end() {
         ),
         (ToolFormat::Gemma, "<|tool_call>call:add{a:<|\"|>b", call(0, "add", "{\"a\":\"b").to_vec()),
     ] {
-        let (parts, parser) = parse(plain(format), text, &[]);
+        let (parts, _) = parse(plain(format), text, &[]);
         assert_eq!(parts, expected, "{text}");
-        assert!(!parser.is_clean_end(), "{text}");
     }
+}
+
+#[test]
+fn a_reply_that_is_cut_shows_no_marker_of_a_call() {
+    for (format, text, prose, calls_only) in [
+        (ToolFormat::Hermes, "Hi.\n<tool_call>\n{\"name\": \"ad", "Hi.", "Hi."),
+        (ToolFormat::MistralArgs, "[TOOL_CALLS]ad", "", ""),
+        (ToolFormat::Llama3, "<|python_tag|>{\"na", "", ""),
+        // Prose may go on like this, and so may JSON.
+        (ToolFormat::Hermes, "if a <", "if a <", "if a"),
+        (ToolFormat::Hermes, "\n<tool_", "\n<tool_", ""),
+        (ToolFormat::Llama3, "{\"na", "{\"na", ""),
+        (ToolFormat::Hermes, "<tool_call> is", "<tool_call> is", "<tool_call> is"),
+    ] {
+        for (parser, expected) in [(plain(format), prose), (plain(format).calls_only(), calls_only)] {
+            let (mut parser, mut parts) = (parser, Vec::new());
+            parser.push(text, &mut parts);
+            parser.cut(&mut parts);
+            let expected = Some(content(expected)).filter(|(_, text)| !text.is_empty());
+            assert_eq!(joined(parts), Vec::from_iter(expected), "{format}: {text}");
+        }
+        // The model's own end is none that cuts.
+        let (parts, _) = parse(plain(format), text, &[]);
+        assert_eq!(parts, [content(text)], "{format}: {text}");
+    }
+    // A call with a name stays.
+    let mut parser = plain(ToolFormat::Hermes).calls_only();
+    let mut parts = Vec::new();
+    parser.push("<tool_call>\n{\"name\": \"add\", \"arguments\": {\"a", &mut parts);
+    parser.cut(&mut parts);
+    assert_eq!(joined(parts), call(0, "add", "{\"a"));
 }
 
 #[test]
@@ -396,7 +423,7 @@ fn thoughts_are_apart() {
     ] {
         let (parts, parser) = parse(think(inside), text, &[]);
         assert_eq!(parts, expected, "{text}");
-        assert_eq!(parser.is_clean_end(), parts.last().is_some_and(|(part, _)| *part == Part::Content));
+        assert_eq!(parser.in_reasoning(), parts.last().is_none_or(|(part, _)| *part != Part::Content));
     }
     let text = format!("maybe {call_text}</think>\n\n{call_text}");
     let (parts, _) = parse(think(true), &text, &[]);
