@@ -135,7 +135,7 @@ _LINES = [
         '{"timestamp":"2026-01-01T00:00:02Z","level":"WARN","message":"the attempt failed; the turn is tried again"}',
         "cold",
     ),
-    ("thread 'http' panicked at worker/src/observe/http/mod.rs", "cold"),
+    ("thread 'http' panicked at schema/telemetry/src/probes/mod.rs", "cold"),
     ('["not","an","object"]', "cold"),
 ]
 

@@ -21,8 +21,9 @@ class Worker:
                 f"error: {binary} names {len(self.variables)} settings in its help; is it a turnmill-worker?"
             )
         self.defaults = self._settings({})
-        self.http_source = (root / "worker/src/observe/http/mod.rs").read_text()
-        self.metrics_source = "".join(path.read_text() for path in sorted((root / "worker/src/observe").rglob("*.rs")))
+        self.http_source = (root / "schema/telemetry/src/probes/mod.rs").read_text()
+        recording = [root / "worker/src/observe", root / "schema/telemetry/src"]
+        self.metrics_source = "".join(path.read_text() for room in recording for path in sorted(room.rglob("*.rs")))
         self.runner_source = "".join(path.read_text() for path in sorted((root / "worker/src/runner").rglob("*.rs")))
         self.after_drain = self._after_drain(root)
         self.version = re.search(r'^version = "(.+)"', (root / "Cargo.toml").read_text(), re.MULTILINE)[1]
@@ -51,13 +52,13 @@ class Worker:
     def _after_drain(root: Path) -> float:
         """Seconds that a worker may take after its drain window, from the constants that bound them."""
         total = 0
-        stops = "runner/service.rs"
-        for file, name in [(stops, "REQUEUE"), (stops, "FLUSH"), ("observe/http/server.rs", "LAST_ANSWERS")]:
-            source = (root / "worker/src" / file).read_text()
+        stops, server = "worker/src/runner/service.rs", "schema/telemetry/src/probes/server.rs"
+        for file, name in [(stops, "REQUEUE"), (stops, "FLUSH"), (server, "LAST_ANSWERS")]:
+            source = (root / file).read_text()
             match = re.search(rf"^const {name}: Duration = Duration::from_secs\((\d+)\);", source, re.MULTILINE)
             if not match:
                 raise SystemExit(
-                    f"error: worker/src/{file} has no constant {name} in seconds any more; correct {__file__}"
+                    f"error: {file} has no constant {name} in seconds any more; correct {__file__}"
                 )
             total += int(match[1])
         return total

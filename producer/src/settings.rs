@@ -4,8 +4,8 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use turnmill_redis::masked;
 use turnmill_redis::steps::UnrunLimits;
+use turnmill_schema::masked::masked;
 use turnmill_schema::{Name, QueueName, TenantName};
 
 use crate::error::ClientError;

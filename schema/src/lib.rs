@@ -11,6 +11,7 @@
 //! * [`payload`]: turns too large for Redis, and the references that stand in their place.
 //! * [`trace_context`], [`request_id`]: what ties a turn to what happened before it, in traces and logs.
 //! * [`environment`]: every variable that a program reads.
+//! * [`masked`]: URLs without their passwords, as every program prints them.
 //! * [`names`]: a name, by what it names.
 //! * [`keys`]: every Redis key, stream, group and field name.
 //! * [`stream_id`]: where an entry stands in a stream.
@@ -25,6 +26,7 @@ pub mod ids;
 pub mod keys;
 pub mod kv_object;
 pub mod manifest;
+pub mod masked;
 pub mod message;
 pub mod names;
 pub mod payload;

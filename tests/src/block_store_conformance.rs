@@ -19,7 +19,7 @@ use turnmill_worker::config::{KvCodec, KvDtype, StoreUrl};
 use turnmill_worker::kv::{
     BlockShape, Identity, Namespace, PrefixHash, Segment, SegmentData, SegmentId, TokenChain, segment_bounds,
 };
-use turnmill_worker::observe::metrics;
+use turnmill_worker::observe::CATALOGUE;
 use turnmill_worker::store::{self, BlockStore, BlockStoreSettings};
 
 pub use hits::*;
@@ -231,7 +231,7 @@ pub fn counted(series: &str) -> u64 {
     type Render = Box<dyn Fn() -> String + Send + Sync>;
     static METRICS: OnceLock<Render> = OnceLock::new();
     let render = METRICS.get_or_init(|| {
-        let metrics = metrics::install().expect("once a process");
+        let metrics = CATALOGUE.install().expect("once a process");
         Box::new(move || metrics.render())
     });
     let text = render();

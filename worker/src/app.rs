@@ -11,7 +11,6 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::runtime::Handle;
@@ -21,25 +20,26 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use turnmill_redis::Fault;
 use turnmill_schema::WorkerStatus;
+use turnmill_telemetry::logs::{self, LogControl};
+use turnmill_telemetry::probes::{self, ProbeServer, ProbeState};
+use turnmill_telemetry::signals::Signals;
+use turnmill_telemetry::{TelemetryError, descriptors};
 
+use crate::PROGRAM;
 use crate::broker::redis::{BrokerSettings, RedisBroker};
 use crate::broker::{Broker, BrokerError};
 use crate::config::{AutoByteSize, ConfigError, KvDtype, Settings, StoreSetting};
-use crate::descriptors;
 use crate::engine::{self, EngineChannel, EngineGone, EngineSettings, SegmentSink};
 use crate::hub::{self, Fetching, HubError};
 use crate::kv::{BlockShape, SEGMENT_TOKENS};
 use crate::lifecycle::{HeadroomLimits, Lifecycle};
 use crate::model::{Checkpoint, EngineError, LoadOptions, Model, ModelError};
-use crate::observe::http::{self, HttpState};
-use crate::observe::logs::{self, LogControl};
-use crate::observe::{ObserveError, QueueGauges, Traces, metrics};
+use crate::observe::{CATALOGUE, Probes, QueueGauges, Traces};
 use crate::runner::{
     Backoff, Coalescing, Forms, Keeper, Over, Parts, Prompting, QueueHealth, REQUEUE_PERSIST,
     RestoreSettings, Restorer, Retries, RunnerSettings, Service, trim,
 };
 use crate::schedule::{Limits, Speculation};
-use crate::signals::Signals;
 use crate::store::{BlockStore, BlockStoreSettings, Payloads, StoreError};
 use crate::surroundings::Surroundings;
 
@@ -72,7 +72,7 @@ pub enum AppError {
     WarmUp(#[from] EngineError),
     /// The port, metrics, logs or traces.
     #[error(transparent)]
-    Observe(#[from] ObserveError),
+    Telemetry(#[from] TelemetryError),
     /// The engine's thread ended.
     #[error(transparent)]
     EngineGone(#[from] EngineGone),
@@ -237,13 +237,13 @@ pub async fn serve_with(
     settings: Settings,
     load: impl FnOnce(&Settings) -> Result<Model, AppError> + Send + 'static,
 ) -> Result<(), AppError> {
-    let logs = logs::init(settings.log_format, &settings.log)?;
+    let logs = logs::init(PROGRAM, settings.log_format, &settings.log)?;
     let mut signals =
         Signals::listen().map_err(|source| AppError::System { what: "signal handlers", source })?;
     let http = Http::start(&settings, logs)?;
     let traces = Traces::start(&settings)?;
     let outcome = tokio::select! {
-        outcome = start(&settings, &http.state, traces.clone(), load) => outcome,
+        outcome = start(&settings, &http.answers, traces.clone(), load) => outcome,
         // Nothing is claimed yet, so there is nothing to drain.
         signal = signals.stop() => {
             info!(signal, "stopped before it was ready");
@@ -274,51 +274,45 @@ pub async fn serve_with(
 
 /// The server for probes and metrics.
 struct Http {
-    state: HttpState,
+    answers: Arc<Probes>,
     /// Where it listens: the port that the system chose, if the setting leaves it to the system.
     addr: SocketAddr,
-    thread: JoinHandle<()>,
-    shutdown: CancellationToken,
+    server: ProbeServer,
 }
 
 impl Http {
     fn start(settings: &Settings, logs: LogControl) -> Result<Self, AppError> {
         let descriptors = descriptors::raise_limit();
-        let listener = http::bind(settings.http_addr)?;
+        let listener = probes::bind(settings.http_addr)?;
         let addr = listener
             .local_addr()
-            .map_err(|source| ObserveError::Bind { addr: settings.http_addr, source })?;
+            .map_err(|source| TelemetryError::Bind { addr: settings.http_addr, source })?;
         let limits = HeadroomLimits { low: settings.headroom_low, high: settings.headroom_high };
         let stall = Duration::from_millis(settings.stall_ms);
-        let state = HttpState {
+        let answers = Arc::new(Probes {
             lifecycle: Arc::new(Lifecycle::new(limits, stall, Instant::now())),
-            metrics: if settings.no_metrics { metrics::unrecorded()? } else { metrics::install()? },
             queue: Arc::new(QueueGauges::new(3 * COUNTS_EVERY)),
-            logs,
-        };
-        let shutdown = CancellationToken::new();
-        let thread = http::serve(listener, state.clone(), descriptors, shutdown.clone())?;
+        });
+        let metrics = if settings.no_metrics { CATALOGUE.unrecorded()? } else { CATALOGUE.install()? };
+        let state = ProbeState { program: PROGRAM, answers: answers.clone(), metrics, logs };
+        let server = probes::serve(listener, state, descriptors)?;
         info!(%addr, "listening for probes and scrapes");
-        Ok(Self { state, addr, thread, shutdown })
+        Ok(Self { answers, addr, server })
     }
 
     async fn stop(self) -> Result<(), AppError> {
-        self.shutdown.cancel();
-        // The thread ends within a second; its panic, if any, was logged.
-        let joined = tokio::task::spawn_blocking(move || self.thread.join()).await?;
-        joined.unwrap_or_else(|_| warn!("the HTTP server's thread panicked"));
-        Ok(())
+        Ok(tokio::task::spawn_blocking(move || self.server.stop()).await?)
     }
 }
 
 /// Puts a worker together, and lets it claim turns.
 async fn start(
     settings: &Settings,
-    http: &HttpState,
+    answers: &Probes,
     traces: Traces,
     load: impl FnOnce(&Settings) -> Result<Model, AppError> + Send + 'static,
 ) -> Result<Service<RedisBroker, EngineChannel>, AppError> {
-    let (lifecycle, surroundings) = (http.lifecycle.clone(), Surroundings::on(Handle::current()));
+    let (lifecycle, surroundings) = (answers.lifecycle.clone(), Surroundings::on(Handle::current()));
     let payloads = open_payloads(settings)?;
     let broker = Arc::new(connect(settings, &lifecycle, &surroundings).await?);
     let health = QueueHealth::new(lifecycle.clone(), surroundings.clone());
@@ -374,7 +368,7 @@ async fn start(
     if let Some(store) = folder {
         service.beside("trimming the folder with K and V", |stop| trim(store, surroundings, stop));
     }
-    service.beside("counting the queue", |stop| count(broker, http.queue.clone(), stop));
+    service.beside("counting the queue", |stop| count(broker, answers.queue.clone(), stop));
     Ok(service)
 }
 

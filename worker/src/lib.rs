@@ -14,7 +14,7 @@
 //! | [`store`] | what lies in the object store; the only room that knows object_store |
 //! | [`surroundings`] | time, chance and tasks: the machine's, or a simulation's |
 //! | [`engine`] | the step loop on its own thread, between async turns and the model |
-//! | [`observe`] | metrics, logs, the HTTP server |
+//! | [`observe`] | metrics, spans of turns, answers to probes |
 //! | [`verify`] | the model against reference outputs |
 //! | [`tools`] | pure: what models write to call tools and to think, as grammars and as parsers |
 //! | [`mod@bench`] | how fast it is |
@@ -26,7 +26,6 @@ pub mod bench;
 pub mod broker;
 pub mod config;
 mod cryptography;
-mod descriptors;
 pub mod engine;
 pub mod hub;
 pub mod kv;
@@ -35,8 +34,13 @@ pub mod model;
 pub mod observe;
 pub mod runner;
 pub mod schedule;
-mod signals;
 pub mod store;
 pub mod surroundings;
 pub mod tools;
 pub mod verify;
+
+use turnmill_telemetry::Program;
+
+/// What this program is called.
+pub const PROGRAM: Program =
+    Program { name: "turnmill-worker", noun: "worker", version: env!("CARGO_PKG_VERSION") };

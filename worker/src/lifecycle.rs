@@ -80,20 +80,8 @@ pub enum ReasonCode {
     EngineStalled,
 }
 
-/// One reason, for programs and for people.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Reason {
-    /// For programs.
-    pub code: ReasonCode,
-    /// For people: one sentence with the numbers.
-    pub detail: String,
-}
-
-impl Reason {
-    fn new(code: ReasonCode, detail: impl Into<String>) -> Self {
-        Self { code, detail: detail.into() }
-    }
-}
+/// Why the worker is not ready or not live.
+pub type Reason = turnmill_telemetry::probes::Reason<ReasonCode>;
 
 /// What makes a worker slower and keeps it from nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -103,14 +91,8 @@ pub enum DegradationCode {
     StoreUnreachable,
 }
 
-/// One thing that slows the worker down, for programs and for people.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Degradation {
-    /// For programs.
-    pub code: DegradationCode,
-    /// For people: one sentence.
-    pub detail: String,
-}
+/// One thing that slows the worker down.
+pub type Degradation = turnmill_telemetry::probes::Reason<DegradationCode>;
 
 /// Shares of the pool between which readiness keeps its last answer. `low < high`.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -335,8 +317,7 @@ impl Lifecycle {
     /// Everything that slows the worker down.
     pub fn degraded(&self) -> Vec<Degradation> {
         let trouble = self.store_trouble.lock().unwrap_or_else(PoisonError::into_inner).clone().flatten();
-        let code = DegradationCode::StoreUnreachable;
-        trouble.into_iter().map(|detail| Degradation { code, detail }).collect()
+        trouble.into_iter().map(|why| Degradation::new(DegradationCode::StoreUnreachable, why)).collect()
     }
 
     /// Whether the worker moves, or why only a restart helps.

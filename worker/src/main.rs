@@ -88,7 +88,7 @@ fn run(command: Command, matches: &ArgMatches) -> Result<ExitCode, CommandError>
         Command::Verify(args) => verify::run(args),
         Command::Kv(args) => kv::run(&args, matches),
         Command::Metrics => {
-            print!("{}", turnmill_worker::observe::document());
+            print!("{}", turnmill_worker::observe::CATALOGUE.document());
             Ok(ExitCode::SUCCESS)
         }
         Command::Version => {

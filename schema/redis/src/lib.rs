@@ -58,6 +58,6 @@ pub use server::{RESPONSE_TIMEOUT, Server};
 pub use shared_keys::ready_keys;
 pub use tickets::{Delivered, ReadyStream, Share};
 pub use turns::{TurnPlace, TurnRecord, TurnWait};
-pub use url::{Endpoint, MASK, RedisUrl, masked};
+pub use url::{Endpoint, RedisUrl};
 pub use waiting::{CappedTenant, WaitingAgents};
 pub use workers::WorkerRecord;

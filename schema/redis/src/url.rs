@@ -7,6 +7,7 @@ use std::str::FromStr;
 
 use redis::IntoConnectionInfo as _;
 use serde::{Deserialize, Serialize, Serializer};
+use turnmill_schema::masked::{is_socket, masked};
 
 /// A Redis URL. It prints and serialises without its password; only [`RedisUrl::expose`] gives the whole.
 ///
@@ -19,8 +20,6 @@ pub struct RedisUrl(String);
 const TLS_SCHEMES: [&str; 2] = ["rediss://", "valkeys://"];
 /// What a URL of a unix socket can say behind a `?`.
 const OPTIONS: [&str; 4] = ["db", "user", "pass", "protocol"];
-/// What stands for a password that is not shown.
-pub const MASK: &str = "***";
 
 const NO_URL: &str = "is not a Redis URL; write it as redis://USER:PASSWORD@HOST:6379/0, with rediss:// for TLS, or \
     unix:///PATH, and percent-encode @ : / ? # % in user and password";
@@ -76,39 +75,6 @@ pub struct Endpoint {
 impl From<RedisUrl> for Endpoint {
     fn from(url: RedisUrl) -> Self {
         Self { url, ca: None }
-    }
-}
-
-/// Whether the server is asked through a unix socket, whose path stands in the URL.
-fn is_socket(url: &str) -> bool {
-    url.split(':').next().is_some_and(|scheme| scheme.ends_with("unix"))
-}
-
-/// A URL without its password.
-///
-/// It masks too much rather than too little. Everything up to the last `@` counts as user information,
-/// since an unescaped `/` or `@` in a password would otherwise leave a part of it readable; for the same reason everything
-/// after `pass=` is masked. A user without a password is masked, because it is most likely a password without a user.
-pub fn masked(url: &str) -> String {
-    let (scheme, rest) = match url.split_once("://") {
-        Some((scheme, rest)) => (format!("{scheme}://"), rest),
-        None => (String::new(), url),
-    };
-    let (user, host) = match rest.rsplit_once('@') {
-        Some((user, host)) if !is_socket(url) => (mask_password(user), host),
-        _ => (String::new(), rest),
-    };
-    let host = match host.split_once("pass=") {
-        Some((before, _)) => format!("{before}pass={MASK}"),
-        None => host.to_owned(),
-    };
-    format!("{scheme}{user}{host}")
-}
-
-fn mask_password(user_info: &str) -> String {
-    match user_info.split_once(':') {
-        Some((user, _)) => format!("{user}:{MASK}@"),
-        None => format!("{MASK}@"),
     }
 }
 

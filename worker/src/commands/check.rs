@@ -5,13 +5,13 @@ use std::process::ExitCode;
 
 use clap::{ArgMatches, Args};
 use serde::Serialize;
+use turnmill_telemetry::probes;
 use turnmill_worker::app::{Loading, load_options, open_blocks};
 use turnmill_worker::broker::redis::check_server;
 use turnmill_worker::config::{Settings, SettingsArgs};
 use turnmill_worker::hub;
 use turnmill_worker::kv::BlockShape;
 use turnmill_worker::model::{Checkpoint, CompiledKernel, ComputeDevice, Model, ToolSupport};
-use turnmill_worker::observe::http;
 
 use super::loading::LoadingBar;
 use super::{CommandError, print_json};
@@ -78,7 +78,7 @@ fn check(settings: &Settings) -> Result<Vec<Finding>, CommandError> {
     let mut findings = vec![Finding::new::<CommandError>("settings", Ok("valid".to_owned()))];
     findings.extend(runtime.block_on(check_queue(settings)));
     findings.extend(runtime.block_on(check_store(settings)));
-    let port = http::bind(settings.http_addr).map(|_| format!("{} is free", settings.http_addr));
+    let port = probes::bind(settings.http_addr).map(|_| format!("{} is free", settings.http_addr));
     findings.push(Finding::new("port", port));
     findings.extend(check_model(settings));
     Ok(findings)

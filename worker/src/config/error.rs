@@ -1,42 +1,16 @@
 //! What can be wrong with a configuration.
 
-use std::path::PathBuf;
-
-use turnmill_schema::environment::UnknownVariable;
+use turnmill_telemetry::settings::SettingsError;
 
 /// Why the settings were refused. Nothing has been bound, opened or claimed when this is returned.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// The configuration file cannot be read.
-    #[error("cannot read the configuration file {path}: {source}; correct --config or TURNMILL_CONFIG")]
-    Unreadable {
-        /// The file.
-        path: PathBuf,
-        /// The system's words.
-        source: std::io::Error,
-    },
-    /// The configuration file is not TOML, has an unknown key or a value of the wrong kind.
-    #[error("configuration file {path}, line {line}: {reason}")]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// Where in it, from 1.
-        line: usize,
-        /// What is wrong there.
-        reason: String,
-    },
-    /// A `TURNMILL_*` variable that no setting reads: most likely a misspelling.
+    /// A flag, a variable or the configuration file.
     #[error(transparent)]
-    UnknownVariable(#[from] UnknownVariable),
-    /// Values outside their range or at odds with each other: one sentence each, all of them.
-    #[error("{}", .0.join("\n"))]
-    Invalid(Vec<String>),
+    Settings(#[from] SettingsError),
     /// The command needs a model and none is named.
     #[error(
         "no model is named; give --model FILE, set TURNMILL_MODEL or put model into the configuration file"
     )]
     NoModel,
-    /// The arguments were not parsed by [`super::SettingsArgs`].
-    #[error(transparent)]
-    Arguments(#[from] clap::Error),
 }

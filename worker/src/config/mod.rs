@@ -1,28 +1,24 @@
-//! Settings: flags, environment, file and defaults become validated values before anything binds.
+//! The worker's settings. How flags, environment, file and defaults become validated values is [`mod@turnmill_telemetry::settings`]'s.
 //!
-//! Invariants: a [`Settings`] that [`Settings::load`] returned is valid as a whole; every value knows where
-//! it came from; what nobody knows (a key, a variable, a flag) is refused; passwords are never printed.
+//! Invariants: a [`Settings`] that [`Settings::load`] returned is valid as a whole; passwords are never printed.
 //! `settings.rs` holds the one table: adding a setting is adding an entry there, and a rule in `validate.rs`.
 
-mod byte_size;
 mod error;
-mod load;
-mod otlp_url;
-
-pub mod report;
 mod settings;
 mod store_url;
 mod validate;
 mod values;
 
-pub use byte_size::{AutoByteSize, ByteSize};
 pub use error::ConfigError;
-pub use load::{Effective, SettingsArgs, Source, log_format, without_empty_variables};
-pub use otlp_url::OtlpUrl;
 pub use settings::Settings;
 pub use store_url::{StoreSetting, StoreUrl};
 pub use turnmill_redis::{Endpoint as RedisEndpoint, RedisUrl};
-pub use values::{
-    DeviceKind, InvalidFilter, KvCodec, KvDtype, LogFilter, LogFormat, ModelDigest, SpeculationMode,
-    WeightsMode, WorkerName,
+pub use turnmill_telemetry::logs::{LogFilter, LogFormat};
+pub use turnmill_telemetry::settings::{
+    AutoByteSize, ByteSize, Effective, log_format, report, without_empty_variables,
 };
+pub use turnmill_telemetry::traces::OtlpUrl;
+pub use values::{DeviceKind, KvCodec, KvDtype, ModelDigest, SpeculationMode, WeightsMode, WorkerName};
+
+/// The arguments of every command that needs settings; flatten it into the command's own.
+pub type SettingsArgs = turnmill_telemetry::settings::SettingsArgs<Settings>;

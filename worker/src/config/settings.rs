@@ -4,57 +4,20 @@ use std::net::SocketAddr;
 use std::num::NonZeroU16;
 use std::path::{Path, PathBuf};
 
+use clap::ArgMatches;
 use turnmill_schema::Name;
+use turnmill_telemetry::settings;
 
 use super::{
     AutoByteSize, ByteSize, ConfigError, DeviceKind, Effective, KvCodec, KvDtype, LogFilter, LogFormat,
-    ModelDigest, OtlpUrl, RedisEndpoint, RedisUrl, Source, SpeculationMode, StoreSetting, WeightsMode,
-    WorkerName,
+    ModelDigest, OtlpUrl, RedisEndpoint, RedisUrl, SpeculationMode, StoreSetting, WeightsMode, WorkerName,
 };
 use crate::model::FormatChoice;
 
-/// Makes of each entry a flag (`--redis-url`), an environment variable and a key of the TOML file, and of all
-/// of them [`Settings`]. Defaults are texts, read the way a flag is.
-macro_rules! settings {
-    ($($(#[$meta:meta])+ [$env:literal] $name:ident: $type:ty $(= $default:literal)?;)+) => {
-        /// Everything a worker can be told. Valid as a whole when it comes from [`Settings::load`].
-        // Values of variables stay out of --help: one of them may hold a password.
-        #[derive(Clone, Debug, clap::Args)]
-        pub struct Settings {
-            $($(#[$meta])+
-            #[arg(long, env = $env, hide_env_values = true $(, default_value = $default)?)]
-            pub $name: $type,)+
-        }
+turnmill_telemetry::settings! {
+    /// Everything a worker can be told. Valid as a whole when it comes from [`Settings::load`].
+    Settings from "TURNMILL_CONFIG";
 
-        /// What a TOML file may say.
-        #[derive(Default, serde::Deserialize)]
-        #[serde(default, deny_unknown_fields)]
-        pub(super) struct FileSettings {
-            $($name: Option<$type>,)+
-        }
-
-        impl Settings {
-            /// Takes the file's value if neither flag nor variable gave one, and says for every
-            /// setting what is in force and where it came from.
-            pub(super) fn merge(
-                &mut self,
-                file: FileSettings,
-                given: impl Fn(&str) -> Source,
-            ) -> Vec<Effective> {
-                vec![$({
-                    let mut source = given(stringify!($name));
-                    if let (Source::Default, Some(value)) = (source, file.$name) {
-                        self.$name = value;
-                        source = Source::File;
-                    }
-                    Effective::new(stringify!($name), &self.$name, source)
-                },)+]
-            }
-        }
-    };
-}
-
-settings! {
     /// The model: a GGUF file, a folder with safetensors, or a name on Hugging Face's hub: hf:OWNER/NAME, with @REVISION
     /// and /FILE.gguf if they are needed.
     ["TURNMILL_MODEL"] model: Option<PathBuf>;
@@ -188,6 +151,13 @@ settings! {
 }
 
 impl Settings {
+    /// Reads the file that `matches` names, if any, and the environment; merges and validates.
+    ///
+    /// `matches` are those of the (sub)command into which [`super::SettingsArgs`] was flattened.
+    pub fn load(matches: &ArgMatches) -> Result<(Self, Vec<Effective>), ConfigError> {
+        Ok(settings::load(matches)?)
+    }
+
     /// The model, for commands that cannot do without.
     pub fn model_path(&self) -> Result<&Path, ConfigError> {
         self.model.as_deref().ok_or(ConfigError::NoModel)
@@ -196,5 +166,102 @@ impl Settings {
     /// Where Redis is, and who says that it is that one.
     pub fn redis(&self) -> RedisEndpoint {
         RedisEndpoint { url: self.redis_url.clone(), ca: self.redis_ca.clone() }
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt as _;
+
+    use clap::{Args as _, FromArgMatches as _};
+    use proptest::prelude::*;
+    use turnmill_schema::environment::WORKER;
+    use turnmill_telemetry::settings::{Source, Table, report};
+
+    use super::super::SettingsArgs;
+    use super::*;
+
+    type File = <Settings as Table>::File;
+
+    /// Settings from flags alone, not validated.
+    pub fn settings(flags: &[&str]) -> Settings {
+        // clap reads the environment of the process; here only flags and defaults may count.
+        let command =
+            Settings::augment_args(clap::Command::new("test")).mut_args(|arg| arg.env(None::<&str>));
+        let matches = command.try_get_matches_from([&["test"], flags].concat()).expect("flags parse");
+        Settings::from_arg_matches(&matches).expect("its own matches")
+    }
+
+    #[test]
+    fn every_setting_has_the_variable_its_name_says_and_a_sentence_of_help() {
+        let command = SettingsArgs::augment_args(clap::Command::new("settings"));
+        let mut read: Vec<_> = command.get_arguments().filter_map(clap::Arg::get_env).collect();
+        read.sort();
+        assert_eq!(read, WORKER);
+        for arg in command.get_arguments() {
+            let variable = format!("TURNMILL_{}", arg.get_id().as_str().to_uppercase());
+            assert_eq!(arg.get_env().map(|name| name.to_string_lossy().into_owned()), Some(variable));
+            assert_eq!(arg.get_long(), Some(arg.get_id().as_str().replace('_', "-").as_str()));
+            assert!(arg.get_help().is_some(), "{arg}");
+        }
+    }
+
+    #[test]
+    fn values_of_the_wrong_kind_are_refused() {
+        for (text, part) in [
+            ("kv_dtype = \"int8\"", "unknown variant `int8`"),
+            ("queue = \"a b\"", "allowed are A-Z"),
+            ("tool_format = \"xml\"", "xml"),
+        ] {
+            let refused = toml::from_str::<File>(text).err().expect(text);
+            assert!(refused.message().contains(part), "{refused}");
+        }
+    }
+
+    /// Without comments at the ends of lines, which say where a value came from.
+    fn values(effective: &[Effective]) -> Vec<(&'static str, serde_json::Value)> {
+        effective.iter().map(|setting| (setting.name, setting.value.clone())).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_printed_gives_the_same_settings_as_a_file(
+            model in "\\PC*|[\u{0}-\u{ff}]*", drain_ms in 0u64..1 << 40, share in 0.0..1.0, name in "auto|[a-z]{1,9}",
+            log_content: bool,
+        ) {
+            let mut given = settings(&["--worker-name", &name]);
+            given.model = Some(model.into());
+            (given.drain_ms, given.headroom_low, given.log_content) = (drain_ms, share, log_content);
+            let effective = given.merge(File::default(), |_| Source::Default);
+            let text = report::to_toml(&effective);
+            let file = toml::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"));
+            let again = settings(&[]).merge(file, |_| Source::Default);
+            prop_assert_eq!(values(&effective), values(&again));
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_printed_is_left_out_by_name() {
+        let secrets = [
+            "--redis-url=redis://u:s3cret@h",
+            "--store=s3://k:s3cret@b",
+            "--otlp-endpoint=http://u:s3cret@h",
+        ];
+        let mut given = settings(&secrets);
+        given.kv_keys = Some(OsStr::from_bytes(b"/k\xff").into());
+        let effective = given.merge(File::default(), |_| Source::Flag);
+        let text = report::to_toml(&effective);
+        assert!(!text.contains("s3cret"), "{text}");
+        let left_out = ["redis_url", "store", "otlp_endpoint", "kv_keys"];
+        for name in left_out {
+            assert!(text.contains(&format!("# {name} is left out: ")), "{text}");
+        }
+        let read: File = toml::from_str(&text).expect("the rest is a file");
+        let again = settings(&secrets).merge(read, |_| Source::Default);
+        for (setting, again) in effective.iter().zip(&again) {
+            let has_no_line = left_out.contains(&setting.name) || setting.value.is_null();
+            assert_eq!(again.source != Source::File, has_no_line, "{}", setting.name);
+        }
     }
 }

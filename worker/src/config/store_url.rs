@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize, Serializer};
 
 use url::Url;
 
-use turnmill_redis::masked;
+use turnmill_schema::masked::masked;
 
 /// An object store's URL. Parsing takes any text; whether its scheme is known is checked with the other settings.
 ///

@@ -1,65 +1,24 @@
 //! Ranges of settings, and how they must relate. A rule is one sentence; all broken rules are told at once.
 
-use std::fmt::Display;
-use std::ops::RangeInclusive;
+use turnmill_telemetry::settings::{Checked, MOST, MOST_BYTES, Problems};
 
-use super::{AutoByteSize, ByteSize, ConfigError, OtlpUrl, Settings, StoreSetting, StoreUrl};
+use super::{AutoByteSize, ByteSize, OtlpUrl, Settings, StoreSetting, StoreUrl};
 
 const SMALLEST_POOL: ByteSize = ByteSize::new(1 << 20);
 
-/// Sizes are at most a pebibyte. Redis's scripts count exactly up to eight times that, and sums of sizes fit 64 bits.
-const MOST_BYTES: ByteSize = ByteSize::new(1 << 50);
-/// Times that a worker waits are at most a week. Longer ones are mistakes in the unit.
-const MOST_WAIT_MS: u64 = 7 * 24 * 60 * 60 * 1000;
-/// Redis refuses times to live near the end of its range, and a script that is refused there has written half.
-const MAX_TTL_MS: u64 = 10 * 366 * 24 * 60 * 60 * 1000;
-/// The highest limit on attempts, turns or the like: as good as none.
-const MOST: u32 = 1_000_000_000;
-
-#[derive(Default)]
-struct Problems(Vec<String>);
-
-impl Problems {
-    /// Notes that `name` is not `rule`, unless it is.
-    fn require(&mut self, holds: bool, name: &str, value: impl Display, rule: impl Display) -> bool {
-        if !holds {
-            self.0.push(format!("{name} is {value}; it must be {rule}"));
-        }
-        holds
-    }
-
-    /// Requires a value in `range`.
-    fn within<T: Display + PartialOrd>(&mut self, name: &str, value: T, range: RangeInclusive<T>) -> bool {
-        let rule = format!("from {} to {}", range.start(), range.end());
-        self.require(range.contains(&value), name, value, rule)
-    }
-
-    /// Requires a time that a worker can wait, `least` or longer.
-    fn wait(&mut self, name: &str, ms: u64, least: u64) -> bool {
-        let rule = format!("from {least} to {MOST_WAIT_MS} (a week)");
-        self.require((least..=MOST_WAIT_MS).contains(&ms), name, ms, rule)
-    }
-
-    /// Requires a time for which Redis can keep something, `least` or longer; `said` is how `least` is told.
-    fn time_to_live(&mut self, name: &str, ms: u64, least: u64, said: impl Display) -> bool {
-        let rule = format!("from {said} to {MAX_TTL_MS} (ten years)");
-        self.require((least..=MAX_TTL_MS).contains(&ms), name, ms, rule)
+impl Checked for Settings {
+    /// Checks everything that needs neither model nor Redis.
+    fn check(&self, problems: &mut Problems) {
+        self.check_engine(problems);
+        self.check_store(problems);
+        self.check_queue(problems);
+        self.check_kept(problems);
+        self.check_headroom(problems);
+        self.check_telling(problems);
     }
 }
 
 impl Settings {
-    /// Checks everything that needs neither model nor Redis.
-    pub(super) fn validate(&self) -> Result<(), ConfigError> {
-        let mut problems = Problems::default();
-        self.check_engine(&mut problems);
-        self.check_store(&mut problems);
-        self.check_queue(&mut problems);
-        self.check_kept(&mut problems);
-        self.check_headroom(&mut problems);
-        self.check_telling(&mut problems);
-        if problems.0.is_empty() { Ok(()) } else { Err(ConfigError::Invalid(problems.0)) }
-    }
-
     fn check_engine(&self, problems: &mut Problems) {
         let Self { block_tokens, max_sequences, .. } = *self;
         let block_fits = block_tokens.is_power_of_two() && (8..=256).contains(&block_tokens);
@@ -103,7 +62,9 @@ impl Settings {
     }
 
     fn check_queue(&self, problems: &mut Problems) {
-        problems.0.extend(self.redis_url.problem().map(|problem| format!("redis_url {problem}")));
+        if let Some(problem) = self.redis_url.problem() {
+            problems.note(format!("redis_url {problem}"));
+        }
         if let Some(file) = &self.redis_ca {
             // An operator who names authorities believes that the connection is encrypted.
             let rule = "left out unless redis_url starts with rediss://";
@@ -153,11 +114,13 @@ impl Settings {
 
 #[cfg(test)]
 mod tests {
-    use super::super::load::tests::settings;
+    use turnmill_telemetry::settings::Problems;
+
+    use super::super::settings::tests::settings;
 
     #[test]
     fn defaults_are_valid() {
-        settings(&[]).validate().expect("defaults are valid");
+        Problems::of(&settings(&[])).expect("defaults are valid");
     }
 
     #[test]
@@ -225,15 +188,15 @@ mod tests {
             ("--headroom-high=1.5", "headroom_high is 1.5; it must be from 0 to 1"),
         ];
         for (flag, sentence) in cases {
-            let refused = settings(&[flag]).validate().expect_err(flag);
+            let refused = Problems::of(&settings(&[flag])).expect_err(flag);
             assert_eq!(refused.to_string(), sentence);
         }
-        assert!(settings(&["--headroom-low=NaN"]).validate().is_err());
+        assert!(Problems::of(&settings(&["--headroom-low=NaN"])).is_err());
     }
 
     #[test]
     fn all_problems_are_told_at_once() {
-        let refused = settings(&["--lease-ms=0", "--flush-ms=0"]).validate().expect_err("two problems");
+        let refused = Problems::of(&settings(&["--lease-ms=0", "--flush-ms=0"])).expect_err("two problems");
         assert_eq!(refused.to_string().lines().count(), 2);
     }
 }

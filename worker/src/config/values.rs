@@ -4,8 +4,6 @@ use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::filter::Directive;
 use turnmill_schema::{InvalidName, Name};
 use uuid::Uuid;
 
@@ -111,18 +109,6 @@ fn write_name(value: &impl clap::ValueEnum, f: &mut fmt::Formatter<'_>) -> fmt::
     value.to_possible_value().map_or(Ok(()), |name| f.write_str(name.get_name()))
 }
 
-/// How log lines look.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "kebab-case")]
-pub enum LogFormat {
-    /// Text on a terminal, JSON otherwise.
-    Auto,
-    /// For people.
-    Text,
-    /// One JSON object a line.
-    Json,
-}
-
 /// The worker's name, and the consumer id made from it.
 ///
 /// Two processes may have one name; they never have one consumer id, because Redis hands the pending entries
@@ -217,54 +203,6 @@ impl TryFrom<String> for ModelDigest {
     }
 }
 
-/// Which log lines are written, in the language of `tracing_subscriber`'s `EnvFilter`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String")]
-pub struct LogFilter(String);
-
-/// A part of the text is not a directive of a filter.
-#[derive(Debug, thiserror::Error)]
-#[error(
-    "{directive:?} is no directive of a log filter ({reason}); write levels, as in info,turnmill_worker=debug"
-)]
-pub struct InvalidFilter {
-    directive: String,
-    reason: String,
-}
-
-impl LogFilter {
-    /// The filter itself. Its syntax was checked when the setting was read.
-    pub fn to_filter(&self) -> EnvFilter {
-        EnvFilter::builder().parse_lossy(&self.0)
-    }
-
-    /// The filter as it was written.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl FromStr for LogFilter {
-    type Err = InvalidFilter;
-    fn from_str(s: &str) -> Result<Self, InvalidFilter> {
-        // Each alone, as the filter itself cuts them: its own error does not say which one is wrong.
-        for directive in s.split(',').filter(|directive| !directive.is_empty()) {
-            if let Err(error) = directive.parse::<Directive>() {
-                let directive = directive.chars().take(64).collect();
-                return Err(InvalidFilter { directive, reason: error.to_string() });
-            }
-        }
-        Ok(Self(s.to_owned()))
-    }
-}
-
-impl TryFrom<String> for LogFilter {
-    type Error = InvalidFilter;
-    fn try_from(s: String) -> Result<Self, InvalidFilter> {
-        s.parse()
-    }
-}
-
 impl fmt::Display for WorkerName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.name.fmt(f)
@@ -317,14 +255,11 @@ mod tests {
     }
 
     #[test]
-    fn digests_and_filters_are_checked() {
+    fn digests_are_checked() {
         let digits = "AB".repeat(32);
         assert_eq!(digits.parse::<ModelDigest>().expect("valid").as_str(), "ab".repeat(32));
         for bad in ["", "ab", &"xy".repeat(32), &"ab".repeat(33)] {
             assert!(bad.parse::<ModelDigest>().is_err(), "{bad:?}");
         }
-        assert!("info,turnmill_worker=debug".parse::<LogFilter>().is_ok());
-        let error = "info,turnmill_worker=loud,hyper=warn".parse::<LogFilter>().expect_err("no such level");
-        assert!(error.to_string().starts_with("\"turnmill_worker=loud\" is no directive"), "{error}");
     }
 }

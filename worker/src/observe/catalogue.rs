@@ -3,101 +3,44 @@
 //!
 //! Invariants: every metric that is told is here; label values come from closed lists, never from users.
 
-use std::fmt::Write as _;
+use turnmill_telemetry::metrics::{Catalogue, Described, Group, PROCESS, Source};
+use turnmill_telemetry::traces;
 
-use super::{metrics, process, queue, state};
+use super::{metrics, queue, state};
+use crate::PROGRAM;
 
-/// What kind of number a metric is.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Kind {
-    /// Only grows, until the process starts anew.
-    Counter,
-    /// Goes up and down.
-    Gauge,
-    /// Observations in buckets of these upper bounds.
-    Histogram(&'static [f64]),
-}
-
-impl Kind {
-    /// Prometheus's name of it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Counter => "counter",
-            Self::Gauge => "gauge",
-            Self::Histogram(_) => "histogram",
-        }
-    }
-}
-
-/// One metric.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Described {
-    /// Its name, ending in the base unit, counters in `_total` (Prometheus's convention).
-    pub name: &'static str,
-    /// Its kind.
-    pub kind: Kind,
-    /// Its labels, one at most.
-    pub labels: &'static [&'static str],
-    /// The values that the label may have; none listed: the worker's version.
-    pub values: &'static [&'static str],
-    /// What it says, in a sentence.
-    pub help: &'static str,
-}
-
-impl Described {
-    /// A gauge without labels.
-    pub(super) const fn gauge(name: &'static str, help: &'static str) -> Self {
-        Self { name, kind: Kind::Gauge, labels: &[], values: &[], help }
-    }
-}
-
-/// Groups of metrics, each with a title and a remark.
-const GROUPS: [(&str, &str, &[Described]); 4] = [
-    (
-        "Queue",
-        "Read from Redis every two seconds. Every worker tells the same numbers about the whole queue: take the `max`, never the \
-         `sum`. While Redis cannot be asked, all of them but `turnmill_queue_source_up` are absent; a number nobody can read is \
-         never 0.",
-        queue::METRICS,
-    ),
-    ("Worker", "Computed at each scrape.", state::METRICS),
-    (
-        "Work",
-        "This worker's own. Counters and histograms begin at 0 when it starts, all label values included, so that a rate misses no first event; \
-         gauges appear with their first value.",
-        metrics::RECORDED,
-    ),
-    (
-        "Process",
-        "The names every Prometheus client uses. Read from the system at each scrape, on Linux; elsewhere they are absent.",
-        process::METRICS,
-    ),
-];
+/// The worker's metrics.
+pub const CATALOGUE: Catalogue = Catalogue {
+    program: PROGRAM,
+    groups: &[
+        Group {
+            title: "Queue",
+            remark: "Read from Redis every two seconds. Every worker tells the same numbers about the whole queue: take the `max`, \
+                     never the `sum`. While Redis cannot be asked, all of them but `turnmill_queue_source_up` are absent; a number \
+                     nobody can read is never 0.",
+            source: Source::Scrape,
+            metrics: &[queue::METRICS],
+        },
+        Group {
+            title: "Worker",
+            remark: "Computed at each scrape.",
+            source: Source::Scrape,
+            metrics: &[state::METRICS],
+        },
+        Group {
+            title: "Work",
+            remark: "This worker's own. Counters and histograms begin at 0 when it starts, all label values included, so that a rate \
+                     misses no first event; gauges appear with their first value.",
+            source: Source::Events,
+            metrics: &[metrics::RECORDED, traces::METRICS],
+        },
+        PROCESS,
+    ],
+};
 
 /// Every metric.
 pub fn catalogue() -> impl Iterator<Item = Described> {
-    GROUPS.into_iter().flat_map(|(_, _, metrics)| metrics.iter().copied())
-}
-
-/// The catalogue in Markdown.
-pub fn document() -> String {
-    let mut text = "# Metrics\n\nWhat a worker tells at `/metrics`, in Prometheus's text format. This file is printed by \
-                    `turnmill-worker metrics`; a test compares the two.\n\nLabel values come from closed lists: no name of an \
-                    agent, tenant, queue or model reaches a label.\n"
-        .to_owned();
-    for (title, remark, metrics) in GROUPS {
-        // Writing to a String cannot fail.
-        let _ = write!(text, "\n## {title}\n\n{remark}\n\n| name | kind | meaning |\n|---|---|---|\n");
-        for Described { name, kind, labels, values, help } in metrics {
-            let label = match (labels.first(), values) {
-                (None, _) => String::new(),
-                (Some(label), []) => format!("{{{label}}}"),
-                (Some(label), values) => format!("{{{label}={}}}", values.join(", ")),
-            };
-            let _ = writeln!(text, "| `{name}{label}` | {} | {help} |", kind.as_str());
-        }
-    }
-    text
+    CATALOGUE.metrics()
 }
 
 #[cfg(test)]
@@ -105,8 +48,10 @@ mod tests {
     use std::collections::HashSet;
     use std::time::{Duration, Instant};
 
-    use super::super::QueueGauges;
-    use super::super::metrics::tests::{every_event, recorded};
+    use turnmill_telemetry::metrics::Kind;
+
+    use super::super::metrics::tests::every_event;
+    use super::super::{QueueGauges, state};
     use super::*;
     use crate::broker::QueueCounts;
     use crate::lifecycle::{HeadroomLimits, Lifecycle};
@@ -118,11 +63,7 @@ mod tests {
         queue.set(QueueCounts { lag: Some(0), ..QueueCounts::default() }, now);
         let lifecycle = Lifecycle::new(HeadroomLimits { low: 0.05, high: 0.1 }, Duration::from_secs(60), now);
         lifecycle.set_store_trouble(None);
-        let work = recorded(|| {
-            process::describe();
-            process::collect();
-            every_event();
-        });
+        let work = CATALOGUE.recorded_while(every_event);
         queue.render(now) + &state::render(&lifecycle, now) + &work.render()
     }
 
@@ -201,7 +142,7 @@ mod tests {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/METRICS.md");
         let kept = std::fs::read_to_string(path).expect("docs/METRICS.md can be read");
         assert!(
-            kept == document(),
+            kept == CATALOGUE.document(),
             "docs/METRICS.md is not what the code says; run: turnmill-worker metrics > docs/METRICS.md"
         );
     }

@@ -4,12 +4,10 @@
 
 use std::time::Duration;
 
-use ::metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
-use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use ::metrics::{counter, gauge, histogram};
 use turnmill_schema::{DeadReason, Outcome};
+use turnmill_telemetry::metrics::{Described, Kind};
 
-use super::catalogue::{Described, Kind};
-use super::{ObserveError, process};
 use crate::kv::PoolCounts;
 use crate::schedule::Counts;
 
@@ -42,7 +40,6 @@ const STORE_BUCKETS: &[f64] =
 const OUTCOMES: &[&str] = &[Outcome::Completed.as_str(), Outcome::Failed.as_str(), Outcome::Expired.as_str()];
 const DEAD_REASONS: &[&str] =
     &[DeadReason::Attempts.as_str(), DeadReason::Rejected.as_str(), DeadReason::Unreadable.as_str()];
-const DROP_REASONS: &[&str] = &["queue_full", "export_failed"];
 const BLOCK_STATES: &[&str] = &["free", "cached", "held"];
 const SAVE_OUTCOMES: &[&str] = &["saved", "dropped", "failed", "evicted"];
 
@@ -165,53 +162,6 @@ metrics! {
         "From enqueue to the first published token of a turn.";
     INTER_TOKEN_SECONDS = Kind::Histogram(INTER_TOKEN_BUCKETS), "turnmill_inter_token_seconds",
         "Between two tokens of a turn.";
-
-    SPANS_DROPPED = Kind::Counter, "turnmill_spans_dropped_total"{reason in DROP_REASONS},
-        "Spans that were not exported, by reason.";
-}
-
-/// Makes this process record metrics. Once a process.
-pub fn install() -> Result<PrometheusHandle, ObserveError> {
-    let handle = builder()?.install_recorder()?;
-    announce();
-    process::describe();
-    Ok(handle)
-}
-
-/// What a process tells that records no metrics.
-pub fn unrecorded() -> Result<PrometheusHandle, ObserveError> {
-    Ok(builder()?.build_recorder().handle())
-}
-
-fn builder() -> Result<PrometheusBuilder, ObserveError> {
-    let mut builder = PrometheusBuilder::new();
-    for metric in RECORDED {
-        if let Kind::Histogram(buckets) = metric.kind {
-            builder = builder.set_buckets_for_metric(Matcher::Full(metric.name.to_owned()), buckets)?;
-        }
-    }
-    Ok(builder)
-}
-
-/// Gives every metric its help, and every counter and histogram its 0: a rate over a series that begins with
-/// its first event misses that event. Gauges appear with their first value.
-fn announce() {
-    for Described { name, kind, labels, values, help } in RECORDED {
-        match kind {
-            Kind::Counter => describe_counter!(*name, *help),
-            Kind::Gauge => describe_gauge!(*name, *help),
-            Kind::Histogram(_) => describe_histogram!(*name, *help),
-        }
-        match (kind, labels.first()) {
-            (Kind::Counter, None) => counter!(*name).absolute(0),
-            (Kind::Counter, Some(label)) => {
-                values.iter().for_each(|value| counter!(*name, *label => *value).absolute(0));
-            }
-            (Kind::Histogram(_), _) => drop(histogram!(*name)),
-            (Kind::Gauge, _) => {}
-        }
-    }
-    gauge!(BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
 }
 
 /// A turn was leased. `queued`: the time since it was enqueued; none if it had been leased before.
@@ -395,24 +345,10 @@ pub fn inter_token(after: Duration) {
     histogram!(INTER_TOKEN_SECONDS).record(after);
 }
 
-/// `count` spans were not exported; `reason` comes from a closed list.
-pub fn spans_dropped(reason: &'static str, count: usize) {
-    counter!(SPANS_DROPPED, "reason" => reason).increment(count as u64);
-}
-
 #[cfg(test)]
 pub(super) mod tests {
+    use super::super::CATALOGUE;
     use super::*;
-
-    /// What is rendered after `record` ran, with a recorder of its own.
-    pub(in crate::observe) fn recorded(record: impl FnOnce()) -> PrometheusHandle {
-        let recorder = builder().expect("buckets are not empty").build_recorder();
-        ::metrics::with_local_recorder(&recorder, || {
-            announce();
-            record();
-        });
-        recorder.handle()
-    }
 
     fn assert_lines(text: &str, lines: &[&str]) {
         for line in lines {
@@ -422,7 +358,7 @@ pub(super) mod tests {
 
     #[test]
     fn counters_and_histograms_begin_at_zero_and_unread_gauges_are_absent() {
-        let text = recorded(|| ()).render();
+        let text = CATALOGUE.recorded_while(|| ()).render();
         assert_lines(
             &text,
             &[
@@ -470,12 +406,11 @@ pub(super) mod tests {
         block_brought_back();
         first_token(Duration::from_millis(300));
         inter_token(Duration::from_millis(9));
-        spans_dropped("queue_full", 90);
     }
 
     #[test]
     fn every_event_moves_its_metric() {
-        let text = recorded(every_event).render();
+        let text = CATALOGUE.recorded_while(every_event).render();
         assert_lines(
             &text,
             &[
@@ -535,8 +470,6 @@ pub(super) mod tests {
                 "turnmill_first_token_seconds_bucket{le=\"0.25\"} 0",
                 "turnmill_first_token_seconds_count 1",
                 "turnmill_inter_token_seconds_bucket{le=\"0.01\"} 1",
-                "turnmill_spans_dropped_total{reason=\"queue_full\"} 90",
-                "turnmill_spans_dropped_total{reason=\"export_failed\"} 0",
             ],
         );
     }

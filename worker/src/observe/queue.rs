@@ -4,9 +4,9 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use turnmill_schema::Outcome;
+use turnmill_telemetry::metrics::exposition::{head, labelled, sample};
+use turnmill_telemetry::metrics::{Described, Kind};
 
-use super::catalogue::{Described, Kind};
-use super::exposition::{head, labelled, sample};
 use crate::broker::QueueCounts;
 
 const SOURCE_UP: Described = Described::gauge(

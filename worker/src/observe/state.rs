@@ -3,8 +3,9 @@
 
 use std::time::Instant;
 
-use super::catalogue::{Described, Kind};
-use super::exposition::{head, labelled, sample};
+use turnmill_telemetry::metrics::exposition::{head, labelled, sample};
+use turnmill_telemetry::metrics::{Described, Kind};
+
 use crate::lifecycle::{Lifecycle, Phase};
 
 const PHASE: Described = Described {

@@ -16,7 +16,7 @@ use turnmill_worker::engine::{
 use turnmill_worker::kv::{Namespace, Segment, SegmentGrid, TokenChain};
 use turnmill_worker::lifecycle::{HeadroomLimits, Lifecycle};
 use turnmill_worker::model::{LoadOptions, Model, Tokenizer};
-use turnmill_worker::observe::metrics;
+use turnmill_worker::observe::CATALOGUE;
 use turnmill_worker::runner::{RestoreSettings, Restored, Restorer};
 use turnmill_worker::schedule::{Limits, SequenceId};
 use turnmill_worker::store::inventory::{Inventory, verify};
@@ -204,7 +204,7 @@ async fn a_thousand_damaged_objects_are_a_thousand_misses() {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let seed: u64 = seed.unwrap_or(now.as_nanos() as u64) | 1;
     println!("TURNMILL_FUZZ_SEED={seed}");
-    let metrics = metrics::install().expect("nobody else records in this process");
+    let metrics = CATALOGUE.install().expect("nobody else records in this process");
     let directory = tempfile::tempdir().expect("a temporary directory");
     let (model, folder) = (Tiny::default().write(directory.path()), directory.path().join("store"));
 

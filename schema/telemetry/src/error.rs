@@ -1,10 +1,11 @@
-//! What can go wrong while the worker starts to tell how it is doing, or is told to tell more.
+//! What can go wrong while a program starts to tell how it is doing, or is told to tell more.
 
 use std::net::SocketAddr;
 
-/// Errors of this room. All but [`Self::LogFilter`] belong to the start; a worker that runs does not meet them.
+/// Errors of logs, traces, metrics and probes. All but [`Self::LogFilter`] belong to the start; a program that runs does not meet
+/// them.
 #[derive(Debug, thiserror::Error)]
-pub enum ObserveError {
+pub enum TelemetryError {
     /// Another process listens there.
     #[error("http_addr {addr} is in use; stop the process that listens there or set another http_addr")]
     PortInUse {

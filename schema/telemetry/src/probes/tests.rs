@@ -1,32 +1,70 @@
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
-use std::thread::JoinHandle;
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
-use tokio_util::sync::CancellationToken;
+use ::metrics::counter;
 
-use super::super::logs;
-use super::super::metrics::tests::recorded;
 use super::*;
-use crate::broker::{PriorityCounts, QueueCounts};
-use crate::config::LogFormat;
-use crate::lifecycle::{HeadroomLimits, Phase};
-use crate::observe::metrics::turn_claimed;
+use crate::TelemetryError;
+use crate::logs::{self, LogFormat};
+use crate::metrics::tests::recorded;
+use crate::program::tests::SAMPLE;
 
-const STALL: Duration = Duration::from_secs(30);
+/// What a program answers that does what it is told.
+#[derive(Default)]
+struct Told {
+    hangs: bool,
+    starting: bool,
+    lacks: Vec<&'static str>,
+    slowed_by: Vec<&'static str>,
+    open: u32,
+}
 
-/// Longer ago than an engine may be silent.
-fn long_ago() -> Instant {
-    Instant::now().checked_sub(2 * STALL).expect("the machine has been up for a minute")
+struct Puppet(Mutex<Told>);
+
+impl Puppet {
+    fn told(&self) -> MutexGuard<'_, Told> {
+        self.0.lock().expect("no test panics while it writes")
+    }
+}
+
+fn because(code: &'static str) -> Reason<&'static str> {
+    Reason::new(code, format!("it is {code}"))
+}
+
+impl Probed for Puppet {
+    type Code = &'static str;
+    type Degraded = &'static str;
+
+    fn live(&self, _: Instant) -> Result<(), Reason<&'static str>> {
+        if self.told().hangs { Err(because("hung")) } else { Ok(()) }
+    }
+
+    fn started(&self) -> Result<(), Reason<&'static str>> {
+        if self.told().starting { Err(because("starting")) } else { Ok(()) }
+    }
+
+    fn ready(&self, _: Instant) -> Result<(), Vec<Reason<&'static str>>> {
+        let lacks = self.told().lacks.clone();
+        if lacks.is_empty() { Ok(()) } else { Err(lacks.into_iter().map(because).collect()) }
+    }
+
+    fn degraded(&self) -> Vec<Reason<&'static str>> {
+        self.told().slowed_by.iter().copied().map(because).collect()
+    }
+
+    fn scrape(&self, _: Instant) -> String {
+        format!("sample_open {}\n", self.told().open)
+    }
 }
 
 struct Server {
     addr: SocketAddr,
-    state: HttpState,
+    state: ProbeState<Puppet>,
     /// Keeps the log filter changeable; nothing is written with it.
     _log: Box<dyn tracing::Subscriber + Send + Sync>,
-    shutdown: CancellationToken,
-    thread: Option<JoinHandle<()>>,
+    server: ProbeServer,
 }
 
 impl Server {
@@ -36,20 +74,18 @@ impl Server {
 
     /// One in a process that may have this many descriptors.
     fn start_with(descriptors: u64) -> Self {
-        let limits = HeadroomLimits { low: 0.05, high: 0.10 };
         let info = "info".parse().expect("a filter");
         let (log, logs) = logs::subscriber(LogFormat::Json, &info, false, std::io::sink);
-        let state = HttpState {
-            lifecycle: Arc::new(Lifecycle::new(limits, STALL, long_ago())),
-            metrics: recorded(|| turn_claimed(None)),
-            queue: Arc::new(QueueGauges::new(Duration::from_secs(3600))),
+        let state = ProbeState {
+            program: SAMPLE,
+            answers: Arc::new(Puppet(Mutex::default())),
+            metrics: recorded(|| counter!("sample_done_total").increment(1)),
             logs,
         };
         let listener = bind(SocketAddr::from(([127, 0, 0, 1], 0))).expect("a free port");
         let addr = listener.local_addr().expect("it is bound");
-        let shutdown = CancellationToken::new();
-        let thread = serve(listener, state.clone(), descriptors, shutdown.clone()).expect("it starts");
-        Self { addr, state, _log: log, shutdown, thread: Some(thread) }
+        let server = serve(listener, state.clone(), descriptors).expect("it starts");
+        Self { addr, state, _log: log, server }
     }
 
     fn connect(&self) -> TcpStream {
@@ -66,7 +102,7 @@ impl Server {
     fn ask(&self, method: &str, path: &str, body: &str) -> (u16, String, String) {
         let mut stream = self.connect();
         let length = body.len();
-        let head = format!("{method} {path} HTTP/1.1\r\nhost: worker\r\ncontent-length: {length}");
+        let head = format!("{method} {path} HTTP/1.1\r\nhost: sample\r\ncontent-length: {length}");
         write!(stream, "{head}\r\nconnection: close\r\n\r\n{body}").expect("sent");
         let mut answer = String::new();
         stream.read_to_string(&mut answer).expect("an answer");
@@ -85,19 +121,6 @@ impl Server {
         assert!(reasons.iter().all(|reason| !text(&reason["detail"]).is_empty()));
         (status, text(&body["status"]), reasons.iter().map(|reason| text(&reason["code"])).collect())
     }
-
-    fn stop(&mut self) {
-        self.shutdown.cancel();
-        if let Some(thread) = self.thread.take() {
-            thread.join().expect("the server does not panic");
-        }
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.shutdown.cancel();
-    }
 }
 
 fn pass() -> (u16, String, Vec<String>) {
@@ -109,83 +132,59 @@ fn fail(codes: &[&str]) -> (u16, String, Vec<String>) {
 }
 
 #[test]
-fn health_follows_the_workers_life() {
+fn health_is_what_the_program_answers() {
     let server = Server::start();
-    let lifecycle = &server.state.lifecycle;
-    assert_eq!(server.health("live"), pass());
+    let told = || server.state.answers.told();
+    for which in ["live", "startup", "ready"] {
+        assert_eq!(server.health(which), pass());
+    }
+    told().starting = true;
     assert_eq!(server.health("startup"), fail(&["starting"]));
-    assert_eq!(server.health("ready"), fail(&["starting", "redis_disconnected"]));
-
-    lifecycle.advance(Phase::Ready);
-    lifecycle.set_redis_connected(Instant::now());
-    assert_eq!(server.health("startup"), pass());
-    assert_eq!(server.health("ready"), pass());
-    lifecycle.set_headroom(0.01);
-    assert_eq!(server.health("ready"), fail(&["pool_headroom_low"]));
-    lifecycle.set_headroom(0.5);
-
-    lifecycle.advance(Phase::Draining);
-    assert_eq!(server.health("ready"), fail(&["draining"]));
-    assert_eq!(server.health("startup"), pass());
+    told().lacks = vec!["starting", "cut_off"];
+    assert_eq!(server.health("ready"), fail(&["starting", "cut_off"]));
     assert_eq!(server.health("live"), pass());
+    told().hangs = true;
+    assert_eq!(server.health("live"), fail(&["hung"]));
+    assert!(server.get("/health/live").1.contains("cache-control: no-store"));
 }
 
 #[test]
-fn a_worker_without_its_store_is_ready_and_says_what_it_lacks() {
+fn a_program_that_is_slowed_down_is_ready_and_says_by_what() {
     let server = Server::start();
-    let lifecycle = &server.state.lifecycle;
-    lifecycle.advance(Phase::Ready);
-    lifecycle.set_redis_connected(Instant::now());
     let degraded = || {
         let body: Value = serde_json::from_str(&server.get("/health/ready").2).expect("JSON");
         body["degraded"].clone()
     };
     assert_eq!(degraded(), json!([]));
-    lifecycle.set_store_trouble(Some("no route".into()));
+    server.state.answers.told().slowed_by = vec!["far"];
     assert_eq!(server.health("ready"), pass());
-    assert_eq!(degraded(), json!([{ "code": "store_unreachable", "detail": "no route" }]));
-}
-
-#[test]
-fn a_hung_engine_fails_liveness() {
-    let server = Server::start();
-    server.state.lifecycle.engine().set_busy(true, long_ago());
-    assert_eq!(server.health("live"), fail(&["engine_stalled"]));
-    server.state.lifecycle.engine().step_done(Instant::now());
-    assert_eq!(server.health("live"), pass());
+    assert_eq!(degraded(), json!([{ "code": "far", "detail": "it is far" }]));
 }
 
 #[test]
 fn metrics_have_both_sources_and_the_right_type() {
     let server = Server::start();
+    server.state.answers.told().open = 4;
     let (status, head, body) = server.get("/metrics");
     assert_eq!(status, 200);
     assert!(head.contains("content-type: text/plain; version=0.0.4"), "{head}");
-    assert!(body.contains("turnmill_turns_claimed_total 1\n"), "{body}");
-    assert!(
-        body.contains("turnmill_queue_source_up 0\n") && !body.contains("turnmill_queue_runnable_agents"),
-        "{body}"
-    );
-    let interactive = PriorityCounts { runnable: 4, ..PriorityCounts::default() };
-    let priorities = [interactive, PriorityCounts::default()];
-    server.state.queue.set(QueueCounts { priorities, ..QueueCounts::default() }, Instant::now());
-    assert!(server.get("/metrics").2.contains("turnmill_queue_runnable_agents 4\n"));
+    assert!(body.starts_with("sample_open 4\n") && body.contains("sample_done_total 1\n"), "{body}");
 }
 
 #[test]
 fn the_log_filter_is_read_and_changed() {
     let server = Server::start();
     assert_eq!(server.get("/log").2, "info\n");
-    let (status, _, body) = server.ask("PUT", "/log", "warn,turnmill_worker=debug\n");
-    assert_eq!((status, body.as_str()), (200, "warn,turnmill_worker=debug\n"));
-    assert_eq!(server.get("/log").2, "warn,turnmill_worker=debug\n");
+    let (status, _, body) = server.ask("PUT", "/log", "warn,turnmill=debug\n");
+    assert_eq!((status, body.as_str()), (200, "warn,turnmill=debug\n"));
+    assert_eq!(server.get("/log").2, "warn,turnmill=debug\n");
     for (filter, status) in [("info,a=loud", 400), ("\n", 400), (&"a,".repeat(FILTER_BYTES)[..], 413)] {
         assert_eq!(server.ask("PUT", "/log", filter).0, status);
     }
     let body: Value = serde_json::from_str(&server.ask("PUT", "/log", "info,a=loud").2).expect("JSON");
     assert!(body["error"].as_str().expect("text").contains("\"a=loud\""), "{body}");
     assert_eq!(server.ask("POST", "/log", "info").0, 405);
-    assert_eq!(server.get("/log").2, "warn,turnmill_worker=debug\n", "a refused one changes nothing");
+    assert_eq!(server.get("/log").2, "warn,turnmill=debug\n", "a refused one changes nothing");
 }
 
 #[tokio::test]
@@ -211,24 +210,24 @@ fn other_paths_get_a_404_that_names_the_known_ones() {
 fn a_port_in_use_is_told_by_its_address() {
     let server = Server::start();
     let refused = bind(server.addr).expect_err("in use");
-    assert!(matches!(refused, ObserveError::PortInUse { addr } if addr == server.addr), "{refused}");
+    assert!(matches!(refused, TelemetryError::PortInUse { addr } if addr == server.addr), "{refused}");
     // TEST-NET-1: no machine has it.
     let foreign = SocketAddr::from(([192, 0, 2, 1], 9470));
-    assert!(matches!(bind(foreign), Err(ObserveError::Bind { addr, .. }) if addr == foreign));
+    assert!(matches!(bind(foreign), Err(TelemetryError::Bind { addr, .. }) if addr == foreign));
 }
 
 #[test]
 fn stopping_frees_the_port_even_from_a_client_that_says_nothing_more() {
-    let mut server = Server::start();
+    let server = Server::start();
     assert_eq!(server.health("live"), pass());
     let mut half_asked = server.connect();
     half_asked.write_all(b"GET /health/live HTTP/1.1\r\n").expect("sent");
-    server.stop();
+    server.server.stop();
     bind(server.addr).expect("the port is free again");
 }
 
 #[tokio::test]
-async fn probes_do_not_need_the_workers_runtime() {
+async fn probes_do_not_need_the_programs_runtime() {
     // The only thread of this runtime waits in `health`; a server on it would never answer.
     assert_eq!(Server::start().health("live"), pass());
 }
@@ -249,7 +248,7 @@ fn a_request_that_does_not_end_is_given_up() {
     let requests = [
         "",
         "GET /health/live HTTP/1.1\r\nhost:",
-        "PUT /log HTTP/1.1\r\nhost: worker\r\ncontent-length: 4\r\n\r\nin",
+        "PUT /log HTTP/1.1\r\nhost: sample\r\ncontent-length: 4\r\n\r\nin",
     ];
     let streams = requests.map(|request| {
         let mut stream = server.connect();
@@ -266,7 +265,7 @@ fn a_new_client_takes_the_place_of_the_one_that_was_idle_longest() {
     // Room for four.
     let server = Server::start_with(0);
     let mut kept = server.connect();
-    let request = "GET /health/live HTTP/1.1\r\nhost: worker\r\n\r\n";
+    let request = "GET /health/live HTTP/1.1\r\nhost: sample\r\n\r\n";
     let first_line = |kept: &mut TcpStream| {
         kept.write_all(request.as_bytes()).expect("sent");
         let mut line = [0; 12];

@@ -1,16 +1,20 @@
-//! Spans of turns, exported over OTLP to a collector of traces. Off unless a setting or the standard variables say where.
+//! Spans, exported over OTLP to a collector of traces. Off unless a setting or the standard variables say where.
 //!
-//! Invariants: a receiver that is slow, dead or wrong costs no turn anything: spans wait in a bounded queue, what does not
-//! fit or cannot be sent is dropped and counted, and the end of the worker waits for it `LAST_EXPORT` at most; it is
+//! Invariants: a receiver that is slow, dead or wrong costs the program's work nothing: spans wait in a bounded queue, what does
+//! not fit or cannot be sent is dropped and counted, and the end of the program waits for it `LAST_EXPORT` at most; it is
 //! logged once an episode. `docs/adr/0018` says why the context travels as it does.
 //!
 //! | file | owns |
 //! |---|---|
+//! | `otlp_url` | the setting: where spans go |
+//! | `dropped` | the metric of spans that were not exported |
 //! | `export` | the bound and the counts around the SDK's batches |
 //! | `ids` | ids that a span has to have |
 
+mod dropped;
 mod export;
 mod ids;
+mod otlp_url;
 
 use std::env;
 use std::sync::Arc;
@@ -25,18 +29,16 @@ use opentelemetry_sdk::trace::{
 };
 use tracing::{info, warn};
 
+pub use self::dropped::METRICS;
 use self::export::{Bounded, Counted, Room};
 use self::ids::ChosenIds;
-use super::ObserveError;
-use crate::config::Settings;
-use crate::cryptography;
+pub use self::otlp_url::OtlpUrl;
+use crate::{Program, TelemetryError};
 
-/// How long the end of the worker waits for the last spans.
+/// How long the end of the program waits for the last spans.
 const LAST_EXPORT: Duration = Duration::from_secs(1);
 /// Spans that wait at most, unless `OTEL_BSP_MAX_QUEUE_SIZE` says otherwise; the specification's number.
 const QUEUE_SPANS: usize = 2048;
-/// What the service is called unless `OTEL_SERVICE_NAME` or `OTEL_RESOURCE_ATTRIBUTES` says otherwise.
-const SERVICE: &str = "turnmill-worker";
 
 /// Makes spans, or none if traces are off. Clones make the same.
 #[derive(Clone, Debug, Default)]
@@ -47,7 +49,6 @@ struct Recorder {
     provider: SdkTracerProvider,
     tracer: SdkTracer,
     room: Arc<Room>,
-    queue: String,
 }
 
 impl Traces {
@@ -56,11 +57,23 @@ impl Traces {
         Self::default()
     }
 
-    /// Spans go where `settings` or the environment say; off if neither does.
-    pub fn start(settings: &Settings) -> Result<Self, ObserveError> {
-        let Some(endpoint) = endpoint(settings) else { return Ok(Self::off()) };
-        // The client may speak TLS.
-        cryptography::choose();
+    /// Spans go where `endpoint`, a setting, or the environment says; off if neither does. `instance` is this process among
+    /// others of the program: `service.instance.id`.
+    ///
+    /// The exporter's client may speak TLS, which comes without cryptography: choose one for the process before (rustls'
+    /// `CryptoProvider::install_default`).
+    ///
+    /// # Errors
+    /// The endpoint or one of the standard variables cannot be used.
+    ///
+    /// # Panics
+    /// No cryptography was chosen, and spans are on.
+    pub fn start(
+        program: &Program,
+        endpoint: Option<&OtlpUrl>,
+        instance: &str,
+    ) -> Result<Self, TelemetryError> {
+        let Some(endpoint) = where_to(endpoint) else { return Ok(Self::off()) };
         let exporter = opentelemetry_otlp::SpanExporter::builder()
             .with_http()
             .with_protocol(opentelemetry_otlp::Protocol::HttpBinary)
@@ -68,17 +81,11 @@ impl Traces {
             .with_retry_policy(opentelemetry_otlp::RetryPolicy::recommended())
             .build()?;
         info!("spans are exported over OTLP");
-        let resource = resource(&settings.worker_name.consumer_id());
-        Ok(Self::with_exporter(exporter, resource, settings.queue.as_str(), queue_spans()))
+        Ok(Self::with_exporter(exporter, resource(program, instance), queue_spans()))
     }
 
-    /// Spans go to `exporter`; `limit` of them wait at most.
-    fn with_exporter(
-        exporter: impl SpanExporter + 'static,
-        resource: Resource,
-        queue: &str,
-        limit: usize,
-    ) -> Self {
+    /// Spans of `resource` go to `exporter`; `limit` of them wait at most.
+    pub fn with_exporter(exporter: impl SpanExporter + 'static, resource: Resource, limit: usize) -> Self {
         let room = Arc::new(Room::new(limit));
         // Its own queue is as long, so that it never drops what ours let in.
         let batches = BatchConfigBuilder::default().with_max_queue_size(limit).build();
@@ -90,7 +97,7 @@ impl Traces {
             .with_resource(resource)
             .build();
         let tracer = provider.tracer("turnmill");
-        Self(Some(Arc::new(Recorder { provider, tracer, room, queue: queue.to_owned() })))
+        Self(Some(Arc::new(Recorder { provider, tracer, room })))
     }
 
     /// Exports what waits, for `LAST_EXPORT` at most, and nothing after that. Blocks.
@@ -101,19 +108,14 @@ impl Traces {
         recorder.room.abandon();
     }
 
-    /// The queue that spans are about; none if traces are off.
-    pub(super) fn queue(&self) -> Option<&str> {
-        self.0.as_deref().map(|recorder| recorder.queue.as_str())
+    /// Whether spans are made.
+    pub fn are_on(&self) -> bool {
+        self.0.is_some()
     }
 
-    /// Starts a span; none if traces are off. `ids`: those that it has to have, of which the trace's counts where `parent`
-    /// has none.
-    pub(super) fn span(
-        &self,
-        span: SpanBuilder,
-        parent: &Context,
-        ids: Option<(TraceId, SpanId)>,
-    ) -> Option<Span> {
+    /// Starts a span; none if traces are off. `ids`: those that it has to have; the trace's counts only if `parent` has
+    /// none.
+    pub fn span(&self, span: SpanBuilder, parent: &Context, ids: Option<(TraceId, SpanId)>) -> Option<Span> {
         let tracer = &self.0.as_deref()?.tracer;
         let build = || tracer.build_with_context(span, parent);
         Some(match ids {
@@ -124,12 +126,12 @@ impl Traces {
 }
 
 /// Where spans are posted; none if traces are off.
-fn endpoint(settings: &Settings) -> Option<String> {
+fn where_to(setting: Option<&OtlpUrl>) -> Option<String> {
     let variable = |name: &str| env::var(name).ok().filter(|value| !value.is_empty());
     if variable("OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true")) {
         return None;
     }
-    if let Some(url) = &settings.otlp_endpoint {
+    if let Some(url) = setting {
         return Some(url.traces());
     }
     // A signal's own endpoint is used as it is; the common one is a base.
@@ -160,20 +162,20 @@ fn queue_spans() -> usize {
     given.filter(|size| *size > 0).unwrap_or(QUEUE_SPANS)
 }
 
-/// Who sends the spans.
-fn resource(worker: &str) -> Resource {
+/// Who sends the spans: the program, unless `OTEL_SERVICE_NAME` or `OTEL_RESOURCE_ATTRIBUTES` names another service.
+fn resource(program: &Program, instance: &str) -> Resource {
     let given = env::var("OTEL_RESOURCE_ATTRIBUTES").unwrap_or_default();
     let is_named = env::var("OTEL_SERVICE_NAME").is_ok_and(|name| !name.is_empty())
         || given.split(',').any(|attribute| attribute.trim_start().starts_with("service.name="));
     let resource = Resource::builder().with_attributes([
-        KeyValue::new("service.version", env!("CARGO_PKG_VERSION")),
-        KeyValue::new("service.instance.id", worker.to_owned()),
+        KeyValue::new("service.version", program.version),
+        KeyValue::new("service.instance.id", instance.to_owned()),
     ]);
-    if is_named { resource.build() } else { resource.with_service_name(SERVICE).build() }
+    if is_named { resource.build() } else { resource.with_service_name(program.name).build() }
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+mod tests {
     use std::sync::Mutex;
 
     use opentelemetry_sdk::error::OTelSdkResult;
@@ -183,7 +185,7 @@ pub(super) mod tests {
 
     /// Keeps what it is given.
     #[derive(Clone, Debug, Default)]
-    pub struct Kept(Arc<Mutex<Vec<SpanData>>>);
+    struct Kept(Arc<Mutex<Vec<SpanData>>>);
 
     impl SpanExporter for Kept {
         async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
@@ -193,9 +195,9 @@ pub(super) mod tests {
     }
 
     /// The spans that `record` ends.
-    pub fn recorded(record: impl FnOnce(&Traces)) -> Vec<SpanData> {
+    fn recorded(record: impl FnOnce(&Traces)) -> Vec<SpanData> {
         let kept = Kept::default();
-        let traces = Traces::with_exporter(kept.clone(), Resource::builder_empty().build(), "q", 100);
+        let traces = Traces::with_exporter(kept.clone(), Resource::builder_empty().build(), 100);
         record(&traces);
         traces.shutdown();
         kept.0.lock().expect("no test panics while it writes").clone()
@@ -209,6 +211,7 @@ pub(super) mod tests {
             drop(traces.span(SpanBuilder::from_name("late"), &Context::new(), None));
         });
         assert_eq!(spans.iter().map(|span| span.name.as_ref()).collect::<Vec<_>>(), ["one"]);
+        assert!(!Traces::off().are_on());
         assert!(Traces::off().span(SpanBuilder::from_name("x"), &Context::new(), None).is_none());
         Traces::off().shutdown();
     }

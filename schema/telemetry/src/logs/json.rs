@@ -143,7 +143,7 @@ mod tests {
     use tracing::{error_span, field, info};
 
     use super::super::tests::written;
-    use crate::config::LogFormat;
+    use crate::logs::LogFormat;
 
     #[test]
     fn values_keep_their_kinds_and_texts_are_escaped() {

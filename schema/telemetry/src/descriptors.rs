@@ -8,7 +8,7 @@ const CEILING: u64 = if cfg!(target_os = "macos") { 10_240 } else { 1 << 20 };
 
 /// Raises the soft limit to the hard one, and returns the limit in force.
 ///
-/// The soft limit is often 1,024 for the sake of programs that use `select`; the worker does not.
+/// The soft limit is often 1,024 for the sake of programs that use `select`; ours do not.
 pub fn raise_limit() -> u64 {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     let current = current.unwrap_or(u64::MAX);

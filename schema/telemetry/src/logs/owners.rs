@@ -1,29 +1,30 @@
 //! Which spans and events are looked at.
 //!
-//! Invariant: turns' spans are, whatever the filter in force says. They say whose a line is; a filter that hid them would
-//! leave warnings that nobody can assign, and one that is opened while a turn runs would show its lines without its fields.
+//! Invariant: our own spans at error are, whatever the filter in force says. They say whose a line is (a turn's, a request's); a
+//! filter that hid them would leave warnings that nobody can assign, and one that is opened while a turn runs would show its
+//! lines without its fields.
 
 use tracing::subscriber::Interest;
-use tracing::{Event, Metadata, level_filters::LevelFilter, span};
+use tracing::{Event, Level, Metadata, level_filters::LevelFilter, span};
 use tracing_subscriber::layer::{Context, Filter};
 
-/// The name of a turn's span.
-const TURN: &str = "turn";
+/// What the targets of our own programs and libraries begin with.
+const OURS: &str = "turnmill";
 
-/// A filter, and turns' spans besides what it lets through. They are at error, the level that a filter hides last.
-pub(super) struct AlwaysTurns<F>(pub F);
+/// A filter, and owners' spans besides what it lets through. They are at error, the level that a filter hides last.
+pub(super) struct AlwaysOwners<F>(pub F);
 
-fn is_turn(metadata: &Metadata<'_>) -> bool {
-    metadata.is_span() && metadata.name() == TURN && metadata.target().starts_with("turnmill_worker")
+fn is_owner(metadata: &Metadata<'_>) -> bool {
+    metadata.is_span() && *metadata.level() == Level::ERROR && metadata.target().starts_with(OURS)
 }
 
-impl<S, F: Filter<S>> Filter<S> for AlwaysTurns<F> {
+impl<S, F: Filter<S>> Filter<S> for AlwaysOwners<F> {
     fn enabled(&self, metadata: &Metadata<'_>, cx: &Context<'_, S>) -> bool {
-        is_turn(metadata) || self.0.enabled(metadata, cx)
+        is_owner(metadata) || self.0.enabled(metadata, cx)
     }
 
     fn callsite_enabled(&self, metadata: &'static Metadata<'static>) -> Interest {
-        if is_turn(metadata) { Interest::always() } else { self.0.callsite_enabled(metadata) }
+        if is_owner(metadata) { Interest::always() } else { self.0.callsite_enabled(metadata) }
     }
 
     fn event_enabled(&self, event: &Event<'_>, cx: &Context<'_, S>) -> bool {

@@ -1,4 +1,4 @@
-//! What must be told although no event tells it: why the worker ends, and panics.
+//! What must be told although no event tells it: why a program ends, and panics.
 //!
 //! Invariants: where log lines are JSON, these are too; no filter hides them; they need neither settings nor a subscriber,
 //! because settings may be what is wrong.
@@ -11,20 +11,23 @@ use std::panic::PanicHookInfo;
 use jiff::Timestamp;
 use serde_json::Value;
 
-/// Says on standard error why the worker ends, as the last of its log lines in JSON.
-pub fn fatal(error: &dyn Display) {
-    write(&line("the worker ends with an error", &[("error", error)]));
+use crate::Program;
+
+/// Says on standard error why the program ends, as the last of its log lines in JSON.
+pub fn fatal(program: &Program, error: &dyn Display) {
+    let message = format!("the {} ends with an error", program.noun);
+    write(&line(program, &message, &[("error", error)]));
 }
 
 /// From now on, panics are told in JSON.
-pub(super) fn tell_panics() {
-    std::panic::set_hook(Box::new(|panic| {
+pub(super) fn tell_panics(program: Program) {
+    std::panic::set_hook(Box::new(move |panic| {
         let thread = std::thread::current();
-        write(&panicked(panic, thread.name().unwrap_or("unnamed"), &Backtrace::capture()));
+        write(&panicked(&program, panic, thread.name().unwrap_or("unnamed"), &Backtrace::capture()));
     }));
 }
 
-fn panicked(panic: &PanicHookInfo<'_>, thread: &str, backtrace: &Backtrace) -> String {
+fn panicked(program: &Program, panic: &PanicHookInfo<'_>, thread: &str, backtrace: &Backtrace) -> String {
     let reason = panic.payload_as_str().unwrap_or("a value that is no text");
     let location = panic.location().map(ToString::to_string).unwrap_or_default();
     let mut fields: Vec<(&str, &dyn Display)> =
@@ -32,13 +35,13 @@ fn panicked(panic: &PanicHookInfo<'_>, thread: &str, backtrace: &Backtrace) -> S
     if backtrace.status() == BacktraceStatus::Captured {
         fields.push(("backtrace", backtrace));
     }
-    line("a thread panicked", &fields)
+    line(program, "a thread panicked", &fields)
 }
 
 /// A line as the log's others.
-fn line(message: &str, fields: &[(&str, &dyn Display)]) -> String {
+fn line(program: &Program, message: &str, fields: &[(&str, &dyn Display)]) -> String {
     let mut line = format!(r#"{{"timestamp":"{:.6}","level":"ERROR""#, Timestamp::now());
-    let own: [(&str, &dyn Display); 2] = [("target", &env!("CARGO_CRATE_NAME")), ("message", &message)];
+    let own: [(&str, &dyn Display); 2] = [("target", &program.target()), ("message", &message)];
     for (name, value) in own.iter().chain(fields) {
         line += &format!(",\"{name}\":{}", Value::from(value.to_string()));
     }
@@ -54,16 +57,17 @@ fn write(text: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::program::tests::SAMPLE;
 
     #[test]
     fn a_line_is_one_json_object_whatever_is_told() {
         let odd = "line 1 \"quoted\"\nline 2\u{7}";
-        let text = line("said", &[("error", &odd)]);
+        let text = line(&SAMPLE, "said", &[("error", &odd)]);
         assert_eq!(text.lines().count(), 1);
         let line: Value = serde_json::from_str(&text).expect("JSON");
         assert_eq!(
-            (&line["level"], &line["message"], &line["error"]),
-            (&"ERROR".into(), &"said".into(), &odd.into())
+            [&line["level"], &line["target"], &line["message"], &line["error"]],
+            ["ERROR", "turnmill_sample", "said", odd].map(Value::from).each_ref()
         );
         assert_eq!(line["timestamp"].as_str().map(str::len), Some(27));
     }

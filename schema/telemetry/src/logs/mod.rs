@@ -1,13 +1,20 @@
 //! Log lines: text for people on a terminal, JSON for programs otherwise. They go to standard error, because
 //! standard output belongs to what a command prints.
 //!
-//! Invariants: a line that is written while a turn's span is entered carries the turn's fields, whatever the filter says;
-//! in JSON all fields are at the top level; no line quotes what a turn says unless the setting `log_content` asks for it
-//! (every log line keeps to that: see `runner`).
+//! Invariants: a line that is written in a span of ours at error carries the span's fields, whatever the filter says; in JSON all
+//! fields are at the top level.
+//!
+//! | file | owns |
+//! |---|---|
+//! | `form` | the settings: format and filter |
+//! | `json` | lines as JSON |
+//! | `owners` | which spans are looked at whatever the filter says |
+//! | `last_words` | why a process ends, and panics |
 
+mod form;
 mod json;
 mod last_words;
-mod turns;
+mod owners;
 
 use std::fmt;
 use std::io::{self, IsTerminal as _};
@@ -20,11 +27,11 @@ use tracing_subscriber::layer::{Layer, SubscriberExt as _};
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{Registry, fmt as text, reload};
 
+pub use self::form::{InvalidFilter, LogFilter, LogFormat};
 use self::json::JsonLines;
 pub use self::last_words::fatal;
-use self::turns::AlwaysTurns;
-use super::ObserveError;
-use crate::config::{LogFilter, LogFormat};
+use self::owners::AlwaysOwners;
+use crate::{Program, TelemetryError};
 
 /// Puts another filter in force.
 type Reload = Arc<dyn Fn(EnvFilter) -> Result<(), reload::Error> + Send + Sync>;
@@ -43,7 +50,10 @@ impl LogControl {
     }
 
     /// Puts `filter` in force, until the next change or the process's end.
-    pub fn set(&self, filter: LogFilter) -> Result<(), ObserveError> {
+    ///
+    /// # Errors
+    /// The process is ending, and its log with it.
+    pub fn set(&self, filter: LogFilter) -> Result<(), TelemetryError> {
         let mut now = self.filter.lock().unwrap_or_else(PoisonError::into_inner);
         (self.reload)(filter.to_filter())?;
         *now = filter;
@@ -58,12 +68,15 @@ impl fmt::Debug for LogControl {
 }
 
 /// Sends this process's log lines to standard error from now on. Once a process.
-pub fn init(format: LogFormat, filter: &LogFilter) -> Result<LogControl, ObserveError> {
+///
+/// # Errors
+/// There is a log already.
+pub fn init(program: Program, format: LogFormat, filter: &LogFilter) -> Result<LogControl, TelemetryError> {
     let terminal = io::stderr().is_terminal();
     let (subscriber, control) = subscriber(format, filter, terminal, io::stderr);
     subscriber.try_init()?;
     if is_json(format, terminal) {
-        last_words::tell_panics();
+        last_words::tell_panics(program);
     }
     Ok(control)
 }
@@ -82,7 +95,7 @@ fn is_json(format: LogFormat, terminal: bool) -> bool {
 }
 
 /// A subscriber that writes to `writer`, and its control. `terminal`: whether people look.
-pub(super) fn subscriber<W>(
+pub(crate) fn subscriber<W>(
     format: LogFormat,
     filter: &LogFilter,
     terminal: bool,
@@ -100,12 +113,12 @@ where
         true => JsonLines::new(writer).boxed(),
         false => text::layer().with_ansi(terminal).with_writer(writer).boxed(),
     };
-    let subscriber = Registry::default().with(lines.with_filter(AlwaysTurns(reloadable)));
+    let subscriber = Registry::default().with(lines.with_filter(AlwaysOwners(reloadable)));
     (Box::new(subscriber), control)
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use tracing::{debug, error_span, info};
 
     use super::*;
@@ -164,7 +177,7 @@ pub(super) mod tests {
     #[test]
     fn a_named_format_and_the_filter_hold_everywhere() {
         assert!(logged(LogFormat::Json, "info", true).starts_with('{'));
-        let text = logged(LogFormat::Text, "turnmill_worker=debug", false);
+        let text = logged(LogFormat::Text, "turnmill_telemetry=debug", false);
         assert!(text.contains("turn=7") && !text.contains('\u{1b}'), "no colours in files: {text}");
         assert_eq!(text.lines().count(), 2);
         assert_eq!(logged(LogFormat::Text, "warn", false), "");
@@ -191,12 +204,23 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn a_filter_that_hides_the_owners_span_leaves_its_fields() {
+        let lines = written(LogFormat::Json, "elsewhere=info", false, |_| {
+            let owner = error_span!("turn", turn = "t");
+            let foreign = error_span!(target: "hyper", "connection", peer = "p");
+            foreign.in_scope(|| owner.in_scope(|| info!(target: "elsewhere", "said")));
+        });
+        let lines = lines.json();
+        assert_eq!((lines.len(), &lines[0]["turn"], lines[0].get("peer")), (1, &"t".into(), None));
+    }
+
+    #[test]
     fn the_filter_can_be_changed_while_lines_are_written() {
         let written = written(LogFormat::Json, "off", false, |control| {
             let span = error_span!("turn", turn = "t");
             span.in_scope(|| debug!("unheard"));
-            control.set("turnmill_worker=debug".parse().expect("a filter")).expect("set");
-            assert_eq!(control.filter().as_str(), "turnmill_worker=debug");
+            control.set("turnmill_telemetry=debug".parse().expect("a filter")).expect("set");
+            assert_eq!(control.filter().as_str(), "turnmill_telemetry=debug");
             span.in_scope(|| debug!("heard"));
             control.set("off".parse().expect("a filter")).expect("set");
             tracing::error!("silenced");

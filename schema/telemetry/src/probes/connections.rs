@@ -26,7 +26,7 @@ use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// Connections at most: orchestrator, Prometheus and a few people have room, and the worker keeps its descriptors.
+/// Connections at most: orchestrator, Prometheus and a few people have room, and the program keeps its descriptors.
 const MOST: u64 = 64;
 /// Connections at least, however few descriptors there are.
 const LEAST: u64 = 4;

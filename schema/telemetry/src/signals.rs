@@ -1,12 +1,12 @@
-//! What the worker does with signals.
+//! What a program does with signals.
 //!
 //! | signal | effect |
 //! |---|---|
-//! | SIGTERM, SIGINT | drain; a second one: return what runs at once |
-//! | SIGHUP | drain, unless it was ignored when the worker started (`nohup`); it never hurries a drain |
+//! | SIGTERM, SIGINT | drain; a second one: end what runs at once |
+//! | SIGHUP | drain, unless it was ignored when the program started (`nohup`); it never hurries a drain |
 //! | SIGUSR1, SIGUSR2 | nothing |
 //!
-//! SIGHUP drains because the terminal or the session that the worker belongs to is gone. There is nothing to load again:
+//! SIGHUP drains because the terminal or the session that the program belongs to is gone. There is nothing to load again:
 //! settings are read once. Where one signal of a group ends a session, others follow: the kernel and the shell of a closed
 //! terminal each send SIGHUP, and systemd sends SIGTERM and SIGHUP together to a session's processes. So only a second
 //! SIGTERM or SIGINT means "now". The standard library ignores SIGPIPE. Other signals do what the system does by default.
@@ -16,7 +16,8 @@ use std::io;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// The signals that are listened to, from now until the end of the process.
-pub(crate) struct Signals {
+#[derive(Debug)]
+pub struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hangup: Option<Signal>,
@@ -25,7 +26,10 @@ pub(crate) struct Signals {
 }
 
 impl Signals {
-    /// Takes signals from their default effects.
+    /// Takes signals from their default effects. In a runtime of tokio's.
+    ///
+    /// # Errors
+    /// The system's words, if it refuses a handler.
     pub fn listen() -> io::Result<Self> {
         // The two that programs define for themselves would end the process. A stray one must not cost a drain.
         let _ = signal(SignalKind::user_defined1())?;

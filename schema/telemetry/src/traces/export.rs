@@ -14,10 +14,7 @@ use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::trace::{Span, SpanData, SpanExporter, SpanProcessor};
 use tracing::{info, warn};
 
-use crate::observe::metrics;
-
-const QUEUE_FULL: &str = "queue_full";
-const EXPORT_FAILED: &str = "export_failed";
+use super::dropped::{EXPORT_FAILED, QUEUE_FULL, spans_dropped};
 
 /// Spans between their end and their export.
 #[derive(Debug)]
@@ -38,7 +35,7 @@ impl Room {
         let fits = |waiting: usize| (waiting < self.limit).then_some(waiting + 1);
         let taken = self.waiting.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).is_ok();
         if !taken {
-            metrics::spans_dropped(QUEUE_FULL, 1);
+            spans_dropped(QUEUE_FULL, 1);
         }
         taken
     }
@@ -53,7 +50,7 @@ impl Room {
             Ok(()) => {}
             Err(error) => {
                 if ours {
-                    metrics::spans_dropped(EXPORT_FAILED, count);
+                    spans_dropped(EXPORT_FAILED, count);
                 }
                 if !self.fails.swap(true, Ordering::Relaxed) {
                     warn!(%error, "spans cannot be exported; they are dropped and counted until they can");
@@ -66,7 +63,7 @@ impl Room {
     pub fn abandon(&self) {
         match self.waiting.swap(0, Ordering::Relaxed) {
             0 => {}
-            left => metrics::spans_dropped(EXPORT_FAILED, left),
+            left => spans_dropped(EXPORT_FAILED, left),
         }
     }
 }
@@ -149,9 +146,9 @@ mod tests {
     use opentelemetry_sdk::trace::SdkTracerProvider;
 
     use super::*;
-    use crate::config::LogFormat;
-    use crate::observe::logs::tests::written;
-    use crate::observe::metrics::tests::recorded;
+    use crate::logs::LogFormat;
+    use crate::logs::tests::written;
+    use crate::metrics::tests::recorded;
 
     /// Keeps nothing and never exports: what was let through stays waiting.
     #[derive(Debug)]

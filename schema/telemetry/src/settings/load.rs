@@ -7,20 +7,20 @@ use clap::parser::ValueSource;
 use clap::{ArgMatches, FromArgMatches as _};
 use serde::Serialize;
 use serde_json::Value;
-use turnmill_redis::MASK;
 use turnmill_schema::environment::refuse_unknown;
+use turnmill_schema::masked::MASK;
 
-use super::settings::FileSettings;
-use super::{ConfigError, LogFormat, Settings};
+use super::{Problems, SettingsError, Table};
+use crate::logs::LogFormat;
 
 /// The arguments of every command that needs settings; flatten it into the command's own.
 #[derive(Clone, Debug, clap::Args)]
-pub struct SettingsArgs {
+pub struct SettingsArgs<T: Table> {
     /// A TOML file with settings; its keys are the flags' names with underscores.
-    #[arg(long, env = "TURNMILL_CONFIG", value_name = "FILE", hide_env_values = true)]
+    #[arg(long, env = T::CONFIG, value_name = "FILE", hide_env_values = true)]
     config: Option<PathBuf>,
     #[command(flatten)]
-    settings: Settings,
+    settings: T,
 }
 
 /// Where a setting's value came from, strongest first.
@@ -42,6 +42,9 @@ pub enum Source {
 pub struct Effective {
     /// Its name, which is also its key in the file.
     pub name: &'static str,
+    /// The variable that gives it.
+    #[serde(skip)]
+    pub variable: &'static str,
     /// Its value; null if it has none.
     pub value: Value,
     /// Where that came from.
@@ -52,33 +55,35 @@ pub struct Effective {
 }
 
 impl Effective {
-    pub(super) fn new(name: &'static str, value: &impl Serialize, source: Source) -> Self {
+    /// A setting in force, from the table that [`crate::settings!`] makes.
+    pub fn new(name: &'static str, variable: &'static str, value: &impl Serialize, source: Source) -> Self {
         // Only a path that is not Unicode cannot be written as JSON.
         let Ok(value) = serde_json::to_value(value) else {
-            return Self { name, value: Value::Null, source, left_out: Some("it is not Unicode") };
+            return Self { name, variable, value: Value::Null, source, left_out: Some("it is not Unicode") };
         };
         let hides = |text: &str| text.contains("://") && text.contains(MASK);
         let left_out = value.as_str().is_some_and(hides).then_some("passwords are not printed");
-        Self { name, value, source, left_out }
+        Self { name, variable, value, source, left_out }
     }
 }
 
-impl Settings {
-    /// Reads the file that `matches` names, if any, and the environment; merges and validates.
-    ///
-    /// `matches` are those of the (sub)command into which [`SettingsArgs`] was flattened.
-    pub fn load(matches: &ArgMatches) -> Result<(Self, Vec<Effective>), ConfigError> {
-        // A variable that is not Unicode is nobody's setting; lossy names keep the check total.
-        let lossy = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
-            (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned())
-        };
-        refuse_unknown(std::env::vars_os().map(lossy))?;
-        let SettingsArgs { config, mut settings } = SettingsArgs::from_arg_matches(matches)?;
-        let file = config.as_deref().map(read_file).transpose()?.unwrap_or_default();
-        let effective = settings.merge(file, |name| source(matches, name));
-        settings.validate()?;
-        Ok((settings, effective))
-    }
+/// Reads the file that `matches` names, if any, and the environment; merges and validates.
+///
+/// `matches` are those of the (sub)command into which [`SettingsArgs`] was flattened.
+///
+/// # Errors
+/// What is unknown, unreadable, of the wrong kind or against a rule, in one sentence; rules that are broken, all at once.
+pub fn load<T: Table>(matches: &ArgMatches) -> Result<(T, Vec<Effective>), SettingsError> {
+    // A variable that is not Unicode is nobody's setting; lossy names keep the check total.
+    let lossy = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
+        (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned())
+    };
+    refuse_unknown(std::env::vars_os().map(lossy))?;
+    let SettingsArgs { config, mut settings } = SettingsArgs::<T>::from_arg_matches(matches)?;
+    let file = config.as_deref().map(read_file::<T>).transpose()?.unwrap_or_default();
+    let effective = settings.merge(file, |name| source(matches, name));
+    Problems::of(&settings)?;
+    Ok((settings, effective))
 }
 
 /// The command of a program that takes settings, without reading variables that are empty: they count as unset.
@@ -92,6 +97,7 @@ pub fn without_empty_variables(command: clap::Command) -> clap::Command {
 }
 
 /// How log lines look, as far as it can be told although the settings may be wrong: errors of a service belong into its log.
+/// The setting is called `log_format`.
 pub fn log_format(matches: &ArgMatches) -> LogFormat {
     /// The one key that counts here, whatever else stands in the file.
     #[derive(serde::Deserialize)]
@@ -116,40 +122,33 @@ fn source(matches: &ArgMatches, name: &str) -> Source {
     }
 }
 
-fn read_file(path: &Path) -> Result<FileSettings, ConfigError> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
+fn read_file<T: Table>(path: &Path) -> Result<T::File, SettingsError> {
+    let text = std::fs::read_to_string(path).map_err(|source| SettingsError::Unreadable {
+        path: path.to_owned(),
+        variable: T::CONFIG,
+        source,
+    })?;
     toml::from_str(&text).map_err(|error| {
         // The error's own text quotes the line, and with it a password that may stand there.
         let start = error.span().map_or(0, |span| span.start);
         let line = 1 + text.bytes().take(start).filter(|byte| *byte == b'\n').count();
-        ConfigError::File { path: path.to_owned(), line, reason: error.message().to_owned() }
+        SettingsError::File { path: path.to_owned(), line, reason: error.message().to_owned() }
     })
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+mod tests {
     use std::process::{Command, Output};
 
-    use clap::{Args as _, CommandFactory, Parser};
+    use clap::{CommandFactory as _, Parser};
 
-    use turnmill_schema::environment::WORKER;
-
+    use super::super::sample::Sample;
     use super::*;
 
     #[derive(Parser)]
     struct Cli {
         #[command(flatten)]
-        args: SettingsArgs,
-    }
-
-    /// Settings from flags alone, not validated.
-    pub(in crate::config) fn settings(flags: &[&str]) -> Settings {
-        // clap reads the environment of the process; here only flags and defaults may count.
-        let command = SettingsArgs::augment_args(clap::Command::new("test"));
-        let command = command.mut_args(|arg| arg.env(None::<&str>));
-        let matches = command.try_get_matches_from([&["test"], flags].concat()).expect("flags parse");
-        SettingsArgs::from_arg_matches(&matches).expect("its own matches").settings
+        _args: SettingsArgs<Sample>,
     }
 
     /// Not a test: what [`load`] runs. The environment belongs to a whole process and tests share theirs, so
@@ -160,7 +159,7 @@ pub(super) mod tests {
         let flags = std::env::var("TEST_FLAGS").unwrap_or_default();
         let flags = flags.split_whitespace();
         let matches = Cli::command().get_matches_from(std::iter::once("test").chain(flags));
-        match Settings::load(&matches) {
+        match super::load::<Sample>(&matches) {
             Ok((_, effective)) => println!("\n{}", serde_json::json!(effective)),
             Err(error) => println!("\nrefused: {error}"),
         }
@@ -173,7 +172,7 @@ pub(super) mod tests {
                 child.env_remove(name);
             }
         }
-        child.args(["--exact", "config::load::tests::load_in_child", "--ignored", "--nocapture"]);
+        child.args(["--exact", "settings::load::tests::load_in_child", "--ignored", "--nocapture"]);
         child.env("TEST_FLAGS", flags).envs(variables.iter().copied());
         child.output().expect("the test binary runs")
     }
@@ -214,7 +213,7 @@ pub(super) mod tests {
         assert_eq!(effective(&output, "lease_ms"), is("3000", "environment"));
         assert_eq!(effective(&output, "flush_ms"), is("2", "file"));
         assert_eq!(effective(&output, "pool_bytes"), is("2097152", "file"));
-        assert_eq!(effective(&output, "max_sequences"), is("32", "default"));
+        assert_eq!(effective(&output, "block_tokens"), is("16", "default"));
         assert_eq!(effective(&output, "model"), is("null", "default"));
     }
 
@@ -241,8 +240,8 @@ pub(super) mod tests {
             ("shards = \"many\"\n", "line 1: invalid type: string \"many\""),
             ("shards = 0\n", "line 1: invalid value: integer `0`, expected a nonzero u16"),
             ("\n\npool_bytes = -1\n", "line 3: "),
-            ("kv_dtype = \"int8\"\n", "line 1: unknown variant `int8`"),
-            ("queue = \"a b\"\n", "allowed are A-Z"),
+            ("log_format = \"yaml\"\n", "line 1: unknown variant `yaml`"),
+            ("log = \"a=loud\"\n", "is no directive"),
             ("shards 1\n", "line 1: "),
         ];
         for (text, part) in cases {
@@ -251,7 +250,10 @@ pub(super) mod tests {
             assert!(refused.contains(part) && refused.contains("configuration file"), "{text:?}: {refused}");
         }
         let refused = refusal(&load("--config /nowhere/turnmill.toml", &[]));
-        assert!(refused.contains("/nowhere/turnmill.toml"), "{refused}");
+        assert!(
+            refused.contains("/nowhere/turnmill.toml") && refused.contains("TURNMILL_CONFIG"),
+            "{refused}"
+        );
     }
 
     #[test]
@@ -264,30 +266,28 @@ pub(super) mod tests {
 
     #[test]
     fn no_password_is_printed() {
-        let secret = [("TURNMILL_REDIS_URL", "redis://:s3cret@h")];
+        let secret = [("TURNMILL_OTLP_ENDPOINT", "http://u:s3cret@h")];
         let output = load("", &secret);
-        assert_eq!(effective(&output, "redis_url"), is("\"redis://:***@h\"", "environment"));
+        assert_eq!(effective(&output, "otlp_endpoint"), is("\"http://u:***@h\"", "environment"));
         for flags in ["--help", "--shards many"] {
             let output = load(flags, &secret);
             let said = [output.stdout, output.stderr].concat();
             let said = String::from_utf8_lossy(&said);
             assert!(said.contains("--shards") && !said.contains("s3cret"), "{said}");
         }
-        let file = file("redis_url = [\"redis://:s3cret@h\"]\n");
+        let file = file("otlp_endpoint = [\"http://u:s3cret@h\"]\n");
         assert!(!refusal(&load(&format!("--config {}", file.path().display()), &[])).contains("s3cret"));
     }
 
     #[test]
-    fn every_setting_has_the_variable_its_name_says_and_a_sentence_of_help() {
-        let command = SettingsArgs::augment_args(clap::Command::new("settings"));
-        let mut read: Vec<_> = command.get_arguments().filter_map(clap::Arg::get_env).collect();
-        read.sort();
-        assert_eq!(read, WORKER);
-        for arg in Cli::command().get_arguments() {
-            let variable = format!("TURNMILL_{}", arg.get_id().as_str().to_uppercase());
-            assert_eq!(arg.get_env().map(|name| name.to_string_lossy().into_owned()), Some(variable));
-            assert_eq!(arg.get_long(), Some(arg.get_id().as_str().replace('_', "-").as_str()));
-            assert!(arg.get_help().is_some(), "{arg}");
-        }
+    fn the_logs_format_is_known_although_the_settings_are_wrong() {
+        let read = |flags: &[&str]| {
+            let command = Cli::command().mut_args(|arg| arg.env(None::<&str>));
+            log_format(&command.try_get_matches_from([&["test"], flags].concat()).expect("flags parse"))
+        };
+        let file = file("log_format = \"json\"\nleas_ms = 1\n");
+        let config = format!("--config={}", file.path().display());
+        assert_eq!((read(&[]), read(&[&config])), (LogFormat::Auto, LogFormat::Json));
+        assert_eq!(read(&[&config, "--log-format=text"]), LogFormat::Text);
     }
 }

@@ -3,9 +3,9 @@
 #[cfg(target_os = "linux")]
 use metrics_process::Collector;
 
-use super::catalogue::{Described, Kind};
+use super::{Described, Group, Kind, Source};
 
-pub(super) const METRICS: &[Described] = &[
+const METRICS: &[Described] = &[
     Described {
         kind: Kind::Counter,
         ..Described::gauge("process_cpu_seconds_total", "Seconds of processor time that the process used.")
@@ -22,6 +22,14 @@ pub(super) const METRICS: &[Described] = &[
     Described::gauge("process_threads", "Threads of the process."),
 ];
 
+/// The group of a program's catalogue.
+pub const PROCESS: Group = Group {
+    title: "Process",
+    remark: "The names every Prometheus client uses. Read from the system at each scrape, on Linux; elsewhere they are absent.",
+    source: Source::Scrape,
+    metrics: &[METRICS],
+};
+
 /// Gives the recorder their help.
 pub(super) fn describe() {
     #[cfg(target_os = "linux")]
@@ -29,7 +37,7 @@ pub(super) fn describe() {
 }
 
 /// Reads what the system says now into the recorder.
-pub(super) fn collect() {
+pub(crate) fn collect() {
     #[cfg(target_os = "linux")]
     Collector::default().collect();
 }

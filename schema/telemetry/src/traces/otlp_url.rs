@@ -5,20 +5,19 @@ use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize, Serializer};
-
-use turnmill_redis::masked;
+use turnmill_schema::masked::masked;
 
 /// The base URL of an OTLP receiver over HTTP; the signal's path (`/v1/traces`) is appended to it.
 ///
 /// Parsing takes any text, because a parser's error would quote the text and a password in it;
-/// `is_usable` is checked with the other settings.
+/// [`OtlpUrl::is_usable`] is checked with the other settings.
 #[derive(Clone, PartialEq, Eq, Deserialize)]
 #[serde(from = "String")]
 pub struct OtlpUrl(String);
 
 impl OtlpUrl {
     /// What it must be.
-    pub(super) const RULE: &str = "a URL that starts with http:// or https://, such as http://127.0.0.1:4318";
+    pub const RULE: &str = "a URL that starts with http:// or https://, such as http://127.0.0.1:4318";
 
     /// Where spans are posted.
     pub fn traces(&self) -> String {
@@ -26,7 +25,7 @@ impl OtlpUrl {
     }
 
     /// Whether the exporter can use it.
-    pub(super) fn is_usable(&self) -> bool {
+    pub fn is_usable(&self) -> bool {
         url::Url::parse(&self.0).is_ok_and(|url| ["http", "https"].contains(&url.scheme()) && url.has_host())
     }
 }

@@ -1,4 +1,4 @@
-//! What `turnmill-worker config` prints.
+//! What a program's command `config` prints.
 
 use std::fmt::Write as _;
 
@@ -38,7 +38,7 @@ fn line(setting: &Effective) -> String {
 fn source(setting: &Effective) -> String {
     match setting.source {
         Source::Flag => format!("--{}", setting.name.replace('_', "-")),
-        Source::Environment => format!("TURNMILL_{}", setting.name.to_uppercase()),
+        Source::Environment => setting.variable.to_owned(),
         Source::File => "file".to_owned(),
         Source::Default => "default".to_owned(),
     }
@@ -50,79 +50,59 @@ mod tests {
 
     use proptest::prelude::*;
 
-    use super::super::Settings;
-    use super::super::load::tests::settings as given;
-    use super::super::settings::FileSettings;
+    use super::super::Table as _;
+    use super::super::sample::{Sample, sample};
     use super::*;
+
+    type File = <Sample as super::super::Table>::File;
 
     #[test]
     fn every_value_says_where_it_came_from() {
-        let mut settings = given(&["--model", "a"]);
-        let effective = settings.merge(FileSettings::default(), |name| match name {
+        let effective = sample(&["--model", "a"]).merge(File::default(), |name| match name {
             "shards" => Source::Flag,
-            "queue" => Source::Environment,
+            "flush_ms" => Source::Environment,
             _ => Source::Default,
         });
         let text = to_toml(&effective);
         let has = |start: &str, end: &str| text.lines().any(|l| l.starts_with(start) && l.ends_with(end));
         assert!(has("shards = 1 ", "# --shards"), "{text}");
-        assert!(has("queue = \"default\"", "# TURNMILL_QUEUE"), "{text}");
-        assert!(has("# model_sha256 is not set", "# default"), "{text}");
+        assert!(has("flush_ms = 100 ", "# TURNMILL_FLUSH_MS"), "{text}");
+        assert!(has("lease_ms = 15000 ", "# default"), "{text}");
+        assert!(has("# otlp_endpoint is not set", "# default"), "{text}");
         assert!(has("pool_bytes = \"auto\"", "# default"), "{text}");
-        assert!(has("offload_bytes = 67108864", "# default"), "{text}");
-    }
-
-    /// What `settings` print, and what a worker prints that reads this as its file.
-    fn twice(mut settings: Settings) -> (String, String) {
-        let effective = settings.merge(FileSettings::default(), |_| Source::Default);
-        let text = to_toml(&effective);
-        let mut read = given(&[]);
-        let file = toml::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"));
-        let again = read.merge(file, |_| Source::Default);
-        let unsourced = |all: &[Effective]| all.iter().map(line).collect::<Vec<_>>().join("\n");
-        (unsourced(&effective), unsourced(&again))
     }
 
     proptest! {
         #[test]
         fn what_is_printed_gives_the_same_settings_as_a_file(
-            model in "\\PC*|[\u{0}-\u{ff}]*", drain_ms in 0u64..1 << 40, share in 0.0..1.0, name in "auto|[a-z]{1,9}",
-            log_content: bool,
+            model in "\\PC*|[\u{0}-\u{ff}]*", flush_ms in 0u64..1 << 40, log_content: bool,
         ) {
-            let mut settings = given(&["--worker-name", &name]);
+            let mut settings = sample(&[]);
             settings.model = Some(model.into());
-            (settings.drain_ms, settings.headroom_low, settings.log_content) = (drain_ms, share, log_content);
-            let (printed, again) = twice(settings);
-            prop_assert_eq!(printed, again);
+            (settings.flush_ms, settings.log_content) = (flush_ms, log_content);
+            let effective = settings.merge(File::default(), |_| Source::Default);
+            let text = to_toml(&effective);
+            let file = toml::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"));
+            let again = sample(&[]).merge(file, |_| Source::Default);
+            prop_assert!(effective.iter().map(line).eq(again.iter().map(line)), "{}", text);
         }
     }
 
     #[test]
     fn what_cannot_be_printed_is_left_out_by_name() {
-        let secrets = [
-            "--redis-url=redis://u:s3cret@h",
-            "--store=s3://k:s3cret@b",
-            "--otlp-endpoint=http://u:s3cret@h",
-        ];
-        let mut settings = given(&secrets);
-        settings.kv_keys = Some(std::ffi::OsStr::from_bytes(b"/k\xff").into());
-        let effective = settings.merge(FileSettings::default(), |_| Source::Flag);
-        let text = to_toml(&effective);
+        let mut settings = sample(&["--otlp-endpoint=http://u:s3cret@h"]);
+        settings.model = Some(std::ffi::OsStr::from_bytes(b"/k\xff").into());
+        let text = to_toml(&settings.merge(File::default(), |_| Source::Flag));
         assert!(!text.contains("s3cret"), "{text}");
-        for name in ["redis_url", "store", "otlp_endpoint", "kv_keys"] {
+        for name in ["otlp_endpoint", "model"] {
             assert!(text.contains(&format!("# {name} is left out: ")), "{text}");
         }
-        let read: FileSettings = toml::from_str(&text).expect("the rest is a file");
-        let again = given(&secrets).merge(read, |_| Source::Default);
-        for (setting, again) in effective.iter().zip(&again) {
-            let has_no_line = setting.left_out.is_some() || setting.value.is_null();
-            assert_eq!(again.source != Source::File, has_no_line, "{}", setting.name);
-        }
+        toml::from_str::<File>(&text).expect("the rest is a file");
     }
 
     #[test]
     fn json_names_value_and_source() {
-        let setting = Effective::new("shards", &1u16, Source::File);
+        let setting = Effective::new("shards", "TURNMILL_SHARDS", &1u16, Source::File);
         assert_eq!(to_json(&[setting]), r#"[{"name":"shards","value":1,"source":"file"}]"#);
     }
 }
