@@ -76,7 +76,9 @@ impl Kind {
             ignore_eos: !formed,
             ..exactly(REPLY_TOKENS)
         };
-        let turn = NewTurn::user(format!("Burst {burst}: list people, number {number}.")).sampling(sampling);
+        // No kind finds in the pool what another kind has computed.
+        let turn = NewTurn::user(format!("Burst {burst}, {}: list people, number {number}.", self.name()));
+        let turn = turn.sampling(sampling);
         if formed { turn.response_format(ResponseFormat::JsonSchema { schema: people() }) } else { turn }
     }
 }
