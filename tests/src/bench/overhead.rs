@@ -13,7 +13,7 @@ use serde::Serialize;
 use turnmill_client::{Client, ClientError, NewTurn};
 
 use super::report::Samples;
-use super::rounds::median;
+use super::rounds::{median, percentile};
 use super::{BenchError, say};
 use crate::line::{exactly, ids, name};
 use crate::otlp_server::OtlpServer;
@@ -101,16 +101,14 @@ pub(super) async fn measure(model: &Path, quick: bool, began: Instant) -> Result
         }
     }
     probes.sort_by(f64::total_cmp);
-    let at = |share: f64| probes.get(((probes.len() as f64 * share) as usize).min(probes.len().max(1) - 1));
-    let percentile = |share| at(share).copied().unwrap_or(f64::NAN);
     let [watched, unwatched] = tok_s;
     let ratios: Vec<f64> = watched.iter().zip(&unwatched).map(|(watched, not)| watched / not).collect();
     Ok(Overhead {
         tok_s: [Samples::new("metrics, logs, traces", watched), Samples::new("none of them", unwatched)],
         ratio: median(&ratios),
-        probe_p50_ms: percentile(0.5),
-        probe_p95_ms: percentile(0.95),
-        probe_p99_ms: percentile(0.99),
+        probe_p50_ms: percentile(&probes, 0.5),
+        probe_p95_ms: percentile(&probes, 0.95),
+        probe_p99_ms: percentile(&probes, 0.99),
     })
 }
 

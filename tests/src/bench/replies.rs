@@ -13,7 +13,7 @@ use turnmill_client::schema::{Event, FinishReason, Outcome, ResponseFormat, Samp
 use turnmill_client::{Client, ClientError, NewTurn};
 
 use super::report::Samples;
-use super::rounds::median;
+use super::rounds::{median, percentile};
 use super::{BenchError, say};
 use crate::line::{exactly, ids};
 use crate::redis_server::RedisServer;
@@ -228,10 +228,12 @@ async fn attacks(producer: &Client, worker: &Worker, rounds: u64) -> Result<Atta
         slowest = took.into_iter().fold(slowest, f64::max);
     }
     let after = super::agents::peak_bytes(worker.pid());
+    quiet.sort_by(f64::total_cmp);
+    attacked.sort_by(f64::total_cmp);
     Ok(Attacks {
         turns,
-        ordinary_p99_ms: percentile(quiet, 0.99),
-        attacked_p99_ms: percentile(attacked, 0.99),
+        ordinary_p99_ms: percentile(&quiet, 0.99),
+        attacked_p99_ms: percentile(&attacked, 0.99),
         slowest_s: slowest,
         grew_bytes: before.zip(after).map(|(before, after)| after.saturating_sub(before)),
     })
@@ -280,10 +282,4 @@ async fn beside(
     let attackers = futures::future::try_join_all((0..ATTACKERS).map(others));
     let (gaps, took) = futures::future::try_join(watching, attackers).await?;
     Ok((gaps, took.concat()))
-}
-
-fn percentile(mut values: Vec<f64>, share: f64) -> f64 {
-    values.sort_by(f64::total_cmp);
-    let last = values.len().saturating_sub(1);
-    values.get(((values.len() as f64 * share) as usize).min(last)).copied().unwrap_or(f64::NAN)
 }

@@ -1,4 +1,4 @@
-//! Sides that take turns; medians and ratios.
+//! Sides that take turns; medians, percentiles and ratios.
 
 use std::time::Instant;
 
@@ -49,6 +49,12 @@ pub(super) fn median(values: &[f64]) -> f64 {
         length if length % 2 == 1 => sorted[middle],
         _ => f64::midpoint(sorted[middle - 1], sorted[middle]),
     }
+}
+
+/// What `share` of values stay below; `sorted` has the smallest first. NaN of nothing.
+pub(super) fn percentile(sorted: &[f64], share: f64) -> f64 {
+    let last = sorted.len().saturating_sub(1);
+    sorted.get(((sorted.len() as f64 * share) as usize).min(last)).copied().unwrap_or(f64::NAN)
 }
 
 #[cfg(test)]

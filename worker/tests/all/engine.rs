@@ -11,12 +11,12 @@ use turnmill_worker::engine::{
     self, EngineChannel, EngineHandle, EngineSettings, Form, Progress, Reply, Saving, SegmentSink, Start,
 };
 use turnmill_worker::kv::{BlockId, Segment, SegmentData, SegmentGrid, SegmentId, TokenChain};
-use turnmill_worker::lifecycle::{HeadroomLimits, Lifecycle};
+use turnmill_worker::lifecycle::Lifecycle;
 use turnmill_worker::model::{Engine, EngineError, Logits, Tokenizer};
 use turnmill_worker::schedule::{Limits, SequenceId, StepPlan};
 use turnmill_worker::surroundings::Surroundings;
 
-use crate::common::{Tiny, load, only_me_soon};
+use crate::common::{Tiny, lifecycle, load, only_me_soon};
 
 /// A token that makes the engine panic.
 const POISON: u32 = 300;
@@ -91,8 +91,7 @@ impl Line {
         let path = Tiny::default().write(directory.path());
         let model = load(&path, WeightsMode::F32, KvDtype::F32, 4096);
         let steps = Arc::new(AtomicU64::new(0));
-        let limits = HeadroomLimits { low: 0.05, high: 0.1 };
-        let lifecycle = Arc::new(Lifecycle::new(limits, PATIENCE, Instant::now()));
+        let lifecycle = lifecycle(PATIENCE);
         let fragile = Fragile { engine: model.engine, steps: steps.clone() };
         let limits =
             Limits { max_sequences: 8, batch_tokens: 64, max_context_tokens: model.context_tokens as u32 };

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -14,12 +14,11 @@ use turnmill_worker::engine::{
     self, Begin, EngineHandle, EngineSettings, Form, Guide, Progress, Reply, Start,
 };
 use turnmill_worker::kv::TokenChain;
-use turnmill_worker::lifecycle::{HeadroomLimits, Lifecycle};
 use turnmill_worker::model::{Constraint, GrammarError, Grammars, Matcher, Model, Tokenizer, Vocabulary};
-use turnmill_worker::schedule::{Limits, SequenceId, Speculation};
+use turnmill_worker::schedule::{SequenceId, Speculation};
 use turnmill_worker::surroundings::Surroundings;
 
-use crate::common::{default_model, load, only_me_soon};
+use crate::common::{default_model, engine_settings, lifecycle, load, only_me_soon};
 
 const PATIENCE: Duration = Duration::from_secs(600);
 const SEED: u64 = 16;
@@ -136,23 +135,12 @@ fn prompt(tokenizer: &Tokenizer, schema: &Value) -> Vec<u32> {
 
 /// The default model's replies at temperature 1, 16 at once.
 async fn replies(samples: Vec<(Sample, Matcher)>, model: Model) -> Vec<(Sample, Outcome)> {
-    let limits = HeadroomLimits { low: 0.05, high: 0.1 };
-    let lifecycle = Arc::new(Lifecycle::new(limits, PATIENCE, Instant::now()));
-    let settings = EngineSettings {
-        limits: Limits {
-            max_sequences: 16,
-            batch_tokens: 128,
-            max_context_tokens: model.context_tokens as u32,
-        },
-        blocks: model.blocks as u32,
-        block_tokens: BLOCK_TOKENS as u32,
-        transfer_bytes: 1 << 20,
-        offload_bytes: 0,
-        speculation: Some(Speculation { tokens: 7, rows: 32 }),
-    };
+    let speculation = Some(Speculation { tokens: 7, rows: 32 });
+    let settings = EngineSettings { speculation, ..engine_settings(&model, BLOCK_TOKENS) };
     let (tokenizer, namespace) = (model.tokenizer, model.namespace.for_tenant("t"));
-    let (engine, _thread) = engine::spawn(model.engine, settings, None, lifecycle, Surroundings::machine())
-        .expect("a thread can be started");
+    let (engine, _thread) =
+        engine::spawn(model.engine, settings, None, lifecycle(PATIENCE), Surroundings::machine())
+            .expect("a thread can be started");
     let mut running = Vec::new();
     for (index, (sample, matcher)) in samples.into_iter().enumerate() {
         let sampling = Sampling { temperature: 1.0, seed: Some(index as u64), ..Sampling::default() };

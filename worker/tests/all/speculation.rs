@@ -15,12 +15,12 @@ use turnmill_worker::engine::{
     Start,
 };
 use turnmill_worker::kv::{BlockId, Namespace, Segment, SegmentData, SegmentGrid, SegmentId, TokenChain};
-use turnmill_worker::lifecycle::{HeadroomLimits, Lifecycle};
+use turnmill_worker::lifecycle::Lifecycle;
 use turnmill_worker::model::{Engine, EngineError, Logits, Tokenizer};
-use turnmill_worker::schedule::{Limits, SequenceId, Speculation, StepPlan};
+use turnmill_worker::schedule::{SequenceId, Speculation, StepPlan};
 use turnmill_worker::surroundings::Surroundings;
 
-use crate::common::{Tiny, default_model, load, only_me_soon};
+use crate::common::{Tiny, default_model, engine_settings, lifecycle, load, only_me_soon};
 
 const PATIENCE: Duration = Duration::from_secs(120);
 const BLOCK_TOKENS: usize = 16;
@@ -139,20 +139,9 @@ impl Line {
     ) -> Self {
         let model = load(path, weights, KvDtype::F16, pool);
         let counts = Arc::new(Counts::default());
-        let limits = HeadroomLimits { low: 0.05, high: 0.1 };
-        let lifecycle = Arc::new(Lifecycle::new(limits, PATIENCE, Instant::now()));
-        let settings = EngineSettings {
-            limits: Limits {
-                max_sequences: 16,
-                batch_tokens: 128,
-                max_context_tokens: model.context_tokens as u32,
-            },
-            blocks: model.blocks as u32,
-            block_tokens: BLOCK_TOKENS as u32,
-            transfer_bytes: 1 << 20,
-            offload_bytes: 1 << 20,
-            speculation,
-        };
+        let lifecycle = lifecycle(PATIENCE);
+        let settings =
+            EngineSettings { speculation, offload_bytes: 1 << 20, ..engine_settings(&model, BLOCK_TOKENS) };
         let counting = Counting { engine: model.engine, counts: counts.clone(), nonsense_after };
         let kept = Arc::new(Keeping::default());
         let sink: Arc<dyn SegmentSink> = kept.clone();

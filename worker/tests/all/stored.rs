@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::mpsc;
 use turnmill_schema::{Name, Priority, Sampling};
@@ -14,7 +14,6 @@ use turnmill_worker::engine::{
     self, EngineChannel, EngineHandle, EngineSettings, Form, Progress, Reply, Saving, Start,
 };
 use turnmill_worker::kv::{Namespace, Segment, SegmentGrid, TokenChain};
-use turnmill_worker::lifecycle::{HeadroomLimits, Lifecycle};
 use turnmill_worker::model::{LoadOptions, Model, Tokenizer};
 use turnmill_worker::observe::CATALOGUE;
 use turnmill_worker::runner::{RestoreSettings, Restored, Restorer};
@@ -23,7 +22,7 @@ use turnmill_worker::store::inventory::{Inventory, verify};
 use turnmill_worker::store::{BlockStore, BlockStoreSettings};
 use turnmill_worker::surroundings::Surroundings;
 
-use crate::common::{Tiny, load, only_me, only_me_soon, tokens};
+use crate::common::{Tiny, lifecycle, load, only_me, only_me_soon, tokens};
 
 const OBJECTS: usize = 1000;
 const BLOCK_TOKENS: usize = 16;
@@ -64,8 +63,7 @@ impl Inside {
             offload_bytes: 0,
             speculation: None,
         };
-        let limits = HeadroomLimits { low: 0.05, high: 0.1 };
-        let lifecycle = Arc::new(Lifecycle::new(limits, PATIENCE, Instant::now()));
+        let lifecycle = lifecycle(PATIENCE);
         let sink = Some(Arc::new(store.clone()) as _);
         let (engine, _thread) =
             engine::spawn(model.engine, settings, sink, lifecycle, Surroundings::machine())

@@ -5,13 +5,18 @@ mod tiny;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{Mutex, MutexGuard};
 use turnmill_schema::Priority;
 use turnmill_worker::config::{KvDtype, WeightsMode};
+use turnmill_worker::engine::EngineSettings;
 use turnmill_worker::kv::{BlockPool, TokenChain};
+use turnmill_worker::lifecycle::{HeadroomLimits, Lifecycle};
 use turnmill_worker::model::{Engine, LoadOptions, Model};
 use turnmill_worker::schedule::{Limits, NewSequence, Sampled, Scheduler, SequenceId};
+use turnmill_worker::surroundings::Surroundings;
 
 #[allow(unused_imports)] // Not every test file makes one.
 pub use tiny::Tiny;
@@ -58,6 +63,28 @@ pub fn load(path: &Path, weights: WeightsMode, kv_dtype: KvDtype, pool_tokens: u
     let mut options = LoadOptions::new(weights, kv_dtype);
     options.pool_bytes = pool_tokens * options.token_bytes(path).expect("the header is readable");
     Model::load(path, &options, &|_, _| ()).expect("the model loads")
+}
+
+/// The life of a worker whose engine may be silent for `patience`.
+pub fn lifecycle(patience: Duration) -> Arc<Lifecycle> {
+    let limits = HeadroomLimits { low: 0.05, high: 0.1 };
+    Arc::new(Lifecycle::new(limits, patience, Surroundings::machine().now()))
+}
+
+/// The settings of an engine that runs 16 turns of `model` at once, does not offload and proposes nothing.
+pub fn engine_settings(model: &Model, block_tokens: usize) -> EngineSettings {
+    EngineSettings {
+        limits: Limits {
+            max_sequences: 16,
+            batch_tokens: 128,
+            max_context_tokens: model.context_tokens as u32,
+        },
+        blocks: model.blocks as u32,
+        block_tokens: block_tokens as u32,
+        transfer_bytes: 1 << 20,
+        offload_bytes: 0,
+        speculation: None,
+    }
 }
 
 /// How a run is cut into steps.
