@@ -92,7 +92,7 @@ fn cuts_do_not_matter(
     }
 }
 
-/// The parts of `text`, neighbours of one part joined, if it arrives in pieces of so many bytes, as far as characters allow.
+/// The parts of `text`, which arrives in pieces of `cuts` bytes, rounded down to whole characters. Neighbours of one part are joined.
 fn parts(mut parser: Parser, text: &str, cuts: &[u8], is_cut: bool) -> Vec<(Part, String)> {
     let (mut all, mut rest) = (Vec::<(Part, String)>::new(), text);
     let mut add = |pushed: Vec<(Part, String)>| {

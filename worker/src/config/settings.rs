@@ -151,9 +151,7 @@ turnmill_telemetry::settings! {
 }
 
 impl Settings {
-    /// Reads the file that `matches` names, if any, and the environment; merges and validates.
-    ///
-    /// `matches` are those of the (sub)command into which [`super::SettingsArgs`] was flattened.
+    /// The worker's settings, read and checked by [`settings::load`].
     pub fn load(matches: &ArgMatches) -> Result<(Self, Vec<Effective>), ConfigError> {
         Ok(settings::load(matches)?)
     }

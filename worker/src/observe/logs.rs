@@ -1,4 +1,4 @@
-//! The worker's log lines: those of [`turnmill_telemetry::logs`], under its name.
+//! The worker's log lines, written by [`turnmill_telemetry::logs`] under the worker's name.
 //!
 //! Invariants: a line about a turn is written in the turn's span, and so carries its fields (see `turn_span`); no line quotes
 //! what a turn says unless the setting `log_content` asks for it (every log line keeps to that: see `runner`).

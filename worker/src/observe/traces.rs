@@ -1,4 +1,4 @@
-//! Spans of turns: those of [`turnmill_telemetry::traces`], and the queue that they are about.
+//! Spans of turns, made by [`turnmill_telemetry::traces`], and the queue that they are about.
 
 use std::sync::Arc;
 

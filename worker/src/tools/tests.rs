@@ -395,7 +395,7 @@ fn a_reply_that_is_cut_shows_no_marker_of_a_call() {
             let expected = Some(content(expected)).filter(|(_, text)| !text.is_empty());
             assert_eq!(joined(parts), Vec::from_iter(expected), "{format}: {text}");
         }
-        // The model's own end is none that cuts.
+        // An end that the model wrote cuts nothing.
         let (parts, _) = parse(plain(format), text, &[]);
         assert_eq!(parts, [content(text)], "{format}: {text}");
     }

@@ -11,8 +11,8 @@
 //! Everybody who reaches the server may read. What changes the program is for this machine: a PUT from elsewhere is refused
 //! with 403, wherever the server listens. One that is no filter is refused with 400 and a sentence.
 //!
-//! Health bodies are `{"status": "pass" | "fail", "reasons": [{"code", "detail"}]}` (the status words are
-//! those of draft-inadarei-api-health-check). That of `/health/ready` has `"degraded": [{"code", "detail"}]`
+//! Health bodies are `{"status": "pass" | "fail", "reasons": [{"code", "detail"}]}` (the status words come
+//! from draft-inadarei-api-health-check). The body of `/health/ready` has `"degraded": [{"code", "detail"}]`
 //! besides: what makes the program slower and does not keep it from work.
 //!
 //! What the answers are is the program's to say ([`Probed`]). Clients cannot take from the program what it lives on: see
@@ -76,7 +76,7 @@ pub trait Probed: Send + Sync + 'static {
     /// Everything that slows it down and does not keep it from work.
     fn degraded(&self) -> Vec<Reason<Self::Degraded>>;
 
-    /// The metrics that are read at a scrape, in Prometheus's text format; those of the recorder follow them.
+    /// The metrics that are read at a scrape, in Prometheus's text format; the recorder's metrics follow them.
     fn scrape(&self, now: Instant) -> String;
 }
 

@@ -69,7 +69,7 @@ impl Effective {
 
 /// Reads the file that `matches` names, if any, and the environment; merges and validates.
 ///
-/// `matches` are those of the (sub)command into which [`SettingsArgs`] was flattened.
+/// `matches` come from the (sub)command into which [`SettingsArgs`] was flattened.
 ///
 /// # Errors
 /// What is unknown, unreadable, of the wrong kind or against a rule, in one sentence; rules that are broken, all at once.
